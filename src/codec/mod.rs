@@ -1,0 +1,41 @@
+//! Variants of a weight: how values are encoded on disk and decoded under the kernels.
+//!
+//! A codec encodes a *run*: `depth` steps of `lanes` interleaved values (value `i` of lane `l`
+//! stands at `i * lanes + l`). A panel of a matrix is a run of 16 lanes and depth k; a row of an
+//! embedding table, or a flat tensor, is a run of one lane. Nothing here does I/O or knows the
+//! graph.
+
+use std::fmt;
+
+/// Rows of a panel: the lanes of tract's `PackedFormat` with r = 16, for which every supported
+/// processor has kernels.
+pub const PANEL_ROWS: usize = 16;
+
+/// Depth of a quantized group: the values of one lane that share a scale.
+pub const GROUP_DEPTH: usize = 32;
+
+/// One encoding of a run of values.
+pub trait Codec: Send + Sync + fmt::Debug {
+    /// The name users write: `f32`, `q8`.
+    fn name(&self) -> &'static str;
+
+    /// The code that stands for it in a layer file.
+    fn code(&self) -> u64;
+
+    /// Stored bytes of a run of `depth` steps of `lanes` values.
+    fn stored_bytes(&self, depth: usize, lanes: usize) -> usize;
+
+    /// Appends the encoding of `values` (`depth * lanes` of them) to `stored`.
+    fn encode(&self, values: &[f32], lanes: usize, stored: &mut Vec<u8>);
+
+    /// Decodes a whole run; `stored.len()` and `values.len()` agree with [`Codec::stored_bytes`].
+    fn decode(&self, stored: &[u8], lanes: usize, values: &mut [f32]);
+
+    /// Largest absolute error of a decoded value in a group of largest magnitude `max_abs`.
+    fn error_bound(&self, max_abs: f32) -> f32;
+
+    /// Whether the stored bytes of a run are its `f32` values, so that nothing need be decoded.
+    fn is_plain_f32(&self) -> bool {
+        false
+    }
+}

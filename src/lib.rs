@@ -1,0 +1,15 @@
+//! Hermes runs neural networks that are larger than the memory of the board they run on.
+//!
+//! A model is a small graph and a long tape. The graph stays in memory; the big weights lie on
+//! disk in the order in which a pass consumes them and flow through a window of a few MiB. See
+//! ARCHITECTURE.md for the whole in ten minutes.
+//!
+//! Dependencies point one way: `sys <- store <- codec <- graph <- stream <- engine <- api`.
+
+pub mod api;
+pub mod codec;
+pub mod engine;
+pub mod graph;
+pub mod store;
+pub mod stream;
+pub mod sys;

@@ -1,0 +1,1 @@
+//! Layer files: one layer's blocks in one variant.

@@ -1,0 +1,4 @@
+//! What the kernel and the processor offer: mappings, advice, affinity, memory figures.
+//!
+//! `unsafe` calls into libc and memmap2 live here and are wrapped safely beside it. Nothing here
+//! knows what a model is.
