@@ -1,7 +1,7 @@
 //! `manifest.json`: what a version of a model consists of.
 
 use super::Dtype;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::Error};
 use std::collections::BTreeMap;
 
 /// Version of the manifest's own format; a reader refuses any other.
@@ -110,7 +110,7 @@ impl<'de> Deserialize<'de> for Checksum {
         let text = String::deserialize(deserializer)?;
         u64::from_str_radix(&text, 16)
             .map(Checksum)
-            .map_err(|_| serde::de::Error::custom(format!("{text:?} is not a checksum")))
+            .map_err(|_| D::Error::custom(format!("{text:?} is not a checksum")))
     }
 }
 
