@@ -1,1 +1,18 @@
-//! Stub.
+//! From an ONNX skeleton to a plan whose big weights come from the tape.
+//!
+//! `skim` takes the weights out of an ONNX file without loading them, `import` turns the rest
+//! into a tract plan with streamed ops, `ops` evaluates those. Nothing here reads a block,
+//! knows a window or speaks HTTP.
+
+mod error;
+mod import;
+mod kernel;
+mod memory;
+mod ops;
+mod view;
+
+pub use error::GraphError;
+pub use import::{Imported, UseKind, WeightUse, datum_of, dtype_of, import, streamed_slots};
+pub use kernel::{Kernels, READ_AHEAD_BYTES};
+pub use memory::{Footprint, footprint};
+pub use ops::{Feed, IndexOutOfRange, Lease, TapeFeed};

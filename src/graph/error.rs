@@ -1,0 +1,27 @@
+use thiserror::Error;
+
+/// Why a graph cannot be run.
+#[derive(Debug, Error)]
+pub enum GraphError {
+    /// The stored or given graph is not ONNX.
+    #[error(
+        "graph is not an ONNX model: {0}\nexport the model again, or copy it again if it was cut short"
+    )]
+    NotOnnx(String),
+    /// A node that tract does not implement or cannot type.
+    #[error(
+        "node \"{node}\" ({op}) cannot be run: {why}\n\
+         export the model without it (another opset, a fixed shape, constant folding), or simplify the graph around it"
+    )]
+    Unsupported {
+        node: String,
+        op: String,
+        why: String,
+    },
+    /// The graph as a whole failed, at no node that could be named.
+    #[error("graph cannot be run: {0}\ntry exporting it with another opset or with fixed shapes")]
+    Refused(String),
+    /// A weight that the manifest names is not an input of the graph, or the reverse.
+    #[error("graph and manifest disagree about {what}\nshard the model again")]
+    Mismatch { what: String },
+}

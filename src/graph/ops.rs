@@ -1,0 +1,306 @@
+//! The three streamed ops: linear, gather, constant.
+
+use super::kernel::Kernels;
+use crate::codec::Codec;
+use std::ops::Range;
+use std::sync::Arc;
+use tract_core::internal::*;
+
+/// What streamed ops ask of the pass that evaluates them. `slot` is the op's own number, given
+/// by the importer.
+pub trait Feed: Send + Sync {
+    /// The codec of the op's weight, `None` for elements stored as they are.
+    fn codec(&self, slot: usize) -> Option<&'static dyn Codec>;
+
+    /// Number of blocks of the op's weight.
+    fn block_count(&self, slot: usize) -> usize;
+
+    /// Waits for the op's next block in order and borrows it.
+    fn lease(&self, slot: usize, block: usize) -> TractResult<Lease>;
+
+    /// Hands the stored bytes of each of `rows` to `sink`, with its position in `rows`.
+    fn read_rows(
+        &self,
+        slot: usize,
+        rows: &[usize],
+        sink: &mut dyn FnMut(usize, &[u8]) -> TractResult<()>,
+    ) -> TractResult<()>;
+
+    /// The kernels of this processor.
+    fn kernels(&self) -> &Kernels;
+}
+
+/// The borrow of one block: dropping it lets the block's memory go.
+pub struct Lease {
+    /// Rows (outputs of a linear, elements of a constant) that the block holds.
+    pub rows: Range<usize>,
+    /// The block's stored bytes.
+    pub bytes: Box<dyn AsRef<[u8]> + Send + Sync>,
+}
+
+/// The pass, as it is handed to the ops through tract's shared turn resources.
+#[derive(Clone)]
+pub struct TapeFeed(pub Arc<dyn Feed>);
+
+fn feed<'a>(context: &'a EvalContext) -> TractResult<&'a dyn Feed> {
+    let shared = context
+        .shared
+        .context("a streamed op needs a pass around it")?;
+    Ok(&*shared
+        .get::<TapeFeed>()
+        .context("the pass brought no tape")?
+        .0)
+}
+
+/// `y[.., m] = x[.., k] * w`, with the weight's panels taken from the tape block by block.
+///
+/// Bytes moved: each weight byte once from the window; bound by the f32 kernels from a few
+/// tokens on, by the window's bandwidth at one token.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Linear {
+    pub slot: usize,
+    pub outputs: usize,
+    pub depth: usize,
+    pub dtype: DatumType,
+}
+
+impl Op for Linear {
+    fn name(&self) -> StaticName {
+        "StreamedLinear".into()
+    }
+
+    fn info(&self) -> TractResult<Vec<String>> {
+        Ok(vec![format!(
+            "slot {}, {} -> {}",
+            self.slot, self.depth, self.outputs
+        )])
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Linear {
+    not_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let feed = feed(context)?;
+        let input = args_1!(inputs);
+        let mut shape: TVec<usize> = input.shape().into();
+        ensure!(
+            shape.last() == Some(&self.depth),
+            "linear of depth {} got {input:?}",
+            self.depth
+        );
+        let columns = shape[..shape.len() - 1].iter().product();
+        let x = input.cast_to::<f32>()?;
+        let product = feed
+            .kernels()
+            .product(&x, columns, self.depth, self.outputs);
+        let mut product = product?;
+        for block in 0..feed.block_count(self.slot) {
+            let lease = feed.lease(self.slot, block)?;
+            let bytes = (*lease.bytes).as_ref();
+            product.add_rows(lease.rows.clone(), bytes, feed.codec(self.slot))?;
+        }
+        *shape.last_mut().expect("checked above") = self.outputs;
+        let y = product.finish()?.into_shape(&shape)?;
+        Ok(tvec!(cast(y, self.dtype)?.into_tvalue()))
+    }
+}
+
+impl TypedOp for Linear {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let mut shape = inputs[0].shape.to_tvec();
+        *shape.last_mut().context("a linear's input has an axis")? = self.outputs.to_dim();
+        Ok(tvec!(self.dtype.fact(shape)))
+    }
+
+    as_op!();
+}
+
+/// Rows of a table, picked by index: `out[i.., ..] = table[index[i..], ..]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Gather {
+    pub slot: usize,
+    pub rows: usize,
+    pub tail: TVec<usize>,
+    pub dtype: DatumType,
+}
+
+impl Op for Gather {
+    fn name(&self) -> StaticName {
+        "StreamedGather".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Gather {
+    not_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let feed = feed(context)?;
+        let indices = args_1!(inputs);
+        let rows = self.resolve(&indices)?;
+        let depth: usize = self.tail.iter().product();
+        let mut table = Destination::new(feed.codec(self.slot), self.dtype, rows.len() * depth)?;
+        feed.read_rows(self.slot, &rows, &mut |position, stored| {
+            table.decode(position * depth..(position + 1) * depth, stored)
+        })?;
+        let shape: TVec<usize> = indices.shape().iter().chain(&self.tail).copied().collect();
+        let gathered = table.tensor.into_shape(&shape)?;
+        Ok(tvec!(cast(gathered, self.dtype)?.into_tvalue()))
+    }
+}
+
+impl Gather {
+    /// Row numbers of the indices, negative ones counted from the end as ONNX has it.
+    fn resolve(&self, indices: &Tensor) -> TractResult<Vec<usize>> {
+        let indices = indices.cast_to::<i64>()?;
+        let indices = indices.to_plain_array_view::<i64>()?;
+        indices
+            .iter()
+            .map(|index| {
+                let row = if *index < 0 {
+                    index + self.rows as i64
+                } else {
+                    *index
+                };
+                match usize::try_from(row) {
+                    Ok(row) if row < self.rows => Ok(row),
+                    _ => Err(TractError::new(IndexOutOfRange {
+                        index: *index,
+                        rows: self.rows,
+                    })),
+                }
+            })
+            .collect()
+    }
+}
+
+/// An index that no row of a table answers to: the client's mistake, not the model's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexOutOfRange {
+    pub index: i64,
+    pub rows: usize,
+}
+
+impl std::fmt::Display for IndexOutOfRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let IndexOutOfRange { index, rows } = self;
+        write!(
+            f,
+            "index {index} is outside a table of {rows} rows (0 to {})",
+            rows - 1
+        )
+    }
+}
+
+impl std::error::Error for IndexOutOfRange {}
+
+impl TypedOp for Gather {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let mut shape = inputs[0].shape.to_tvec();
+        shape.extend(self.tail.iter().map(|dim| dim.to_dim()));
+        Ok(tvec!(self.dtype.fact(shape)))
+    }
+
+    as_op!();
+}
+
+/// A whole weight, copied into a tensor for as long as its consumers run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Constant {
+    pub slot: usize,
+    pub shape: TVec<usize>,
+    pub dtype: DatumType,
+}
+
+impl Op for Constant {
+    fn name(&self) -> StaticName {
+        "StreamedConstant".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Constant {
+    not_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext, _inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let feed = feed(context)?;
+        let elements = self.shape.iter().product();
+        let mut whole = Destination::new(feed.codec(self.slot), self.dtype, elements)?;
+        for block in 0..feed.block_count(self.slot) {
+            let lease = feed.lease(self.slot, block)?;
+            whole.decode(lease.rows.clone(), (*lease.bytes).as_ref())?;
+        }
+        let tensor = whole.tensor.into_shape(&self.shape)?;
+        Ok(tvec!(cast(tensor, self.dtype)?.into_tvalue()))
+    }
+}
+
+impl TypedOp for Constant {
+    fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(self.dtype.fact(&self.shape)))
+    }
+
+    as_op!();
+}
+
+/// A flat tensor that stored runs are decoded into.
+struct Destination {
+    codec: Option<&'static dyn Codec>,
+    tensor: Tensor,
+}
+
+impl Destination {
+    /// Elements of f32 where a codec decodes them, of `dtype` where they are stored as they are.
+    fn new(
+        codec: Option<&'static dyn Codec>,
+        dtype: DatumType,
+        elements: usize,
+    ) -> TractResult<Destination> {
+        let dtype = if codec.is_some() {
+            f32::datum_type()
+        } else {
+            dtype
+        };
+        Ok(Destination {
+            codec,
+            tensor: Tensor::zero_dt(dtype, &[elements])?,
+        })
+    }
+
+    fn decode(&mut self, elements: Range<usize>, stored: &[u8]) -> TractResult<()> {
+        let Destination { codec, tensor } = self;
+        ensure!(
+            elements.end <= tensor.len(),
+            "elements {elements:?} of {tensor:?}"
+        );
+        if let Some(codec) = codec {
+            let mut plain = tensor.try_as_plain_ram_mut()?;
+            let values = &mut plain.as_slice_mut::<f32>()?[elements];
+            ensure!(
+                stored.len() == codec.stored_bytes(values.len(), 1),
+                "stored run's length"
+            );
+            codec.decode(stored, 1, values);
+        } else {
+            let size = tensor.datum_type().size_of();
+            let bytes = tensor.as_bytes_mut();
+            let bytes = &mut bytes[elements.start * size..elements.end * size];
+            ensure!(stored.len() == bytes.len(), "stored elements' length");
+            bytes.copy_from_slice(stored);
+        }
+        Ok(())
+    }
+}
+
+/// `tensor` in `dtype`, without a copy where it is already.
+fn cast(tensor: Tensor, dtype: DatumType) -> TractResult<Tensor> {
+    if tensor.datum_type() == dtype {
+        return Ok(tensor);
+    }
+    Ok(tensor.cast_to_dt(dtype)?.into_owned())
+}
