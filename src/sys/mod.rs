@@ -2,3 +2,9 @@
 //!
 //! `unsafe` calls into libc and memmap2 live here and are wrapped safely beside it. Nothing here
 //! knows what a model is.
+
+pub mod affinity;
+pub mod cgroup;
+pub mod heap;
+pub mod map;
+pub mod memory;

@@ -1,0 +1,146 @@
+//! What the memory cgroup charges this process with, page cache included.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A memory cgroup this process is in, version 1 or 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryCgroup {
+    folder: PathBuf,
+    files: Files,
+}
+
+/// Names of the figures in one version of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Files {
+    current: &'static str,
+    peak: &'static str,
+    limit: &'static str,
+}
+
+const V1: Files = Files {
+    current: "memory.usage_in_bytes",
+    peak: "memory.max_usage_in_bytes",
+    limit: "memory.limit_in_bytes",
+};
+const V2: Files = Files {
+    current: "memory.current",
+    peak: "memory.peak",
+    limit: "memory.max",
+};
+
+impl MemoryCgroup {
+    /// The cgroup of this process, from /proc/self/cgroup and mountinfo; `None` where the
+    /// kernel has none, as on a stock Raspberry Pi.
+    pub fn of_self() -> Option<MemoryCgroup> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        candidates(&groups, &mounts)
+            .into_iter()
+            .find(|group| group.folder.join(group.files.current).exists())
+    }
+
+    /// Bytes charged now.
+    pub fn charged_bytes(&self) -> Option<u64> {
+        self.read(self.files.current)
+    }
+
+    /// Largest charge on record.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        self.read(self.files.peak)
+    }
+
+    /// The limit, `None` where there is none.
+    pub fn limit_bytes(&self) -> Option<u64> {
+        // Version 1 says "none" as the largest multiple of the page size.
+        self.read(self.files.limit)
+            .filter(|limit| *limit < i64::MAX as u64 / 2)
+    }
+
+    fn read(&self, name: &str) -> Option<u64> {
+        fs::read_to_string(self.folder.join(name))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+}
+
+/// Folders where this process's memory cgroup may be, version 1 first where it has the
+/// controller.
+fn candidates(groups: &str, mounts: &str) -> Vec<MemoryCgroup> {
+    let mut found = vec![];
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let (kind, files) = match controllers {
+            "" => ("cgroup2", V2),
+            list if list.split(',').any(|c| c == "memory") => ("cgroup", V1),
+            _ => continue,
+        };
+        for mount in mounts
+            .lines()
+            .filter_map(|line| mount_of(line, kind, controllers))
+        {
+            let path = path.strip_prefix(&mount.root).unwrap_or(path);
+            let folder = Path::new(&mount.point).join(path.trim_start_matches('/'));
+            found.push(MemoryCgroup { folder, files });
+        }
+    }
+    found.sort_by_key(|group| group.files == V2);
+    found
+}
+
+struct Mount {
+    root: String,
+    point: String,
+}
+
+/// A line of mountinfo (proc_pid_mountinfo(5)) that mounts cgroups of `kind`.
+fn mount_of(line: &str, kind: &str, controllers: &str) -> Option<Mount> {
+    let (before, after) = line.split_once(" - ")?;
+    let mut after = after.split(' ');
+    let (found, _, options) = (after.next()?, after.next()?, after.next()?);
+    let memory = controllers.is_empty() || options.split(',').any(|option| option == "memory");
+    if found != kind || !memory {
+        return None;
+    }
+    let fields: Vec<&str> = before.split(' ').collect();
+    Some(Mount {
+        root: (*fields.get(3)?).to_string(),
+        point: (*fields.get(4)?).to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(groups: &str, mounts: &str, expected: &[&str]) {
+        let found = candidates(groups, mounts);
+        let folders: Vec<&str> = found.iter().map(|g| g.folder.to_str().unwrap()).collect();
+        assert_eq!(folders, expected);
+    }
+
+    #[test]
+    fn both_versions_are_found_from_their_mounts() {
+        check(
+            "0::/system.slice/hermesd.service\n",
+            "29 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n",
+            &["/sys/fs/cgroup/system.slice/hermesd.service"],
+        );
+        check(
+            "4:memory:/a/b\n3:cpu:/\n0::/\n",
+            "31 25 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+             32 25 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+             33 25 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
+            &["/sys/fs/cgroup/memory/a/b", "/sys/fs/cgroup/unified"],
+        );
+        check("", "", &[]);
+        check("nonsense\n1:memory\n", "also nonsense\n", &[]);
+    }
+}

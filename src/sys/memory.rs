@@ -1,0 +1,69 @@
+//! What the kernel says this process and this machine hold.
+
+use std::fs;
+
+/// This process's figures from /proc/self/status, in bytes (proc_pid_status(5)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessMemory {
+    /// Resident now: anonymous and file-backed pages.
+    pub resident_bytes: u64,
+    /// Largest resident size since the start or the last [`reset_peak`].
+    pub peak_bytes: u64,
+    pub anonymous_bytes: u64,
+    pub file_bytes: u64,
+}
+
+/// Reads the figures; zeros where /proc is not there.
+pub fn process() -> ProcessMemory {
+    parse_status(&fs::read_to_string("/proc/self/status").unwrap_or_default())
+}
+
+/// Begins a new measurement of the peak (proc_pid_clear_refs(5), value 5). False where the
+/// kernel refuses.
+pub fn reset_peak() -> bool {
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Memory the machine can give without swapping, in bytes (MemAvailable of proc_meminfo(5)).
+pub fn available_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    kib_field(&text, "MemAvailable:")
+}
+
+fn parse_status(text: &str) -> ProcessMemory {
+    let field = |name| kib_field(text, name).unwrap_or(0);
+    ProcessMemory {
+        resident_bytes: field("VmRSS:"),
+        peak_bytes: field("VmHWM:"),
+        anonymous_bytes: field("RssAnon:"),
+        file_bytes: field("RssFile:"),
+    }
+}
+
+fn kib_field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    let kib: u64 = line[name.len()..].split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_is_read_in_kib() {
+        let text = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1024 kB\nRssAnon:\t 1000 kB\n";
+        let expected = ProcessMemory {
+            resident_bytes: 1 << 20,
+            peak_bytes: 2 << 20,
+            anonymous_bytes: 1000 << 10,
+            file_bytes: 0,
+        };
+        assert_eq!(parse_status(text), expected);
+        assert_eq!(
+            parse_status("VmHWM: many kB\nVmRSS"),
+            ProcessMemory::default()
+        );
+        assert!(process().resident_bytes > 0);
+    }
+}
