@@ -1,1 +1,55 @@
-//! Stub.
+//! The flow of weights: ledger, window, sources, loader threads.
+//!
+//! `window` decides, `flow` moves, `source` reads, `ledger` counts. Nothing here knows tract or
+//! what a block means; nothing above reads a weight by another way.
+
+mod flow;
+mod ledger;
+mod loaders;
+mod source;
+mod window;
+
+pub use flow::{BlockLease, Flow, FlowCounters};
+pub use ledger::{Category, Grant, Ledger, OverBudget};
+pub use loaders::Loaders;
+pub use source::{
+    Faults, FaultySource, Loaded, MappedSource, ReadSource, ThrottledSource, WeightSource,
+};
+pub use window::{Claim, Window};
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// One block of a tape: where it lies and how it is recognized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Index of its file in the source.
+    pub file: usize,
+    pub offset: u64,
+    pub bytes: u64,
+    /// XXH3-64 of its bytes.
+    pub checksum: u64,
+}
+
+/// Why a weight could not be brought in.
+#[derive(Clone, Debug, Error)]
+pub enum StreamError {
+    #[error("{path}: cannot read {bytes} bytes at offset {offset}: {error}\ncheck the disk, then restore the version or shard it again", path = path.display())]
+    Io {
+        path: PathBuf,
+        offset: u64,
+        bytes: u64,
+        error: Arc<std::io::Error>,
+    },
+    #[error("{path}: block at offset {offset} ({bytes} bytes) is damaged: its checksum is {found:016x}, not {expected:016x}\nrun hermes-shard verify, then restore the version or shard it again", path = path.display())]
+    Damaged {
+        path: PathBuf,
+        offset: u64,
+        bytes: u64,
+        expected: u64,
+        found: u64,
+    },
+    #[error("the pass was cancelled")]
+    Cancelled,
+}

@@ -1,0 +1,289 @@
+//! One traversal of a tape: loaders bring blocks in, compute leases them, loaders let them go.
+
+use super::window::{Claim, Window};
+use super::{Block, Loaded, StreamError, WeightSource};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The traversal that compute and loaders share.
+pub struct Flow {
+    source: Arc<dyn WeightSource>,
+    tape: Arc<[Block]>,
+    state: Mutex<State>,
+    /// A block has arrived, or the flow has failed or ended.
+    ready: Condvar,
+    /// A block waits to be released, or the flow has ended.
+    room: Condvar,
+    stall_us: AtomicU64,
+    bytes_read: AtomicU64,
+    ended: AtomicBool,
+}
+
+struct State {
+    window: Window,
+    /// Blocks that have arrived, pinned ones from the start.
+    arrived: Vec<Option<Arc<Loaded>>>,
+    /// Blocks whose lease was dropped, for a loader to let go.
+    leaving: Vec<(usize, Arc<Loaded>)>,
+    failure: Option<StreamError>,
+    /// Loaders at work on a block.
+    busy: usize,
+}
+
+/// What a traversal has cost so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowCounters {
+    /// Time compute waited for blocks.
+    pub stall_us: u64,
+    /// Bytes of blocks brought in.
+    pub bytes_read: u64,
+}
+
+enum Work {
+    Load(usize),
+    Release(usize, Arc<Loaded>),
+    Done,
+}
+
+impl Flow {
+    /// A traversal of `tape` through a window of `window_bytes`; `pins` holds the blocks that
+    /// stay, by index.
+    ///
+    /// # Panics
+    /// If a block that is not pinned is larger than the window.
+    pub fn new(
+        source: Arc<dyn WeightSource>,
+        tape: Arc<[Block]>,
+        pins: &[Option<Arc<Loaded>>],
+        window_bytes: u64,
+    ) -> Arc<Flow> {
+        let pinned = |index: usize| pins.get(index).is_some_and(Option::is_some);
+        let window = Window::new(
+            window_bytes,
+            tape.iter().enumerate().map(|(i, b)| (b.bytes, pinned(i))),
+        );
+        let arrived = (0..tape.len())
+            .map(|i| pins.get(i).cloned().flatten())
+            .collect();
+        let state = State {
+            window,
+            arrived,
+            leaving: vec![],
+            failure: None,
+            busy: 0,
+        };
+        Arc::new(Flow {
+            source,
+            tape,
+            state: Mutex::new(state),
+            ready: Condvar::new(),
+            room: Condvar::new(),
+            stall_us: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        })
+    }
+
+    /// Waits for block `index` and borrows it. Compute leases in the order of the tape.
+    pub fn lease(self: &Arc<Flow>, index: usize) -> Result<BlockLease, StreamError> {
+        let mut state = self.lock();
+        if !state.window.is_ready(index) {
+            let waiting_since = Instant::now();
+            while !state.window.is_ready(index) && state.failure.is_none() {
+                state = self
+                    .ready
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            self.stall_us.fetch_add(
+                waiting_since.elapsed().as_micros() as u64,
+                Ordering::Relaxed,
+            );
+        }
+        if let Some(failure) = &state.failure {
+            return Err(failure.clone());
+        }
+        let loaded = state.arrived[index]
+            .clone()
+            .expect("a ready block has arrived");
+        Ok(BlockLease {
+            flow: Arc::clone(self),
+            index,
+            loaded: Some(loaded),
+        })
+    }
+
+    /// Ends the traversal with a failure that compute and loaders will see.
+    pub fn fail(&self, failure: StreamError) {
+        let mut state = self.lock();
+        state.failure.get_or_insert(failure);
+        self.wake_all();
+    }
+
+    /// The failure that ended the traversal, if one did.
+    pub fn failure(&self) -> Option<StreamError> {
+        self.lock().failure.clone()
+    }
+
+    /// Ends the traversal: waits for loads under way and gives every block's memory back.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        let mut state = self.lock();
+        state.failure.get_or_insert(StreamError::Cancelled);
+        self.wake_all();
+        while state.busy > 0 {
+            state = self
+                .ready
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.arrived.clear();
+        state.leaving.clear();
+    }
+
+    /// What the traversal has cost so far.
+    pub fn counters(&self) -> FlowCounters {
+        FlowCounters {
+            stall_us: self.stall_us.load(Ordering::Relaxed),
+            bytes_read: self.bytes_read.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Loads and releases until the tape has been claimed and let go, or the flow has ended.
+    /// Loader threads live in here during a pass.
+    pub(super) fn serve(&self) {
+        loop {
+            match self.next_work() {
+                Work::Load(index) => self.load(index),
+                Work::Release(index, loaded) => {
+                    drop(loaded);
+                    let mut state = self.lock();
+                    state.window.released(index);
+                    state.busy -= 1;
+                    self.wake_all();
+                }
+                Work::Done => return,
+            }
+        }
+    }
+
+    fn next_work(&self) -> Work {
+        let mut state = self.lock();
+        loop {
+            if state.failure.is_some() {
+                return Work::Done;
+            }
+            if let Some((index, loaded)) = state.leaving.pop() {
+                state.busy += 1;
+                return Work::Release(index, loaded);
+            }
+            match state.window.claim() {
+                Claim::Load(index) => {
+                    state.busy += 1;
+                    return Work::Load(index);
+                }
+                Claim::Finished if state.window.held_bytes() == 0 => return Work::Done,
+                Claim::Full | Claim::Finished => {
+                    state = self
+                        .room
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    fn load(&self, index: usize) {
+        let block = &self.tape[index];
+        let loaded = self.source.load(block).and_then(|loaded| {
+            verify(&*self.source, block, loaded.as_ref())?;
+            Ok(Arc::new(loaded))
+        });
+        let mut state = self.lock();
+        state.busy -= 1;
+        match loaded {
+            Ok(loaded) => {
+                self.bytes_read.fetch_add(block.bytes, Ordering::Relaxed);
+                if !self.ended.load(Ordering::Acquire) {
+                    state.arrived[index] = Some(loaded);
+                    state.window.loaded(index);
+                }
+            }
+            Err(failure) => {
+                state.failure.get_or_insert(failure);
+            }
+        }
+        self.wake_all();
+    }
+
+    fn give_back(&self, index: usize, loaded: Arc<Loaded>) {
+        let mut state = self.lock();
+        // A pinned block is not the window's to release; after the end nothing is.
+        if state.arrived.is_empty() || state.window.is_pinned(index) {
+            return;
+        }
+        state.arrived[index] = None;
+        state.leaving.push((index, loaded));
+        self.room.notify_one();
+    }
+
+    fn wake_all(&self) {
+        self.ready.notify_all();
+        self.room.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Checks a block's bytes against its checksum.
+pub(super) fn verify(
+    source: &dyn WeightSource,
+    block: &Block,
+    bytes: &[u8],
+) -> Result<(), StreamError> {
+    let found = xxh3_64(bytes);
+    if found == block.checksum {
+        return Ok(());
+    }
+    let &Block {
+        offset,
+        bytes,
+        checksum: expected,
+        ..
+    } = block;
+    Err(StreamError::Damaged {
+        path: source.path(block.file),
+        offset,
+        bytes,
+        expected,
+        found,
+    })
+}
+
+/// Compute's borrow of one block; dropping it lets the block go.
+pub struct BlockLease {
+    flow: Arc<Flow>,
+    index: usize,
+    loaded: Option<Arc<Loaded>>,
+}
+
+impl AsRef<[u8]> for BlockLease {
+    fn as_ref(&self) -> &[u8] {
+        (**self
+            .loaded
+            .as_ref()
+            .expect("held until the lease is dropped"))
+        .as_ref()
+    }
+}
+
+impl Drop for BlockLease {
+    fn drop(&mut self) {
+        let loaded = self.loaded.take().expect("a lease is dropped once");
+        self.flow.give_back(self.index, loaded);
+    }
+}

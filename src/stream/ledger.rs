@@ -1,0 +1,196 @@
+//! The ledger: every byte the process holds, and the budget none may exceed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use thiserror::Error;
+
+/// What bytes are held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Category {
+    /// Code, stacks, the allocator's own, everything there before a model is loaded.
+    Process,
+    /// Loaded graphs.
+    Graph,
+    /// Tokenizers.
+    Tokenizer,
+    /// Blocks that stay.
+    Pins,
+    /// The window.
+    Window,
+    /// What passes compute with.
+    Activations,
+    /// Requests and replies.
+    Request,
+}
+
+impl Category {
+    /// Every category, in the order of reports.
+    pub const ALL: [Category; 7] = [
+        Category::Process,
+        Category::Graph,
+        Category::Tokenizer,
+        Category::Pins,
+        Category::Window,
+        Category::Activations,
+        Category::Request,
+    ];
+
+    /// Its name in reports and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Category::Process => "process",
+            Category::Graph => "graph",
+            Category::Tokenizer => "tokenizer",
+            Category::Pins => "pins",
+            Category::Window => "window",
+            Category::Activations => "activations",
+            Category::Request => "request",
+        }
+    }
+}
+
+/// A grant that was refused, with the numbers.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(
+    "{what} needs {need_bytes} bytes, {free_bytes} of the budget of {budget_bytes} are free\n\
+     a budget of {smallest} would do: give --budget at least that, or make the window or the request smaller",
+    what = .category.name(),
+    smallest = self.smallest_budget_bytes()
+)]
+pub struct OverBudget {
+    pub category: Category,
+    pub need_bytes: u64,
+    pub free_bytes: u64,
+    pub budget_bytes: u64,
+}
+
+impl OverBudget {
+    /// The smallest budget that would have granted it, all else as it was.
+    pub fn smallest_budget_bytes(&self) -> u64 {
+        self.budget_bytes - self.free_bytes + self.need_bytes
+    }
+}
+
+/// The count of every byte held, by category, under one budget.
+#[derive(Debug)]
+pub struct Ledger {
+    budget_bytes: u64,
+    held: Mutex<[u64; Category::ALL.len()]>,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub fn new(budget_bytes: u64) -> Arc<Ledger> {
+        Arc::new(Ledger {
+            budget_bytes,
+            held: Mutex::default(),
+        })
+    }
+
+    /// The limit in bytes.
+    pub fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
+    }
+
+    /// Bytes held for `category`.
+    pub fn held_bytes(&self, category: Category) -> u64 {
+        self.lock()[category as usize]
+    }
+
+    /// Bytes of the budget that nobody holds.
+    pub fn free_bytes(&self) -> u64 {
+        self.budget_bytes - self.lock().iter().sum::<u64>()
+    }
+
+    /// Grants `bytes`, to be allocated only after this returned.
+    pub fn try_grant(
+        self: &Arc<Ledger>,
+        category: Category,
+        bytes: u64,
+    ) -> Result<Grant, OverBudget> {
+        self.add(category, bytes)?;
+        Ok(Grant {
+            ledger: Arc::clone(self),
+            category,
+            bytes,
+        })
+    }
+
+    fn add(&self, category: Category, bytes: u64) -> Result<(), OverBudget> {
+        let mut held = self.lock();
+        let free_bytes = self.budget_bytes - held.iter().sum::<u64>();
+        if bytes > free_bytes {
+            let budget_bytes = self.budget_bytes;
+            return Err(OverBudget {
+                category,
+                need_bytes: bytes,
+                free_bytes,
+                budget_bytes,
+            });
+        }
+        held[category as usize] += bytes;
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, [u64; Category::ALL.len()]> {
+        // Every update is one addition: a panic elsewhere leaves the counts true.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes held; dropping it gives them back.
+#[derive(Debug)]
+pub struct Grant {
+    ledger: Arc<Ledger>,
+    category: Category,
+    bytes: u64,
+}
+
+impl Grant {
+    /// Bytes granted.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Changes the grant to `bytes`; growing may be refused, which leaves it as it was.
+    pub fn resize(&mut self, bytes: u64) -> Result<(), OverBudget> {
+        if bytes > self.bytes {
+            self.ledger.add(self.category, bytes - self.bytes)?;
+        } else {
+            self.ledger.lock()[self.category as usize] -= self.bytes - bytes;
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.ledger.lock()[self.category as usize] -= self.bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_never_exceeds_the_budget() {
+        let ledger = Ledger::new(100);
+        let window = ledger.try_grant(Category::Window, 60).unwrap();
+        let mut request = ledger.try_grant(Category::Request, 30).unwrap();
+        let refused = ledger.try_grant(Category::Graph, 11).unwrap_err();
+        assert_eq!((refused.need_bytes, refused.free_bytes), (11, 10));
+        assert_eq!(refused.smallest_budget_bytes(), 101);
+        assert!(request.resize(41).is_err());
+        assert_eq!(
+            (request.bytes(), ledger.held_bytes(Category::Request)),
+            (30, 30)
+        );
+        request.resize(40).unwrap();
+        assert_eq!(ledger.free_bytes(), 0);
+        request.resize(0).unwrap();
+        drop(window);
+        drop(request);
+        assert_eq!(ledger.free_bytes(), 100);
+    }
+}

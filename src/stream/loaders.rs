@@ -1,0 +1,262 @@
+//! The loader threads.
+
+use super::Flow;
+use crate::sys::affinity;
+use crossbeam_channel::{Sender, bounded};
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Threads that serve one flow at a time. Dropping them joins them.
+pub struct Loaders {
+    threads: Vec<(Sender<Arc<Flow>>, JoinHandle<()>)>,
+}
+
+impl Loaders {
+    /// Starts one loader for each of `cores`, pinned to it.
+    pub fn start(cores: &[usize]) -> io::Result<Loaders> {
+        let threads = cores.iter().enumerate().map(|(index, core)| {
+            let (sender, flows) = bounded::<Arc<Flow>>(1);
+            let core = *core;
+            let thread = std::thread::Builder::new()
+                .name(format!("loader-{index}"))
+                .stack_size(256 << 10)
+                .spawn(move || {
+                    affinity::pin_current_thread(core);
+                    for flow in flows {
+                        flow.serve();
+                    }
+                })?;
+            Ok((sender, thread))
+        });
+        Ok(Loaders {
+            threads: threads.collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Number of loaders.
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Sets every loader to work on `flow`, until it ends.
+    pub fn serve(&self, flow: &Arc<Flow>) {
+        for (sender, _) in &self.threads {
+            sender
+                .send(Arc::clone(flow))
+                .expect("a loader lives as long as its sender");
+        }
+    }
+}
+
+impl Drop for Loaders {
+    fn drop(&mut self) {
+        for (sender, thread) in self.threads.drain(..) {
+            drop(sender);
+            if thread.join().is_err() {
+                log::error!("a loader thread panicked");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Block, Faults, FaultySource, Loaded, MappedSource, ReadSource, StreamError,
+        ThrottledSource, WeightSource,
+    };
+    use super::*;
+    use std::io::Write;
+    use std::path::PathBuf;
+    use std::time::{Duration, Instant};
+    use xxhash_rust::xxh3::xxh3_64;
+
+    const BLOCK_BYTES: usize = 64 << 10;
+
+    struct Fixture {
+        tape: Arc<[Block]>,
+        content: Vec<u8>,
+        path: PathBuf,
+        _folder: tempfile::TempDir,
+    }
+
+    fn fixture(blocks: usize) -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("layer");
+        let content: Vec<u8> = (0..blocks * BLOCK_BYTES)
+            .map(|i| (i / 7 % 253) as u8 ^ (i >> 16) as u8)
+            .collect();
+        std::fs::File::create(&path)
+            .unwrap()
+            .write_all(&content)
+            .unwrap();
+        let tape = content
+            .chunks(BLOCK_BYTES)
+            .enumerate()
+            .map(|(i, bytes)| Block {
+                file: 0,
+                offset: (i * BLOCK_BYTES) as u64,
+                bytes: BLOCK_BYTES as u64,
+                checksum: xxh3_64(bytes),
+            })
+            .collect();
+        Fixture {
+            tape,
+            content,
+            path,
+            _folder: folder,
+        }
+    }
+
+    impl Fixture {
+        fn files(&self) -> Vec<(PathBuf, std::fs::File)> {
+            vec![(self.path.clone(), std::fs::File::open(&self.path).unwrap())]
+        }
+
+        fn mapped(&self) -> Arc<dyn WeightSource> {
+            Arc::new(MappedSource::new(self.files(), 64).unwrap())
+        }
+
+        /// Plays the tape and returns what compute saw.
+        fn play(
+            &self,
+            source: Arc<dyn WeightSource>,
+            pins: &[Option<Arc<Loaded>>],
+        ) -> Result<Vec<u8>, StreamError> {
+            let loaders = Loaders::start(&[0, 0]).unwrap();
+            let flow = Flow::new(source, Arc::clone(&self.tape), pins, 3 * BLOCK_BYTES as u64);
+            loaders.serve(&flow);
+            let mut seen = vec![];
+            let result = (0..self.tape.len()).try_for_each(|index| {
+                seen.extend_from_slice(flow.lease(index)?.as_ref());
+                Ok(())
+            });
+            flow.end();
+            result.map(|()| seen)
+        }
+    }
+
+    #[test]
+    fn every_source_plays_the_same_tape() {
+        let fixture = fixture(20);
+        let read = Arc::new(ReadSource::new(fixture.files()).unwrap());
+        let slow = Arc::new(ThrottledSource::new(fixture.mapped(), 100 << 20));
+        for source in [fixture.mapped(), read, slow] {
+            assert!(fixture.play(source, &[]).unwrap() == fixture.content);
+        }
+    }
+
+    #[test]
+    fn pinned_blocks_are_not_loaded_again() {
+        let fixture = fixture(6);
+        let source = fixture.mapped();
+        let pin = |i: usize| Some(Arc::new(source.load(&fixture.tape[i]).unwrap()));
+        let pins = [pin(0), None, pin(2), None, None, pin(5)];
+        assert!(fixture.play(Arc::clone(&source), &pins).unwrap() == fixture.content);
+    }
+
+    #[test]
+    fn a_fault_ends_the_pass_with_its_place() {
+        let fixture = fixture(12);
+        let faulty = |faults| Arc::new(FaultySource::new(fixture.mapped(), faults));
+        let error = fixture.play(
+            faulty(Faults {
+                error_every: 1,
+                ..Faults::default()
+            }),
+            &[],
+        );
+        assert!(
+            matches!(error, Err(StreamError::Io { bytes: 65536, .. })),
+            "{error:?}"
+        );
+        let error = fixture.play(
+            faulty(Faults {
+                corrupt_every: 1,
+                ..Faults::default()
+            }),
+            &[],
+        );
+        assert!(
+            matches!(error, Err(StreamError::Damaged { .. })),
+            "{error:?}"
+        );
+        let error = fixture.play(
+            faulty(Faults {
+                short_every: 4,
+                ..Faults::default()
+            }),
+            &[],
+        );
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.contains("the file ends before it") && text.contains("layer"),
+            "{text}"
+        );
+        let delay = Duration::from_millis(2);
+        let slow = faulty(Faults {
+            delay_every: 2,
+            delay,
+            ..Faults::default()
+        });
+        assert!(fixture.play(slow, &[]).unwrap() == fixture.content);
+    }
+
+    /// Whatever the faults, a traversal ends: with the right bytes or with an error.
+    #[test]
+    fn no_fault_hangs_a_traversal_or_changes_a_byte() {
+        let fixture = fixture(16);
+        for seed in 0..60 {
+            let faults = Faults {
+                seed,
+                error_every: 40,
+                short_every: 40,
+                corrupt_every: 40,
+                delay_every: 5,
+                delay: Duration::from_micros(300),
+            };
+            let source = Arc::new(FaultySource::new(fixture.mapped(), faults));
+            if let Ok(seen) = fixture.play(source, &[]) {
+                assert!(seen == fixture.content, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_throttled_source_keeps_its_bandwidth() {
+        let fixture = fixture(16);
+        let started = Instant::now();
+        let source = Arc::new(ThrottledSource::new(fixture.mapped(), 10 << 20));
+        fixture.play(source, &[]).unwrap();
+        assert!(
+            started.elapsed() >= Duration::from_millis(99),
+            "1 MiB at 10 MiB/s"
+        );
+    }
+
+    #[test]
+    fn a_flow_can_be_left_half_way() {
+        let fixture = fixture(16);
+        let loaders = Loaders::start(&[0, 0]).unwrap();
+        for leave_after in 0..16 {
+            let flow = Flow::new(
+                fixture.mapped(),
+                Arc::clone(&fixture.tape),
+                &[],
+                2 * BLOCK_BYTES as u64,
+            );
+            loaders.serve(&flow);
+            for index in 0..leave_after {
+                flow.lease(index).unwrap();
+            }
+            let late = flow.lease(leave_after).unwrap();
+            flow.end();
+            drop(late);
+            assert!(matches!(
+                flow.lease(leave_after),
+                Err(StreamError::Cancelled)
+            ));
+        }
+    }
+}
