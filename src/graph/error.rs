@@ -13,11 +13,7 @@ pub enum GraphError {
         "node \"{node}\" ({op}) cannot be run: {why}\n\
          export the model without it (another opset, a fixed shape, constant folding), or simplify the graph around it"
     )]
-    Unsupported {
-        node: String,
-        op: String,
-        why: String,
-    },
+    Unsupported { node: String, op: String, why: String },
     /// The graph as a whole failed, at no node that could be named.
     #[error("graph cannot be run: {0}\ntry exporting it with another opset or with fixed shapes")]
     Refused(String),

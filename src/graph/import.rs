@@ -69,11 +69,7 @@ pub fn import(skeleton: &[u8], weights: &[Weight]) -> Result<Imported, GraphErro
 fn refuse_missing_ops(proto: &pb::ModelProto) -> Result<(), GraphError> {
     let onnx = tract_onnx::onnx();
     let graph = proto.graph.as_ref().expect("checked by the caller");
-    match graph
-        .node
-        .iter()
-        .find(|node| !onnx.op_register.0.contains_key(&node.op_type))
-    {
+    match graph.node.iter().find(|node| !onnx.op_register.0.contains_key(&node.op_type)) {
         None => Ok(()),
         Some(node) => Err(GraphError::Unsupported {
             node: name_of(node),
@@ -93,9 +89,7 @@ fn name_of(node: &pb::NodeProto) -> String {
 /// Names the ONNX node that a tract error speaks of, where it speaks of one.
 fn blame(proto: &pb::ModelProto, error: TractError) -> GraphError {
     if let Some(mismatch) = error.downcast_ref::<MissingWeight>() {
-        return GraphError::Mismatch {
-            what: mismatch.0.clone(),
-        };
+        return GraphError::Mismatch { what: mismatch.0.clone() };
     }
     let text = format!("{error:#}");
     let graph = proto.graph.as_ref().expect("checked by the caller");
@@ -105,11 +99,9 @@ fn blame(proto: &pb::ModelProto, error: TractError) -> GraphError {
         .filter(|node| !node.name.is_empty() && text.contains(&node.name))
         .max_by_key(|node| node.name.len());
     match named {
-        Some(node) => GraphError::Unsupported {
-            node: node.name.clone(),
-            op: node.op_type.clone(),
-            why: text,
-        },
+        Some(node) => {
+            GraphError::Unsupported { node: node.name.clone(), op: node.op_type.clone(), why: text }
+        }
         None => GraphError::Refused(text),
     }
 }
@@ -134,44 +126,26 @@ fn type_and_plan(
     let inference = onnx.model_for_proto_model(proto)?;
     let mut model = inference.into_typed()?;
     let uses = stream_weights(&mut model, weights)?;
-    let (inputs, outputs) = (
-        ports(&model, &model.inputs)?,
-        ports(&model, &model.outputs)?,
-    );
+    let (inputs, outputs) = (ports(&model, &model.inputs)?, ports(&model, &model.outputs)?);
     let outputs = outputs
         .into_iter()
         .zip(labels)
-        .map(|(port, label)| Port {
-            name: label.clone(),
-            ..port
-        })
+        .map(|(port, label)| Port { name: label.clone(), ..port })
         .collect();
     let model = model.into_decluttered()?.into_optimized()?;
     let plan = TypedSimplePlan::new(model)?;
     let uses = tape_order(&plan, &uses);
-    Ok(Imported {
-        plan,
-        uses,
-        inputs,
-        outputs,
-    })
+    Ok(Imported { plan, uses, inputs, outputs })
 }
 
 /// Replaces every consumer of a weight and drops the weights from the model's inputs.
 fn stream_weights(model: &mut TypedModel, weights: &[Weight]) -> TractResult<Vec<WeightUse>> {
-    let names: HashMap<&str, usize> = weights
-        .iter()
-        .enumerate()
-        .map(|(i, w)| (w.name.as_str(), i))
-        .collect();
+    let names: HashMap<&str, usize> =
+        weights.iter().enumerate().map(|(i, w)| (w.name.as_str(), i)).collect();
     let sources: HashMap<usize, usize> = model
         .inputs
         .iter()
-        .filter_map(|input| {
-            names
-                .get(&*model.node(input.node).name)
-                .map(|w| (input.node, *w))
-        })
+        .filter_map(|input| names.get(&*model.node(input.node).name).map(|w| (input.node, *w)))
         .collect();
     for (index, weight) in weights.iter().enumerate() {
         if !sources.values().any(|w| *w == index) {
@@ -191,26 +165,13 @@ fn stream_weights(model: &mut TypedModel, weights: &[Weight]) -> TractResult<Vec
         };
         uses.extend(replaced);
     }
-    let kept: Vec<OutletId> = model
-        .inputs
-        .iter()
-        .copied()
-        .filter(|input| weight_of(input.node).is_none())
-        .collect();
-    let remaining: Vec<(usize, usize)> = model
-        .inputs
-        .iter()
-        .filter_map(|i| weight_of(i.node).map(|w| (i.node, w)))
-        .collect();
+    let kept: Vec<OutletId> =
+        model.inputs.iter().copied().filter(|input| weight_of(input.node).is_none()).collect();
+    let remaining: Vec<(usize, usize)> =
+        model.inputs.iter().filter_map(|i| weight_of(i.node).map(|w| (i.node, w))).collect();
     model.set_input_outlets(&kept)?;
     for (node, weight) in remaining {
-        uses.extend(replace_constant(
-            model,
-            node,
-            weight,
-            &weights[weight],
-            uses.len(),
-        )?);
+        uses.extend(replace_constant(model, node, weight, &weights[weight], uses.len())?);
     }
     Ok(uses)
 }
@@ -233,26 +194,16 @@ fn replace_linear(
     for (step, change) in product.before.iter().enumerate() {
         wire = patch.wire_node(format!("{name}.before.{step}"), change.clone(), &wire)?;
     }
-    let linear = Linear {
-        slot,
-        outputs: product.outputs,
-        depth: product.depth,
-        dtype: out_fact.datum_type,
-    };
+    let linear =
+        Linear { slot, outputs: product.outputs, depth: product.depth, dtype: out_fact.datum_type };
     wire = patch.wire_node(&name, linear, &wire)?;
     for (step, change) in product.after.iter().enumerate() {
         wire = patch.wire_node(format!("{name}.after.{step}"), change.clone(), &wire)?;
     }
     patch.shunt_outside(model, id.into(), wire[0])?;
     patch.apply(model)?;
-    let kind = UseKind::Linear {
-        transposed: product.transposed,
-    };
-    Ok(Some(WeightUse {
-        weight: product.weight,
-        kind,
-        node: name,
-    }))
+    let kind = UseKind::Linear { transposed: product.transposed };
+    Ok(Some(WeightUse { weight: product.weight, kind, node: name }))
 }
 
 /// A product of an activation with one weight matrix, and the axis changes around it.
@@ -277,11 +228,8 @@ impl Product {
         if node.inputs.len() != 2 || einsum.q_params.is_some() {
             return None;
         }
-        let views: Vec<Option<WeightView>> = node
-            .inputs
-            .iter()
-            .map(|i| WeightView::trace(model, *i, weight_of))
-            .collect();
+        let views: Vec<Option<WeightView>> =
+            node.inputs.iter().map(|i| WeightView::trace(model, *i, weight_of)).collect();
         let side = match (&views[0], &views[1]) {
             (None, Some(_)) => 1,
             (Some(_), None) => 0,
@@ -317,12 +265,7 @@ impl Product {
         };
         let (weight_labels, mut rest) = (labels(w)?, labels(x)?);
         let out_labels = labels(InOut::Out(0))?;
-        let shape = model
-            .outlet_fact(weight_outlet)
-            .ok()?
-            .shape
-            .as_concrete()?
-            .to_vec();
+        let shape = model.outlet_fact(weight_outlet).ok()?.shape.as_concrete()?.to_vec();
         let source_rank = view.axes.iter().flatten().count();
         let (mut k, mut m) = (None, None);
         for (axis, label) in weight_labels.iter().enumerate() {
@@ -356,26 +299,19 @@ impl Product {
         for axis in squeezed {
             rest.remove(axis);
         }
-        let mut wanted: Vec<char> = out_labels
-            .iter()
-            .copied()
-            .filter(|label| rest.contains(label))
-            .collect();
+        let mut wanted: Vec<char> =
+            out_labels.iter().copied().filter(|label| rest.contains(label)).collect();
         if wanted.len() + 1 != rest.len() {
             return None;
         }
         wanted.push(k_label);
-        let order: Option<Vec<usize>> = wanted
-            .iter()
-            .map(|label| rest.iter().position(|l| l == label))
-            .collect();
+        let order: Option<Vec<usize>> =
+            wanted.iter().map(|label| rest.iter().position(|l| l == label)).collect();
         before.extend(perm_to_ops(&order?));
         *wanted.last_mut()? = m_label;
         let mut after = tvec![];
-        let m_rank = out_labels
-            .iter()
-            .filter(|l| wanted.contains(l))
-            .position(|l| *l == m_label)?;
+        let m_rank =
+            out_labels.iter().filter(|l| wanted.contains(l)).position(|l| *l == m_label)?;
         if m_rank + 1 != wanted.len() {
             after.push(AxisOp::Move(wanted.len() - 1, m_rank));
         }
@@ -404,9 +340,7 @@ fn replace_gather(
     slot: usize,
 ) -> TractResult<Option<WeightUse>> {
     let node = model.node(id);
-    let gather = node
-        .op_as::<TractGather>()
-        .context("the caller saw a gather")?;
+    let gather = node.op_as::<TractGather>().context("the caller saw a gather")?;
     let view = WeightView::trace(model, node.inputs[0], weight_of);
     let Some(view) = view.filter(|v| v.is_identity() && !v.axes.is_empty()) else {
         return Ok(None);
@@ -433,11 +367,7 @@ fn replace_gather(
     let wire = patch.wire_node(&name, op, &[tap])?;
     patch.shunt_outside(model, id.into(), wire[0])?;
     patch.apply(model)?;
-    Ok(Some(WeightUse {
-        weight: view.weight,
-        kind: UseKind::Gather,
-        node: name,
-    }))
+    Ok(Some(WeightUse { weight: view.weight, kind: UseKind::Gather, node: name }))
 }
 
 /// Turns a weight that still has consumers into a streamed constant.
@@ -463,22 +393,10 @@ fn replace_constant(
         name = model.node(consumer.node).name.clone();
     }
     let fact = model.outlet_fact(node.into())?.clone();
-    let shape = fact
-        .shape
-        .as_concrete()
-        .context("a weight's shape is concrete")?
-        .into();
-    let op = Constant {
-        slot,
-        shape,
-        dtype: fact.datum_type,
-    };
+    let shape = fact.shape.as_concrete().context("a weight's shape is concrete")?.into();
+    let op = Constant { slot, shape, dtype: fact.datum_type };
     model.node_mut(node).op = Box::new(op);
-    Ok(Some(WeightUse {
-        weight,
-        kind: UseKind::Constant,
-        node: name,
-    }))
+    Ok(Some(WeightUse { weight, kind: UseKind::Constant, node: name }))
 }
 
 /// Nodes that some output depends on.
@@ -488,10 +406,7 @@ fn live_nodes(model: &TypedModel) -> TractResult<std::collections::HashSet<usize
 
 /// The streamed ops' uses in the order of the plan.
 fn tape_order(plan: &TypedSimplePlan, uses: &[WeightUse]) -> Vec<WeightUse> {
-    streamed_slots(plan)
-        .into_iter()
-        .map(|(_, slot)| uses[slot].clone())
-        .collect()
+    streamed_slots(plan).into_iter().map(|(_, slot)| uses[slot].clone()).collect()
 }
 
 /// Slots of the streamed ops, with their node ids, in the order of evaluation.
@@ -516,11 +431,7 @@ fn ports(model: &TypedModel, outlets: &[OutletId]) -> TractResult<Vec<Port>> {
             let dtype = dtype_of(fact.datum_type)
                 .with_context(|| format!("{:?} cannot cross the API", fact.datum_type))?;
             let shape = fact.shape.iter().map(dim_of).collect();
-            Ok(Port {
-                name: model.node(outlet.node).name.clone(),
-                dtype,
-                shape,
-            })
+            Ok(Port { name: model.node(outlet.node).name.clone(), dtype, shape })
         })
         .collect()
 }

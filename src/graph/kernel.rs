@@ -30,9 +30,7 @@ struct Kernel {
 
 impl fmt::Debug for Kernels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.by_columns.iter().map(|k| k.mmm.name()))
-            .finish()
+        f.debug_list().entries(self.by_columns.iter().map(|k| k.mmm.name())).finish()
     }
 }
 
@@ -44,15 +42,10 @@ impl Kernels {
             .iter()
             .filter_map(|mmm| Kernel::suited(&**mmm))
             .collect();
-        let best = kernels
-            .iter()
-            .map(|k| (k.mmm.arch().is_some(), k.mmm.preference()))
-            .max();
+        let best = kernels.iter().map(|k| (k.mmm.arch().is_some(), k.mmm.preference())).max();
         kernels.retain(|k| Some((k.mmm.arch().is_some(), k.mmm.preference())) == best);
         kernels.sort_by_key(|k| k.mmm.nr());
-        Kernels {
-            by_columns: kernels,
-        }
+        Kernels { by_columns: kernels }
     }
 
     /// The kernel that wastes the fewest tile columns on `columns`, the wider of two equals.
@@ -85,22 +78,8 @@ impl Kernels {
                 Tensor::uninitialized::<f32>(&[columns, outputs])?,
             )
         };
-        let fact = PackedExoticFact {
-            format: weights.clone(),
-            mn: outputs.to_dim(),
-            k: depth,
-        };
-        Ok(Product {
-            kernel,
-            packed,
-            scratch,
-            fact,
-            y,
-            columns,
-            depth,
-            outputs,
-            done: 0,
-        })
+        let fact = PackedExoticFact { format: weights.clone(), mn: outputs.to_dim(), k: depth };
+        Ok(Product { kernel, packed, scratch, fact, y, columns, depth, outputs, done: 0 })
     }
 }
 
@@ -119,10 +98,7 @@ impl Kernel {
             && mmm.mr() == PANEL_ROWS
             && !mmm.emulated()
             && mmm.stores().contains(&f32::datum_type());
-        plain.then(|| Kernel {
-            mmm: dyn_clone::clone_box(mmm),
-            packing,
-        })
+        plain.then(|| Kernel { mmm: dyn_clone::clone_box(mmm), packing })
     }
 }
 
@@ -150,14 +126,8 @@ impl Product<'_> {
         let codec = codec.context("a linear's weight has a codec")?;
         let panel_bytes = codec.stored_bytes(self.depth, PANEL_ROWS);
         let panels = rows.len().div_ceil(PANEL_ROWS);
-        ensure!(
-            rows.start == self.done && rows.end <= self.outputs,
-            "rows out of order"
-        );
-        ensure!(
-            stored.len() == panels * panel_bytes,
-            "a block's length disagrees with its rows"
-        );
+        ensure!(rows.start == self.done && rows.end <= self.outputs, "rows out of order");
+        ensure!(stored.len() == panels * panel_bytes, "a block's length disagrees with its rows");
         let in_place = codec.is_plain_f32() && stored.as_ptr().addr().is_multiple_of(PANEL_ALIGN);
         let block = BlockPanels {
             stored: stored.as_ptr(),
@@ -203,12 +173,7 @@ impl Product<'_> {
 
     /// The product `[columns, outputs]`.
     pub fn finish(self) -> TractResult<Tensor> {
-        ensure!(
-            self.done == self.outputs,
-            "{} of {} rows came",
-            self.done,
-            self.outputs
-        );
+        ensure!(self.done == self.outputs, "{} of {} rows came", self.done, self.outputs);
         Ok(self.y)
     }
 }
@@ -287,13 +252,7 @@ impl MMMInputValue for BlockPanels {
 
 impl fmt::Debug for BlockPanels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} rows of depth {} in {}",
-            self.rows,
-            self.depth,
-            self.codec.name()
-        )
+        write!(f, "{} rows of depth {} in {}", self.rows, self.depth, self.codec.name())
     }
 }
 

@@ -32,37 +32,23 @@ pub fn footprint(plan: &TypedSimplePlan, inputs: &[Vec<usize>]) -> TractResult<F
         let mut largest = output_bytes(node, &symbols);
         for input in &node.inputs {
             let source = model.node(input.node);
-            let size = *sizes
-                .entry(source.id)
-                .or_insert_with(|| output_bytes(source, &symbols));
+            let size = *sizes.entry(source.id).or_insert_with(|| output_bytes(source, &symbols));
             largest = largest.max(if source.op_is::<Const>() { 0 } else { size });
         }
-        let working = if node.op_is::<Constant>() || node.op_is::<Linear>() {
-            1
-        } else {
-            WORKING_COPIES
-        };
+        let working =
+            if node.op_is::<Constant>() || node.op_is::<Linear>() { 1 } else { WORKING_COPIES };
         peak = peak.max(bytes_of(live, &symbols) + working * largest);
     }
-    Ok(Footprint {
-        activation_bytes: peak,
-    })
+    Ok(Footprint { activation_bytes: peak })
 }
 
 fn output_bytes(node: &TypedNode, symbols: &SymbolValues) -> u64 {
-    node.outputs
-        .iter()
-        .map(|o| bytes_of(&o.fact.mem_size(), symbols))
-        .sum()
+    node.outputs.iter().map(|o| bytes_of(&o.fact.mem_size(), symbols)).sum()
 }
 
 /// A size in bytes; what the symbols do not decide (data-dependent shapes) counts as nothing.
 fn bytes_of(size: &TDim, symbols: &SymbolValues) -> u64 {
-    size.eval(symbols)
-        .to_i64()
-        .ok()
-        .and_then(|v| u64::try_from(v).ok())
-        .unwrap_or(0)
+    size.eval(symbols).to_i64().ok().and_then(|v| u64::try_from(v).ok()).unwrap_or(0)
 }
 
 /// Binds the model's symbols to the inputs' shapes.

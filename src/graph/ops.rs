@@ -43,13 +43,8 @@ pub struct Lease {
 pub struct TapeFeed(pub Arc<dyn Feed>);
 
 fn feed<'a>(context: &'a EvalContext) -> TractResult<&'a dyn Feed> {
-    let shared = context
-        .shared
-        .context("a streamed op needs a pass around it")?;
-    Ok(&*shared
-        .get::<TapeFeed>()
-        .context("the pass brought no tape")?
-        .0)
+    let shared = context.shared.context("a streamed op needs a pass around it")?;
+    Ok(&*shared.get::<TapeFeed>().context("the pass brought no tape")?.0)
 }
 
 /// `y[.., m] = x[.., k] * w`, with the weight's panels taken from the tape block by block.
@@ -70,10 +65,7 @@ impl Op for Linear {
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        Ok(vec![format!(
-            "slot {}, {} -> {}",
-            self.slot, self.depth, self.outputs
-        )])
+        Ok(vec![format!("slot {}, {} -> {}", self.slot, self.depth, self.outputs)])
     }
 
     op_as_typed_op!();
@@ -86,16 +78,10 @@ impl EvalOp for Linear {
         let feed = feed(context)?;
         let input = args_1!(inputs);
         let mut shape: TVec<usize> = input.shape().into();
-        ensure!(
-            shape.last() == Some(&self.depth),
-            "linear of depth {} got {input:?}",
-            self.depth
-        );
+        ensure!(shape.last() == Some(&self.depth), "linear of depth {} got {input:?}", self.depth);
         let columns = shape[..shape.len() - 1].iter().product();
         let x = input.cast_to::<f32>()?;
-        let product = feed
-            .kernels()
-            .product(&x, columns, self.depth, self.outputs);
+        let product = feed.kernels().product(&x, columns, self.depth, self.outputs);
         let mut product = product?;
         for block in 0..feed.block_count(self.slot) {
             let lease = feed.lease(self.slot, block)?;
@@ -161,17 +147,10 @@ impl Gather {
         indices
             .iter()
             .map(|index| {
-                let row = if *index < 0 {
-                    index + self.rows as i64
-                } else {
-                    *index
-                };
+                let row = if *index < 0 { index + self.rows as i64 } else { *index };
                 match usize::try_from(row) {
                     Ok(row) if row < self.rows => Ok(row),
-                    _ => Err(TractError::new(IndexOutOfRange {
-                        index: *index,
-                        rows: self.rows,
-                    })),
+                    _ => Err(TractError::new(IndexOutOfRange { index: *index, rows: self.rows })),
                 }
             })
             .collect()
@@ -188,11 +167,7 @@ pub struct IndexOutOfRange {
 impl std::fmt::Display for IndexOutOfRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let IndexOutOfRange { index, rows } = self;
-        write!(
-            f,
-            "index {index} is outside a table of {rows} rows (0 to {})",
-            rows - 1
-        )
+        write!(f, "index {index} is outside a table of {rows} rows (0 to {})", rows - 1)
     }
 }
 
@@ -261,30 +236,17 @@ impl Destination {
         dtype: DatumType,
         elements: usize,
     ) -> TractResult<Destination> {
-        let dtype = if codec.is_some() {
-            f32::datum_type()
-        } else {
-            dtype
-        };
-        Ok(Destination {
-            codec,
-            tensor: Tensor::zero_dt(dtype, &[elements])?,
-        })
+        let dtype = if codec.is_some() { f32::datum_type() } else { dtype };
+        Ok(Destination { codec, tensor: Tensor::zero_dt(dtype, &[elements])? })
     }
 
     fn decode(&mut self, elements: Range<usize>, stored: &[u8]) -> TractResult<()> {
         let Destination { codec, tensor } = self;
-        ensure!(
-            elements.end <= tensor.len(),
-            "elements {elements:?} of {tensor:?}"
-        );
+        ensure!(elements.end <= tensor.len(), "elements {elements:?} of {tensor:?}");
         if let Some(codec) = codec {
             let mut plain = tensor.try_as_plain_ram_mut()?;
             let values = &mut plain.as_slice_mut::<f32>()?[elements];
-            ensure!(
-                stored.len() == codec.stored_bytes(values.len(), 1),
-                "stored run's length"
-            );
+            ensure!(stored.len() == codec.stored_bytes(values.len(), 1), "stored run's length");
             codec.decode(stored, 1, values);
         } else {
             let size = tensor.datum_type().size_of();

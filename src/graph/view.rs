@@ -27,11 +27,7 @@ impl WeightView {
         let node = model.node(outlet.node);
         if let Some(weight) = weight_of(outlet.node) {
             let rank = model.outlet_fact(outlet).ok()?.rank();
-            return Some(WeightView {
-                weight,
-                axes: (0..rank).map(Some).collect(),
-                cast: None,
-            });
+            return Some(WeightView { weight, axes: (0..rank).map(Some).collect(), cast: None });
         }
         let &[input] = &*node.inputs else { return None };
         let mut view = WeightView::trace(model, input, weight_of)?;
@@ -62,10 +58,7 @@ impl WeightView {
 
     /// Whether the view is the source itself, but for a cast.
     pub fn is_identity(&self) -> bool {
-        self.axes
-            .iter()
-            .enumerate()
-            .all(|(i, axis)| *axis == Some(i))
+        self.axes.iter().enumerate().all(|(i, axis)| *axis == Some(i))
     }
 }
 
@@ -74,27 +67,16 @@ mod tests {
     use super::*;
 
     fn check(changes: &[AxisOp], expected: Option<&[Option<usize>]>) {
-        let mut view = WeightView {
-            weight: 0,
-            axes: vec![Some(0), Some(1)],
-            cast: None,
-        };
+        let mut view = WeightView { weight: 0, axes: vec![Some(0), Some(1)], cast: None };
         let applied: Option<Vec<()>> = changes.iter().map(|c| view.apply(c)).collect();
-        assert_eq!(
-            applied.map(|_| view.axes),
-            expected.map(|e| e.to_vec()),
-            "{changes:?}"
-        );
+        assert_eq!(applied.map(|_| view.axes), expected.map(|e| e.to_vec()), "{changes:?}");
     }
 
     #[test]
     fn axis_changes_are_followed_and_reshapes_refused() {
         check(&[], Some(&[Some(0), Some(1)]));
         check(&[AxisOp::Move(0, 1)], Some(&[Some(1), Some(0)]));
-        check(
-            &[AxisOp::Add(0), AxisOp::Move(2, 1)],
-            Some(&[None, Some(1), Some(0)]),
-        );
+        check(&[AxisOp::Add(0), AxisOp::Move(2, 1)], Some(&[None, Some(1), Some(0)]));
         check(&[AxisOp::Add(1), AxisOp::Rm(1)], Some(&[Some(0), Some(1)]));
         check(&[AxisOp::Reshape(0, tvec![], tvec![])], None);
     }

@@ -55,18 +55,12 @@ impl Dtype {
 
     /// The code that stands for it in a layer file.
     pub fn code(self) -> u64 {
-        Dtype::ALL
-            .iter()
-            .position(|d| *d == self)
-            .expect("ALL lists every dtype") as u64
+        Dtype::ALL.iter().position(|d| *d == self).expect("ALL lists every dtype") as u64
     }
 
     /// The dtype of a layer file's code, `None` for a code this version does not know.
     pub fn from_code(code: u64) -> Option<Dtype> {
-        usize::try_from(code)
-            .ok()
-            .and_then(|i| Dtype::ALL.get(i))
-            .copied()
+        usize::try_from(code).ok().and_then(|i| Dtype::ALL.get(i)).copied()
     }
 
     /// The name the Open Inference Protocol gives it ("FP32", "INT64", ...).

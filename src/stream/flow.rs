@@ -60,20 +60,10 @@ impl Flow {
         window_bytes: u64,
     ) -> Arc<Flow> {
         let pinned = |index: usize| pins.get(index).is_some_and(Option::is_some);
-        let window = Window::new(
-            window_bytes,
-            tape.iter().enumerate().map(|(i, b)| (b.bytes, pinned(i))),
-        );
-        let arrived = (0..tape.len())
-            .map(|i| pins.get(i).cloned().flatten())
-            .collect();
-        let state = State {
-            window,
-            arrived,
-            leaving: vec![],
-            failure: None,
-            busy: 0,
-        };
+        let window =
+            Window::new(window_bytes, tape.iter().enumerate().map(|(i, b)| (b.bytes, pinned(i))));
+        let arrived = (0..tape.len()).map(|i| pins.get(i).cloned().flatten()).collect();
+        let state = State { window, arrived, leaving: vec![], failure: None, busy: 0 };
         Arc::new(Flow {
             source,
             tape,
@@ -92,27 +82,15 @@ impl Flow {
         if !state.window.is_ready(index) {
             let waiting_since = Instant::now();
             while !state.window.is_ready(index) && state.failure.is_none() {
-                state = self
-                    .ready
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            self.stall_us.fetch_add(
-                waiting_since.elapsed().as_micros() as u64,
-                Ordering::Relaxed,
-            );
+            self.stall_us.fetch_add(waiting_since.elapsed().as_micros() as u64, Ordering::Relaxed);
         }
         if let Some(failure) = &state.failure {
             return Err(failure.clone());
         }
-        let loaded = state.arrived[index]
-            .clone()
-            .expect("a ready block has arrived");
-        Ok(BlockLease {
-            flow: Arc::clone(self),
-            index,
-            loaded: Some(loaded),
-        })
+        let loaded = state.arrived[index].clone().expect("a ready block has arrived");
+        Ok(BlockLease { flow: Arc::clone(self), index, loaded: Some(loaded) })
     }
 
     /// Ends the traversal with a failure that compute and loaders will see.
@@ -134,10 +112,7 @@ impl Flow {
         state.failure.get_or_insert(StreamError::Cancelled);
         self.wake_all();
         while state.busy > 0 {
-            state = self
-                .ready
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.arrived.clear();
         state.leaving.clear();
@@ -186,10 +161,7 @@ impl Flow {
                 }
                 Claim::Finished if state.window.held_bytes() == 0 => return Work::Done,
                 Claim::Full | Claim::Finished => {
-                    state = self
-                        .room
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }
@@ -249,19 +221,8 @@ pub(super) fn verify(
     if found == block.checksum {
         return Ok(());
     }
-    let &Block {
-        offset,
-        bytes,
-        checksum: expected,
-        ..
-    } = block;
-    Err(StreamError::Damaged {
-        path: source.path(block.file),
-        offset,
-        bytes,
-        expected,
-        found,
-    })
+    let &Block { offset, bytes, checksum: expected, .. } = block;
+    Err(StreamError::Damaged { path: source.path(block.file), offset, bytes, expected, found })
 }
 
 /// Compute's borrow of one block; dropping it lets the block go.
@@ -273,11 +234,7 @@ pub struct BlockLease {
 
 impl AsRef<[u8]> for BlockLease {
     fn as_ref(&self) -> &[u8] {
-        (**self
-            .loaded
-            .as_ref()
-            .expect("held until the lease is dropped"))
-        .as_ref()
+        (**self.loaded.as_ref().expect("held until the lease is dropped")).as_ref()
     }
 }
 

@@ -80,10 +80,7 @@ pub struct Ledger {
 impl Ledger {
     /// An empty ledger.
     pub fn new(budget_bytes: u64) -> Arc<Ledger> {
-        Arc::new(Ledger {
-            budget_bytes,
-            held: Mutex::default(),
-        })
+        Arc::new(Ledger { budget_bytes, held: Mutex::default() })
     }
 
     /// The limit in bytes.
@@ -108,11 +105,7 @@ impl Ledger {
         bytes: u64,
     ) -> Result<Grant, OverBudget> {
         self.add(category, bytes)?;
-        Ok(Grant {
-            ledger: Arc::clone(self),
-            category,
-            bytes,
-        })
+        Ok(Grant { ledger: Arc::clone(self), category, bytes })
     }
 
     fn add(&self, category: Category, bytes: u64) -> Result<(), OverBudget> {
@@ -120,12 +113,7 @@ impl Ledger {
         let free_bytes = self.budget_bytes - held.iter().sum::<u64>();
         if bytes > free_bytes {
             let budget_bytes = self.budget_bytes;
-            return Err(OverBudget {
-                category,
-                need_bytes: bytes,
-                free_bytes,
-                budget_bytes,
-            });
+            return Err(OverBudget { category, need_bytes: bytes, free_bytes, budget_bytes });
         }
         held[category as usize] += bytes;
         Ok(())
@@ -182,10 +170,7 @@ mod tests {
         assert_eq!((refused.need_bytes, refused.free_bytes), (11, 10));
         assert_eq!(refused.smallest_budget_bytes(), 101);
         assert!(request.resize(41).is_err());
-        assert_eq!(
-            (request.bytes(), ledger.held_bytes(Category::Request)),
-            (30, 30)
-        );
+        assert_eq!((request.bytes(), ledger.held_bytes(Category::Request)), (30, 30));
         request.resize(40).unwrap();
         assert_eq!(ledger.free_bytes(), 0);
         request.resize(0).unwrap();

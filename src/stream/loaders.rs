@@ -29,9 +29,7 @@ impl Loaders {
                 })?;
             Ok((sender, thread))
         });
-        Ok(Loaders {
-            threads: threads.collect::<io::Result<_>>()?,
-        })
+        Ok(Loaders { threads: threads.collect::<io::Result<_>>()? })
     }
 
     /// Number of loaders.
@@ -42,9 +40,7 @@ impl Loaders {
     /// Sets every loader to work on `flow`, until it ends.
     pub fn serve(&self, flow: &Arc<Flow>) {
         for (sender, _) in &self.threads {
-            sender
-                .send(Arc::clone(flow))
-                .expect("a loader lives as long as its sender");
+            sender.send(Arc::clone(flow)).expect("a loader lives as long as its sender");
         }
     }
 }
@@ -84,13 +80,9 @@ mod tests {
     fn fixture(blocks: usize) -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("layer");
-        let content: Vec<u8> = (0..blocks * BLOCK_BYTES)
-            .map(|i| (i / 7 % 253) as u8 ^ (i >> 16) as u8)
-            .collect();
-        std::fs::File::create(&path)
-            .unwrap()
-            .write_all(&content)
-            .unwrap();
+        let content: Vec<u8> =
+            (0..blocks * BLOCK_BYTES).map(|i| (i / 7 % 253) as u8 ^ (i >> 16) as u8).collect();
+        std::fs::File::create(&path).unwrap().write_all(&content).unwrap();
         let tape = content
             .chunks(BLOCK_BYTES)
             .enumerate()
@@ -101,12 +93,7 @@ mod tests {
                 checksum: xxh3_64(bytes),
             })
             .collect();
-        Fixture {
-            tape,
-            content,
-            path,
-            _folder: folder,
-        }
+        Fixture { tape, content, path, _folder: folder }
     }
 
     impl Fixture {
@@ -160,46 +147,15 @@ mod tests {
     fn a_fault_ends_the_pass_with_its_place() {
         let fixture = fixture(12);
         let faulty = |faults| Arc::new(FaultySource::new(fixture.mapped(), faults));
-        let error = fixture.play(
-            faulty(Faults {
-                error_every: 1,
-                ..Faults::default()
-            }),
-            &[],
-        );
-        assert!(
-            matches!(error, Err(StreamError::Io { bytes: 65536, .. })),
-            "{error:?}"
-        );
-        let error = fixture.play(
-            faulty(Faults {
-                corrupt_every: 1,
-                ..Faults::default()
-            }),
-            &[],
-        );
-        assert!(
-            matches!(error, Err(StreamError::Damaged { .. })),
-            "{error:?}"
-        );
-        let error = fixture.play(
-            faulty(Faults {
-                short_every: 4,
-                ..Faults::default()
-            }),
-            &[],
-        );
+        let error = fixture.play(faulty(Faults { error_every: 1, ..Faults::default() }), &[]);
+        assert!(matches!(error, Err(StreamError::Io { bytes: 65536, .. })), "{error:?}");
+        let error = fixture.play(faulty(Faults { corrupt_every: 1, ..Faults::default() }), &[]);
+        assert!(matches!(error, Err(StreamError::Damaged { .. })), "{error:?}");
+        let error = fixture.play(faulty(Faults { short_every: 1, ..Faults::default() }), &[]);
         let text = error.unwrap_err().to_string();
-        assert!(
-            text.contains("the file ends before it") && text.contains("layer"),
-            "{text}"
-        );
+        assert!(text.contains("the file ends before it") && text.contains("layer"), "{text}");
         let delay = Duration::from_millis(2);
-        let slow = faulty(Faults {
-            delay_every: 2,
-            delay,
-            ..Faults::default()
-        });
+        let slow = faulty(Faults { delay_every: 2, delay, ..Faults::default() });
         assert!(fixture.play(slow, &[]).unwrap() == fixture.content);
     }
 
@@ -229,10 +185,7 @@ mod tests {
         let started = Instant::now();
         let source = Arc::new(ThrottledSource::new(fixture.mapped(), 10 << 20));
         fixture.play(source, &[]).unwrap();
-        assert!(
-            started.elapsed() >= Duration::from_millis(99),
-            "1 MiB at 10 MiB/s"
-        );
+        assert!(started.elapsed() >= Duration::from_millis(99), "1 MiB at 10 MiB/s");
     }
 
     #[test]
@@ -240,12 +193,8 @@ mod tests {
         let fixture = fixture(16);
         let loaders = Loaders::start(&[0, 0]).unwrap();
         for leave_after in 0..16 {
-            let flow = Flow::new(
-                fixture.mapped(),
-                Arc::clone(&fixture.tape),
-                &[],
-                2 * BLOCK_BYTES as u64,
-            );
+            let flow =
+                Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), &[], 2 * BLOCK_BYTES as u64);
             loaders.serve(&flow);
             for index in 0..leave_after {
                 flow.lease(index).unwrap();
@@ -253,10 +202,7 @@ mod tests {
             let late = flow.lease(leave_after).unwrap();
             flow.end();
             drop(late);
-            assert!(matches!(
-                flow.lease(leave_after),
-                Err(StreamError::Cancelled)
-            ));
+            assert!(matches!(flow.lease(leave_after), Err(StreamError::Cancelled)));
         }
     }
 }

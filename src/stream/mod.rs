@@ -36,20 +36,9 @@ pub struct Block {
 #[derive(Clone, Debug, Error)]
 pub enum StreamError {
     #[error("{path}: cannot read {bytes} bytes at offset {offset}: {error}\ncheck the disk, then restore the version or shard it again", path = path.display())]
-    Io {
-        path: PathBuf,
-        offset: u64,
-        bytes: u64,
-        error: Arc<std::io::Error>,
-    },
+    Io { path: PathBuf, offset: u64, bytes: u64, error: Arc<std::io::Error> },
     #[error("{path}: block at offset {offset} ({bytes} bytes) is damaged: its checksum is {found:016x}, not {expected:016x}\nrun hermes-shard verify, then restore the version or shard it again", path = path.display())]
-    Damaged {
-        path: PathBuf,
-        offset: u64,
-        bytes: u64,
-        expected: u64,
-        found: u64,
-    },
+    Damaged { path: PathBuf, offset: u64, bytes: u64, expected: u64, found: u64 },
     #[error("the pass was cancelled")]
     Cancelled,
 }

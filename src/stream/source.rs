@@ -58,10 +58,7 @@ impl MappedSource {
                 Err(error) => Err(io_error(path, 0..0, error)),
             })
             .collect::<Result<_, _>>()?;
-        Ok(MappedSource {
-            files,
-            read_ahead_bytes,
-        })
+        Ok(MappedSource { files, read_ahead_bytes })
     }
 }
 
@@ -89,12 +86,8 @@ impl WeightSource for MappedSource {
         let range = usize_range(&wanted, file.len())
             .ok_or_else(|| io_error(path.clone(), wanted.clone(), cut_short()))?;
         let populated = range.start..(range.end + self.read_ahead_bytes).min(file.len());
-        let held = MappedBlock {
-            file: Arc::clone(file),
-            range,
-        };
-        file.populate(populated)
-            .map_err(|e| io_error(path.clone(), wanted, e))?;
+        let held = MappedBlock { file: Arc::clone(file), range };
+        file.populate(populated).map_err(|e| io_error(path.clone(), wanted, e))?;
         Ok(Loaded(Box::new(held)))
     }
 
@@ -122,9 +115,7 @@ pub struct ReadSource {
 impl ReadSource {
     /// Opens `files` for reading; nothing is read.
     pub fn new(files: Vec<(PathBuf, File)>) -> Result<ReadSource, StreamError> {
-        MappedSource::new(files, 0).map(|mapped| ReadSource {
-            files: mapped.files,
-        })
+        MappedSource::new(files, 0).map(|mapped| ReadSource { files: mapped.files })
     }
 }
 
@@ -191,10 +182,7 @@ impl AlignedBuffer {
         let storage = vec![0; bytes + 2 * BUFFER_ALIGN];
         let start =
             storage.as_ptr().addr().next_multiple_of(BUFFER_ALIGN) - storage.as_ptr().addr();
-        AlignedBuffer {
-            storage,
-            range: start..start + bytes,
-        }
+        AlignedBuffer { storage, range: start..start + bytes }
     }
 
     fn as_mut(&mut self) -> &mut [u8] {
@@ -282,11 +270,7 @@ pub struct FaultySource {
 impl FaultySource {
     /// Makes `inner` fail as `faults` say.
     pub fn new(inner: Arc<dyn WeightSource>, faults: Faults) -> FaultySource {
-        FaultySource {
-            inner,
-            faults,
-            loads: AtomicU64::new(0),
-        }
+        FaultySource { inner, faults, loads: AtomicU64::new(0) }
     }
 }
 
@@ -300,14 +284,8 @@ fn mix(mut z: u64) -> u64 {
 
 impl WeightSource for FaultySource {
     fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
-        let Faults {
-            seed,
-            error_every,
-            short_every,
-            corrupt_every,
-            delay_every,
-            delay,
-        } = self.faults;
+        let Faults { seed, error_every, short_every, corrupt_every, delay_every, delay } =
+            self.faults;
         let count = self.loads.fetch_add(1, Ordering::Relaxed);
         let strikes = |every: u64, kind: u64| {
             every > 0 && mix(seed ^ mix(count ^ (kind << 56))).is_multiple_of(every)
@@ -349,9 +327,7 @@ impl WeightSource for FaultySource {
 }
 
 fn usize_range(range: &Range<u64>, limit: usize) -> Option<Range<usize>> {
-    let end = usize::try_from(range.end)
-        .ok()
-        .filter(|end| *end <= limit)?;
+    let end = usize::try_from(range.end).ok().filter(|end| *end <= limit)?;
     Some(usize::try_from(range.start).ok()?..end)
 }
 
@@ -361,10 +337,5 @@ fn cut_short() -> io::Error {
 
 fn io_error(path: PathBuf, range: Range<u64>, error: io::Error) -> StreamError {
     let (offset, bytes) = (range.start, range.end - range.start);
-    StreamError::Io {
-        path,
-        offset,
-        bytes,
-        error: Arc::new(error),
-    }
+    StreamError::Io { path, offset, bytes, error: Arc::new(error) }
 }

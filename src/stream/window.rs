@@ -41,30 +41,12 @@ impl Window {
     pub fn new(capacity_bytes: u64, blocks: impl IntoIterator<Item = (u64, bool)>) -> Window {
         let (sizes, states): (Vec<u64>, Vec<State>) = blocks
             .into_iter()
-            .map(|(size, pinned)| {
-                (
-                    size,
-                    if pinned {
-                        State::Pinned
-                    } else {
-                        State::Waiting
-                    },
-                )
-            })
+            .map(|(size, pinned)| (size, if pinned { State::Pinned } else { State::Waiting }))
             .unzip();
         let fits =
             |(size, state): (&u64, &State)| *state == State::Pinned || *size <= capacity_bytes;
-        assert!(
-            sizes.iter().zip(&states).all(fits),
-            "a block is larger than the window"
-        );
-        Window {
-            capacity_bytes,
-            held_bytes: 0,
-            sizes,
-            states,
-            next: 0,
-        }
+        assert!(sizes.iter().zip(&states).all(fits), "a block is larger than the window");
+        Window { capacity_bytes, held_bytes: 0, sizes, states, next: 0 }
     }
 
     /// Claims the next block in order if the window has room for it.
@@ -86,11 +68,7 @@ impl Window {
 
     /// A claimed block has arrived.
     pub fn loaded(&mut self, block: usize) {
-        assert_eq!(
-            self.states[block],
-            State::Loading,
-            "block {block} was not being loaded"
-        );
+        assert_eq!(self.states[block], State::Loading, "block {block} was not being loaded");
         self.states[block] = State::Ready;
     }
 
@@ -106,11 +84,7 @@ impl Window {
 
     /// The memory of a block that had arrived is free again.
     pub fn released(&mut self, block: usize) {
-        assert_eq!(
-            self.states[block],
-            State::Ready,
-            "block {block} was not held"
-        );
+        assert_eq!(self.states[block], State::Ready, "block {block} was not held");
         self.states[block] = State::Released;
         self.held_bytes -= self.sizes[block];
     }

@@ -7,11 +7,7 @@ use nix::unistd::Pid;
 /// say.
 pub fn allowed_cores() -> Vec<usize> {
     let cores = sched_getaffinity(Pid::from_raw(0))
-        .map(|set| {
-            (0..CpuSet::count())
-                .filter(|core| set.is_set(*core).unwrap_or(false))
-                .collect()
-        })
+        .map(|set| (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect())
         .unwrap_or_else(|_| vec![]);
     if cores.is_empty() { vec![0] } else { cores }
 }
@@ -19,9 +15,7 @@ pub fn allowed_cores() -> Vec<usize> {
 /// Pins the calling thread to one core; a refusal is logged and the thread runs unpinned.
 pub fn pin_current_thread(core: usize) {
     let mut set = CpuSet::new();
-    let pinned = set
-        .set(core)
-        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    let pinned = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
     if let Err(error) = pinned {
         log::warn!("cannot pin a thread to core {core} ({error}): it runs unpinned");
     }

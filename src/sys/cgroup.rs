@@ -23,11 +23,7 @@ const V1: Files = Files {
     peak: "memory.max_usage_in_bytes",
     limit: "memory.limit_in_bytes",
 };
-const V2: Files = Files {
-    current: "memory.current",
-    peak: "memory.peak",
-    limit: "memory.max",
-};
+const V2: Files = Files { current: "memory.current", peak: "memory.peak", limit: "memory.max" };
 
 impl MemoryCgroup {
     /// The cgroup of this process, from /proc/self/cgroup and mountinfo; `None` where the
@@ -53,16 +49,11 @@ impl MemoryCgroup {
     /// The limit, `None` where there is none.
     pub fn limit_bytes(&self) -> Option<u64> {
         // Version 1 says "none" as the largest multiple of the page size.
-        self.read(self.files.limit)
-            .filter(|limit| *limit < i64::MAX as u64 / 2)
+        self.read(self.files.limit).filter(|limit| *limit < i64::MAX as u64 / 2)
     }
 
     fn read(&self, name: &str) -> Option<u64> {
-        fs::read_to_string(self.folder.join(name))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+        fs::read_to_string(self.folder.join(name)).ok()?.trim().parse().ok()
     }
 }
 
@@ -82,10 +73,7 @@ fn candidates(groups: &str, mounts: &str) -> Vec<MemoryCgroup> {
             list if list.split(',').any(|c| c == "memory") => ("cgroup", V1),
             _ => continue,
         };
-        for mount in mounts
-            .lines()
-            .filter_map(|line| mount_of(line, kind, controllers))
-        {
+        for mount in mounts.lines().filter_map(|line| mount_of(line, kind, controllers)) {
             let path = path.strip_prefix(&mount.root).unwrap_or(path);
             let folder = Path::new(&mount.point).join(path.trim_start_matches('/'));
             found.push(MemoryCgroup { folder, files });
@@ -110,10 +98,7 @@ fn mount_of(line: &str, kind: &str, controllers: &str) -> Option<Mount> {
         return None;
     }
     let fields: Vec<&str> = before.split(' ').collect();
-    Some(Mount {
-        root: (*fields.get(3)?).to_string(),
-        point: (*fields.get(4)?).to_string(),
-    })
+    Some(Mount { root: (*fields.get(3)?).to_string(), point: (*fields.get(4)?).to_string() })
 }
 
 #[cfg(test)]

@@ -40,8 +40,7 @@ impl MappedFile {
     /// Brings the pages of `range` in and maps them. A bad sector is an error here, where a
     /// touch of the page would be a fatal signal (madvise(2), MADV_POPULATE_READ, Linux 5.14).
     pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
-        self.map
-            .advise_range(Advice::PopulateRead, range.start, range.len())
+        self.map.advise_range(Advice::PopulateRead, range.start, range.len())
     }
 
     /// The bytes of a populated range.
@@ -56,8 +55,7 @@ impl MappedFile {
     pub fn release(&self, range: Range<usize>) {
         // SAFETY: the mapping is a read-only file mapping: dropped pages read back the same.
         let unmapped = unsafe {
-            self.map
-                .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+            self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         };
         if let Err(error) = unmapped {
             log::warn!("madvise(DONTNEED) failed: {error}");
@@ -91,12 +89,8 @@ impl MappedFile {
 /// Asks the kernel to drop `range` of `file` from the page cache (posix_fadvise(2)).
 pub fn drop_cached(file: &File, range: Range<u64>) {
     let length = (range.end - range.start) as i64;
-    let dropped = posix_fadvise(
-        file,
-        range.start as i64,
-        length,
-        PosixFadviseAdvice::POSIX_FADV_DONTNEED,
-    );
+    let dropped =
+        posix_fadvise(file, range.start as i64, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     if let Err(error) = dropped {
         log::debug!("posix_fadvise(DONTNEED) failed: {error}");
     }
@@ -115,11 +109,8 @@ pub fn populate_supported() -> bool {
 pub fn page_size() -> usize {
     static SIZE: OnceLock<usize> = OnceLock::new();
     *SIZE.get_or_init(|| {
-        let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-            .ok()
-            .flatten();
-        size.and_then(|bytes| usize::try_from(bytes).ok())
-            .unwrap_or(4096)
+        let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+        size.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(4096)
     })
 }
 

@@ -60,10 +60,7 @@ mod tests {
             file_bytes: 0,
         };
         assert_eq!(parse_status(text), expected);
-        assert_eq!(
-            parse_status("VmHWM: many kB\nVmRSS"),
-            ProcessMemory::default()
-        );
+        assert_eq!(parse_status("VmHWM: many kB\nVmRSS"), ProcessMemory::default());
         assert!(process().resident_bytes > 0);
     }
 }
