@@ -2,10 +2,16 @@
 
 use super::Dtype;
 use serde::{Deserialize, Serialize, de::Error};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Version of the manifest's own format; a reader refuses any other.
 pub const FORMAT: u64 = 1;
+
+/// Its file name in a version's folder.
+pub const MANIFEST_NAME: &str = "manifest.json";
+
+/// Limit of a model's or version's name.
+pub const MAX_NAME_BYTES: usize = 128;
 
 /// One version of one model, as `manifest.json` describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +37,147 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
     pub provenance: Provenance,
+}
+
+/// Why a manifest cannot be believed.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON, or not the JSON of a manifest.
+    #[error("not a manifest: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Written by a newer program, or damaged.
+    #[error("field format is {found}, this program reads {FORMAT}")]
+    Format {
+        /// What the manifest says.
+        found: u64,
+    },
+    /// A field contradicts another, or is out of its limits.
+    #[error("field {field} {what}")]
+    Field {
+        /// Which, as a path: `layers[3].files.q8.path`.
+        field: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+impl Manifest {
+    /// Parses and checks a manifest.
+    ///
+    /// # Errors
+    /// The first field that cannot be believed.
+    pub fn parse(json: &[u8]) -> Result<Manifest, ManifestError> {
+        #[derive(Deserialize)]
+        struct OnlyFormat {
+            format: u64,
+        }
+        let OnlyFormat { format } = serde_json::from_slice(json)?;
+        if format != FORMAT {
+            return Err(ManifestError::Format { found: format });
+        }
+        let manifest: Manifest = serde_json::from_slice(json)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Checks what the types alone do not promise: names, paths, shapes, variants.
+    ///
+    /// # Errors
+    /// The first field that cannot be believed.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let invalid = |field: &str, what: &str| {
+            Err(ManifestError::Field { field: field.to_owned(), what: what.to_owned() })
+        };
+        if self.format != FORMAT {
+            return Err(ManifestError::Format { found: self.format });
+        }
+        if !is_name(&self.model) {
+            return invalid("model", "is no model name");
+        }
+        if !is_name(&self.version) {
+            return invalid("version", "is no version name");
+        }
+        if self.outputs.is_empty() {
+            return invalid("outputs", "is empty");
+        }
+        check_unique("inputs", self.inputs.iter().map(|port| &port.name))?;
+        check_unique("outputs", self.outputs.iter().map(|port| &port.name))?;
+        check_unique("weights", self.weights.iter().map(|weight| &weight.name))?;
+        check_unique("layers", self.layers.iter().map(|layer| &layer.name))?;
+        check_unique("variants", self.variants.iter())?;
+        if self.variants.is_empty() || !self.variants.iter().all(|name| is_name(name)) {
+            return invalid("variants", "must be names, at least one");
+        }
+        for (index, weight) in self.weights.iter().enumerate() {
+            weight.check(&format!("weights[{index}]"))?;
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.check(&format!("layers[{index}]"), &self.variants)?;
+        }
+        if let Some(Task::Embedding { output, .. }) = &self.task
+            && !self.outputs.iter().any(|port| port.name == *output)
+        {
+            return invalid("task.output", "is no output of the model");
+        }
+        self.check_paths()
+    }
+
+    /// Every path stays inside the folder, and no two entries share a file.
+    fn check_paths(&self) -> Result<(), ManifestError> {
+        let mut paths = vec![("graph.path".to_owned(), &self.graph.path)];
+        paths.extend(self.tokenizer.iter().map(|file| ("tokenizer.path".to_owned(), &file.path)));
+        for (index, layer) in self.layers.iter().enumerate() {
+            let files = layer.files.iter();
+            paths.extend(files.map(|(variant, entry)| {
+                (format!("layers[{index}].files.{variant}.path"), &entry.path)
+            }));
+        }
+        let mut seen = HashSet::new();
+        for (field, path) in paths {
+            let what = match () {
+                _ if !is_inner_path(path) => "leaves the version's folder, or is no plain path",
+                _ if path == MANIFEST_NAME || !seen.insert(path) => "names a file of another entry",
+                _ => continue,
+            };
+            let what = format!("is {path:?}, which {what}");
+            return Err(ManifestError::Field { field, what });
+        }
+        Ok(())
+    }
+}
+
+fn check_unique<'a>(
+    field: &str,
+    names: impl Iterator<Item = &'a String>,
+) -> Result<(), ManifestError> {
+    let mut seen = HashSet::new();
+    for name in names {
+        let what = match name.is_empty() {
+            true => "has an empty name".to_owned(),
+            false if seen.insert(name) => continue,
+            false => format!("has {name:?} twice"),
+        };
+        return Err(ManifestError::Field { field: field.to_owned(), what });
+    }
+    Ok(())
+}
+
+/// Whether `name` may be that of a model, a version or a variant: `[A-Za-z0-9._-]`, at most
+/// [`MAX_NAME_BYTES`], not starting with a dot (hidden) or a dash (an option).
+pub fn is_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=MAX_NAME_BYTES).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name.bytes().all(is_plain)
+}
+
+/// Whether `path` is relative, without `.`, `..`, empty parts, backslashes or control characters.
+fn is_inner_path(path: &str) -> bool {
+    const MAX_PATH_BYTES: usize = 1024;
+    let is_odd = |c: char| c.is_control() || c == '\\';
+    path.len() <= MAX_PATH_BYTES
+        && !path.contains(is_odd)
+        && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 /// An input or output of the model.
@@ -60,6 +207,27 @@ pub struct Weight {
     pub shape: Vec<u64>,
 }
 
+impl Weight {
+    /// Bytes of its values in the source's precision.
+    pub fn bytes(&self) -> u64 {
+        self.checked_bytes().expect("a checked manifest's shapes do not overflow")
+    }
+
+    fn checked_bytes(&self) -> Option<u64> {
+        let size = self.dtype.size() as u64;
+        self.shape.iter().try_fold(size, |product, dim| product.checked_mul(*dim))
+    }
+
+    fn check(&self, field: &str) -> Result<(), ManifestError> {
+        const MAX_WEIGHT_BYTES: u64 = 1 << 48;
+        if self.checked_bytes().is_some_and(|bytes| (1..=MAX_WEIGHT_BYTES).contains(&bytes)) {
+            return Ok(());
+        }
+        let what = format!("is {:?}, which no weight can have", self.shape);
+        Err(ManifestError::Field { field: format!("{field}.shape"), what })
+    }
+}
+
 /// One layer: the unit of the manifest, of the files and of the choice of a variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,6 +235,28 @@ pub struct Layer {
     pub name: String,
     /// Layer file by variant name.
     pub files: BTreeMap<String, LayerEntry>,
+}
+
+impl Layer {
+    fn check(&self, field: &str, variants: &[String]) -> Result<(), ManifestError> {
+        let missing = variants.iter().find(|variant| !self.files.contains_key(*variant));
+        if let Some(variant) = missing {
+            let what = format!("lacks variant {variant:?}");
+            return Err(ManifestError::Field { field: format!("{field}.files"), what });
+        }
+        for (variant, entry) in &self.files {
+            let field = format!("{field}.files.{variant}");
+            if !is_name(variant) {
+                let what = "is no variant name".to_owned();
+                return Err(ManifestError::Field { field, what });
+            }
+            if !(entry.relative_error >= 0.0 && entry.max_error >= 0.0) {
+                let what = "has an error below zero".to_owned();
+                return Err(ManifestError::Field { field, what });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A layer file of one variant.

@@ -4,7 +4,16 @@
 //! believed before it was verified. Nothing here knows tract, windows or HTTP.
 
 mod dtype;
+mod error;
+mod folder;
+mod install;
 pub mod layer_file;
 pub mod manifest;
+mod verify;
 
 pub use dtype::Dtype;
+pub use error::{FormatError, StoreError};
+pub use folder::{ModelDir, Store};
+pub use install::{Staging, install, staging};
+pub use layer_file::{block_rows, verify_block};
+pub use verify::Problem;

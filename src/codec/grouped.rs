@@ -1,0 +1,344 @@
+//! What all codecs with a scale per group share: the frame of a group, and the quantizer.
+//!
+//! A group is [`GROUP_DEPTH`] steps of a run: a bf16 scale per lane, then the packed integers. The
+//! last group of a run is padded with zeros. A value is its integer times its lane's scale.
+
+use super::{
+    Codec, GROUP_DEPTH, PANEL_ROWS, first_non_finite,
+    simd::{self, Kernel},
+};
+use std::fmt;
+
+/// Bytes of a scale.
+const SCALE_BYTES: usize = 2;
+
+/// Groups whose largest magnitude is below this (2^-112) are stored as zeros: their scales would
+/// leave bf16's normal range.
+const FLUSH: f32 = 1.925_93e-34;
+
+/// One value of each lane.
+type Lanes = [f32; PANEL_ROWS];
+
+/// The integers of a group of 16 lanes, k-major.
+pub(super) type Integers = [[i8; PANEL_ROWS]; GROUP_DEPTH];
+
+/// How one codec packs the integers of a group; [`Codec`] follows from it.
+pub(super) trait Grouped: Send + Sync + fmt::Debug + 'static {
+    /// The name users write.
+    const NAME: &'static str;
+    /// The code that stands for it in a layer file.
+    const CODE: u64;
+    /// Bits of an integer.
+    const BITS: usize;
+    /// Smallest integer.
+    const LOWEST: f32;
+    /// Largest integer.
+    const HIGHEST: f32;
+    /// What the value of largest magnitude may become; each is tried as a scale. The first must
+    /// keep every error of the group within `1 / HIGHEST` of that magnitude.
+    const TARGETS: &'static [f32];
+
+    /// Packs one lane's integers, or those of 16 lanes, after the scales in `stored`.
+    fn pack<const LANES: usize>(integers: &[[i8; LANES]; GROUP_DEPTH], stored: &mut Vec<u8>);
+
+    /// Decodes the packed integers of a whole group; implementations are `#[inline(always)]`.
+    fn unpack<const LANES: usize>(
+        packed: &[u8],
+        scales: &[f32; LANES],
+        values: &mut [[f32; LANES]; GROUP_DEPTH],
+    );
+}
+
+impl<G: Grouped> Codec for G {
+    fn name(&self) -> &'static str {
+        G::NAME
+    }
+
+    fn code(&self) -> u64 {
+        G::CODE
+    }
+
+    fn stored_bytes(&self, depth: usize, lanes: usize) -> usize {
+        depth.div_ceil(GROUP_DEPTH) * group_bytes::<G>(lanes)
+    }
+
+    fn encode(&self, values: &[f32], lanes: usize, stored: &mut Vec<u8>) {
+        let bad = first_non_finite(values);
+        assert_eq!(bad, None, "{} cannot store infinities or NaN", G::NAME);
+        match lanes {
+            1 => encode_line::<G>(values, stored),
+            PANEL_ROWS => encode_panel::<G>(values, stored),
+            _ => panic!("a run has 1 or {PANEL_ROWS} lanes, not {lanes}"),
+        }
+    }
+
+    fn decode(&self, stored: &[u8], lanes: usize, values: &mut [f32]) {
+        match lanes {
+            1 => simd::run(Decode::<G, 1>::new(stored, values)),
+            PANEL_ROWS => simd::run(Decode::<G, PANEL_ROWS>::new(stored, values)),
+            _ => panic!("a run has 1 or {PANEL_ROWS} lanes, not {lanes}"),
+        }
+    }
+
+    fn error_bound(&self, max_abs: f32) -> f32 {
+        const ROUNDING: f32 = 1.0 + 1e-6;
+        max_abs / G::HIGHEST * ROUNDING + FLUSH
+    }
+}
+
+/// Stored bytes of a group.
+const fn group_bytes<G: Grouped>(lanes: usize) -> usize {
+    lanes * (SCALE_BYTES + GROUP_DEPTH * G::BITS / 8)
+}
+
+/// Decodes a run: moves `BITS / 8` bytes in and 4 out per value, and is bound by the conversion
+/// from integers, then by the stores.
+struct Decode<'a, G, const LANES: usize> {
+    stored: &'a [u8],
+    values: &'a mut [f32],
+    codec: std::marker::PhantomData<G>,
+}
+
+impl<'a, G: Grouped, const LANES: usize> Decode<'a, G, LANES> {
+    fn new(stored: &'a [u8], values: &'a mut [f32]) -> Self {
+        let depth = values.len() / LANES;
+        let bytes = depth.div_ceil(GROUP_DEPTH) * group_bytes::<G>(LANES);
+        assert_eq!(values.len() % LANES, 0, "values of a {} run", G::NAME);
+        assert_eq!(stored.len(), bytes, "stored bytes of a {} run", G::NAME);
+        Decode { stored, values, codec: std::marker::PhantomData }
+    }
+}
+
+impl<G: Grouped, const LANES: usize> Kernel for Decode<'_, G, LANES> {
+    #[inline(always)]
+    fn run(self) {
+        let (steps, _) = self.values.as_chunks_mut::<LANES>();
+        let (groups, rest) = steps.as_chunks_mut::<GROUP_DEPTH>();
+        let mut stored = self.stored.chunks_exact(group_bytes::<G>(LANES));
+        for (values, stored) in groups.iter_mut().zip(&mut stored) {
+            decode_group::<G, LANES>(stored, values);
+        }
+        if let Some(stored) = stored.next() {
+            let mut values = [[0.0; LANES]; GROUP_DEPTH];
+            decode_group::<G, LANES>(stored, &mut values);
+            rest.copy_from_slice(&values[..rest.len()]);
+        }
+    }
+}
+
+#[inline(always)]
+fn decode_group<G: Grouped, const LANES: usize>(
+    stored: &[u8],
+    values: &mut [[f32; LANES]; GROUP_DEPTH],
+) {
+    let (bytes, packed) = stored.split_at(LANES * SCALE_BYTES);
+    let mut scales = [0.0; LANES];
+    for (scale, bytes) in scales.iter_mut().zip(bytes.as_chunks::<2>().0) {
+        *scale = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+    }
+    G::unpack(packed, &scales, values);
+}
+
+fn encode_panel<G: Grouped>(values: &[f32], stored: &mut Vec<u8>) {
+    let (steps, rest) = values.as_chunks::<PANEL_ROWS>();
+    assert!(rest.is_empty(), "a panel run has whole steps of {PANEL_ROWS} values");
+    for steps in steps.chunks(GROUP_DEPTH) {
+        let mut group = [[0.0; PANEL_ROWS]; GROUP_DEPTH];
+        group[..steps.len()].copy_from_slice(steps);
+        let quantized = quantize::<G>(&group);
+        stored.extend(quantized.scales.iter().flat_map(|scale| scale.to_le_bytes()));
+        G::pack(&quantized.integers, stored);
+    }
+}
+
+/// Encodes a run of one lane, 16 groups at a time in the lanes of the quantizer.
+fn encode_line<G: Grouped>(values: &[f32], stored: &mut Vec<u8>) {
+    for values in values.chunks(GROUP_DEPTH * PANEL_ROWS) {
+        let mut group = [[0.0; PANEL_ROWS]; GROUP_DEPTH];
+        for (lane, values) in values.chunks(GROUP_DEPTH).enumerate() {
+            for (step, value) in group.iter_mut().zip(values) {
+                step[lane] = *value;
+            }
+        }
+        let quantized = quantize::<G>(&group);
+        for lane in 0..values.len().div_ceil(GROUP_DEPTH) {
+            stored.extend(quantized.scales[lane].to_le_bytes());
+            G::pack(&quantized.integers.map(|step| [step[lane]]), stored);
+        }
+    }
+}
+
+/// A group of 16 lanes as integers and the bits of their bf16 scales.
+struct Quantized {
+    scales: [u16; PANEL_ROWS],
+    integers: Integers,
+}
+
+fn quantize<G: Grouped>(values: &[Lanes; GROUP_DEPTH]) -> Quantized {
+    let mut quantized =
+        Quantized { scales: [0; PANEL_ROWS], integers: [[0; PANEL_ROWS]; GROUP_DEPTH] };
+    simd::run(Quantize::<G> { values, quantized: &mut quantized, codec: std::marker::PhantomData });
+    quantized
+}
+
+/// Chooses each lane's scale by the least squared error: every target is tried with its scale
+/// already rounded to bf16, then the best is refined by least squares.
+///
+/// Works on values brought to magnitudes below 2 by a power of two, so that squares neither
+/// overflow nor vanish.
+struct Quantize<'a, G> {
+    values: &'a [Lanes; GROUP_DEPTH],
+    quantized: &'a mut Quantized,
+    codec: std::marker::PhantomData<G>,
+}
+
+/// Refinements by least squares after the search; more gain nothing measurable.
+const REFINEMENTS: usize = 2;
+
+impl<G: Grouped> Kernel for Quantize<'_, G> {
+    #[inline(always)]
+    fn run(self) {
+        let peaks = peaks(self.values);
+        let (mut down, mut up) = ([0.0; PANEL_ROWS], [0.0; PANEL_ROWS]);
+        let mut normal_peaks = [1.0; PANEL_ROWS];
+        for lane in 0..PANEL_ROWS {
+            (down[lane], up[lane]) = powers(peaks[lane]);
+            let peak = peaks[lane] * down[lane];
+            normal_peaks[lane] = if peak == 0.0 { 1.0 } else { peak };
+        }
+        let mut normal = [[0.0; PANEL_ROWS]; GROUP_DEPTH];
+        for (normal, values) in normal.iter_mut().zip(self.values) {
+            for lane in 0..PANEL_ROWS {
+                normal[lane] = values[lane] * down[lane];
+            }
+        }
+
+        let mut best = Fit::worst();
+        for target in G::TARGETS {
+            best.offer::<G>(&normal, normal_peaks.map(|peak| peak / target), &normal_peaks);
+        }
+        for _ in 0..REFINEMENTS {
+            let scales = least_squares::<G>(&normal, &best.scales);
+            best.offer::<G>(&normal, scales, &normal_peaks);
+        }
+
+        for lane in 0..PANEL_ROWS {
+            let scale = best.scales[lane] * up[lane];
+            self.quantized.scales[lane] = (scale.to_bits() >> 16) as u16;
+        }
+        let inverses = best.scales.map(|scale| 1.0 / scale);
+        for (integers, normal) in self.quantized.integers.iter_mut().zip(&normal) {
+            for lane in 0..PANEL_ROWS {
+                integers[lane] = round::<G>(normal[lane] * inverses[lane]).to_bits() as i8;
+            }
+        }
+    }
+}
+
+/// The best scales found so far, with their squared errors.
+struct Fit {
+    scales: Lanes,
+    errors: Lanes,
+}
+
+impl Fit {
+    #[inline(always)]
+    fn worst() -> Fit {
+        Fit { scales: [1.0; PANEL_ROWS], errors: [f32::INFINITY; PANEL_ROWS] }
+    }
+
+    /// Rounds `scales` to bf16 and keeps those that fit better, unless one value's error exceeds
+    /// the codec's bound.
+    #[inline(always)]
+    fn offer<G: Grouped>(
+        &mut self,
+        normal: &[Lanes; GROUP_DEPTH],
+        scales: Lanes,
+        normal_peaks: &Lanes,
+    ) {
+        let scales = scales.map(nearest_bf16);
+        let inverses = scales.map(|scale| 1.0 / scale);
+        let mut errors = [0.0; PANEL_ROWS];
+        let mut largest = [0.0f32; PANEL_ROWS];
+        for step in normal {
+            for lane in 0..PANEL_ROWS {
+                let integer = round::<G>(step[lane] * inverses[lane]) - ROUNDER;
+                let error = (step[lane] - integer * scales[lane]).abs();
+                errors[lane] += error * error;
+                largest[lane] = if error > largest[lane] { error } else { largest[lane] };
+            }
+        }
+        for lane in 0..PANEL_ROWS {
+            let bound = normal_peaks[lane].abs() * (1.0 / G::HIGHEST);
+            let is_better = (errors[lane] < self.errors[lane]) & (largest[lane] <= bound);
+            self.scales[lane] = if is_better { scales[lane] } else { self.scales[lane] };
+            self.errors[lane] = if is_better { errors[lane] } else { self.errors[lane] };
+        }
+    }
+}
+
+/// The scales that fit best the integers that `scales` give.
+#[inline(always)]
+fn least_squares<G: Grouped>(normal: &[Lanes; GROUP_DEPTH], scales: &Lanes) -> Lanes {
+    let inverses = scales.map(|scale| 1.0 / scale);
+    let mut products = [0.0; PANEL_ROWS];
+    let mut squares = [0.0; PANEL_ROWS];
+    for step in normal {
+        for lane in 0..PANEL_ROWS {
+            let integer = round::<G>(step[lane] * inverses[lane]) - ROUNDER;
+            products[lane] += step[lane] * integer;
+            squares[lane] += integer * integer;
+        }
+    }
+    let mut refined = *scales;
+    for lane in 0..PANEL_ROWS {
+        let is_defined = products[lane] != 0.0;
+        refined[lane] = if is_defined { products[lane] / squares[lane] } else { scales[lane] };
+    }
+    refined
+}
+
+/// Adding it to a small value rounds that to the nearest integer, ties to even, which then stands
+/// in the sum's low bits.
+const ROUNDER: f32 = 12_582_912.0; // 1.5 * 2^23
+
+/// Clamps to the codec's integers and adds [`ROUNDER`].
+#[inline(always)]
+fn round<G: Grouped>(value: f32) -> f32 {
+    let value = if value < G::LOWEST { G::LOWEST } else { value };
+    let value = if value > G::HIGHEST { G::HIGHEST } else { value };
+    value + ROUNDER
+}
+
+/// The value of largest magnitude of each lane.
+#[inline(always)]
+fn peaks(values: &[Lanes; GROUP_DEPTH]) -> Lanes {
+    let mut peaks = [0.0f32; PANEL_ROWS];
+    for step in values {
+        for lane in 0..PANEL_ROWS {
+            let is_larger = step[lane].abs() > peaks[lane].abs();
+            peaks[lane] = if is_larger { step[lane] } else { peaks[lane] };
+        }
+    }
+    peaks
+}
+
+/// The power of two that brings `peak` to a magnitude in 1..2, and its inverse; zeros for a peak
+/// that is flushed.
+#[inline(always)]
+fn powers(peak: f32) -> (f32, f32) {
+    const HALVED_SMALLEST: u32 = 0x0040_0000; // 2^-127
+    let exponent = (peak.to_bits() >> 23) & 0xff;
+    let down = if exponent == 254 { HALVED_SMALLEST } else { (254 - exponent) << 23 };
+    let is_flushed = peak.abs() < FLUSH;
+    let down = if is_flushed { 0 } else { down };
+    let up = if is_flushed { 0 } else { exponent << 23 };
+    (f32::from_bits(down), f32::from_bits(up))
+}
+
+/// Rounds a finite value to the nearest bf16, ties to even.
+#[inline(always)]
+fn nearest_bf16(value: f32) -> f32 {
+    let bits = value.to_bits();
+    f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+}

@@ -1,0 +1,124 @@
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Why bytes are not a layer file's header and index; offsets are from the start of the file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// The first bytes are some other format's.
+    #[error("magic at byte 0 is not that of a layer file")]
+    Magic,
+    /// A newer format, or damage.
+    #[error("format version at byte 8 is {found}, this program reads {expected}")]
+    Version {
+        /// What the file says.
+        found: u64,
+        /// What this program reads.
+        expected: u64,
+    },
+    /// The bytes end inside a field.
+    #[error("{field} at byte {offset} needs {needed} bytes, {left} are left")]
+    Truncated {
+        /// What was being read.
+        field: &'static str,
+        /// Where it starts.
+        offset: u64,
+        /// Bytes it takes.
+        needed: u64,
+        /// Bytes there are.
+        left: u64,
+    },
+    /// A field disagrees with another, or is out of its limits.
+    #[error("{field} at byte {offset} {what}")]
+    Field {
+        /// What was read.
+        field: &'static str,
+        /// Where it starts.
+        offset: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// Why a file or folder of the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The system refused an operation.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A layer file's header or index is wrong.
+    #[error("{}: {source}\nbuild this version again with hermes-shard build --force", path.display())]
+    Format {
+        /// The layer file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// A file disagrees with the manifest or with its own index.
+    #[error("{}: {what}\nbuild this version again with hermes-shard build --force", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What disagrees, with tensor, rows and offset where it is a block.
+        what: String,
+    },
+    /// A manifest cannot be believed.
+    #[error("{}: {source}\nbuild this version again with hermes-shard build --force", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: super::manifest::ManifestError,
+    },
+    /// A model or version name outside `[A-Za-z0-9._-]`, too long, or starting with a dot.
+    #[error(
+        "{name:?} is no name of a model or version\nuse letters, digits, '.', '_' and '-', at most \
+         {max} of them, not starting with a dot or dash",
+        max = super::manifest::MAX_NAME_BYTES
+    )]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The store has no such model or version.
+    #[error("{} has no {what}\nlist what it has with hermesctl ls, or build it with hermes-shard build", store.display())]
+    Missing {
+        /// The store's folder.
+        store: PathBuf,
+        /// What was looked for.
+        what: String,
+    },
+    /// A version of this name is there already.
+    #[error("{} exists already\nchoose another --version, or replace it with --force", path.display())]
+    Exists {
+        /// The version's folder.
+        path: PathBuf,
+    },
+    /// The caller of a writer broke its rules.
+    #[error("{}: {what}", path.display())]
+    Misuse {
+        /// The file being written.
+        path: PathBuf,
+        /// Which rule.
+        what: String,
+    },
+}
+
+impl StoreError {
+    /// Wraps what the system said about `action` on `path`.
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+        StoreError::Io { action, path: path.to_owned(), source }
+    }
+
+    pub(crate) fn corrupt(path: &Path, what: impl Into<String>) -> StoreError {
+        StoreError::Corrupt { path: path.to_owned(), what: what.into() }
+    }
+}

@@ -1,0 +1,227 @@
+use super::{
+    StoreError,
+    layer_file::{LayerFile, open_file},
+    manifest::{FileEntry, MANIFEST_NAME, Manifest, is_name},
+};
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// File in a model's folder that holds the name of the served version.
+pub(super) const CURRENT_NAME: &str = "current";
+
+/// Limit of a manifest.
+const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+
+/// Limit of the file `current`: a name and a line feed fit several times.
+const MAX_CURRENT_BYTES: u64 = 1024;
+
+/// A folder of models: `<store>/<model>/<version>/manifest.json`.
+#[derive(Clone, Debug)]
+pub struct Store {
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens the store in `path`.
+    ///
+    /// # Errors
+    /// The system's, where there is no such folder.
+    pub fn open(path: &Path) -> Result<Store, StoreError> {
+        fs::read_dir(path).map_err(|e| StoreError::io("open the store", path, e))?;
+        Ok(Store { path: path.to_owned() })
+    }
+
+    /// The store's folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of the models that have a served version, sorted.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn models(&self) -> Result<Vec<String>, StoreError> {
+        let mut names = folders(&self.path)?;
+        names.retain(|name| is_plain_file(&self.path.join(name).join(CURRENT_NAME)));
+        Ok(names)
+    }
+
+    /// Names of a model's versions, sorted.
+    ///
+    /// # Errors
+    /// A bad name, or no such model.
+    pub fn versions(&self, model: &str) -> Result<Vec<String>, StoreError> {
+        let folder = self.model_path(model)?;
+        let mut names = folders(&folder)?;
+        names.retain(|name| is_plain_file(&folder.join(name).join(MANIFEST_NAME)));
+        Ok(names)
+    }
+
+    /// The served version of a model.
+    ///
+    /// # Errors
+    /// A bad name, no such model, or a manifest that cannot be believed.
+    pub fn current(&self, model: &str) -> Result<ModelDir, StoreError> {
+        let path = self.model_path(model)?.join(CURRENT_NAME);
+        let bytes = read_whole(&path, MAX_CURRENT_BYTES)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let version = text.trim_end_matches('\n');
+        if !is_name(version) {
+            return Err(StoreError::corrupt(&path, format!("{version:?} is no version name")));
+        }
+        self.version(model, version)
+    }
+
+    /// A version of a model.
+    ///
+    /// # Errors
+    /// As [`Store::current`].
+    pub fn version(&self, model: &str, version: &str) -> Result<ModelDir, StoreError> {
+        let path = self.model_path(model)?.join(checked(version)?);
+        if !is_plain_folder(&path) {
+            let what = format!("version {version} of {model}");
+            return Err(StoreError::Missing { store: self.path.clone(), what });
+        }
+        let dir = ModelDir::open(&path)?;
+        if dir.manifest.model != model || dir.manifest.version != version {
+            let Manifest { model, version, .. } = &dir.manifest;
+            let what = format!("describes version {version} of {model}");
+            return Err(StoreError::corrupt(&path.join(MANIFEST_NAME), what));
+        }
+        Ok(dir)
+    }
+
+    fn model_path(&self, model: &str) -> Result<PathBuf, StoreError> {
+        let path = self.path.join(checked(model)?);
+        if !is_plain_folder(&path) {
+            let what = format!("model {model}");
+            return Err(StoreError::Missing { store: self.path.clone(), what });
+        }
+        Ok(path)
+    }
+}
+
+/// One version of one model, its manifest parsed and checked.
+#[derive(Clone, Debug)]
+pub struct ModelDir {
+    /// The version's folder.
+    pub path: PathBuf,
+    /// What it says it holds.
+    pub manifest: Manifest,
+}
+
+impl ModelDir {
+    /// Opens the version in the folder `path`, in a store or not.
+    ///
+    /// # Errors
+    /// The system's, or a manifest that cannot be believed.
+    pub fn open(path: &Path) -> Result<ModelDir, StoreError> {
+        let file = path.join(MANIFEST_NAME);
+        let bytes = read_whole(&file, MAX_MANIFEST_BYTES)?;
+        let manifest = Manifest::parse(&bytes)
+            .map_err(|source| StoreError::Manifest { path: file, source })?;
+        Ok(ModelDir { path: path.to_owned(), manifest })
+    }
+
+    /// Opens the layer file of layer `layer` in variant `variant`, checked against the manifest.
+    ///
+    /// # Errors
+    /// As [`LayerFile::open`]; [`StoreError::Missing`] for a layer or variant that is not there.
+    pub fn open_layer(&self, layer: usize, variant: &str) -> Result<LayerFile, StoreError> {
+        let files = self.manifest.layers.get(layer).map(|layer| &layer.files);
+        let entry = files.and_then(|files| files.get(variant)).ok_or_else(|| {
+            let what = format!("layer {layer} in variant {variant}");
+            StoreError::Missing { store: self.path.clone(), what }
+        })?;
+        LayerFile::open(&self.file_path(&entry.path)?, Some(entry))
+    }
+
+    /// Reads a file of the manifest whole and checks length and checksum.
+    ///
+    /// # Errors
+    /// The system's, or [`StoreError::Corrupt`].
+    pub fn read_file(&self, entry: &FileEntry) -> Result<Vec<u8>, StoreError> {
+        let path = self.file_path(&entry.path)?;
+        let bytes = read_whole(&path, entry.bytes)?;
+        check_file(&path, entry, bytes.len() as u64, xxh3_64(&bytes))?;
+        Ok(bytes)
+    }
+
+    /// Where a file of the manifest lies. The manifest's paths cannot climb out of the folder;
+    /// neither may a link on the way.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] where a part of the path is a link.
+    pub fn file_path(&self, relative: &str) -> Result<PathBuf, StoreError> {
+        let mut path = self.path.clone();
+        for part in relative.split('/') {
+            path.push(part);
+            if path.is_symlink() {
+                return Err(StoreError::corrupt(&path, "is a link, which may lead anywhere"));
+            }
+        }
+        Ok(path)
+    }
+}
+
+/// Compares what a file is with what the manifest says.
+pub(super) fn check_file(
+    path: &Path,
+    entry: &FileEntry,
+    bytes: u64,
+    checksum: u64,
+) -> Result<(), StoreError> {
+    if bytes != entry.bytes {
+        let what = format!("has {bytes} bytes, the manifest says {}", entry.bytes);
+        return Err(StoreError::corrupt(path, what));
+    }
+    if checksum != entry.checksum.0 {
+        let what =
+            format!("has checksum {checksum:016x}, the manifest says {:016x}", entry.checksum.0);
+        return Err(StoreError::corrupt(path, what));
+    }
+    Ok(())
+}
+
+/// Reads a file of at most `limit` bytes.
+fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
+    let (file, bytes) = open_file(path)?;
+    if bytes > limit {
+        let what = format!("has {bytes} bytes, expected at most {limit}");
+        return Err(StoreError::corrupt(path, what));
+    }
+    let mut content = Vec::new();
+    let result = file.take(limit).read_to_end(&mut content);
+    result.map_err(|e| StoreError::io("read", path, e))?;
+    Ok(content)
+}
+
+pub(super) fn checked(name: &str) -> Result<&str, StoreError> {
+    if is_name(name) { Ok(name) } else { Err(StoreError::Name { name: name.to_owned() }) }
+}
+
+fn is_plain_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
+}
+
+pub(super) fn is_plain_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Names of the folders in `path` that may be models or versions, sorted.
+fn folders(path: &Path) -> Result<Vec<String>, StoreError> {
+    let error = |e: io::Error| StoreError::io("list", path, e);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(error)? {
+        let entry = entry.map_err(error)?;
+        let is_folder = entry.file_type().map_err(error)?.is_dir();
+        let name = entry.file_name().into_string().ok();
+        names.extend(name.filter(|name| is_folder && is_name(name)));
+    }
+    names.sort();
+    Ok(names)
+}

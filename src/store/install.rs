@@ -1,0 +1,184 @@
+use super::{
+    ModelDir, StoreError,
+    folder::{CURRENT_NAME, checked, is_plain_folder},
+};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// Start of the names of folders that are being built or removed; no model or version name starts
+/// with a dot.
+const STAGING_PREFIX: &str = ".staging-";
+
+/// File in a staging folder that its builder holds locked for as long as it lives.
+const LOCK_NAME: &str = ".lock";
+
+/// Folder in a staging folder that becomes the version.
+const CONTENT_NAME: &str = "version";
+
+/// A folder of the store in which a version is built; removed on drop unless it was installed.
+#[derive(Debug)]
+pub struct Staging {
+    root: PathBuf,
+    content: PathBuf,
+    _lock: File,
+}
+
+impl Staging {
+    /// The folder to fill and to hand to [`install`].
+    pub fn path(&self) -> &Path {
+        &self.content
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // A leftover is invisible to readers, and the next build removes it.
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+/// Starts a build in the store, which is created where it is missing; what interrupted builds left
+/// behind is removed.
+///
+/// # Errors
+/// The system's.
+pub fn staging(store_dir: &Path) -> Result<Staging, StoreError> {
+    fs::create_dir_all(store_dir).map_err(|e| StoreError::io("create", store_dir, e))?;
+    clean(store_dir)?;
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let root = store_dir.join(format!("{STAGING_PREFIX}{}-{number}", process::id()));
+    let content = root.join(CONTENT_NAME);
+    fs::create_dir(&root).map_err(|e| StoreError::io("create", &root, e))?;
+    let lock = lock_new(&root.join(LOCK_NAME));
+    let lock = lock.map_err(|e| StoreError::io("lock", &root, e))?;
+    fs::create_dir(&content).map_err(|e| StoreError::io("create", &content, e))?;
+    Ok(Staging { root, content, _lock: lock })
+}
+
+fn lock_new(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.lock()?;
+    Ok(file)
+}
+
+/// Removes the staging folders whose builder is gone.
+fn clean(store_dir: &Path) -> Result<(), StoreError> {
+    let error = |e| StoreError::io("list", store_dir, e);
+    for entry in fs::read_dir(store_dir).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let is_staging = name.is_some_and(|name| name.starts_with(STAGING_PREFIX));
+        if is_staging && is_plain_folder(&path) && is_abandoned(&path) {
+            fs::remove_dir_all(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether no living process holds the folder's lock. A folder without a lock file is one whose
+/// builder died, or is just about to create it: it counts as abandoned once it is a minute old.
+fn is_abandoned(staging: &Path) -> bool {
+    const GRACE_S: u64 = 60;
+    match File::open(staging.join(LOCK_NAME)) {
+        Ok(lock) => lock.try_lock().is_ok(),
+        Err(_) => fs::metadata(staging)
+            .and_then(|metadata| metadata.modified())
+            .ok()
+            .and_then(|modified| modified.elapsed().ok())
+            .is_some_and(|age| age.as_secs() >= GRACE_S),
+    }
+}
+
+/// Makes the version that was built in `staging_dir` (a folder of `store_dir`'s file system) the
+/// served one of `model`: checks it, syncs it, renames it into place, then replaces `current`.
+///
+/// # Errors
+/// [`StoreError::Exists`] where the version is there and `force` is not set; a manifest or layer
+/// file that cannot be believed; the system's. Before the rename nothing has changed.
+pub fn install(
+    store_dir: &Path,
+    staging_dir: &Path,
+    model: &str,
+    version: &str,
+    force: bool,
+) -> Result<ModelDir, StoreError> {
+    let model_path = store_dir.join(checked(model)?);
+    let target = model_path.join(checked(version)?);
+    if !force && fs::symlink_metadata(&target).is_ok() {
+        return Err(StoreError::Exists { path: target });
+    }
+    let built = ModelDir::open(staging_dir)?;
+    if built.manifest.model != model || built.manifest.version != version {
+        let what = format!("its manifest does not describe version {version} of {model}");
+        return Err(StoreError::corrupt(staging_dir, what));
+    }
+    sync_tree(staging_dir)?;
+    let is_new = !is_plain_folder(&model_path);
+    fs::create_dir_all(&model_path).map_err(|e| StoreError::io("create", &model_path, e))?;
+    if is_new {
+        sync(store_dir)?;
+    }
+    place(store_dir, staging_dir, &target)?;
+    sync(&model_path)?;
+    replace_current(&model_path, version)?;
+    Ok(ModelDir { path: target, manifest: built.manifest })
+}
+
+/// Renames the new version into place; an old one is renamed aside before and removed after.
+fn place(store_dir: &Path, staging_dir: &Path, target: &Path) -> Result<(), StoreError> {
+    let rename = |from: &Path, to: &Path| {
+        fs::rename(from, to).map_err(|e| StoreError::io("install", target, e))
+    };
+    if fs::symlink_metadata(target).is_err() {
+        return rename(staging_dir, target);
+    }
+    let aside = staging(store_dir)?;
+    let old = aside.path().join("old");
+    rename(target, &old)?;
+    rename(staging_dir, target).inspect_err(|_| {
+        // Put the old version back; where that fails too, the first error is the one to report.
+        let _ = fs::rename(&old, target);
+    })
+}
+
+/// Replaces the file `current` in one step.
+fn replace_current(model_path: &Path, version: &str) -> Result<(), StoreError> {
+    let path = model_path.join(CURRENT_NAME);
+    let temporary = model_path.join(format!(".{CURRENT_NAME}-{}", process::id()));
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(format!("{version}\n").as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)
+    };
+    write().map_err(|e| StoreError::io("replace", &path, e))?;
+    sync(model_path)
+}
+
+/// Syncs every file and folder below `folder`, and itself.
+fn sync_tree(folder: &Path) -> Result<(), StoreError> {
+    let error = |e| StoreError::io("list", folder, e);
+    for entry in fs::read_dir(folder).map_err(error)? {
+        let entry = entry.map_err(error)?;
+        let kind = entry.file_type().map_err(error)?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if kind.is_file() {
+            sync(&entry.path())?;
+        } else {
+            return Err(StoreError::corrupt(&entry.path(), "is neither a file nor a folder"));
+        }
+    }
+    sync(folder)
+}
+
+fn sync(path: &Path) -> Result<(), StoreError> {
+    let result = File::open(path).and_then(|file| file.sync_all());
+    result.map_err(|e| StoreError::io("sync", path, e))
+}
