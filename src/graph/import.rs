@@ -30,6 +30,8 @@ pub enum UseKind {
 /// One streamed op of the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightUse {
+    /// Number of the streamed op, by which it asks its [`super::Feed`].
+    pub slot: usize,
     /// Index into the weights given to [`import`].
     pub weight: usize,
     pub kind: UseKind,
@@ -203,7 +205,7 @@ fn replace_linear(
     patch.shunt_outside(model, id.into(), wire[0])?;
     patch.apply(model)?;
     let kind = UseKind::Linear { transposed: product.transposed };
-    Ok(Some(WeightUse { weight: product.weight, kind, node: name }))
+    Ok(Some(WeightUse { slot, weight: product.weight, kind, node: name }))
 }
 
 /// A product of an activation with one weight matrix, and the axis changes around it.
@@ -367,7 +369,7 @@ fn replace_gather(
     let wire = patch.wire_node(&name, op, &[tap])?;
     patch.shunt_outside(model, id.into(), wire[0])?;
     patch.apply(model)?;
-    Ok(Some(WeightUse { weight: view.weight, kind: UseKind::Gather, node: name }))
+    Ok(Some(WeightUse { slot, weight: view.weight, kind: UseKind::Gather, node: name }))
 }
 
 /// Turns a weight that still has consumers into a streamed constant.
@@ -396,7 +398,7 @@ fn replace_constant(
     let shape = fact.shape.as_concrete().context("a weight's shape is concrete")?.into();
     let op = Constant { slot, shape, dtype: fact.datum_type };
     model.node_mut(node).op = Box::new(op);
-    Ok(Some(WeightUse { weight, kind: UseKind::Constant, node: name }))
+    Ok(Some(WeightUse { slot, weight, kind: UseKind::Constant, node: name }))
 }
 
 /// Nodes that some output depends on.

@@ -169,10 +169,7 @@ impl Flow {
 
     fn load(&self, index: usize) {
         let block = &self.tape[index];
-        let loaded = self.source.load(block).and_then(|loaded| {
-            verify(&*self.source, block, loaded.as_ref())?;
-            Ok(Arc::new(loaded))
-        });
+        let loaded = load_verified(&*self.source, block).map(Arc::new);
         let mut state = self.lock();
         state.busy -= 1;
         match loaded {
@@ -211,15 +208,12 @@ impl Flow {
     }
 }
 
-/// Checks a block's bytes against its checksum.
-pub(super) fn verify(
-    source: &dyn WeightSource,
-    block: &Block,
-    bytes: &[u8],
-) -> Result<(), StreamError> {
-    let found = xxh3_64(bytes);
+/// Loads one block and checks its bytes against its checksum.
+pub fn load_verified(source: &dyn WeightSource, block: &Block) -> Result<Loaded, StreamError> {
+    let loaded = source.load(block)?;
+    let found = xxh3_64(loaded.as_ref());
     if found == block.checksum {
-        return Ok(());
+        return Ok(loaded);
     }
     let &Block { offset, bytes, checksum: expected, .. } = block;
     Err(StreamError::Damaged { path: source.path(block.file), offset, bytes, expected, found })

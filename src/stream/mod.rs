@@ -9,7 +9,7 @@ mod loaders;
 mod source;
 mod window;
 
-pub use flow::{BlockLease, Flow, FlowCounters};
+pub use flow::{BlockLease, Flow, FlowCounters, load_verified};
 pub use ledger::{Category, Grant, Ledger, OverBudget};
 pub use loaders::Loaders;
 pub use source::{
@@ -39,6 +39,8 @@ pub enum StreamError {
     Io { path: PathBuf, offset: u64, bytes: u64, error: Arc<std::io::Error> },
     #[error("{path}: block at offset {offset} ({bytes} bytes) is damaged: its checksum is {found:016x}, not {expected:016x}\nrun hermes-shard verify, then restore the version or shard it again", path = path.display())]
     Damaged { path: PathBuf, offset: u64, bytes: u64, expected: u64, found: u64 },
+    #[error("{path}: table row at offset {offset} is damaged: its checksum disagrees\nrun hermes-shard verify, then restore the version or shard it again", path = path.display())]
+    DamagedRow { path: PathBuf, offset: u64 },
     #[error("the pass was cancelled")]
     Cancelled,
 }

@@ -75,7 +75,8 @@ fn candidates(groups: &str, mounts: &str) -> Vec<MemoryCgroup> {
         };
         for mount in mounts.lines().filter_map(|line| mount_of(line, kind, controllers)) {
             let path = path.strip_prefix(&mount.root).unwrap_or(path);
-            let folder = Path::new(&mount.point).join(path.trim_start_matches('/'));
+            let folder: PathBuf =
+                Path::new(&mount.point).join(path.trim_start_matches('/')).components().collect();
             found.push(MemoryCgroup { folder, files });
         }
     }

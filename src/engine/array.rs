@@ -1,0 +1,105 @@
+use crate::graph::{datum_of, dtype_of};
+use crate::store::Dtype;
+use thiserror::Error;
+use tract_core::internal::*;
+
+/// A tensor as it crosses the engine's border: element type, shape, little-endian bytes in
+/// row-major order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Array {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// An array whose parts disagree.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ArrayError {
+    #[error("shape {shape:?} of {dtype} takes {expected} bytes, there are {found}")]
+    Length { dtype: Dtype, shape: Vec<usize>, expected: u64, found: usize },
+    #[error("shape {shape:?} is too large")]
+    Shape { shape: Vec<usize> },
+    #[error("element {index} of a BOOL is {value}, not 0 or 1")]
+    Bool { index: usize, value: u8 },
+}
+
+impl Array {
+    /// Checks that the parts agree.
+    pub fn new(dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Result<Array, ArrayError> {
+        let size = shape.iter().try_fold(dtype.size(), |size, dim| size.checked_mul(*dim));
+        let Some(expected) = size.filter(|size| *size <= isize::MAX as usize) else {
+            return Err(ArrayError::Shape { shape });
+        };
+        if expected != bytes.len() {
+            let (expected, found) = (expected as u64, bytes.len());
+            return Err(ArrayError::Length { dtype, shape, expected, found });
+        }
+        if dtype == Dtype::Bool
+            && let Some(index) = bytes.iter().position(|value| *value > 1)
+        {
+            return Err(ArrayError::Bool { index, value: bytes[index] });
+        }
+        Ok(Array { dtype, shape, bytes })
+    }
+
+    /// An f32 array.
+    pub fn from_f32(shape: Vec<usize>, values: &[f32]) -> Result<Array, ArrayError> {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Array::new(Dtype::Fp32, shape, bytes)
+    }
+
+    /// An i64 array.
+    pub fn from_i64(shape: Vec<usize>, values: &[i64]) -> Result<Array, ArrayError> {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Array::new(Dtype::Int64, shape, bytes)
+    }
+
+    /// Its values, where it is f32.
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
+        (self.dtype == Dtype::Fp32).then(|| {
+            let (values, _) = self.bytes.as_chunks::<4>();
+            values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        })
+    }
+
+    /// The tensor tract computes with; `None` for an element type it does not have.
+    pub(super) fn to_tensor(&self) -> Option<TractResult<Tensor>> {
+        let datum = datum_of(self.dtype)?;
+        Some(Tensor::zero_dt(datum, &self.shape).map(|mut tensor| {
+            tensor.as_bytes_mut().copy_from_slice(&self.bytes);
+            tensor
+        }))
+    }
+
+    /// The array of a tensor; symbolic dimensions become 64-bit integers.
+    pub(super) fn from_tensor(tensor: &Tensor) -> TractResult<Array> {
+        let dtype = dtype_of(tensor.datum_type())
+            .with_context(|| format!("{:?} cannot leave the engine", tensor.datum_type()))?;
+        let datum = datum_of(dtype).context("every type that leaves has a tract type")?;
+        let tensor = tensor.cast_to_dt(datum)?;
+        Ok(Array { dtype, shape: tensor.shape().to_vec(), bytes: tensor.as_bytes().to_vec() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_must_agree() {
+        let length = Array::new(Dtype::Fp32, vec![2, 3], vec![0; 23]);
+        assert!(matches!(length, Err(ArrayError::Length { expected: 24, found: 23, .. })));
+        let huge = Array::new(Dtype::Fp64, vec![usize::MAX, 2], vec![]);
+        assert!(matches!(huge, Err(ArrayError::Shape { .. })));
+        let boolean = Array::new(Dtype::Bool, vec![2], vec![1, 2]);
+        assert_eq!(boolean, Err(ArrayError::Bool { index: 1, value: 2 }));
+    }
+
+    #[test]
+    fn tensors_come_back_as_they_went() {
+        let array = Array::from_f32(vec![2, 2], &[1.0, -2.5, f32::NAN, 0.0]).unwrap();
+        let tensor = array.to_tensor().unwrap().unwrap();
+        assert_eq!(Array::from_tensor(&tensor).unwrap(), array);
+        assert!(Array::new(Dtype::Bf16, vec![1], vec![0; 2]).unwrap().to_tensor().is_none());
+    }
+}

@@ -1,0 +1,95 @@
+use crate::graph::GraphError;
+use crate::store::StoreError;
+use crate::stream::{OverBudget, StreamError};
+use thiserror::Error;
+
+/// Why the engine did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// No model of that name is in the store.
+    #[error(
+        "model \"{model}\" is not in the store\ninstall it with hermes-shard build --name {model}"
+    )]
+    UnknownModel { model: String },
+    /// The model has no such variant.
+    #[error(
+        "model \"{model}\" has no variant \"{variant}\"\nit has {}; shard it again with --variants {variant}",
+        known.join(", ")
+    )]
+    UnknownVariant { model: String, variant: String, known: Vec<String> },
+    /// The request does not fit the model.
+    #[error("{0}")]
+    Invalid(String),
+    /// The budget does not suffice.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
+    /// The window cannot hold the model's largest block.
+    #[error(
+        "a window of {window_bytes} bytes is smaller than a block of {block_bytes} of model \"{model}\"\n\
+         give --window at least {block_bytes}"
+    )]
+    WindowTooSmall { model: String, window_bytes: u64, block_bytes: u64 },
+    /// The store's files cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The graph cannot be run.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// A weight could not be brought in; the model is out of service from here on.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// An earlier failure took the model out of service.
+    #[error("model \"{model}\" is out of service since an earlier error: {cause}")]
+    OutOfService { model: String, cause: String },
+    /// The queue is full.
+    #[error("the queue of {limit} requests is full\ntry again later")]
+    Busy { limit: usize },
+    /// The client went away, or the engine stops.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// A defect: of the model's graph, of tract or of ours.
+    #[error("the pass failed within: {0}")]
+    Internal(String),
+    /// The system refused a thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What kind of answer an error calls for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// There is no such thing.
+    NotFound,
+    /// The request is wrong.
+    Invalid,
+    /// The request is larger than what there is room for.
+    TooLarge,
+    /// Nobody waits for the answer.
+    Cancelled,
+    /// Not now.
+    Unavailable,
+    /// Our side is wrong.
+    Internal,
+}
+
+impl EngineError {
+    /// The kind of answer it calls for.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            EngineError::UnknownModel { .. } => ErrorKind::NotFound,
+            EngineError::UnknownVariant { .. } | EngineError::Invalid(_) => ErrorKind::Invalid,
+            EngineError::OverBudget(_) => ErrorKind::TooLarge,
+            EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {
+                ErrorKind::Cancelled
+            }
+            EngineError::Busy { .. } => ErrorKind::Unavailable,
+            EngineError::WindowTooSmall { .. }
+            | EngineError::Store(_)
+            | EngineError::Graph(_)
+            | EngineError::Stream(_)
+            | EngineError::OutOfService { .. }
+            | EngineError::Internal(_)
+            | EngineError::Thread(_) => ErrorKind::Internal,
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! A loaded model: its graph and pins in memory, its tape on disk.
+
+use super::array::Array;
+use super::error::EngineError;
+use super::service::SourceKind;
+use super::tape::Tape;
+use crate::graph::{self, Footprint, GraphError, Imported, READ_AHEAD_BYTES};
+use crate::store::manifest::{Dim, Manifest, Port};
+use crate::store::{ModelDir, layer_file::LayerFile};
+use crate::stream::{
+    Block, Category, FaultySource, Grant, Ledger, Loaded, MappedSource, ReadSource, StreamError,
+    ThrottledSource, WeightSource,
+};
+use crate::sys::{heap, map};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use tract_core::internal::*;
+
+/// A model ready for passes.
+pub struct Model {
+    pub dir: ModelDir,
+    /// The variant its passes use.
+    pub variant: String,
+    pub(super) plan: Arc<TypedSimplePlan>,
+    pub(super) tape: Tape,
+    pub(super) blocks: Arc<[Block]>,
+    pub(super) source: Arc<dyn WeightSource>,
+    pub(super) pins: Vec<Option<Arc<Loaded>>>,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    failure: OnceLock<String>,
+    _grants: Vec<Grant>,
+}
+
+/// What a graph takes in memory before it has been measured: parsing and optimizing hold
+/// several forms of it at once. Measured on the real models: between 9 and 21 bytes a byte.
+const GRAPH_BYTES_PER_FILE_BYTE: u64 = 24;
+
+impl Model {
+    /// Loads the graph and the pins of `dir`. No weight is read but what is pinned.
+    ///
+    /// `variant` defaults to the manifest's first; `pin_bytes` of the tape's head stay in memory.
+    pub fn load(
+        dir: ModelDir,
+        variant: Option<&str>,
+        source: SourceKind,
+        pin_bytes: u64,
+        ledger: &Arc<Ledger>,
+    ) -> Result<Model, EngineError> {
+        let manifest = &dir.manifest;
+        let variant = pick_variant(manifest, variant)?;
+        let expected = manifest.graph.bytes.saturating_mul(GRAPH_BYTES_PER_FILE_BYTE);
+        let mut grant = ledger.try_grant(Category::Graph, expected)?;
+        let held = heap::live_bytes();
+        let imported = import(&dir)?;
+        check_ports(manifest, &imported)?;
+        let layers = 0..manifest.layers.len();
+        let files: Vec<LayerFile> =
+            layers.map(|layer| dir.open_layer(layer, &variant)).collect::<Result<_, _>>()?;
+        let tape = Tape::build(manifest, &files, &imported.uses)?;
+        let files = files.into_iter().map(|layer| (layer.path, layer.file)).collect();
+        let source = open_source(files, source)?;
+        heap::trim();
+        let measured = heap::live_bytes().saturating_sub(held);
+        if measured > 0 {
+            grant.resize(measured)?;
+        }
+        let (pins, pinned) = pin_head(&tape, &*source, pin_bytes, ledger)?;
+        Ok(Model {
+            blocks: tape.blocks.clone().into(),
+            variant,
+            plan: imported.plan,
+            tape,
+            source,
+            pins,
+            inputs: imported.inputs,
+            outputs: imported.outputs,
+            failure: OnceLock::new(),
+            _grants: vec![grant, pinned],
+            dir,
+        })
+    }
+
+    /// Name of the model.
+    pub fn name(&self) -> &str {
+        &self.dir.manifest.model
+    }
+
+    /// Bytes of tape that a pass reads: all but what is pinned.
+    pub fn streamed_bytes(&self) -> u64 {
+        let pinned = self.pins.iter().flatten().map(|loaded| (**loaded).as_ref().len() as u64);
+        self.tape.bytes() - pinned.sum::<u64>()
+    }
+
+    /// Bytes of the tape.
+    pub fn tape_bytes(&self) -> u64 {
+        self.tape.bytes()
+    }
+
+    /// Takes the model out of service.
+    pub(super) fn fail(&self, cause: &StreamError) {
+        let cause = cause.to_string().lines().next().unwrap_or_default().to_string();
+        log::error!("model {} is out of service: {cause}", self.name());
+        self.failure.get_or_init(|| cause);
+    }
+
+    /// An error where the model is out of service.
+    pub(super) fn check_service(&self) -> Result<(), EngineError> {
+        match self.failure.get() {
+            None => Ok(()),
+            Some(cause) => Err(EngineError::OutOfService {
+                model: self.name().to_string(),
+                cause: cause.clone(),
+            }),
+        }
+    }
+
+    /// Checks a request against the model's inputs and puts it in the plan's order.
+    pub(super) fn arrange(&self, inputs: &[(String, Array)]) -> Result<TVec<TValue>, EngineError> {
+        let invalid = |text: String| Err(EngineError::Invalid(text));
+        for (index, (name, _)) in inputs.iter().enumerate() {
+            if !self.inputs.iter().any(|port| port.name == *name) {
+                let known = describe_names(&self.inputs);
+                return invalid(format!("input \"{name}\" is unknown: the model takes {known}"));
+            }
+            if inputs[..index].iter().any(|(earlier, _)| earlier == name) {
+                return invalid(format!("input \"{name}\" is given twice"));
+            }
+        }
+        let mut bound = HashMap::new();
+        let mut arranged = tvec![];
+        for port in &self.inputs {
+            let Some((_, array)) = inputs.iter().find(|(name, _)| *name == port.name) else {
+                let Port { name, dtype, shape } = port;
+                let shape = describe_shape(shape);
+                return invalid(format!("input \"{name}\" is missing: expected {dtype} {shape}"));
+            };
+            check_input(port, array, &mut bound)?;
+            let tensor = match array.to_tensor() {
+                Some(tensor) => tensor.map_err(|e| EngineError::Internal(format!("{e:#}")))?,
+                None => {
+                    return invalid(format!(
+                        "input \"{}\": {} cannot be computed with",
+                        port.name, array.dtype
+                    ));
+                }
+            };
+            arranged.push(tensor.into_tvalue());
+        }
+        Ok(arranged)
+    }
+
+    /// Indices of the outputs that a request names, all of them where it names none.
+    pub(super) fn pick_outputs(&self, names: &[String]) -> Result<Vec<usize>, EngineError> {
+        if names.is_empty() {
+            return Ok((0..self.outputs.len()).collect());
+        }
+        let find = |name: &String| {
+            self.outputs.iter().position(|port| port.name == *name).ok_or_else(|| {
+                let known = describe_names(&self.outputs);
+                EngineError::Invalid(format!("output \"{name}\" is unknown: the model has {known}"))
+            })
+        };
+        names.iter().map(find).collect()
+    }
+
+    /// Name of output `index`.
+    pub(super) fn output_name(&self, index: usize) -> &str {
+        &self.outputs[index].name
+    }
+
+    /// What a pass over inputs of these shapes, in the plan's order, will hold besides weights.
+    pub(super) fn footprint(&self, inputs: &TVec<TValue>) -> Result<Footprint, EngineError> {
+        let shapes: Vec<Vec<usize>> = inputs.iter().map(|value| value.shape().to_vec()).collect();
+        graph::footprint(&self.plan, &shapes)
+            .map_err(|error| EngineError::Invalid(format!("the shapes do not fit: {error:#}")))
+    }
+}
+
+fn pick_variant(manifest: &Manifest, wanted: Option<&str>) -> Result<String, EngineError> {
+    let variant = wanted.or(manifest.variants.first().map(String::as_str)).unwrap_or("f32");
+    if manifest.variants.iter().any(|known| known == variant) {
+        return Ok(variant.to_string());
+    }
+    Err(EngineError::UnknownVariant {
+        model: manifest.model.clone(),
+        variant: variant.to_string(),
+        known: manifest.variants.clone(),
+    })
+}
+
+/// Reads and imports the graph; the file's bytes are gone when it returns.
+fn import(dir: &ModelDir) -> Result<Imported, EngineError> {
+    let skeleton = dir.read_file(&dir.manifest.graph)?;
+    Ok(graph::import(&skeleton, &dir.manifest.weights)?)
+}
+
+fn check_ports(manifest: &Manifest, imported: &Imported) -> Result<(), GraphError> {
+    if manifest.inputs == imported.inputs && manifest.outputs == imported.outputs {
+        return Ok(());
+    }
+    Err(GraphError::Mismatch { what: "the model's inputs or outputs".to_string() })
+}
+
+fn open_source(
+    files: Vec<(PathBuf, std::fs::File)>,
+    kind: SourceKind,
+) -> Result<Arc<dyn WeightSource>, StreamError> {
+    let board: Arc<dyn WeightSource> = if map::populate_supported() {
+        Arc::new(MappedSource::new(files, READ_AHEAD_BYTES)?)
+    } else {
+        log::warn!("this kernel has no MADV_POPULATE_READ: blocks are read, not mapped");
+        Arc::new(ReadSource::new(files)?)
+    };
+    Ok(match kind {
+        SourceKind::Board => board,
+        SourceKind::Throttled { bytes_per_s } => Arc::new(ThrottledSource::new(board, bytes_per_s)),
+        SourceKind::Faulty(faults) => Arc::new(FaultySource::new(board, faults)),
+    })
+}
+
+/// Pins the head of the tape up to `pin_bytes`.
+fn pin_head(
+    tape: &Tape,
+    source: &dyn WeightSource,
+    pin_bytes: u64,
+    ledger: &Arc<Ledger>,
+) -> Result<(Vec<Option<Arc<Loaded>>>, Grant), EngineError> {
+    let mut left = pin_bytes;
+    let head: Vec<&Block> = tape
+        .blocks
+        .iter()
+        .take_while(|block| left.checked_sub(block.bytes).map(|rest| left = rest).is_some())
+        .collect();
+    let grant = ledger.try_grant(Category::Pins, head.iter().map(|block| block.bytes).sum())?;
+    let mut pins = vec![];
+    for block in head {
+        pins.push(Some(Arc::new(crate::stream::load_verified(source, block)?)));
+    }
+    pins.resize_with(tape.blocks.len(), || None);
+    Ok((pins, grant))
+}
+
+/// Checks one input's type and shape; `bound` holds the sizes that symbols have so far.
+fn check_input<'a>(
+    port: &'a Port,
+    array: &Array,
+    bound: &mut HashMap<&'a str, (usize, &'a str)>,
+) -> Result<(), EngineError> {
+    let Port { name, dtype, shape } = port;
+    let expected = format!("expected {dtype} {}", describe_shape(shape));
+    let invalid =
+        |what: String| Err(EngineError::Invalid(format!("input \"{name}\" {what}: {expected}")));
+    if array.dtype != *dtype {
+        return invalid(format!("is {}", array.dtype));
+    }
+    if array.shape.len() != shape.len() {
+        return invalid(format!("has shape {:?}", array.shape));
+    }
+    for (axis, (size, dim)) in array.shape.iter().zip(shape).enumerate() {
+        match dim {
+            _ if *size == 0 => return invalid(format!("has length 0 in axis {axis}")),
+            Dim::Fixed(fixed) if *fixed != *size as u64 => {
+                return invalid(format!("has shape {:?}", array.shape));
+            }
+            Dim::Fixed(_) => {}
+            Dim::Symbol(symbol) => {
+                let (earlier, input) = *bound.entry(symbol).or_insert((*size, name));
+                if earlier != *size {
+                    return invalid(format!(
+                        "has {symbol} = {size} in axis {axis} where input \"{input}\" has {earlier}"
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn describe_names(ports: &[Port]) -> String {
+    let names: Vec<String> = ports.iter().map(|port| format!("\"{}\"", port.name)).collect();
+    names.join(", ")
+}
+
+fn describe_shape(shape: &[Dim]) -> String {
+    let dims: Vec<String> = shape
+        .iter()
+        .map(|dim| match dim {
+            Dim::Fixed(size) => size.to_string(),
+            Dim::Symbol(symbol) => symbol.clone(),
+        })
+        .collect();
+    format!("[{}]", dims.join(", "))
+}

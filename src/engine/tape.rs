@@ -1,0 +1,122 @@
+//! Where a model's streamed ops find their weights: stretches of the tape, and tables.
+
+use super::error::EngineError;
+use crate::codec::{self, Codec};
+use crate::graph::{GraphError, UseKind, WeightUse};
+use crate::store::layer_file::{LayerFile, Layout};
+use crate::store::manifest::Manifest;
+use crate::stream::Block;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Where one streamed op's weight lies.
+pub enum Stretch {
+    /// Consecutive blocks of the tape.
+    Blocks {
+        /// Index of the first on the tape.
+        first: usize,
+        /// Rows of each.
+        rows: Vec<Range<usize>>,
+        codec: Option<&'static dyn Codec>,
+    },
+    /// A table whose rows are read as they are asked for.
+    Table(Table),
+}
+
+/// A table of rows in a layer file.
+pub struct Table {
+    /// Index of its file in the source.
+    pub file: usize,
+    pub codec: Option<&'static dyn Codec>,
+    /// Bytes from one row to the next.
+    pub stride: u64,
+    /// First row and offset of each block, ascending.
+    blocks: Vec<(u64, u64)>,
+}
+
+impl Table {
+    /// Offset of a row in its file.
+    pub fn offset(&self, row: u64) -> u64 {
+        let block = self.blocks.partition_point(|(start, _)| *start <= row) - 1;
+        let (start, offset) = self.blocks[block];
+        offset + (row - start) * self.stride
+    }
+}
+
+/// A model's tape and what its ops find where.
+pub struct Tape {
+    pub blocks: Vec<Block>,
+    /// By the streamed ops' slots.
+    pub stretches: Vec<Stretch>,
+}
+
+impl Tape {
+    /// Lays the uses, given in the order of the plan, end to end.
+    pub fn build(
+        manifest: &Manifest,
+        files: &[LayerFile],
+        uses: &[WeightUse],
+    ) -> Result<Tape, EngineError> {
+        let mut places = HashMap::new();
+        for (file, layer) in files.iter().enumerate() {
+            for (tensor, entry) in layer.index.tensors.iter().enumerate() {
+                places.insert((entry.name.as_str(), entry.layout), (file, tensor));
+            }
+        }
+        let mut tape = Tape { blocks: vec![], stretches: vec![] };
+        let mut stretches: Vec<Option<Stretch>> = (0..uses.len()).map(|_| None).collect();
+        for used in uses {
+            let weight = &manifest.weights[used.weight];
+            let layout = match used.kind {
+                UseKind::Linear { .. } => Layout::Panels,
+                UseKind::Gather => Layout::Rows,
+                UseKind::Constant => Layout::Flat,
+            };
+            let (file, tensor) = *places.get(&(weight.name.as_str(), layout)).ok_or_else(|| {
+                let what = format!("weight \"{}\" as {layout:?}, in no layer file", weight.name);
+                GraphError::Mismatch { what }
+            })?;
+            let entry = &files[file].index.tensors[tensor];
+            if (entry.dtype, &entry.dims) != (weight.dtype, &weight.shape) {
+                let what = format!("the type or shape of weight \"{}\"", weight.name);
+                return Err(GraphError::Mismatch { what }.into());
+            }
+            stretches[used.slot] = Some(tape.extend(file, &files[file], tensor));
+        }
+        tape.stretches = stretches.into_iter().map(|s| s.expect("slots are numbered")).collect();
+        Ok(tape)
+    }
+
+    fn extend(&mut self, file: usize, layer: &LayerFile, tensor: usize) -> Stretch {
+        let entry = &layer.index.tensors[tensor];
+        let blocks = &layer.index.blocks[entry.blocks()];
+        let codec = codec::by_code(entry.codec);
+        if entry.layout == Layout::Rows {
+            let stride = entry.row_stride() as u64;
+            let blocks = blocks.iter().map(|block| (block.row_start, block.offset)).collect();
+            return Stretch::Table(Table { file, codec, stride, blocks });
+        }
+        let first = self.blocks.len();
+        self.blocks.extend(blocks.iter().map(|block| Block {
+            file,
+            offset: block.offset,
+            bytes: block.bytes,
+            checksum: block.checksum,
+        }));
+        let rows = blocks
+            .iter()
+            .map(|block| block.row_start as usize..(block.row_start + block.row_count) as usize)
+            .collect();
+        Stretch::Blocks { first, rows, codec }
+    }
+
+    /// Bytes a pass reads from the tape, nothing pinned.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| block.bytes).sum()
+    }
+
+    /// Bytes of the largest block.
+    pub fn largest_block_bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| block.bytes).max().unwrap_or(0)
+    }
+}
