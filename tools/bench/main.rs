@@ -1,2 +1,27 @@
-//! Stub.
-fn main() {}
+//! `hermes-bench`: models to measure with, and the measurements.
+//!
+//! Each subcommand is one file or folder beside this one; none of them is linked into the daemon.
+
+mod synth;
+
+use clap::{Parser, Subcommand};
+
+/// Make models of the papers' sizes and measure passes over them.
+#[derive(Parser)]
+#[command(name = "hermes-bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write an ONNX model of a known architecture with random weights.
+    Synth(synth::Arguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Synth(arguments) => synth::run(&arguments),
+    }
+}
