@@ -1,1 +1,25 @@
-//! Stub.
+//! HTTP and JSON: the Open Inference Protocol v2 and OpenAI's embeddings on a Unix socket.
+//!
+//! Requests are bounded, parsed into [`crate::engine::Request`]s and answered from the engine's
+//! callbacks. Nothing below this module knows HTTP or JSON, and nothing here knows tract, blocks or
+//! windows.
+
+mod body;
+pub mod client;
+mod embed;
+mod embeddings_json;
+mod error;
+pub mod infer_json;
+pub mod json;
+mod oip;
+mod openai;
+mod pieces;
+mod routes;
+mod server;
+pub mod size;
+pub mod socket;
+pub mod tensor_json;
+mod tokenizer;
+
+pub use error::ApiError;
+pub use server::{ServeError, serve};

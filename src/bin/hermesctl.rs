@@ -1,2 +1,110 @@
-//! Stub.
-fn main() {}
+//! The client: asks a running hermesd, for people and for scripts.
+
+use clap::{Parser, Subcommand};
+use hermes::api::client::embed::Print;
+use hermes::api::client::infer::{InferCommand, parse_binding};
+use hermes::api::client::{Client, ClientError, default_socket, embed, list};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused by the daemon, 2 usage (arguments or \
+                          files), 3 the daemon cannot be reached.";
+
+/// Asks hermesd to run models.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Args {
+    /// Unix socket of the daemon [default: $HERMES_SOCKET or /run/hermes/hermes.sock].
+    #[arg(long, global = true)]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the models.
+    #[command(after_help = EXIT_CODES)]
+    Ls {
+        /// Print the daemon's JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a model on arrays from .npy files.
+    #[command(after_help = EXIT_CODES)]
+    Infer {
+        /// Name of the model.
+        model: String,
+        /// An input of the model; once for each.
+        #[arg(long, value_name = "NAME=FILE.npy", value_parser = parse_binding)]
+        input: Vec<(String, PathBuf)>,
+        /// An output to save; where none is named, all are asked for and summed up.
+        #[arg(long, value_name = "NAME=FILE.npy", value_parser = parse_binding)]
+        output: Vec<(String, PathBuf)>,
+        /// A request body (Open Inference Protocol v2) to send in place of the inputs.
+        #[arg(long, value_name = "FILE", conflicts_with = "input")]
+        request: Option<PathBuf>,
+        /// Write the daemon's JSON to FILE, or print it where no FILE is given.
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+        json: Option<PathBuf>,
+    },
+    /// Print the vector of a text, or how alike several texts are.
+    #[command(after_help = EXIT_CODES)]
+    Embed {
+        /// Name of the model.
+        model: String,
+        /// The texts.
+        #[arg(required = true)]
+        text: Vec<String>,
+        /// Print the daemon's JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args) {
+        Ok(text) => {
+            // A closed pipe, as of `| head`, is no failure.
+            let end = if text.is_empty() { "" } else { "\n" };
+            let _ = write!(std::io::stdout(), "{text}{end}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("hermesctl: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(args: Args) -> Result<String, ClientError> {
+    let socket = args.socket.unwrap_or_else(default_socket);
+    let client = Client::new(&socket).map_err(|source| ClientError::Unreachable {
+        socket: socket.clone(),
+        source,
+    })?;
+    let print = |json: bool| if json { Print::Json } else { Print::Human };
+    match args.command {
+        Command::Ls { json } => list::run(&client, print(json)),
+        Command::Embed { model, text, json } => embed::run(&client, &model, &text, print(json)),
+        Command::Infer {
+            model,
+            input,
+            output,
+            request,
+            json,
+        } => {
+            let (inputs, outputs) = (input, output);
+            InferCommand {
+                model,
+                inputs,
+                outputs,
+                request,
+                json,
+            }
+            .run(&client)
+        }
+    }
+}

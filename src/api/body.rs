@@ -1,0 +1,155 @@
+//! Request bodies: bounded, granted by the ledger before they are read, and read within a time.
+
+use super::error::ApiError;
+use super::size::Size;
+use crate::engine::{Category, Grant, Ledger};
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Bytes};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// Longest silence within a body.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Longest time for a body: a local client needs a fraction of a second.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// First step of a body of unknown length; it doubles from there.
+const FIRST_BYTES: usize = 16 << 10;
+
+/// A body and the ledger's grant for it.
+#[derive(Debug)]
+pub struct GrantedBody {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    grant: Grant,
+}
+
+impl GrantedBody {
+    /// Frees the bytes and keeps the grant, to be resized for what was made of them.
+    pub fn into_grant(self) -> Grant {
+        self.grant
+    }
+
+    /// The grant, to be raised while the bytes are still held.
+    pub fn grant_mut(&mut self) -> &mut Grant {
+        &mut self.grant
+    }
+}
+
+/// Refuses a body that says it is something else than JSON.
+pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let refuse =
+        |message: String| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing());
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING) {
+        if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
+            return refuse(format!(
+                "content-encoding {encoding:?} is not supported: send it plain"
+            ));
+        }
+    }
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let essence = kind
+        .to_str()
+        .unwrap_or("")
+        .split(';')
+        .next()
+        .unwrap_or("")
+        .trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    refuse(format!(
+        "content-type {kind:?} is not supported: send application/json"
+    ))
+}
+
+/// Reads a body of at most `limit_bytes`.
+///
+/// # Errors
+///
+/// 413 over the limit, before anything is read if the length is declared; 503 if the ledger has
+/// no room now; 408 if it does not come; 400 if it breaks off. All of them close the connection.
+pub async fn read(
+    mut body: Body,
+    limit_bytes: u64,
+    ledger: &Arc<Ledger>,
+) -> Result<GrantedBody, ApiError> {
+    let declared = body.size_hint().exact();
+    if let Some(length) = declared.filter(|length| *length > limit_bytes) {
+        return Err(too_large(&length.to_string(), limit_bytes));
+    }
+    let first = declared
+        .and_then(|length| usize::try_from(length).ok())
+        .unwrap_or(FIRST_BYTES);
+    let grant = ledger.try_grant(Category::Request, first as u64);
+    let grant = grant.map_err(|error| ApiError::from(error).closing())?;
+    let mut granted = GrantedBody {
+        bytes: Vec::with_capacity(first),
+        grant,
+    };
+    let deadline = Instant::now() + DEADLINE;
+    while let Some(piece) = next_piece(&mut body, deadline).await? {
+        granted.append(&piece, limit_bytes)?;
+    }
+    Ok(granted)
+}
+
+impl GrantedBody {
+    fn append(&mut self, piece: &[u8], limit_bytes: u64) -> Result<(), ApiError> {
+        let length = self.bytes.len() + piece.len();
+        if length as u64 > limit_bytes {
+            return Err(too_large(&format!("more than {limit_bytes}"), limit_bytes));
+        }
+        if length > self.bytes.capacity() {
+            let capacity = length.max(2 * self.bytes.capacity());
+            // The old bytes are copied into the new ones: both are held for a moment.
+            let both = (capacity + self.bytes.capacity()) as u64;
+            self.grant
+                .resize(both)
+                .map_err(|error| ApiError::from(error).closing())?;
+            self.bytes.reserve_exact(capacity - self.bytes.len());
+            self.grant
+                .resize(self.bytes.capacity() as u64)
+                .map_err(|error| ApiError::from(error).closing())?;
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(())
+    }
+}
+
+async fn next_piece(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, ApiError> {
+    loop {
+        let late = |what: &str| ApiError::new(StatusCode::REQUEST_TIMEOUT, what).closing();
+        let frame = timeout_at(deadline, timeout(SILENCE, body.frame()))
+            .await
+            .map_err(|_| late("the request body took longer than 60 s"))?
+            .map_err(|_| late("no byte of the request body for 10 s"))?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(error)) => {
+                let message = format!("the request body broke off: {error}");
+                return Err(ApiError::invalid(message).closing());
+            }
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+fn too_large(length: &str, limit_bytes: u64) -> ApiError {
+    let message = format!(
+        "the request body has {length} bytes; the limit is {limit_bytes} ({}): send less, or start \
+         hermesd with a larger --budget",
+        Size(limit_bytes)
+    );
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).closing()
+}

@@ -1,0 +1,127 @@
+//! `hermesctl infer`: arrays from files, through a model, to files or a summary.
+
+use super::{Client, ClientError, npy, segment};
+use crate::api::infer_json::{self, InferRequest};
+use crate::api::tensor_json;
+use crate::engine::Array;
+use serde_json::Value;
+use std::collections::HashSet;
+use std::fs;
+use std::path::PathBuf;
+
+/// Values of an output that the summary shows.
+const SHOWN_VALUES: usize = 8;
+
+/// What `hermesctl infer` is asked to do.
+#[derive(Clone, Debug)]
+pub struct InferCommand {
+    /// The model's name.
+    pub model: String,
+    /// Inputs by name.
+    pub inputs: Vec<(String, PathBuf)>,
+    /// Outputs that are wanted, and the file for each; all if empty.
+    pub outputs: Vec<(String, PathBuf)>,
+    /// A request body to send as it is, in place of the inputs.
+    pub request: Option<PathBuf>,
+    /// Where the reply's JSON goes: `-` is standard output.
+    pub json: Option<PathBuf>,
+}
+
+impl InferCommand {
+    /// Runs the command; what it returns is to be printed.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; no output file is written where the daemon refuses.
+    pub fn run(&self, client: &Client) -> Result<String, ClientError> {
+        let path = format!("/v2/models/{}/infer", segment(&self.model));
+        let reply = client.post(&path, self.body()?)?;
+        let broken = |error: String| ClientError::Broken(error);
+        let outputs = infer_json::parse_reply(&reply).map_err(|error| broken(error.to_string()))?;
+        for (name, file) in &self.outputs {
+            let (_, array) = outputs
+                .iter()
+                .find(|(given, _)| given == name)
+                .ok_or_else(|| broken(format!("the reply has no output {name:?}")))?;
+            npy::write(file, array)?;
+        }
+        match &self.json {
+            Some(file) if file.as_os_str() == "-" => {
+                Ok(String::from_utf8_lossy(&reply).into_owned())
+            }
+            Some(file) => {
+                fs::write(file, &reply)
+                    .map_err(|error| ClientError::Usage(format!("{}: {error}", file.display())))?;
+                Ok(String::new())
+            }
+            None => Ok(summary(&outputs, &reply)),
+        }
+    }
+
+    fn body(&self) -> Result<Vec<u8>, ClientError> {
+        if let Some(file) = &self.request {
+            return fs::read(file)
+                .map_err(|error| ClientError::Usage(format!("{}: {error}", file.display())));
+        }
+        let mut inputs = Vec::new();
+        for (name, file) in &self.inputs {
+            inputs.push((name.clone(), npy::read(file)?));
+        }
+        let outputs = self.outputs.iter().map(|(name, _)| name.clone()).collect();
+        Ok(InferRequest {
+            id: None,
+            inputs,
+            outputs,
+        }
+        .to_json())
+    }
+}
+
+/// Reads `NAME=FILE`.
+///
+/// # Errors
+///
+/// For text without a name, an `=` and a file.
+pub fn parse_binding(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+            Ok((name.to_owned(), PathBuf::from(file)))
+        }
+        _ => Err("expected NAME=FILE.npy".to_owned()),
+    }
+}
+
+fn summary(outputs: &[(String, Array)], reply: &[u8]) -> String {
+    let mut lines = Vec::new();
+    let mut seen = HashSet::new();
+    for (name, array) in outputs.iter().filter(|(name, _)| seen.insert(name)) {
+        let count = array.bytes.len() / array.dtype.size();
+        let mut values = Vec::new();
+        tensor_json::write(array, 0, count.min(SHOWN_VALUES), &mut values);
+        let values = String::from_utf8_lossy(&values)
+            .replace(',', " ")
+            .replace("null", "NaN");
+        let more = if count > SHOWN_VALUES { " ..." } else { "" };
+        lines.push(format!(
+            "{name}  {} {:?}  {values}{more}",
+            array.dtype, array.shape
+        ));
+    }
+    // Only the head is parsed: the tensors, which may be large, come after it.
+    let head = reply
+        .windows(11)
+        .position(|window| window == b",\"outputs\":");
+    let head = head
+        .map(|end| [&reply[..end], b"}"].concat())
+        .unwrap_or_default();
+    if let Ok(head) = serde_json::from_slice::<Value>(&head) {
+        let figure = |name: &str| head["parameters"][name].as_u64().unwrap_or(0);
+        lines.push(format!(
+            "{:.1} ms, of which {:.1} ms waiting for the disk; {:.1} MiB read",
+            figure("latency_us") as f64 / 1e3,
+            figure("stall_us") as f64 / 1e3,
+            figure("bytes_read") as f64 / f64::from(1 << 20),
+        ));
+    }
+    lines.join("\n")
+}

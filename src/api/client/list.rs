@@ -1,0 +1,70 @@
+//! `hermesctl ls`: the models of the daemon.
+
+use super::embed::Print;
+use super::{Client, ClientError, segment};
+use crate::api::size::Size;
+use serde_json::{Value, json};
+
+/// Asks for every model and returns what is to be printed.
+///
+/// # Errors
+///
+/// [`ClientError`].
+pub fn run(client: &Client, print: Print) -> Result<String, ClientError> {
+    let list = client.get("/v1/models")?;
+    let mut models = Vec::new();
+    for entry in list["data"].as_array().into_iter().flatten() {
+        let name = entry["id"].as_str().unwrap_or_default();
+        models.push(client.get(&format!("/v2/models/{}", segment(name)))?);
+    }
+    match print {
+        Print::Json => Ok(json!(models).to_string()),
+        Print::Human if models.is_empty() => {
+            Ok("no models: build one into the store with hermes-shard".to_owned())
+        }
+        Print::Human => Ok(table(&models)),
+    }
+}
+
+fn table(models: &[Value]) -> String {
+    let head = ["MODEL", "VERSION", "STATE", "TASK", "VARIANTS"].map(str::to_owned);
+    let rows: Vec<[String; 5]> = std::iter::once(head)
+        .chain(models.iter().map(row))
+        .collect();
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..4).map(width).collect();
+    let lines = rows.iter().map(|row| {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}  "));
+        cells.collect::<String>() + &row[4]
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn row(model: &Value) -> [String; 5] {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let parameters = &model["parameters"];
+    let variants = parameters["variants"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|variant| {
+            let name = variant.as_str().unwrap_or_default();
+            let bytes = parameters["variant_bytes"][name].as_u64().unwrap_or(0);
+            format!("{name} {}", Size(bytes))
+        });
+    [
+        text(&model["name"]),
+        text(&model["versions"][0]),
+        text(&parameters["state"]),
+        text(&parameters["task"]["kind"]),
+        variants.collect::<Vec<_>>().join(", "),
+    ]
+}

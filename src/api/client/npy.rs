@@ -1,0 +1,160 @@
+//! NumPy's .npy files to and from arrays.
+
+use super::ClientError;
+use crate::engine::Array;
+use crate::store::Dtype;
+use npyz::{DType, Endianness, NpyHeader, Order, TypeChar, TypeStr};
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+/// Most bytes of a file that is read.
+const MAX_BYTES: u64 = 4 << 30;
+
+/// Reads an array of any dtype that Hermes knows; bf16 is not a type of NumPy's.
+///
+/// # Errors
+///
+/// [`ClientError::Usage`] with the path and what is wrong with the file.
+pub fn read(path: &Path) -> Result<Array, ClientError> {
+    let wrong = |what: String| ClientError::Usage(format!("{}: {what}", path.display()));
+    let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let mut reader = BufReader::new(file);
+    let header = NpyHeader::from_reader(&mut reader)
+        .map_err(|error| wrong(format!("not a .npy file: {error}")))?;
+    let dtype = dtype(&header.dtype()).map_err(wrong)?;
+    let shape: Vec<usize> = header.shape().iter().map(|dim| *dim as usize).collect();
+    if header.order() == Order::Fortran && shape.len() > 1 {
+        return Err(wrong(
+            "in Fortran order; save numpy.ascontiguousarray(x)".to_owned(),
+        ));
+    }
+    let count = header
+        .shape()
+        .iter()
+        .try_fold(1u64, |product, dim| product.checked_mul(*dim));
+    let length = count
+        .and_then(|count| count.checked_mul(dtype.size() as u64))
+        .filter(|bytes| *bytes <= MAX_BYTES)
+        .ok_or_else(|| wrong(format!("shape {shape:?} is too large")))?;
+    let mut bytes = Vec::new();
+    reader
+        .take(length)
+        .read_to_end(&mut bytes)
+        .map_err(|error| wrong(error.to_string()))?;
+    if bytes.len() as u64 != length {
+        let held = bytes.len();
+        return Err(wrong(format!(
+            "holds {held} bytes of data; its header says {length}"
+        )));
+    }
+    Array::new(dtype, shape, bytes).map_err(|error| wrong(error.to_string()))
+}
+
+fn dtype(dtype: &DType) -> Result<Dtype, String> {
+    let refuse = || format!("dtype {} is not one that models take", dtype.descr());
+    let DType::Plain(plain) = dtype else {
+        return Err(refuse());
+    };
+    if plain.endianness() == Endianness::Big && plain.size_field() > 1 {
+        return Err("big-endian; save x.astype(x.dtype.newbyteorder('<'))".to_owned());
+    }
+    Ok(match (plain.type_char(), plain.size_field()) {
+        (TypeChar::Bool, 1) => Dtype::Bool,
+        (TypeChar::Uint, 1) => Dtype::Uint8,
+        (TypeChar::Uint, 2) => Dtype::Uint16,
+        (TypeChar::Uint, 4) => Dtype::Uint32,
+        (TypeChar::Uint, 8) => Dtype::Uint64,
+        (TypeChar::Int, 1) => Dtype::Int8,
+        (TypeChar::Int, 2) => Dtype::Int16,
+        (TypeChar::Int, 4) => Dtype::Int32,
+        (TypeChar::Int, 8) => Dtype::Int64,
+        (TypeChar::Float, 2) => Dtype::Fp16,
+        (TypeChar::Float, 4) => Dtype::Fp32,
+        (TypeChar::Float, 8) => Dtype::Fp64,
+        _ => return Err(refuse()),
+    })
+}
+
+/// Writes an array; BF16 as `<u2`, its bits.
+///
+/// # Errors
+///
+/// [`ClientError::Usage`] with the path and why it cannot be written.
+pub fn write(path: &Path, array: &Array) -> Result<(), ClientError> {
+    let wrong = |error: std::io::Error| ClientError::Usage(format!("{}: {error}", path.display()));
+    let descr: TypeStr = match array.dtype {
+        Dtype::Bool => "|b1",
+        Dtype::Uint8 => "|u1",
+        Dtype::Uint16 | Dtype::Bf16 => "<u2",
+        Dtype::Uint32 => "<u4",
+        Dtype::Uint64 => "<u8",
+        Dtype::Int8 => "|i1",
+        Dtype::Int16 => "<i2",
+        Dtype::Int32 => "<i4",
+        Dtype::Int64 => "<i8",
+        Dtype::Fp16 => "<f2",
+        Dtype::Fp32 => "<f4",
+        Dtype::Fp64 => "<f8",
+    }
+    .parse()
+    .expect("each of these is a type of NumPy's");
+    let shape: Vec<String> = array.shape.iter().map(|dim| format!("{dim},")).collect();
+    let dict = format!(
+        "{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}",
+        shape.join(" ")
+    );
+    // Magic, version 1.0, the dict's length; all of it padded to 64 with spaces and a newline.
+    let padding = (64 - (10 + dict.len() + 1) % 64) % 64;
+    let length = u16::try_from(dict.len() + padding + 1).expect("a shape is short");
+    let mut file = BufWriter::new(File::create(path).map_err(wrong)?);
+    let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(wrong);
+    put(b"\x93NUMPY\x01\x00")?;
+    put(&length.to_le_bytes())?;
+    put(dict.as_bytes())?;
+    put(" ".repeat(padding).as_bytes())?;
+    put(b"\n")?;
+    put(&array.bytes)?;
+    file.flush().map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_round_trip() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        for dtype in Dtype::ALL.into_iter().filter(|dtype| *dtype != Dtype::Bf16) {
+            for shape in [vec![], vec![3], vec![2, 3, 1], vec![0, 4]] {
+                let count: usize = shape.iter().product();
+                let bytes = (0..count * dtype.size()).map(|i| (i % 2) as u8).collect();
+                let array = Array::new(dtype, shape, bytes).unwrap();
+                write(&path, &array).unwrap();
+                let back = read(&path).unwrap();
+                assert_eq!(
+                    (back.dtype, back.shape, back.bytes),
+                    (dtype, array.shape, array.bytes)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn broken_files_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        assert!(matches!(read(&path), Err(ClientError::Usage(_))));
+        let array = Array::new(Dtype::Fp32, vec![4], vec![0; 16]).unwrap();
+        write(&path, &array).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for length in [0, 5, 20, whole.len() - 1] {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert!(
+                matches!(read(&path), Err(ClientError::Usage(_))),
+                "{length}"
+            );
+        }
+    }
+}

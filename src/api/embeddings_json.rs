@@ -1,0 +1,362 @@
+//! The bodies of OpenAI's embeddings call: the request read, the reply written.
+
+use super::error::ApiError;
+use super::json::{JsonError, Scanner};
+use super::pieces::PIECE_BYTES;
+use hyper::body::Bytes;
+use serde_json::json;
+
+/// Most inputs of a request, as with OpenAI.
+const MAX_INPUTS: usize = 2048;
+
+/// One text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// As it was written.
+    Text(String),
+    /// As the client's tokenizer made it, special tokens included.
+    Tokens(Vec<u32>),
+}
+
+/// How vectors are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// As JSON numbers.
+    Float,
+    /// As base64 of little-endian f32.
+    Base64,
+}
+
+/// The body of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddingsRequest {
+    /// The model's name.
+    pub model: String,
+    /// The texts.
+    pub inputs: Vec<Input>,
+    /// How vectors are wanted.
+    pub encoding: Encoding,
+}
+
+/// An error on the way through the body.
+struct Refusal(ApiError);
+
+impl From<JsonError> for Refusal {
+    fn from(error: JsonError) -> Refusal {
+        Refusal(ApiError::invalid(format!(
+            "the request body is not an embeddings request: {error}"
+        )))
+    }
+}
+
+fn refuse(param: &'static str, message: impl Into<String>) -> Refusal {
+    Refusal(ApiError::invalid(message).about(param))
+}
+
+impl EmbeddingsRequest {
+    /// Reads a request body; never panics, whatever `text` is.
+    ///
+    /// # Errors
+    ///
+    /// 400, naming the field and what was expected.
+    pub fn parse(text: &[u8]) -> Result<EmbeddingsRequest, ApiError> {
+        Self::read(text).map_err(|refusal| refusal.0)
+    }
+
+    fn read(text: &[u8]) -> Result<EmbeddingsRequest, Refusal> {
+        let mut scanner = Scanner::new(text);
+        let (mut model, mut inputs, mut encoding) = (None, None, Encoding::Float);
+        scanner.object(|scanner, key| -> Result<(), Refusal> {
+            match key {
+                "model" => model = Some(scanner.string()?.into_owned()),
+                "input" => inputs = Some(read_inputs(scanner)?),
+                "encoding_format" => encoding = read_encoding(scanner)?,
+                "dimensions" if scanner.skip()? != b"null" => {
+                    return Err(refuse(
+                        "dimensions",
+                        "\"dimensions\" is not supported: vectors have the model's own length",
+                    ));
+                }
+                "dimensions" => {}
+                _ => drop(scanner.skip()?),
+            }
+            Ok(())
+        })?;
+        scanner.end()?;
+        let model = model.ok_or_else(|| refuse("model", "\"model\" is missing"))?;
+        let inputs = inputs.ok_or_else(|| refuse("input", "\"input\" is missing"))?;
+        Ok(EmbeddingsRequest {
+            model,
+            inputs,
+            encoding,
+        })
+    }
+}
+
+fn read_encoding(scanner: &mut Scanner<'_>) -> Result<Encoding, Refusal> {
+    match scanner.skip()? {
+        b"\"float\"" | b"null" => Ok(Encoding::Float),
+        b"\"base64\"" => Ok(Encoding::Base64),
+        _ => Err(refuse(
+            "encoding_format",
+            "\"encoding_format\" is neither float nor base64",
+        )),
+    }
+}
+
+/// A string, strings, tokens, or arrays of tokens.
+fn read_inputs(scanner: &mut Scanner<'_>) -> Result<Vec<Input>, Refusal> {
+    const EXPECTED: &str =
+        "\"input\" is not a string, strings, an array of tokens or arrays of tokens";
+    if scanner.peek() == Some(b'"') {
+        return Ok(vec![read_text(scanner, 0)?]);
+    }
+    let is_tokens = {
+        let mut ahead = scanner.clone();
+        ahead.take(b'[') && matches!(ahead.peek(), Some(b'0'..=b'9' | b'-'))
+    };
+    if is_tokens {
+        return Ok(vec![read_tokens(scanner)?]);
+    }
+    if scanner.peek() != Some(b'[') {
+        return Err(refuse("input", EXPECTED));
+    }
+    let mut inputs = Vec::new();
+    scanner.array(|scanner, index| -> Result<(), Refusal> {
+        if index == MAX_INPUTS {
+            return Err(refuse(
+                "input",
+                format!("\"input\" has more than {MAX_INPUTS} texts"),
+            ));
+        }
+        inputs.push(match scanner.peek() {
+            Some(b'"') => read_text(scanner, index)?,
+            Some(b'[') => read_tokens(scanner)?,
+            _ => return Err(refuse("input", EXPECTED)),
+        });
+        Ok(())
+    })?;
+    if inputs.is_empty() {
+        return Err(refuse("input", "\"input\" is empty"));
+    }
+    Ok(inputs)
+}
+
+fn read_text(scanner: &mut Scanner<'_>, index: usize) -> Result<Input, Refusal> {
+    let text = scanner.string()?;
+    if text.is_empty() {
+        return Err(refuse(
+            "input",
+            format!("input[{index}] is an empty string"),
+        ));
+    }
+    Ok(Input::Text(text.into_owned()))
+}
+
+fn read_tokens(scanner: &mut Scanner<'_>) -> Result<Input, Refusal> {
+    let mut tokens = Vec::new();
+    scanner.array(|scanner, _| -> Result<(), Refusal> {
+        let number = scanner.number()?;
+        let token = number.parse();
+        tokens.push(token.map_err(|_| refuse("input", format!("{number} is not a token")))?);
+        Ok(())
+    })?;
+    Ok(Input::Tokens(tokens))
+}
+
+/// A reply body, piece by piece.
+#[derive(Debug)]
+pub struct EmbeddingPieces {
+    vectors: std::iter::Enumerate<std::vec::IntoIter<Vec<f32>>>,
+    encoding: Encoding,
+    model: String,
+    token_count: usize,
+    head: &'static str,
+    ended: bool,
+}
+
+impl EmbeddingPieces {
+    /// The body for the vectors of a request.
+    pub fn new(
+        vectors: Vec<Vec<f32>>,
+        encoding: Encoding,
+        model: String,
+        token_count: usize,
+    ) -> EmbeddingPieces {
+        let vectors = vectors.into_iter().enumerate();
+        let head = "{\"object\":\"list\",\"data\":[";
+        EmbeddingPieces {
+            vectors,
+            encoding,
+            model,
+            token_count,
+            head,
+            ended: false,
+        }
+    }
+
+    fn step(&mut self, text: &mut Vec<u8>) {
+        let Some((index, vector)) = self.vectors.next() else {
+            self.ended = true;
+            let (model, count) = (json!(self.model), self.token_count);
+            let tail = format!(
+                "],\"model\":{model},\"usage\":{{\"prompt_tokens\":{count},\"total_tokens\":{count}}}}}"
+            );
+            return text.extend(tail.bytes());
+        };
+        let comma = if index > 0 { "," } else { "" };
+        let head = format!("{comma}{{\"object\":\"embedding\",\"index\":{index},\"embedding\":");
+        text.extend(head.bytes());
+        match self.encoding {
+            Encoding::Float => {
+                serde_json::to_writer(&mut *text, &vector).expect("a vector takes every write");
+            }
+            Encoding::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
+                text.push(b'"');
+                write_base64(&bytes, text);
+                text.push(b'"');
+            }
+        }
+        text.push(b'}');
+    }
+}
+
+impl Iterator for EmbeddingPieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        let mut text = std::mem::take(&mut self.head).as_bytes().to_vec();
+        while text.len() < PIECE_BYTES / 2 && !self.ended {
+            self.step(&mut text);
+        }
+        Some(text.into())
+    }
+}
+
+/// Appends standard base64 with padding.
+fn write_base64(bytes: &[u8], text: &mut Vec<u8>) {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for chunk in bytes.chunks(3) {
+        let byte = |index| u32::from(*chunk.get(index).unwrap_or(&0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            let index = (bits >> (18 - 6 * digit)) & 63;
+            text.push(if digit > chunk.len() {
+                b'='
+            } else {
+                ALPHABET[index as usize]
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn inputs_come_in_four_shapes() {
+        let check = |input: &str, expected: Vec<Input>| {
+            let body = format!("{{\"input\":{input},\"model\":\"m\",\"user\":\"u\"}}");
+            let request = EmbeddingsRequest::parse(body.as_bytes()).unwrap();
+            assert_eq!(request.inputs, expected, "{input}");
+            assert_eq!(
+                (request.model.as_str(), request.encoding),
+                ("m", Encoding::Float)
+            );
+        };
+        let text = |text: &str| Input::Text(text.to_owned());
+        check("\"a b\"", vec![text("a b")]);
+        check("[\"a\", \"\\u00e9\"]", vec![text("a"), text("\u{e9}")]);
+        check("[1, 2]", vec![Input::Tokens(vec![1, 2])]);
+        check(
+            "[[1], [2, 3]]",
+            vec![Input::Tokens(vec![1]), Input::Tokens(vec![2, 3])],
+        );
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        let check = |body: &str, param: Option<&str>, message: &str| {
+            let error = EmbeddingsRequest::parse(body.as_bytes()).unwrap_err();
+            assert_eq!(error.param, param, "{body}");
+            assert!(error.message.contains(message), "{body}: {}", error.message);
+        };
+        check("", None, "expected an object");
+        check("{\"model\":\"m\"}", Some("input"), "is missing");
+        check("{\"input\":\"a\"}", Some("model"), "is missing");
+        check("{\"model\":\"m\",\"input\":[]}", Some("input"), "is empty");
+        check(
+            "{\"model\":\"m\",\"input\":\"\"}",
+            Some("input"),
+            "empty string",
+        );
+        check(
+            "{\"model\":\"m\",\"input\":{}}",
+            Some("input"),
+            "is not a string",
+        );
+        check(
+            "{\"model\":\"m\",\"input\":[\"a\",1]}",
+            Some("input"),
+            "is not a string",
+        );
+        check(
+            "{\"model\":\"m\",\"input\":[1,\"a\"]}",
+            None,
+            "expected a number",
+        );
+        check(
+            "{\"model\":\"m\",\"input\":[-1]}",
+            Some("input"),
+            "-1 is not a token",
+        );
+        check(
+            "{\"model\":\"m\",\"dimensions\":5}",
+            Some("dimensions"),
+            "not supported",
+        );
+        check(
+            "{\"encoding_format\":\"hex\"}",
+            Some("encoding_format"),
+            "neither",
+        );
+    }
+
+    #[test]
+    fn base64_is_standard() {
+        let check = |bytes: &str, expected: &str| {
+            let mut text = Vec::new();
+            write_base64(bytes.as_bytes(), &mut text);
+            assert_eq!(String::from_utf8(text).unwrap(), expected);
+        };
+        check("", "");
+        check("f", "Zg==");
+        check("fo", "Zm8=");
+        check("foo", "Zm9v");
+        check("foob?>", "Zm9vYj8+");
+    }
+
+    #[test]
+    fn replies_are_json() {
+        let vectors = vec![vec![0.5, -1.0]; 3000];
+        let pieces = EmbeddingPieces::new(vectors, Encoding::Float, "m".to_owned(), 7);
+        let text: Vec<u8> = pieces.flatten().collect();
+        let reply: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(reply["data"].as_array().unwrap().len(), 3000);
+        assert_eq!(reply["data"][2999]["embedding"][1], -1.0);
+        assert_eq!(reply["usage"]["prompt_tokens"], 7);
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics(body in "[\\[\\]{}:,\"a1\\\\ .-]{0,24}|\\{\"(input|model)\":.{0,16}\\}") {
+            let _ = EmbeddingsRequest::parse(body.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What a refused call answers, before a protocol gives it its shape.
+
+use super::infer_json::RequestError;
+use crate::engine::{EngineError, ErrorKind, OverBudget};
+use axum::http::StatusCode;
+use std::fmt;
+
+/// A refusal: HTTP status and one line that says what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    /// The status of the response.
+    pub status: StatusCode,
+    /// What was wrong and what was expected.
+    pub message: String,
+    /// The field of the request it is about, where there is one.
+    pub param: Option<&'static str>,
+    /// Whether the rest of the request is not worth reading.
+    pub close: bool,
+}
+
+impl ApiError {
+    /// A refusal that leaves the connection open.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
+        ApiError {
+            status,
+            message: message.into(),
+            param: None,
+            close: false,
+        }
+    }
+
+    /// 400.
+    pub fn invalid(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// 404.
+    pub fn not_found(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// 500.
+    pub fn internal(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// 503: the same request may succeed later.
+    pub fn unavailable(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// Names the field it is about.
+    pub fn about(mut self, param: &'static str) -> ApiError {
+        self.param = Some(param);
+        self
+    }
+
+    /// Closes the connection after the response.
+    pub fn closing(mut self) -> ApiError {
+        self.close = true;
+        self
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.status.as_u16(), self.message)
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> ApiError {
+        let status = match error.kind() {
+            ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+            ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorKind::Cancelled | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, error.to_string())
+    }
+}
+
+impl From<OverBudget> for ApiError {
+    fn from(error: OverBudget) -> ApiError {
+        ApiError::unavailable(format!("no room for this request now: {error}; try again"))
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> ApiError {
+        match error {
+            RequestError::OverBudget(error) => error.into(),
+            error => ApiError::invalid(error.to_string()),
+        }
+    }
+}

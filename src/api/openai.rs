@@ -1,0 +1,172 @@
+//! OpenAI's `/v1/models` and `/v1/embeddings`, for programs that speak nothing else.
+
+use super::body;
+use super::embed::Embedding;
+use super::embeddings_json::{EmbeddingPieces, EmbeddingsRequest, Input};
+use super::error::ApiError;
+use super::pieces::Pieces;
+use super::routes::{Api, Submitted, error_response, wait};
+use crate::engine::Grant;
+use crate::store::manifest::Manifest;
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Texts whose passes may be under way at once.
+const IN_FLIGHT: usize = 16;
+
+/// An error in this protocol's shape.
+pub struct OpenAiError(
+    /// What is refused.
+    pub ApiError,
+);
+
+impl<E: Into<ApiError>> From<E> for OpenAiError {
+    fn from(error: E) -> OpenAiError {
+        OpenAiError(error.into())
+    }
+}
+
+impl IntoResponse for OpenAiError {
+    fn into_response(self) -> Response {
+        let error = self.0;
+        let kind = match error.status.is_client_error() {
+            true => "invalid_request_error",
+            false => "server_error",
+        };
+        let is_model = error.status == StatusCode::NOT_FOUND && error.param == Some("model");
+        let code = is_model.then_some("model_not_found");
+        let body = json!({ "error": {
+            "message": error.message,
+            "type": kind,
+            "param": error.param,
+            "code": code,
+        }});
+        error_response(&error, body.to_string().into_bytes())
+    }
+}
+
+/// `GET /v1/models`.
+pub async fn models(State(api): State<Arc<Api>>) -> Result<Json<Value>, OpenAiError> {
+    let mut data = Vec::new();
+    for name in api.engine.models() {
+        match api.engine.manifest(&name) {
+            Ok(manifest) => data.push(describe(&manifest)),
+            Err(error) => log::warn!("model {name:?} is left out of the list: {error}"),
+        }
+    }
+    Ok(Json(json!({ "object": "list", "data": data })))
+}
+
+/// `GET /v1/models/{model}`.
+pub async fn model(
+    State(api): State<Arc<Api>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, OpenAiError> {
+    let path = path.map_err(|_| ApiError::not_found("the model's name is not UTF-8"))?;
+    let manifest = api
+        .manifest(&path.0, None)
+        .map_err(|error| error.about("model"))?;
+    Ok(Json(describe(&manifest)))
+}
+
+fn describe(manifest: &Manifest) -> Value {
+    json!({
+        "id": manifest.model,
+        "object": "model",
+        "created": manifest.provenance.created_s,
+        "owned_by": "hermes",
+    })
+}
+
+/// `POST /v1/embeddings`: unit vectors, one pass for each text.
+pub async fn embeddings(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, OpenAiError> {
+    body::require_json(&headers)?;
+    let body = body::read(body, api.body_limit_bytes, api.engine.ledger()).await?;
+    let request = EmbeddingsRequest::parse(&body.bytes)?;
+    let manifest = api
+        .manifest(&request.model, None)
+        .map_err(|error| error.about("model"))?;
+    let embedding = Embedding::new(&manifest)?;
+    // The texts are no longer than the body was, and their tokens no more than four times that.
+    let mut grant = body.into_grant();
+    grant.resize(5 * grant.bytes())?;
+    let texts = tokenize(&api, Arc::clone(&manifest), request.inputs).await?;
+    let token_count = texts.iter().map(Vec::len).sum();
+    let vectors = embed(&api, embedding, texts, &mut grant).await?;
+    let pieces = EmbeddingPieces::new(
+        vectors,
+        request.encoding,
+        manifest.model.clone(),
+        token_count,
+    );
+    let json = HeaderValue::from_static("application/json");
+    let body = Body::new(Pieces::new(pieces, grant));
+    Ok(([(header::CONTENT_TYPE, json)], body).into_response())
+}
+
+async fn tokenize(
+    api: &Arc<Api>,
+    manifest: Arc<Manifest>,
+    inputs: Vec<Input>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    let api = Arc::clone(api);
+    wait(move || {
+        let encoder = api.tokenizers.get(&manifest, &api.engine)?;
+        let encode = |(index, input)| {
+            let tokens = match input {
+                Input::Text(text) => encoder.encode(&text, &api.engine),
+                Input::Tokens(tokens) => encoder.check(tokens),
+            };
+            tokens.map_err(|error| ApiError {
+                message: format!("input[{index}]: {}", error.message),
+                ..error
+            })
+        };
+        inputs.into_iter().enumerate().map(encode).collect()
+    })
+    .await
+}
+
+/// The vectors of all texts; dropping the future cancels the passes under way.
+async fn embed(
+    api: &Api,
+    embedding: Embedding,
+    texts: Vec<Vec<u32>>,
+    grant: &mut Grant,
+) -> Result<Vec<Vec<f32>>, ApiError> {
+    let embedding = Arc::new(embedding);
+    let base_bytes = grant.bytes();
+    let mut in_flight = VecDeque::with_capacity(IN_FLIGHT);
+    let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(texts.len());
+    let mut waiting = texts.iter();
+    loop {
+        while in_flight.len() < IN_FLIGHT
+            && let Some(tokens) = waiting.next()
+        {
+            let request = embedding.request(tokens)?;
+            let (embedding, token_count) = (Arc::clone(&embedding), tokens.len());
+            // Pooled on the engine's thread: of a pass's rows only the one vector is kept.
+            let digest = move |reply| embedding.vector(&reply, token_count);
+            in_flight.push_back(Submitted::new(&api.engine, request, digest));
+        }
+        let Some(first) = in_flight.pop_front() else {
+            return Ok(vectors);
+        };
+        let vector = first.wait().await??;
+        if vectors.is_empty() {
+            grant.resize(base_bytes + (texts.len() * vector.len() * 4) as u64)?;
+        }
+        vectors.push(vector);
+    }
+}

@@ -1,0 +1,40 @@
+//! A response body that is made piece by piece as the client takes it, so that the text of a
+//! large reply never is in memory whole.
+
+use crate::engine::Grant;
+use hyper::body::{Body, Bytes, Frame};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// About what one piece holds.
+pub const PIECE_BYTES: usize = 32 << 10;
+
+/// The pieces of `iterator`, and the grant for what it holds.
+#[derive(Debug)]
+pub struct Pieces<I> {
+    iterator: I,
+    _grant: Grant,
+}
+
+impl<I: Iterator<Item = Bytes>> Pieces<I> {
+    /// A body of the iterator's pieces; `grant` is given back with it.
+    pub fn new(iterator: I, grant: Grant) -> Pieces<I> {
+        Pieces {
+            iterator,
+            _grant: grant,
+        }
+    }
+}
+
+impl<I: Iterator<Item = Bytes> + Unpin> Body for Pieces<I> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.iterator.next().map(|piece| Ok(Frame::data(piece))))
+    }
+}

@@ -1,0 +1,199 @@
+//! Which path leads where, and what every handler shares.
+
+use super::error::ApiError;
+use super::tokenizer::Tokenizers;
+use super::{oip, openai};
+use crate::engine::{Cancel, Engine, EngineError, Reply, Request};
+use crate::store::manifest::Manifest;
+use axum::Router;
+use axum::extract::Request as HttpRequest;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Share of the budget that one request body may take.
+const BODY_SHARE: u64 = 4;
+
+/// Most characters of a model or version name.
+const MAX_NAME: usize = 128;
+
+/// What the handlers share.
+pub struct Api {
+    /// The engine.
+    pub engine: Engine,
+    /// Tokenizers loaded so far.
+    pub tokenizers: Tokenizers,
+    /// Largest request body.
+    pub body_limit_bytes: u64,
+}
+
+impl Api {
+    /// The handlers' state for `engine`.
+    pub fn new(engine: Engine) -> Arc<Api> {
+        let body_limit_bytes = engine.ledger().budget_bytes() / BODY_SHARE;
+        Arc::new(Api {
+            engine,
+            tokenizers: Tokenizers::default(),
+            body_limit_bytes,
+        })
+    }
+
+    /// The manifest of a model, and of a version of it if one is named.
+    ///
+    /// # Errors
+    ///
+    /// 404 for a name that no model or version has; no path is ever made of one that is no name.
+    pub fn manifest(&self, model: &str, version: Option<&str>) -> Result<Arc<Manifest>, ApiError> {
+        if !is_name(model) {
+            return Err(ApiError::not_found(format!(
+                "there is no model {:?}",
+                shorten(model)
+            )));
+        }
+        let manifest = self.engine.manifest(model)?;
+        match version {
+            Some(version) if version != manifest.version => Err(ApiError::not_found(format!(
+                "model {model:?} has no version {:?}: it serves {:?}",
+                shorten(version),
+                manifest.version
+            ))),
+            _ => Ok(manifest),
+        }
+    }
+
+    /// Has the engine load a model, on a thread that may wait.
+    pub async fn load(&self, model: &str) -> Result<(), ApiError> {
+        let (engine, model) = (self.engine.clone(), model.to_owned());
+        wait(move || engine.load(&model).map_err(ApiError::from)).await
+    }
+}
+
+/// Runs work that may take more than a millisecond beside the event loop.
+pub async fn wait<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ApiError::internal("a helper thread failed: see the daemon's log"))?
+}
+
+/// A submitted request; dropping it, as when the client goes away, cancels it.
+pub struct Submitted<T> {
+    reply: oneshot::Receiver<Result<T, EngineError>>,
+    cancel: Cancel,
+}
+
+impl<T: Send + 'static> Submitted<T> {
+    /// Submits `request`; `digest` makes of the reply what is kept, on the engine's thread.
+    pub fn new(
+        engine: &Engine,
+        request: Request,
+        digest: impl FnOnce(Reply) -> T + Send + 'static,
+    ) -> Submitted<T> {
+        let cancel = request.cancel.clone();
+        let (sender, reply) = oneshot::channel();
+        engine.submit(request, move |result| {
+            // The receiver is gone if the client is.
+            let _ = sender.send(result.map(digest));
+        });
+        Submitted { reply, cancel }
+    }
+
+    /// The reply, once it is there.
+    pub async fn wait(mut self) -> Result<T, ApiError> {
+        match (&mut self.reply).await {
+            Ok(result) => result.map_err(ApiError::from),
+            Err(_) => Err(ApiError::unavailable("the daemon is stopping")),
+        }
+    }
+}
+
+impl<T> Drop for Submitted<T> {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// All routes.
+pub fn router(api: Arc<Api>) -> Router {
+    let model = |router: Router<Arc<Api>>, path: &str| {
+        router
+            .route(path, get(oip::model_metadata))
+            .route(&format!("{path}/ready"), get(oip::model_ready))
+            .route(&format!("{path}/infer"), post(oip::infer))
+    };
+    let router = Router::new()
+        .route("/v2", get(oip::server_metadata))
+        .route("/v2/health/live", get(oip::live))
+        .route("/v2/health/ready", get(oip::ready))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{model}", get(openai::model))
+        .route("/v1/embeddings", post(openai::embeddings));
+    let router = model(router, "/v2/models/{model}");
+    let router = model(router, "/v2/models/{model}/versions/{version}");
+    router
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(api)
+}
+
+async fn unknown_path(request: HttpRequest) -> Response {
+    let path = shorten(request.uri().path());
+    let error = ApiError::not_found(format!(
+        "there is nothing at {path:?}; GET /v2 says what is"
+    ));
+    refuse(request.uri().path(), error)
+}
+
+async fn wrong_method(request: HttpRequest) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    let expected = match path.ends_with("/infer") || path == "/v1/embeddings" {
+        true => "POST",
+        false => "GET",
+    };
+    let message = format!(
+        "{method} is not allowed for {:?}: use {expected}",
+        shorten(path)
+    );
+    let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
+    let mut response = refuse(path, error);
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static(expected));
+    response
+}
+
+fn refuse(path: &str, error: ApiError) -> Response {
+    match path.starts_with("/v1") {
+        true => openai::OpenAiError(error).into_response(),
+        false => oip::OipError(error).into_response(),
+    }
+}
+
+/// The response of an error whose protocol has made `body` of it.
+pub fn error_response(error: &ApiError, body: Vec<u8>) -> Response {
+    log::debug!("refused: {error}");
+    let json = HeaderValue::from_static("application/json");
+    let mut response = (error.status, [(header::CONTENT_TYPE, json)], body).into_response();
+    let headers = response.headers_mut();
+    if error.close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if error.status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// Whether `name` can be a model's or version's name: [`Manifest::model`] has the rule.
+fn is_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=MAX_NAME).contains(&name.len()) && !name.starts_with('.') && name.chars().all(good)
+}
+
+/// What of a client's text is worth repeating to it.
+fn shorten(text: &str) -> String {
+    text.chars().take(MAX_NAME).collect()
+}

@@ -1,0 +1,226 @@
+//! Connections: accepted up to a limit, served by hyper with every wait bounded, drained at the
+//! end.
+
+use super::routes::{Api, router};
+use super::size::Size;
+use crate::engine::{Category, Engine, Grant};
+use axum::Router;
+use axum::extract::Request as HttpRequest;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
+use std::pin::{Pin, pin};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// Time for a request's head, and for a connection to be idle.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Time for running requests to end after the daemon was told to stop.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Time for a client to take the last response while what it still sends is thrown away.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Pause after the kernel refused a connection, for want of file descriptors say.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Most bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+
+/// Most header lines of a request.
+const MAX_HEADERS: usize = 64;
+
+/// hyper's buffer for a connection, at most.
+const MAX_BUFFER_BYTES: usize = 32 << 10;
+
+/// What the ledger is asked for a connection: its buffers and its task.
+const CONNECTION_BYTES: u64 = 32 << 10;
+
+/// Connections granted at the start, so that the daemon can always say why it is busy.
+const RESERVED_CONNECTIONS: usize = 8;
+
+/// Most connections, whatever the budget.
+const MAX_CONNECTIONS: u64 = 1024;
+
+/// Share of the budget that connections may take.
+const CONNECTIONS_SHARE: u64 = 8;
+
+/// Why a daemon cannot serve.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The kernel refused the listener.
+    #[error("cannot serve the socket: {0}")]
+    Listener(#[from] io::Error),
+    /// Not even a few connections fit.
+    #[error("no room for connections: {0}")]
+    OverBudget(#[from] crate::engine::OverBudget),
+}
+
+/// Serves `engine` on `listener` until `stop` completes, then drains.
+///
+/// # Errors
+///
+/// [`ServeError`] before the first connection; later trouble is logged and survived.
+pub async fn serve(
+    listener: StdListener,
+    engine: Engine,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let reserved = RESERVED_CONNECTIONS as u64 * CONNECTION_BYTES;
+    let _reserved = engine.ledger().try_grant(Category::Request, reserved)?;
+    let budget_bytes = engine.ledger().budget_bytes();
+    let limit = (budget_bytes / CONNECTIONS_SHARE / CONNECTION_BYTES).min(MAX_CONNECTIONS);
+    let limit = (limit as usize).max(RESERVED_CONNECTIONS);
+    let api = Api::new(engine.clone());
+    log::info!(
+        "serving: up to {limit} connections, bodies up to {}",
+        Size(api.body_limit_bytes)
+    );
+    let (stopping, stopped) = watch::channel(());
+    let mut server = Server {
+        engine,
+        router: router(api),
+        limit,
+        stopped,
+        connections: JoinSet::new(),
+    };
+    server.accept_until(listener, stop).await;
+    log::info!(
+        "stopping: {} connections are open",
+        server.connections.len()
+    );
+    drop(stopping);
+    server.drain().await;
+    Ok(())
+}
+
+struct Server {
+    engine: Engine,
+    router: Router,
+    limit: usize,
+    /// Closed when the daemon stops.
+    stopped: watch::Receiver<()>,
+    connections: JoinSet<()>,
+}
+
+impl Server {
+    async fn accept_until(&mut self, listener: UnixListener, stop: impl Future<Output = ()>) {
+        let mut stop = pin!(stop);
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => self.admit(stream),
+                    Err(error) => {
+                        log::warn!("cannot accept a connection: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(_) = self.connections.join_next() => {}
+                () = &mut stop => return,
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: UnixStream) {
+        let open = self.connections.len();
+        if open >= self.limit {
+            return refuse(
+                &stream,
+                &format!("{open} connections are open, the limit; try again"),
+            );
+        }
+        let grant = match open < RESERVED_CONNECTIONS {
+            true => None,
+            false => match self
+                .engine
+                .ledger()
+                .try_grant(Category::Request, CONNECTION_BYTES)
+            {
+                Ok(grant) => Some(grant),
+                Err(error) => return refuse(&stream, &format!("no room: {error}; try again")),
+            },
+        };
+        let (router, stopped) = (self.router.clone(), self.stopped.clone());
+        self.connections
+            .spawn(connection(stream, router, stopped, grant));
+    }
+
+    async fn drain(&mut self) {
+        let drained = timeout(DRAIN_DEADLINE, async {
+            while self.connections.join_next().await.is_some() {}
+        });
+        if drained.await.is_err() {
+            log::warn!("{} connections are cut off", self.connections.len());
+            self.connections.shutdown().await;
+        }
+    }
+}
+
+/// Serves one connection to its end; dropping the future cancels what it asked for.
+async fn connection(
+    stream: UnixStream,
+    router: Router,
+    mut stopped: watch::Receiver<()>,
+    _grant: Option<Grant>,
+) {
+    let router = TowerToHyperService::new(router);
+    let service = hyper::service::service_fn(move |request: HttpRequest<Incoming>| {
+        Box::pin(router.call(request))
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_header_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_BUFFER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let served = tokio::select! {
+        served = poll_fn(|context| connection.poll_without_shutdown(context)) => served,
+        _ = stopped.changed() => {
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|context| connection.poll_without_shutdown(context)).await
+        }
+    };
+    if let Err(error) = served {
+        log::debug!("a connection ended: {error}");
+    }
+    linger(connection.into_parts().io.into_inner()).await;
+}
+
+/// Throws away what the client still sends, so that it is not cut off before it has read why.
+async fn linger(mut stream: UnixStream) {
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let mut discarded = [0; 4096];
+    let _ = timeout(LINGER, async {
+        while matches!(stream.read(&mut discarded).await, Ok(count) if count > 0) {}
+    })
+    .await;
+}
+
+/// Answers a connection that is not served.
+fn refuse(stream: &UnixStream, message: &str) {
+    log::warn!("a connection is refused: {message}");
+    let body = serde_json::json!({ "error": message }).to_string();
+    let response = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    // A new socket's buffer takes this much at once; a client that has gone needs no answer.
+    let _ = stream.try_write(response.as_bytes());
+}
