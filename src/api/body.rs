@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use super::size::Size;
-use crate::engine::{Category, Grant, Ledger};
+use crate::stream::{Category, Grant, Ledger};
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
@@ -54,19 +54,11 @@ pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(kind) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());
     };
-    let essence = kind
-        .to_str()
-        .unwrap_or("")
-        .split(';')
-        .next()
-        .unwrap_or("")
-        .trim();
+    let essence = kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
     if essence.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    refuse(format!(
-        "content-type {kind:?} is not supported: send application/json"
-    ))
+    refuse(format!("content-type {kind:?} is not supported: send application/json"))
 }
 
 /// Reads a body of at most `limit_bytes`.
@@ -84,15 +76,10 @@ pub async fn read(
     if let Some(length) = declared.filter(|length| *length > limit_bytes) {
         return Err(too_large(&length.to_string(), limit_bytes));
     }
-    let first = declared
-        .and_then(|length| usize::try_from(length).ok())
-        .unwrap_or(FIRST_BYTES);
+    let first = declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(FIRST_BYTES);
     let grant = ledger.try_grant(Category::Request, first as u64);
     let grant = grant.map_err(|error| ApiError::from(error).closing())?;
-    let mut granted = GrantedBody {
-        bytes: Vec::with_capacity(first),
-        grant,
-    };
+    let mut granted = GrantedBody { bytes: Vec::with_capacity(first), grant };
     let deadline = Instant::now() + DEADLINE;
     while let Some(piece) = next_piece(&mut body, deadline).await? {
         granted.append(&piece, limit_bytes)?;
@@ -110,9 +97,7 @@ impl GrantedBody {
             let capacity = length.max(2 * self.bytes.capacity());
             // The old bytes are copied into the new ones: both are held for a moment.
             let both = (capacity + self.bytes.capacity()) as u64;
-            self.grant
-                .resize(both)
-                .map_err(|error| ApiError::from(error).closing())?;
+            self.grant.resize(both).map_err(|error| ApiError::from(error).closing())?;
             self.bytes.reserve_exact(capacity - self.bytes.len());
             self.grant
                 .resize(self.bytes.capacity() as u64)

@@ -37,9 +37,7 @@ impl Embedding {
             ApiError::invalid(format!("model {:?} {what}", manifest.model)).about("model")
         };
         let Some(Task::Embedding { output, pooling }) = &manifest.task else {
-            return Err(refuse(
-                "is not an embedding model: use /v2/models/../infer".to_owned(),
-            ));
+            return Err(refuse("is not an embedding model: use /v2/models/../infer".to_owned()));
         };
         let mut inputs = Vec::new();
         for port in &manifest.inputs {
@@ -49,9 +47,7 @@ impl Embedding {
                 "token_type_ids" => Role::Segment,
                 "position_ids" => Role::Positions,
                 name => {
-                    return Err(refuse(format!(
-                        "has an input {name:?} that text cannot fill"
-                    )));
+                    return Err(refuse(format!("has an input {name:?} that text cannot fill")));
                 }
             };
             if !matches!(port.dtype, Dtype::Int64 | Dtype::Int32) {
@@ -60,12 +56,7 @@ impl Embedding {
             inputs.push((port.name.clone(), port.dtype, role));
         }
         let (model, output) = (manifest.model.clone(), output.clone());
-        Ok(Embedding {
-            model,
-            inputs,
-            output,
-            pooling: *pooling,
-        })
+        Ok(Embedding { model, inputs, output, pooling: *pooling })
     }
 
     /// The request for one text.
@@ -83,18 +74,10 @@ impl Embedding {
                 // No value reaches the sign bit: little-endian, the low bytes are the narrow one.
                 bytes.extend_from_slice(&value.to_le_bytes()[..dtype.size()]);
             }
-            inputs.push((
-                name.clone(),
-                Array::new(*dtype, vec![1, tokens.len()], bytes)?,
-            ));
+            inputs.push((name.clone(), Array::new(*dtype, vec![1, tokens.len()], bytes)?));
         }
         let (model, outputs) = (self.model.clone(), vec![self.output.clone()]);
-        Ok(Request {
-            model,
-            inputs,
-            outputs,
-            cancel: Cancel::new(),
-        })
+        Ok(Request { model, inputs, outputs, cancel: Cancel::new() })
     }
 
     /// The unit vector of a reply to a text of `token_count` tokens.
@@ -104,10 +87,7 @@ impl Embedding {
     /// 500 where the output is not what the manifest promises, or is not finite.
     pub fn vector(&self, reply: &Reply, token_count: usize) -> Result<Vec<f32>, ApiError> {
         let wrong = |what: String| {
-            ApiError::internal(format!(
-                "model {:?}, output {:?}: {what}",
-                self.model, self.output
-            ))
+            ApiError::internal(format!("model {:?}, output {:?}: {what}", self.model, self.output))
         };
         let (_, array) = reply
             .outputs
@@ -133,9 +113,7 @@ fn pool(array: &Array, pooling: Pooling, token_count: usize) -> Result<Vec<f32>,
         Pooling::Mean if is_rows && width > 0 => {
             let mut sums = vec![0f32; width];
             for row in values.chunks_exact(width) {
-                sums.iter_mut()
-                    .zip(row)
-                    .for_each(|(sum, value)| *sum += value);
+                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
             }
             sums.iter_mut().for_each(|sum| *sum /= token_count as f32);
             Ok(sums)
@@ -149,24 +127,13 @@ fn pool(array: &Array, pooling: Pooling, token_count: usize) -> Result<Vec<f32>,
 fn floats(array: &Array) -> Result<Vec<f32>, String> {
     let bytes = &array.bytes;
     Ok(match array.dtype {
-        Dtype::Fp32 => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b))
-            .collect(),
-        Dtype::Fp16 => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| f16::from_le_bytes(*b).to_f32())
-            .collect(),
-        Dtype::Bf16 => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| bf16::from_le_bytes(*b).to_f32())
-            .collect(),
+        Dtype::Fp32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::Fp16 => {
+            bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+        }
+        Dtype::Bf16 => {
+            bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+        }
         dtype => return Err(format!("{dtype} is no vector")),
     })
 }
@@ -179,9 +146,7 @@ fn normalize(mut vector: Vec<f32>) -> Option<Vec<f32>> {
     }
     if square > 0.0 {
         let scale = 1.0 / square.sqrt();
-        vector
-            .iter_mut()
-            .for_each(|v| *v = (f64::from(*v) * scale) as f32);
+        vector.iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
     }
     Some(vector)
 }

@@ -85,11 +85,7 @@ impl EmbeddingsRequest {
         scanner.end()?;
         let model = model.ok_or_else(|| refuse("model", "\"model\" is missing"))?;
         let inputs = inputs.ok_or_else(|| refuse("input", "\"input\" is missing"))?;
-        Ok(EmbeddingsRequest {
-            model,
-            inputs,
-            encoding,
-        })
+        Ok(EmbeddingsRequest { model, inputs, encoding })
     }
 }
 
@@ -97,10 +93,7 @@ fn read_encoding(scanner: &mut Scanner<'_>) -> Result<Encoding, Refusal> {
     match scanner.skip()? {
         b"\"float\"" | b"null" => Ok(Encoding::Float),
         b"\"base64\"" => Ok(Encoding::Base64),
-        _ => Err(refuse(
-            "encoding_format",
-            "\"encoding_format\" is neither float nor base64",
-        )),
+        _ => Err(refuse("encoding_format", "\"encoding_format\" is neither float nor base64")),
     }
 }
 
@@ -124,10 +117,7 @@ fn read_inputs(scanner: &mut Scanner<'_>) -> Result<Vec<Input>, Refusal> {
     let mut inputs = Vec::new();
     scanner.array(|scanner, index| -> Result<(), Refusal> {
         if index == MAX_INPUTS {
-            return Err(refuse(
-                "input",
-                format!("\"input\" has more than {MAX_INPUTS} texts"),
-            ));
+            return Err(refuse("input", format!("\"input\" has more than {MAX_INPUTS} texts")));
         }
         inputs.push(match scanner.peek() {
             Some(b'"') => read_text(scanner, index)?,
@@ -145,10 +135,7 @@ fn read_inputs(scanner: &mut Scanner<'_>) -> Result<Vec<Input>, Refusal> {
 fn read_text(scanner: &mut Scanner<'_>, index: usize) -> Result<Input, Refusal> {
     let text = scanner.string()?;
     if text.is_empty() {
-        return Err(refuse(
-            "input",
-            format!("input[{index}] is an empty string"),
-        ));
+        return Err(refuse("input", format!("input[{index}] is an empty string")));
     }
     Ok(Input::Text(text.into_owned()))
 }
@@ -185,14 +172,7 @@ impl EmbeddingPieces {
     ) -> EmbeddingPieces {
         let vectors = vectors.into_iter().enumerate();
         let head = "{\"object\":\"list\",\"data\":[";
-        EmbeddingPieces {
-            vectors,
-            encoding,
-            model,
-            token_count,
-            head,
-            ended: false,
-        }
+        EmbeddingPieces { vectors, encoding, model, token_count, head, ended: false }
     }
 
     fn step(&mut self, text: &mut Vec<u8>) {
@@ -245,11 +225,7 @@ fn write_base64(bytes: &[u8], text: &mut Vec<u8>) {
         let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
         for digit in 0..4 {
             let index = (bits >> (18 - 6 * digit)) & 63;
-            text.push(if digit > chunk.len() {
-                b'='
-            } else {
-                ALPHABET[index as usize]
-            });
+            text.push(if digit > chunk.len() { b'=' } else { ALPHABET[index as usize] });
         }
     }
 }
@@ -265,19 +241,13 @@ mod tests {
             let body = format!("{{\"input\":{input},\"model\":\"m\",\"user\":\"u\"}}");
             let request = EmbeddingsRequest::parse(body.as_bytes()).unwrap();
             assert_eq!(request.inputs, expected, "{input}");
-            assert_eq!(
-                (request.model.as_str(), request.encoding),
-                ("m", Encoding::Float)
-            );
+            assert_eq!((request.model.as_str(), request.encoding), ("m", Encoding::Float));
         };
         let text = |text: &str| Input::Text(text.to_owned());
         check("\"a b\"", vec![text("a b")]);
         check("[\"a\", \"\\u00e9\"]", vec![text("a"), text("\u{e9}")]);
         check("[1, 2]", vec![Input::Tokens(vec![1, 2])]);
-        check(
-            "[[1], [2, 3]]",
-            vec![Input::Tokens(vec![1]), Input::Tokens(vec![2, 3])],
-        );
+        check("[[1], [2, 3]]", vec![Input::Tokens(vec![1]), Input::Tokens(vec![2, 3])]);
     }
 
     #[test]
@@ -291,41 +261,13 @@ mod tests {
         check("{\"model\":\"m\"}", Some("input"), "is missing");
         check("{\"input\":\"a\"}", Some("model"), "is missing");
         check("{\"model\":\"m\",\"input\":[]}", Some("input"), "is empty");
-        check(
-            "{\"model\":\"m\",\"input\":\"\"}",
-            Some("input"),
-            "empty string",
-        );
-        check(
-            "{\"model\":\"m\",\"input\":{}}",
-            Some("input"),
-            "is not a string",
-        );
-        check(
-            "{\"model\":\"m\",\"input\":[\"a\",1]}",
-            Some("input"),
-            "is not a string",
-        );
-        check(
-            "{\"model\":\"m\",\"input\":[1,\"a\"]}",
-            None,
-            "expected a number",
-        );
-        check(
-            "{\"model\":\"m\",\"input\":[-1]}",
-            Some("input"),
-            "-1 is not a token",
-        );
-        check(
-            "{\"model\":\"m\",\"dimensions\":5}",
-            Some("dimensions"),
-            "not supported",
-        );
-        check(
-            "{\"encoding_format\":\"hex\"}",
-            Some("encoding_format"),
-            "neither",
-        );
+        check("{\"model\":\"m\",\"input\":\"\"}", Some("input"), "empty string");
+        check("{\"model\":\"m\",\"input\":{}}", Some("input"), "is not a string");
+        check("{\"model\":\"m\",\"input\":[\"a\",1]}", Some("input"), "is not a string");
+        check("{\"model\":\"m\",\"input\":[1,\"a\"]}", None, "expected a number");
+        check("{\"model\":\"m\",\"input\":[-1]}", Some("input"), "-1 is not a token");
+        check("{\"model\":\"m\",\"dimensions\":5}", Some("dimensions"), "not supported");
+        check("{\"encoding_format\":\"hex\"}", Some("encoding_format"), "neither");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What a refused call answers, before a protocol gives it its shape.
 
 use super::infer_json::RequestError;
-use crate::engine::{EngineError, ErrorKind, OverBudget};
+use crate::engine::{EngineError, ErrorKind};
+use crate::stream::OverBudget;
 use axum::http::StatusCode;
 use std::fmt;
 
@@ -21,12 +22,9 @@ pub struct ApiError {
 impl ApiError {
     /// A refusal that leaves the connection open.
     pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
-        ApiError {
-            status,
-            message: message.into(),
-            param: None,
-            close: false,
-        }
+        // Our errors put what to do on a second line; JSON has none.
+        let message = message.into().replace('\n', "; ");
+        ApiError { status, message, param: None, close: false }
     }
 
     /// 400.

@@ -6,8 +6,9 @@
 use super::json::{JsonError, Scanner};
 use super::pieces::PIECE_BYTES;
 use super::tensor_json::{self, DataError, MAX_RANK, Nulls};
-use crate::engine::{Array, OverBudget};
+use crate::engine::Array;
 use crate::store::Dtype;
+use crate::stream::OverBudget;
 use hyper::body::Bytes;
 use serde::Serialize;
 use thiserror::Error;
@@ -51,11 +52,7 @@ impl InferRequest {
     /// [`RequestError`], naming the input and what was expected; never panics, whatever `text` is.
     pub fn parse(text: &[u8], reserve: &mut Reserve<'_>) -> Result<InferRequest, RequestError> {
         let mut scanner = Scanner::new(text);
-        let mut request = InferRequest {
-            id: None,
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-        };
+        let mut request = InferRequest { id: None, inputs: Vec::new(), outputs: Vec::new() };
         let mut has_inputs = false;
         scanner.object(|scanner, key| match key {
             "id" => {
@@ -75,9 +72,7 @@ impl InferRequest {
         })?;
         scanner.end()?;
         if !has_inputs {
-            return Err(field(
-                "\"inputs\" is missing: send {\"inputs\": [{\"name\": .., ..}]}",
-            ));
+            return Err(field("\"inputs\" is missing: send {\"inputs\": [{\"name\": .., ..}]}"));
         }
         Ok(request)
     }
@@ -189,12 +184,7 @@ impl<'a> TensorHeader<'a> {
         let data = data.ok_or_else(|| {
             missing("\"data\" is missing (binary tensor data is not supported: send JSON data)")
         })?;
-        Ok(TensorHeader {
-            name,
-            dtype,
-            shape,
-            data,
-        })
+        Ok(TensorHeader { name, dtype, shape, data })
     }
 
     fn values(
@@ -204,12 +194,7 @@ impl<'a> TensorHeader<'a> {
         total_bytes: &mut u64,
         reserve: &mut Reserve<'_>,
     ) -> Result<(String, Array), RequestError> {
-        let TensorHeader {
-            name,
-            dtype,
-            shape,
-            data,
-        } = self;
+        let TensorHeader { name, dtype, shape, data } = self;
         let wrong = |what: String| field(format!("{kind} {name:?}: {what}"));
         let count = tensor_json::element_count(&shape)
             .ok_or_else(|| wrong(format!("shape {shape:?} has more elements than 2^64")))?;
@@ -234,10 +219,7 @@ fn parse_dtype(name: &str) -> Result<Dtype, String> {
         return Err("datatype BYTES (strings) is not supported: no model here takes it".to_owned());
     }
     let known: Vec<_> = Dtype::ALL.iter().map(|dtype| dtype.name()).collect();
-    Err(format!(
-        "unknown datatype {name:?}; expected one of {}",
-        known.join(", ")
-    ))
+    Err(format!("unknown datatype {name:?}; expected one of {}", known.join(", ")))
 }
 
 fn parse_shape(text: &[u8]) -> Result<Vec<usize>, String> {
@@ -319,13 +301,7 @@ impl ReplyPieces {
         text.pop();
         text.extend(b",\"outputs\":[");
         let outputs = outputs.into_iter();
-        ReplyPieces {
-            head: Some(text),
-            outputs,
-            open: None,
-            written: 0,
-            ended: false,
-        }
+        ReplyPieces { head: Some(text), outputs, open: None, written: 0, ended: false }
     }
 
     /// Appends the next run of elements, or the head of the next tensor, or the end.
@@ -333,11 +309,7 @@ impl ReplyPieces {
         if let Some((array, first, nulls)) = &mut self.open {
             let count = element_count(array);
             let end = count.min(*first + PIECE_BYTES / 32);
-            text.extend(if *first > 0 && end > *first {
-                b",".as_slice()
-            } else {
-                b""
-            });
+            text.extend(if *first > 0 && end > *first { b",".as_slice() } else { b"" });
             *nulls += tensor_json::write(array, *first, end, text);
             *first = end;
             if end == count {
@@ -349,11 +321,7 @@ impl ReplyPieces {
                 self.open = None;
             }
         } else if let Some((name, array)) = self.outputs.next() {
-            text.extend(if self.written > 0 {
-                b",".as_slice()
-            } else {
-                b""
-            });
+            text.extend(if self.written > 0 { b",".as_slice() } else { b"" });
             put_head(text, &name, &array);
             self.written += 1;
             self.open = Some((array, 0, 0));

@@ -44,10 +44,7 @@ impl<'a> Scanner<'a> {
 
     /// An error at the current position.
     pub fn error(&self, what: &'static str) -> JsonError {
-        JsonError {
-            offset: self.at,
-            what,
-        }
+        JsonError { offset: self.at, what }
     }
 
     /// Takes `byte` if it is next.
@@ -123,18 +120,11 @@ impl<'a> Scanner<'a> {
         let start = self.at;
         let escaped = self.pass_string()?;
         let quoted = &self.text[start..self.at];
-        let wrong = JsonError {
-            offset: start,
-            what: "the string is not valid",
-        };
+        let wrong = JsonError { offset: start, what: "the string is not valid" };
         if escaped {
-            return serde_json::from_slice(quoted)
-                .map(Cow::Owned)
-                .map_err(|_| wrong);
+            return serde_json::from_slice(quoted).map(Cow::Owned).map_err(|_| wrong);
         }
-        std::str::from_utf8(&quoted[1..quoted.len() - 1])
-            .map(Cow::Borrowed)
-            .map_err(|_| wrong)
+        std::str::from_utf8(&quoted[1..quoted.len() - 1]).map(Cow::Borrowed).map_err(|_| wrong)
     }
 
     /// Reads a number, as the text that stands for it.
@@ -156,10 +146,8 @@ impl<'a> Scanner<'a> {
             self.at += usize::from(matches!(self.text.get(self.at), Some(b'+' | b'-')));
             self.digits()?;
         }
-        std::str::from_utf8(&self.text[start..self.at]).map_err(|_| JsonError {
-            offset: start,
-            what: "expected a number",
-        })
+        std::str::from_utf8(&self.text[start..self.at])
+            .map_err(|_| JsonError { offset: start, what: "expected a number" })
     }
 
     /// Reads `true`, `false` (as `Some`) or `null` (as `None`).
@@ -226,11 +214,7 @@ impl<'a> Scanner<'a> {
 
     fn key(&mut self) -> Result<(), JsonError> {
         self.string()?;
-        if self.take(b':') {
-            Ok(())
-        } else {
-            Err(self.error("expected ':'"))
-        }
+        if self.take(b':') { Ok(()) } else { Err(self.error("expected ':'")) }
     }
 
     fn digits(&mut self) -> Result<(), JsonError> {
@@ -238,11 +222,7 @@ impl<'a> Scanner<'a> {
         while let Some(b'0'..=b'9') = self.text.get(self.at) {
             self.at += 1;
         }
-        if self.at == start {
-            Err(self.error("expected a digit"))
-        } else {
-            Ok(())
-        }
+        if self.at == start { Err(self.error("expected a digit")) } else { Ok(()) }
     }
 
     /// Moves past a string; says whether it holds escapes.

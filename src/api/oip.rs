@@ -5,8 +5,9 @@ use super::error::ApiError;
 use super::infer_json::{InferRequest, ReplyHead, ReplyParameters, ReplyPieces, RequestError};
 use super::pieces::Pieces;
 use super::routes::{Api, Submitted, error_response, wait};
-use crate::engine::{Array, Cancel, Category, Grant, PassStats, Request};
+use crate::engine::{Array, Cancel, PassStats, Request};
 use crate::store::manifest::{Dim, Manifest, Port, Task};
+use crate::stream::{Category, Grant};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -111,28 +112,12 @@ pub async fn infer(
         outputs: request.outputs,
         cancel: Cancel::new(),
     };
-    let reply = Submitted::new(&api.engine, request, |reply| reply)
-        .wait()
-        .await?;
+    let reply = Submitted::new(&api.engine, request, |reply| reply).wait().await?;
     // The engine has dropped the inputs by now; what the client still has to take is held here.
     drop(grant);
-    let held = reply
-        .outputs
-        .iter()
-        .map(|(_, array)| array.bytes.len() as u64)
-        .sum();
-    let grant = api
-        .engine
-        .ledger()
-        .try_grant(Category::Request, held)
-        .map_err(ApiError::from)?;
-    Ok(infer_response(
-        &manifest,
-        id,
-        reply.outputs,
-        &reply.stats,
-        grant,
-    ))
+    let held = reply.outputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
+    let grant = api.engine.ledger().try_grant(Category::Request, held).map_err(ApiError::from)?;
+    Ok(infer_response(&manifest, id, reply.outputs, &reply.stats, grant))
 }
 
 /// Parses a body; the grant returned covers the tensors alone.
@@ -249,9 +234,7 @@ impl TensorMetadata {
             name: port.name.clone(),
             datatype: port.dtype.name(),
             shape: port.shape.iter().map(size).collect(),
-            parameters: TensorParameters {
-                symbolic_shape: port.shape.clone(),
-            },
+            parameters: TensorParameters { symbolic_shape: port.shape.clone() },
         }
     }
 }

@@ -6,8 +6,8 @@ use super::embeddings_json::{EmbeddingPieces, EmbeddingsRequest, Input};
 use super::error::ApiError;
 use super::pieces::Pieces;
 use super::routes::{Api, Submitted, error_response, wait};
-use crate::engine::Grant;
 use crate::store::manifest::Manifest;
+use crate::stream::Grant;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -55,7 +55,7 @@ impl IntoResponse for OpenAiError {
 /// `GET /v1/models`.
 pub async fn models(State(api): State<Arc<Api>>) -> Result<Json<Value>, OpenAiError> {
     let mut data = Vec::new();
-    for name in api.engine.models() {
+    for name in api.engine.models().map_err(ApiError::from)? {
         match api.engine.manifest(&name) {
             Ok(manifest) => data.push(describe(&manifest)),
             Err(error) => log::warn!("model {name:?} is left out of the list: {error}"),
@@ -70,9 +70,7 @@ pub async fn model(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, OpenAiError> {
     let path = path.map_err(|_| ApiError::not_found("the model's name is not UTF-8"))?;
-    let manifest = api
-        .manifest(&path.0, None)
-        .map_err(|error| error.about("model"))?;
+    let manifest = api.manifest(&path.0, None).map_err(|error| error.about("model"))?;
     Ok(Json(describe(&manifest)))
 }
 
@@ -94,9 +92,7 @@ pub async fn embeddings(
     body::require_json(&headers)?;
     let body = body::read(body, api.body_limit_bytes, api.engine.ledger()).await?;
     let request = EmbeddingsRequest::parse(&body.bytes)?;
-    let manifest = api
-        .manifest(&request.model, None)
-        .map_err(|error| error.about("model"))?;
+    let manifest = api.manifest(&request.model, None).map_err(|error| error.about("model"))?;
     let embedding = Embedding::new(&manifest)?;
     // The texts are no longer than the body was, and their tokens no more than four times that.
     let mut grant = body.into_grant();
@@ -104,12 +100,8 @@ pub async fn embeddings(
     let texts = tokenize(&api, Arc::clone(&manifest), request.inputs).await?;
     let token_count = texts.iter().map(Vec::len).sum();
     let vectors = embed(&api, embedding, texts, &mut grant).await?;
-    let pieces = EmbeddingPieces::new(
-        vectors,
-        request.encoding,
-        manifest.model.clone(),
-        token_count,
-    );
+    let pieces =
+        EmbeddingPieces::new(vectors, request.encoding, manifest.model.clone(), token_count);
     let json = HeaderValue::from_static("application/json");
     let body = Body::new(Pieces::new(pieces, grant));
     Ok(([(header::CONTENT_TYPE, json)], body).into_response())

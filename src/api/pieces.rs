@@ -1,7 +1,7 @@
 //! A response body that is made piece by piece as the client takes it, so that the text of a
 //! large reply never is in memory whole.
 
-use crate::engine::Grant;
+use crate::stream::Grant;
 use hyper::body::{Body, Bytes, Frame};
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -20,10 +20,7 @@ pub struct Pieces<I> {
 impl<I: Iterator<Item = Bytes>> Pieces<I> {
     /// A body of the iterator's pieces; `grant` is given back with it.
     pub fn new(iterator: I, grant: Grant) -> Pieces<I> {
-        Pieces {
-            iterator,
-            _grant: grant,
-        }
+        Pieces { iterator, _grant: grant }
     }
 }
 

@@ -33,11 +33,7 @@ impl Api {
     /// The handlers' state for `engine`.
     pub fn new(engine: Engine) -> Arc<Api> {
         let body_limit_bytes = engine.ledger().budget_bytes() / BODY_SHARE;
-        Arc::new(Api {
-            engine,
-            tokenizers: Tokenizers::default(),
-            body_limit_bytes,
-        })
+        Arc::new(Api { engine, tokenizers: Tokenizers::default(), body_limit_bytes })
     }
 
     /// The manifest of a model, and of a version of it if one is named.
@@ -47,10 +43,7 @@ impl Api {
     /// 404 for a name that no model or version has; no path is ever made of one that is no name.
     pub fn manifest(&self, model: &str, version: Option<&str>) -> Result<Arc<Manifest>, ApiError> {
         if !is_name(model) {
-            return Err(ApiError::not_found(format!(
-                "there is no model {:?}",
-                shorten(model)
-            )));
+            return Err(ApiError::not_found(format!("there is no model {:?}", shorten(model))));
         }
         let manifest = self.engine.manifest(model)?;
         match version {
@@ -66,7 +59,7 @@ impl Api {
     /// Has the engine load a model, on a thread that may wait.
     pub async fn load(&self, model: &str) -> Result<(), ApiError> {
         let (engine, model) = (self.engine.clone(), model.to_owned());
-        wait(move || engine.load(&model).map_err(ApiError::from)).await
+        wait(move || Ok(engine.load(&model).map(drop)?)).await
     }
 }
 
@@ -133,17 +126,12 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/embeddings", post(openai::embeddings));
     let router = model(router, "/v2/models/{model}");
     let router = model(router, "/v2/models/{model}/versions/{version}");
-    router
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        .with_state(api)
+    router.fallback(unknown_path).method_not_allowed_fallback(wrong_method).with_state(api)
 }
 
 async fn unknown_path(request: HttpRequest) -> Response {
     let path = shorten(request.uri().path());
-    let error = ApiError::not_found(format!(
-        "there is nothing at {path:?}; GET /v2 says what is"
-    ));
+    let error = ApiError::not_found(format!("there is nothing at {path:?}; GET /v2 says what is"));
     refuse(request.uri().path(), error)
 }
 
@@ -153,15 +141,10 @@ async fn wrong_method(request: HttpRequest) -> Response {
         true => "POST",
         false => "GET",
     };
-    let message = format!(
-        "{method} is not allowed for {:?}: use {expected}",
-        shorten(path)
-    );
+    let message = format!("{method} is not allowed for {:?}: use {expected}", shorten(path));
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
     let mut response = refuse(path, error);
-    response
-        .headers_mut()
-        .insert(header::ALLOW, HeaderValue::from_static(expected));
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(expected));
     response
 }
 

@@ -3,7 +3,8 @@
 
 use super::routes::{Api, router};
 use super::size::Size;
-use crate::engine::{Category, Engine, Grant};
+use crate::engine::Engine;
+use crate::stream::{Category, Grant, OverBudget};
 use axum::Router;
 use axum::extract::Request as HttpRequest;
 use hyper::body::Incoming;
@@ -14,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -64,7 +65,7 @@ pub enum ServeError {
     Listener(#[from] io::Error),
     /// Not even a few connections fit.
     #[error("no room for connections: {0}")]
-    OverBudget(#[from] crate::engine::OverBudget),
+    OverBudget(#[from] OverBudget),
 }
 
 /// Serves `engine` on `listener` until `stop` completes, then drains.
@@ -85,23 +86,12 @@ pub async fn serve(
     let limit = (budget_bytes / CONNECTIONS_SHARE / CONNECTION_BYTES).min(MAX_CONNECTIONS);
     let limit = (limit as usize).max(RESERVED_CONNECTIONS);
     let api = Api::new(engine.clone());
-    log::info!(
-        "serving: up to {limit} connections, bodies up to {}",
-        Size(api.body_limit_bytes)
-    );
+    log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes));
     let (stopping, stopped) = watch::channel(());
-    let mut server = Server {
-        engine,
-        router: router(api),
-        limit,
-        stopped,
-        connections: JoinSet::new(),
-    };
+    let mut server =
+        Server { engine, router: router(api), limit, stopped, connections: JoinSet::new() };
     server.accept_until(listener, stop).await;
-    log::info!(
-        "stopping: {} connections are open",
-        server.connections.len()
-    );
+    log::info!("stopping: {} connections are open", server.connections.len());
     drop(stopping);
     server.drain().await;
     Ok(())
@@ -137,25 +127,17 @@ impl Server {
     fn admit(&mut self, stream: UnixStream) {
         let open = self.connections.len();
         if open >= self.limit {
-            return refuse(
-                &stream,
-                &format!("{open} connections are open, the limit; try again"),
-            );
+            return refuse(&stream, &format!("{open} connections are open, the limit; try again"));
         }
         let grant = match open < RESERVED_CONNECTIONS {
             true => None,
-            false => match self
-                .engine
-                .ledger()
-                .try_grant(Category::Request, CONNECTION_BYTES)
-            {
+            false => match self.engine.ledger().try_grant(Category::Request, CONNECTION_BYTES) {
                 Ok(grant) => Some(grant),
                 Err(error) => return refuse(&stream, &format!("no room: {error}; try again")),
             },
         };
         let (router, stopped) = (self.router.clone(), self.stopped.clone());
-        self.connections
-            .spawn(connection(stream, router, stopped, grant));
+        self.connections.spawn(connection(stream, router, stopped, grant));
     }
 
     async fn drain(&mut self) {

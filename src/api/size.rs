@@ -4,12 +4,7 @@ use std::fmt;
 use thiserror::Error;
 
 /// Units, largest first; decimal ones are refused so that nobody gets 5 % less than expected.
-const UNITS: [(&str, u64); 4] = [
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("B", 1),
-];
+const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// A text that is no size.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -25,24 +20,14 @@ pub struct SizeError {
 /// [`SizeError`] for anything but a number, with a fraction if there is a unit, and one of the
 /// units `B`, `KiB`, `MiB`, `GiB` in any case; and for more than `u64` holds.
 pub fn parse(text: &str) -> Result<u64, SizeError> {
-    let refuse = || SizeError {
-        text: text.to_owned(),
-    };
+    let refuse = || SizeError { text: text.to_owned() };
     let trimmed = text.trim();
-    let digits = trimmed
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(trimmed.len());
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(digits);
     let unit = unit.trim_start();
     let scale = match unit {
         "" => 1,
-        _ => {
-            UNITS
-                .iter()
-                .find(|(name, _)| name.eq_ignore_ascii_case(unit))
-                .ok_or_else(refuse)?
-                .1
-        }
+        _ => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(refuse)?.1,
     };
     if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(scale).ok_or_else(refuse);
@@ -56,10 +41,7 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
     let denominator = 10u64.pow(u32::try_from(fraction.len()).map_err(|_| refuse())?);
     let part = u128::from(fraction_digits) * u128::from(scale) / u128::from(denominator);
     let part = u64::try_from(part).map_err(|_| refuse())?;
-    whole
-        .checked_mul(scale)
-        .and_then(|bytes| bytes.checked_add(part))
-        .ok_or_else(refuse)
+    whole.checked_mul(scale).and_then(|bytes| bytes.checked_add(part)).ok_or_else(refuse)
 }
 
 /// Writes a size as people read it: `64 MiB`, `1.5 GiB`, `300 B`.
@@ -71,10 +53,7 @@ pub struct Size(
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, scale) = UNITS
-            .iter()
-            .find(|(_, s)| self.0 >= *s)
-            .unwrap_or(&UNITS[3]);
+        let (unit, scale) = UNITS.iter().find(|(_, s)| self.0 >= *s).unwrap_or(&UNITS[3]);
         if self.0.is_multiple_of(*scale) {
             write!(f, "{} {unit}", self.0 / scale)
         } else {

@@ -73,23 +73,12 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
         let _ = fs::remove_file(&new);
         failed(path, "cannot publish the socket")(error)
     })?;
-    Ok((
-        listener,
-        SocketFile {
-            path: path.to_owned(),
-            identity,
-            _lock: lock,
-        },
-    ))
+    Ok((listener, SocketFile { path: path.to_owned(), identity, _lock: lock }))
 }
 
 fn lock(path: &Path) -> Result<File, SocketError> {
     let name = beside(path, ".lock");
-    let failed = |source| SocketError::Io {
-        path: name.clone(),
-        what: "cannot lock",
-        source,
-    };
+    let failed = |source| SocketError::Io { path: name.clone(), what: "cannot lock", source };
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600);
     let file = options.open(&name).map_err(failed)?;
@@ -105,11 +94,7 @@ fn refuse_if_taken(path: &Path) -> Result<(), SocketError> {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => {
-            return Err(SocketError::Io {
-                path: path.to_owned(),
-                what: "cannot look at",
-                source,
-            });
+            return Err(SocketError::Io { path: path.to_owned(), what: "cannot look at", source });
         }
     };
     if !metadata.file_type().is_socket() {
@@ -118,11 +103,9 @@ fn refuse_if_taken(path: &Path) -> Result<(), SocketError> {
     match UnixStream::connect(path) {
         Ok(_) => Err(SocketError::Live(path.to_owned())),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(source) => Err(SocketError::Io {
-            path: path.to_owned(),
-            what: "cannot try the socket",
-            source,
-        }),
+        Err(source) => {
+            Err(SocketError::Io { path: path.to_owned(), what: "cannot try the socket", source })
+        }
     }
 }
 

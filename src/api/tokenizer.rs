@@ -1,8 +1,9 @@
 //! Tokenizers: loaded on first use, held in the ledger, bounded in what a text may cost.
 
 use super::error::ApiError;
-use crate::engine::{Category, Engine, Grant};
+use crate::engine::Engine;
 use crate::store::manifest::Manifest;
+use crate::stream::{Category, Grant};
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
@@ -33,9 +34,7 @@ pub struct TextEncoder {
 impl TextEncoder {
     fn load(path: &Path, manifest: &Manifest, engine: &Engine) -> Result<TextEncoder, ApiError> {
         let failed = |what: String| ApiError::internal(format!("{}: {what}", path.display()));
-        let bytes = fs::metadata(path)
-            .map_err(|error| failed(error.to_string()))?
-            .len();
+        let bytes = fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
         let loading = bytes.saturating_mul(LOADING_PER_BYTE);
         let mut grant = engine.ledger().try_grant(Category::Tokenizer, loading)?;
         let mut tokenizer =
@@ -45,12 +44,7 @@ impl TextEncoder {
         grant.resize(bytes.saturating_mul(HELD_PER_BYTE))?;
         let limit = position_limit(manifest);
         let vocabulary = tokenizer.get_vocab_size(true);
-        Ok(TextEncoder {
-            tokenizer,
-            limit,
-            vocabulary,
-            _grant: grant,
-        })
+        Ok(TextEncoder { tokenizer, limit, vocabulary, _grant: grant })
     }
 
     /// The tokens of `text`, truncated as tokenizer.json says.
@@ -60,10 +54,8 @@ impl TextEncoder {
     /// 400 for a text longer than the model takes; 503 where the ledger has no room to encode it.
     pub fn encode(&self, text: &str, engine: &Engine) -> Result<Vec<u32>, ApiError> {
         if text.len() > MAX_TEXT_BYTES {
-            let message = format!(
-                "the text has {} bytes; the limit is {MAX_TEXT_BYTES}",
-                text.len()
-            );
+            let message =
+                format!("the text has {} bytes; the limit is {MAX_TEXT_BYTES}", text.len());
             return Err(ApiError::invalid(message).about("input"));
         }
         let scratch = text.len() as u64 * ENCODING_PER_BYTE;
@@ -79,15 +71,9 @@ impl TextEncoder {
     pub fn check(&self, tokens: Vec<u32>) -> Result<Vec<u32>, ApiError> {
         let refuse = |message: String| Err(ApiError::invalid(message).about("input"));
         if let Some(limit) = self.limit.filter(|limit| tokens.len() > *limit) {
-            return refuse(format!(
-                "{} tokens; the model takes at most {limit}",
-                tokens.len()
-            ));
+            return refuse(format!("{} tokens; the model takes at most {limit}", tokens.len()));
         }
-        match tokens
-            .iter()
-            .find(|token| **token as usize >= self.vocabulary)
-        {
+        match tokens.iter().find(|token| **token as usize >= self.vocabulary) {
             Some(token) => refuse(format!(
                 "token {token} is outside of the model's vocabulary of {}",
                 self.vocabulary

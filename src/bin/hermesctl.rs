@@ -81,30 +81,15 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<String, ClientError> {
     let socket = args.socket.unwrap_or_else(default_socket);
-    let client = Client::new(&socket).map_err(|source| ClientError::Unreachable {
-        socket: socket.clone(),
-        source,
-    })?;
+    let client = Client::new(&socket)
+        .map_err(|source| ClientError::Unreachable { socket: socket.clone(), source })?;
     let print = |json: bool| if json { Print::Json } else { Print::Human };
     match args.command {
         Command::Ls { json } => list::run(&client, print(json)),
         Command::Embed { model, text, json } => embed::run(&client, &model, &text, print(json)),
-        Command::Infer {
-            model,
-            input,
-            output,
-            request,
-            json,
-        } => {
+        Command::Infer { model, input, output, request, json } => {
             let (inputs, outputs) = (input, output);
-            InferCommand {
-                model,
-                inputs,
-                outputs,
-                request,
-                json,
-            }
-            .run(&client)
+            InferCommand { model, inputs, outputs, request, json }.run(&client)
         }
     }
 }

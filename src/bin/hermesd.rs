@@ -14,10 +14,7 @@ const HELPER_THREADS: usize = 2;
 
 /// Serves neural networks from a store, streaming their weights through a small window.
 #[derive(Parser)]
-#[command(
-    version,
-    after_help = "Log level: HERMES_LOG=error|warn|info|debug (default info)."
-)]
+#[command(version, after_help = "Log level: HERMES_LOG=error|warn|info|debug (default info).")]
 struct Args {
     /// Folder that hermes-shard built models into.
     #[arg(long)]
@@ -58,12 +55,11 @@ fn run(args: Args) -> Result<()> {
     let path = args.socket.unwrap_or_else(default_socket);
     let (listener, socket) = socket::bind(&path)?;
     let engine = Engine::start(Config {
-        store: args.store,
-        budget_bytes: args.budget,
         window_bytes: args.window,
         threads: args.threads,
         loaders: args.loaders,
         variant: args.variant,
+        ..Config::new(args.store, args.budget)
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

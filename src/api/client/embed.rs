@@ -18,9 +18,7 @@ pub fn run(
     texts: &[String],
     print: Print,
 ) -> Result<String, ClientError> {
-    let body = json!({ "model": model, "input": texts })
-        .to_string()
-        .into_bytes();
+    let body = json!({ "model": model, "input": texts }).to_string().into_bytes();
     let reply = client.post("/v1/embeddings", body)?;
     if print == Print::Json {
         return Ok(String::from_utf8_lossy(&reply).into_owned());
@@ -29,11 +27,7 @@ pub fn run(
         .filter(|vectors| vectors.len() == texts.len())
         .ok_or_else(|| ClientError::Broken("the answer is not one of embeddings".to_owned()))?;
     match vectors.as_slice() {
-        [vector] => Ok(vector
-            .iter()
-            .map(f64::to_string)
-            .collect::<Vec<_>>()
-            .join(" ")),
+        [vector] => Ok(vector.iter().map(f64::to_string).collect::<Vec<_>>().join(" ")),
         _ => Ok(table(texts, &vectors)),
     }
 }
@@ -49,11 +43,7 @@ pub enum Print {
 
 fn vectors(reply: &Value) -> Option<Vec<Vec<f64>>> {
     let vector = |entry: &Value| -> Option<Vec<f64>> {
-        entry["embedding"]
-            .as_array()?
-            .iter()
-            .map(Value::as_f64)
-            .collect()
+        entry["embedding"].as_array()?.iter().map(Value::as_f64).collect()
     };
     reply["data"].as_array()?.iter().map(vector).collect()
 }
@@ -67,11 +57,7 @@ fn table(texts: &[String], vectors: &[Vec<f64>]) -> String {
             format!("{:>2} {short}", index + 1)
         })
         .collect();
-    let width = labels
-        .iter()
-        .map(|label| label.chars().count())
-        .max()
-        .unwrap_or(0);
+    let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
     let mut lines = vec![" ".repeat(width)];
     (1..=texts.len()).for_each(|index| lines[0].push_str(&format!(" {index:>6}")));
     for (label, a) in labels.iter().zip(vectors) {

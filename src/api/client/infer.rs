@@ -68,12 +68,7 @@ impl InferCommand {
             inputs.push((name.clone(), npy::read(file)?));
         }
         let outputs = self.outputs.iter().map(|(name, _)| name.clone()).collect();
-        Ok(InferRequest {
-            id: None,
-            inputs,
-            outputs,
-        }
-        .to_json())
+        Ok(InferRequest { id: None, inputs, outputs }.to_json())
     }
 }
 
@@ -98,22 +93,13 @@ fn summary(outputs: &[(String, Array)], reply: &[u8]) -> String {
         let count = array.bytes.len() / array.dtype.size();
         let mut values = Vec::new();
         tensor_json::write(array, 0, count.min(SHOWN_VALUES), &mut values);
-        let values = String::from_utf8_lossy(&values)
-            .replace(',', " ")
-            .replace("null", "NaN");
+        let values = String::from_utf8_lossy(&values).replace(',', " ").replace("null", "NaN");
         let more = if count > SHOWN_VALUES { " ..." } else { "" };
-        lines.push(format!(
-            "{name}  {} {:?}  {values}{more}",
-            array.dtype, array.shape
-        ));
+        lines.push(format!("{name}  {} {:?}  {values}{more}", array.dtype, array.shape));
     }
     // Only the head is parsed: the tensors, which may be large, come after it.
-    let head = reply
-        .windows(11)
-        .position(|window| window == b",\"outputs\":");
-    let head = head
-        .map(|end| [&reply[..end], b"}"].concat())
-        .unwrap_or_default();
+    let head = reply.windows(11).position(|window| window == b",\"outputs\":");
+    let head = head.map(|end| [&reply[..end], b"}"].concat()).unwrap_or_default();
     if let Ok(head) = serde_json::from_slice::<Value>(&head) {
         let figure = |name: &str| head["parameters"][name].as_u64().unwrap_or(0);
         lines.push(format!(

@@ -28,21 +28,12 @@ pub fn run(client: &Client, print: Print) -> Result<String, ClientError> {
 
 fn table(models: &[Value]) -> String {
     let head = ["MODEL", "VERSION", "STATE", "TASK", "VARIANTS"].map(str::to_owned);
-    let rows: Vec<[String; 5]> = std::iter::once(head)
-        .chain(models.iter().map(row))
-        .collect();
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
+    let rows: Vec<[String; 5]> = std::iter::once(head).chain(models.iter().map(row)).collect();
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..4).map(width).collect();
     let lines = rows.iter().map(|row| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}  "));
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
         cells.collect::<String>() + &row[4]
     });
     lines.collect::<Vec<_>>().join("\n")
@@ -51,15 +42,11 @@ fn table(models: &[Value]) -> String {
 fn row(model: &Value) -> [String; 5] {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let parameters = &model["parameters"];
-    let variants = parameters["variants"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|variant| {
-            let name = variant.as_str().unwrap_or_default();
-            let bytes = parameters["variant_bytes"][name].as_u64().unwrap_or(0);
-            format!("{name} {}", Size(bytes))
-        });
+    let variants = parameters["variants"].as_array().into_iter().flatten().map(|variant| {
+        let name = variant.as_str().unwrap_or_default();
+        let bytes = parameters["variant_bytes"][name].as_u64().unwrap_or(0);
+        format!("{name} {}", Size(bytes))
+    });
     [
         text(&model["name"]),
         text(&model["versions"][0]),

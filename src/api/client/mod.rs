@@ -67,9 +67,7 @@ impl From<hyper::Error> for ClientError {
 
 /// The socket of `$HERMES_SOCKET`, else `/run/hermes/hermes.sock`.
 pub fn default_socket() -> PathBuf {
-    std::env::var_os("HERMES_SOCKET")
-        .unwrap_or_else(|| DEFAULT_SOCKET.into())
-        .into()
+    std::env::var_os("HERMES_SOCKET").unwrap_or_else(|| DEFAULT_SOCKET.into()).into()
 }
 
 /// A caller of one daemon.
@@ -86,13 +84,8 @@ impl Client {
     ///
     /// Where the kernel gives no event loop.
     pub fn new(socket: &Path) -> io::Result<Client> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        Ok(Client {
-            socket: socket.to_owned(),
-            runtime,
-        })
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Client { socket: socket.to_owned(), runtime })
     }
 
     /// The body of a `GET`, as JSON.
@@ -116,10 +109,7 @@ impl Client {
     fn call(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
         self.runtime.block_on(async {
             let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
-                ClientError::Unreachable {
-                    socket: self.socket.clone(),
-                    source,
-                }
+                ClientError::Unreachable { socket: self.socket.clone(), source }
             })?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             let connection = tokio::spawn(connection);
@@ -154,10 +144,7 @@ fn refused(status: StatusCode, body: &[u8]) -> ClientError {
         .into_iter()
         .find_map(|message| message.as_str().map(str::to_owned))
         .unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-    ClientError::Refused {
-        status: status.as_u16(),
-        message,
-    }
+    ClientError::Refused { status: status.as_u16(), message }
 }
 
 /// A name as a segment of a path.

@@ -25,28 +25,18 @@ pub fn read(path: &Path) -> Result<Array, ClientError> {
     let dtype = dtype(&header.dtype()).map_err(wrong)?;
     let shape: Vec<usize> = header.shape().iter().map(|dim| *dim as usize).collect();
     if header.order() == Order::Fortran && shape.len() > 1 {
-        return Err(wrong(
-            "in Fortran order; save numpy.ascontiguousarray(x)".to_owned(),
-        ));
+        return Err(wrong("in Fortran order; save numpy.ascontiguousarray(x)".to_owned()));
     }
-    let count = header
-        .shape()
-        .iter()
-        .try_fold(1u64, |product, dim| product.checked_mul(*dim));
+    let count = header.shape().iter().try_fold(1u64, |product, dim| product.checked_mul(*dim));
     let length = count
         .and_then(|count| count.checked_mul(dtype.size() as u64))
         .filter(|bytes| *bytes <= MAX_BYTES)
         .ok_or_else(|| wrong(format!("shape {shape:?} is too large")))?;
     let mut bytes = Vec::new();
-    reader
-        .take(length)
-        .read_to_end(&mut bytes)
-        .map_err(|error| wrong(error.to_string()))?;
+    reader.take(length).read_to_end(&mut bytes).map_err(|error| wrong(error.to_string()))?;
     if bytes.len() as u64 != length {
         let held = bytes.len();
-        return Err(wrong(format!(
-            "holds {held} bytes of data; its header says {length}"
-        )));
+        return Err(wrong(format!("holds {held} bytes of data; its header says {length}")));
     }
     Array::new(dtype, shape, bytes).map_err(|error| wrong(error.to_string()))
 }
@@ -100,10 +90,8 @@ pub fn write(path: &Path, array: &Array) -> Result<(), ClientError> {
     .parse()
     .expect("each of these is a type of NumPy's");
     let shape: Vec<String> = array.shape.iter().map(|dim| format!("{dim},")).collect();
-    let dict = format!(
-        "{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}",
-        shape.join(" ")
-    );
+    let dict =
+        format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", shape.join(" "));
     // Magic, version 1.0, the dict's length; all of it padded to 64 with spaces and a newline.
     let padding = (64 - (10 + dict.len() + 1) % 64) % 64;
     let length = u16::try_from(dict.len() + padding + 1).expect("a shape is short");
@@ -133,10 +121,7 @@ mod tests {
                 let array = Array::new(dtype, shape, bytes).unwrap();
                 write(&path, &array).unwrap();
                 let back = read(&path).unwrap();
-                assert_eq!(
-                    (back.dtype, back.shape, back.bytes),
-                    (dtype, array.shape, array.bytes)
-                );
+                assert_eq!((back.dtype, back.shape, back.bytes), (dtype, array.shape, array.bytes));
             }
         }
     }
@@ -151,10 +136,7 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for length in [0, 5, 20, whole.len() - 1] {
             std::fs::write(&path, &whole[..length]).unwrap();
-            assert!(
-                matches!(read(&path), Err(ClientError::Usage(_))),
-                "{length}"
-            );
+            assert!(matches!(read(&path), Err(ClientError::Usage(_))), "{length}");
         }
     }
 }
