@@ -74,7 +74,9 @@ impl Embedding {
                 // No value reaches the sign bit: little-endian, the low bytes are the narrow one.
                 bytes.extend_from_slice(&value.to_le_bytes()[..dtype.size()]);
             }
-            inputs.push((name.clone(), Array::new(*dtype, vec![1, tokens.len()], bytes)?));
+            let array = Array::new(*dtype, vec![1, tokens.len()], bytes)
+                .map_err(|error| ApiError::internal(error.to_string()))?;
+            inputs.push((name.clone(), array));
         }
         let (model, outputs) = (self.model.clone(), vec![self.output.clone()]);
         Ok(Request { model, inputs, outputs, cancel: Cancel::new() })

@@ -5,9 +5,13 @@ use clap::Parser;
 use hermes::api::client::default_socket;
 use hermes::api::{self, size, socket};
 use hermes::engine::{Config, Engine};
+use hermes::sys::heap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: heap::CountingAllocator = heap::CountingAllocator;
 
 /// Helper threads beside the event loop: parsing large bodies, tokenizing, loading.
 const HELPER_THREADS: usize = 2;
@@ -40,6 +44,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    heap::limit_arenas();
     let args = Args::parse();
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("HERMES_LOG", "info")).init();
     match run(args) {
