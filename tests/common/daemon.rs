@@ -1,0 +1,171 @@
+//! A real hermesd, and raw bytes to and from its socket.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything that must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running daemon, killed on drop.
+pub struct Daemon {
+    child: Child,
+    pub socket: PathBuf,
+}
+
+impl Daemon {
+    /// Starts hermesd and waits until it answers.
+    pub fn start(store: &Path, socket: &Path, arguments: &[&str]) -> Daemon {
+        let child = command(store, socket, arguments).spawn().expect("hermesd starts");
+        let mut daemon = Daemon { child, socket: socket.to_owned() };
+        let start = Instant::now();
+        while UnixStream::connect(socket).is_err() {
+            assert!(daemon.child.try_wait().unwrap().is_none(), "hermesd ended at its start");
+            assert!(start.elapsed() < PATIENCE, "hermesd does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        daemon
+    }
+
+    /// A new connection.
+    pub fn connect(&self) -> Connection {
+        let stream = UnixStream::connect(&self.socket).expect("hermesd accepts");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Connection { reader: BufReader::new(stream) }
+    }
+
+    /// One request on a connection of its own.
+    pub fn get(&self, path: &str) -> (u16, Value) {
+        self.connect().send(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n")).reply()
+    }
+
+    /// One JSON request on a connection of its own.
+    pub fn post(&self, path: &str, body: &str) -> (u16, Value) {
+        self.connect().post(path, body).reply()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    /// Waits for the daemon's end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "hermesd does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A figure of /proc/self/status, in KiB.
+    pub fn status_kib(&self, field: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// hermesd with these arguments.
+pub fn command(store: &Path, socket: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hermesd"));
+    command.arg("--store").arg(store).arg("--socket").arg(socket);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// A connection to the daemon.
+pub struct Connection {
+    reader: BufReader<UnixStream>,
+}
+
+impl Connection {
+    /// Sends bytes as they are.
+    pub fn send(mut self, bytes: impl AsRef<[u8]>) -> Connection {
+        self.reader.get_mut().write_all(bytes.as_ref()).expect("hermesd reads");
+        self
+    }
+
+    /// Sends bytes until the daemon takes no more; returns how many it took.
+    pub fn flood(&mut self, bytes: &[u8], times: usize) -> usize {
+        let mut sent = 0;
+        while sent < times && self.reader.get_mut().write_all(bytes).is_ok() {
+            sent += 1;
+        }
+        sent * bytes.len()
+    }
+
+    /// Sends a JSON request.
+    pub fn post(self, path: &str, body: &str) -> Connection {
+        let length = body.len();
+        self.send(format!(
+            "POST {path} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{body}"
+        ))
+    }
+
+    /// Reads a response; a body that is not JSON is null.
+    pub fn reply(&mut self) -> (u16, Value) {
+        let (status, _, body) = self.response();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// Reads a response: status, head, body.
+    pub fn response(&mut self) -> (u16, String, Vec<u8>) {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            let count = self.reader.read_line(&mut head).expect("hermesd answers in time");
+            assert!(count > 0, "the connection ended within a head: {head:?}");
+        }
+        let head = head.to_ascii_lowercase();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut body = Vec::new();
+        if let Some(length) = header(&head, "content-length") {
+            body.resize(length.parse().unwrap(), 0);
+            self.reader.read_exact(&mut body).unwrap();
+        } else if header(&head, "transfer-encoding") == Some("chunked") {
+            self.chunks(&mut body);
+        }
+        (status, head, body)
+    }
+
+    /// Whether the daemon closes the connection.
+    pub fn is_closed(&mut self) -> bool {
+        let mut rest = Vec::new();
+        self.reader.read_to_end(&mut rest).is_ok() && rest.is_empty()
+    }
+
+    fn chunks(&mut self, body: &mut Vec<u8>) {
+        loop {
+            let mut line = String::new();
+            self.reader.read_line(&mut line).unwrap();
+            let length = usize::from_str_radix(line.trim(), 16).unwrap();
+            let start = body.len();
+            body.resize(start + length, 0);
+            self.reader.read_exact(&mut body[start..]).unwrap();
+            self.reader.read_line(&mut line).unwrap();
+            if length == 0 {
+                return;
+            }
+        }
+    }
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}

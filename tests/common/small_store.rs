@@ -1,0 +1,347 @@
+//! Stores of models so small that a test knows their answers, written without hermes-shard.
+
+use hermes::codec;
+use hermes::graph::{self, UseKind};
+use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan, seal_row};
+use hermes::store::manifest::{
+    Checksum, FORMAT, FileEntry, Layer, LayerEntry, Manifest, Pooling, Provenance, Task, Weight,
+};
+use hermes::store::{Dtype, install, staging};
+use prost::Message;
+use std::fs;
+use std::path::Path;
+use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
+use tract_onnx::pb::type_proto::{Tensor as TensorType, Value as TypeValue};
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto,
+    TypeProto, ValueInfoProto, attribute_proto::AttributeType,
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// A graph and its big weights.
+pub struct SmallModel {
+    pub name: &'static str,
+    pub graph: GraphProto,
+    /// Name, shape and values of each weight, which is an input of the graph too.
+    pub weights: Vec<(&'static str, [u64; 2], Vec<f32>)>,
+    pub tokenizer: Option<String>,
+    pub task: Option<Task>,
+}
+
+/// Installs a model as version 1.
+pub fn write(store: &Path, model: SmallModel) {
+    let proto = ModelProto {
+        ir_version: 8,
+        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
+        graph: Some(model.graph),
+        ..ModelProto::default()
+    };
+    let skeleton = proto.encode_to_vec();
+    let weights: Vec<Weight> = model
+        .weights
+        .iter()
+        .map(|(name, shape, _)| Weight {
+            name: name.to_string(),
+            dtype: Dtype::Fp32,
+            shape: shape.to_vec(),
+        })
+        .collect();
+    let imported = graph::import(&skeleton, &weights).unwrap();
+    let folder = staging(store).unwrap();
+    let put = |path: &str, bytes: &[u8]| {
+        fs::write(folder.path().join(path), bytes).unwrap();
+        let (bytes, checksum) = (bytes.len() as u64, Checksum(xxh3_64(bytes)));
+        FileEntry { path: path.to_string(), bytes, checksum }
+    };
+    let graph = put("graph.onnx", &skeleton);
+    let tokenizer = model.tokenizer.map(|text| put("tokenizer.json", text.as_bytes()));
+    let mut tensors: Vec<(TensorPlan, Vec<f32>)> = Vec::new();
+    for used in &imported.uses {
+        let tensor = tensor(&model.weights[used.weight], used.kind);
+        if !tensors.iter().any(|(plan, _)| *plan == tensor.0) {
+            tensors.push(tensor);
+        }
+    }
+    let mut layers = Vec::new();
+    if !tensors.is_empty() {
+        fs::create_dir_all(folder.path().join("layers")).unwrap();
+        let path = "layers/000-all.f32.layer";
+        let entry = write_layer(&folder.path().join(path), path, tensors);
+        let files = [("f32".to_string(), entry)].into();
+        layers.push(Layer { name: "all".to_string(), files });
+    }
+    let manifest = Manifest {
+        format: FORMAT,
+        model: model.name.to_string(),
+        version: "1".to_string(),
+        inputs: imported.inputs,
+        outputs: imported.outputs,
+        graph,
+        weights,
+        layers,
+        variants: vec!["f32".to_string()],
+        tokenizer,
+        task: model.task,
+        provenance: Provenance {
+            source: "test".to_string(),
+            source_bytes: 0,
+            producer: "test".to_string(),
+            tool: "test".to_string(),
+            created_s: 1,
+        },
+    };
+    let text = serde_json::to_vec(&manifest).unwrap();
+    fs::write(folder.path().join("manifest.json"), text).unwrap();
+    install(store, folder.path(), model.name, "1", false).unwrap();
+}
+
+/// The stored form of a weight: its plan, and its values row by row.
+fn tensor(
+    (name, shape, values): &(&str, [u64; 2], Vec<f32>),
+    kind: UseKind,
+) -> (TensorPlan, Vec<f32>) {
+    let [first, second] = *shape;
+    let (layout, rows, depth) = match kind {
+        UseKind::Linear { transposed: true } => (Layout::Panels, first, second),
+        UseKind::Linear { transposed: false } => (Layout::Panels, second, first),
+        UseKind::Gather => (Layout::Rows, first, second),
+        UseKind::Constant => (Layout::Flat, first * second, 1),
+    };
+    let values = match kind {
+        UseKind::Linear { transposed: false } => {
+            let at = |row: u64, step: u64| values[(step * second + row) as usize];
+            (0..rows).flat_map(|row| (0..depth).map(move |step| at(row, step))).collect()
+        }
+        _ => values.clone(),
+    };
+    let plan = TensorPlan {
+        name: name.to_string(),
+        layout,
+        codec: codec::by_name("f32").unwrap().code(),
+        dtype: Dtype::Fp32,
+        dims: shape.to_vec(),
+        rows,
+        depth,
+    };
+    (plan, values)
+}
+
+fn write_layer(path: &Path, name: &str, tensors: Vec<(TensorPlan, Vec<f32>)>) -> LayerEntry {
+    let (plans, values): (Vec<_>, Vec<_>) = tensors.into_iter().unzip();
+    let writer = LayerWriter::create(path, plans.clone()).unwrap();
+    for (number, block) in writer.blocks().iter().enumerate() {
+        let rows = block.row_start as usize..(block.row_start + block.row_count) as usize;
+        let bytes = encode(&plans[block.tensor], &values[block.tensor], rows);
+        writer.write_block(number, &bytes).unwrap();
+    }
+    let summary = writer.finish().unwrap();
+    LayerEntry {
+        path: name.to_string(),
+        bytes: summary.bytes,
+        index_checksum: summary.index_checksum,
+        relative_error: 0.0,
+        max_error: 0.0,
+    }
+}
+
+fn encode(plan: &TensorPlan, values: &[f32], rows: std::ops::Range<usize>) -> Vec<u8> {
+    let (depth, codec) = (plan.depth as usize, codec::by_code(plan.codec).unwrap());
+    let mut bytes = Vec::new();
+    match plan.layout {
+        Layout::Panels => {
+            for panel in rows.clone().step_by(codec::PANEL_ROWS) {
+                let mut run = vec![0.0; depth * codec::PANEL_ROWS];
+                for row in panel..(panel + codec::PANEL_ROWS).min(rows.end) {
+                    for step in 0..depth {
+                        run[step * codec::PANEL_ROWS + row - panel] = values[row * depth + step];
+                    }
+                }
+                codec.encode(&run, codec::PANEL_ROWS, &mut bytes);
+            }
+        }
+        Layout::Rows => {
+            for row in rows {
+                let start = bytes.len();
+                codec.encode(&values[row * depth..(row + 1) * depth], 1, &mut bytes);
+                seal_row(&mut bytes, start);
+            }
+        }
+        Layout::Flat => codec.encode(&values[rows], 1, &mut bytes),
+    }
+    bytes
+}
+
+/// ONNX's number for a dtype.
+fn elem_type(dtype: Dtype) -> i32 {
+    match dtype {
+        Dtype::Fp32 => 1,
+        Dtype::Uint8 => 2,
+        Dtype::Int8 => 3,
+        Dtype::Uint16 => 4,
+        Dtype::Int16 => 5,
+        Dtype::Int32 => 6,
+        Dtype::Int64 => 7,
+        Dtype::Bool => 9,
+        Dtype::Fp16 => 10,
+        Dtype::Fp64 => 11,
+        Dtype::Uint32 => 12,
+        Dtype::Uint64 => 13,
+        Dtype::Bf16 => 16,
+    }
+}
+
+/// A port; a dimension that is no number is a symbol.
+fn port(name: &str, dtype: Dtype, shape: &[&str]) -> ValueInfoProto {
+    let dim = |text: &&str| Dimension {
+        value: Some(match text.parse() {
+            Ok(size) => DimValue::DimValue(size),
+            Err(_) => DimValue::DimParam(text.to_string()),
+        }),
+        ..Dimension::default()
+    };
+    let shape = TensorShapeProto { dim: shape.iter().map(dim).collect() };
+    let tensor = TensorType { elem_type: elem_type(dtype), shape: Some(shape) };
+    let r#type = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..TypeProto::default() };
+    ValueInfoProto { name: name.to_string(), r#type: Some(r#type), ..ValueInfoProto::default() }
+}
+
+/// An output, whose shape is left to be found.
+fn output(name: &str, dtype: Dtype) -> ValueInfoProto {
+    let tensor = TensorType { elem_type: elem_type(dtype), shape: None };
+    let r#type = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..TypeProto::default() };
+    ValueInfoProto { name: name.to_string(), r#type: Some(r#type), ..ValueInfoProto::default() }
+}
+
+fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
+    NodeProto {
+        op_type: op.to_string(),
+        name: format!("/{output}"),
+        input: inputs.iter().map(|name| name.to_string()).collect(),
+        output: vec![output.to_string()],
+        ..NodeProto::default()
+    }
+}
+
+fn graph_of(
+    inputs: Vec<ValueInfoProto>,
+    nodes: Vec<NodeProto>,
+    outputs: Vec<ValueInfoProto>,
+) -> GraphProto {
+    GraphProto {
+        name: "test".to_string(),
+        input: inputs,
+        node: nodes,
+        output: outputs,
+        ..GraphProto::default()
+    }
+}
+
+/// `y = x W` with `x` of FP32 `[1, seq, 4]` and `W[i][j] = i + 10 j` of 4 by 3; and `r = relu(y)`.
+pub fn linear() -> SmallModel {
+    let weights = (0..4).flat_map(|i| (0..3).map(move |j| (i + 10 * j) as f32)).collect();
+    let inputs =
+        vec![port("x", Dtype::Fp32, &["1", "seq", "4"]), port("W", Dtype::Fp32, &["4", "3"])];
+    let nodes = vec![node("MatMul", &["x", "W"], "y"), node("Relu", &["y"], "r")];
+    let outputs = vec![output("y", Dtype::Fp32), output("r", Dtype::Fp32)];
+    SmallModel {
+        name: "linear",
+        graph: graph_of(inputs, nodes, outputs),
+        weights: vec![("W", [4, 3], weights)],
+        tokenizer: None,
+        task: None,
+    }
+}
+
+/// Many products with one weight of 4 MiB: a pass that takes a while.
+pub fn slow(products: usize) -> SmallModel {
+    let size = 1024u64;
+    let inputs = vec![
+        port("x", Dtype::Fp32, &["1", "seq", "1024"]),
+        port("W", Dtype::Fp32, &["1024", "1024"]),
+    ];
+    let name = |index: usize| format!("h{index}");
+    let mut nodes = vec![node("Relu", &["x"], "h0")];
+    for index in 0..products {
+        nodes.push(node("MatMul", &[&name(index), "W"], &name(index + 1)));
+    }
+    nodes.push(node("Relu", &[&name(products)], "y"));
+    SmallModel {
+        name: "slow",
+        graph: graph_of(inputs, nodes, vec![output("y", Dtype::Fp32)]),
+        weights: vec![("W", [size, size], vec![0.0; (size * size) as usize])],
+        tokenizer: None,
+        task: None,
+    }
+}
+
+/// An input and an equal output of `dtype`.
+pub fn same(name: &'static str, dtype: Dtype) -> SmallModel {
+    let inputs = vec![port("x", dtype, &["1", "n"])];
+    let nodes = vec![node("Identity", &["x"], "y")];
+    SmallModel {
+        name,
+        graph: graph_of(inputs, nodes, vec![output("y", dtype)]),
+        weights: vec![],
+        tokenizer: None,
+        task: None,
+    }
+}
+
+/// `y = log(x)`: minus infinity for 0, NaN below.
+pub fn log() -> SmallModel {
+    let inputs = vec![port("x", Dtype::Fp32, &["1", "n"])];
+    let nodes = vec![node("Log", &["x"], "y")];
+    SmallModel {
+        name: "log",
+        graph: graph_of(inputs, nodes, vec![output("y", Dtype::Fp32)]),
+        weights: vec![],
+        tokenizer: None,
+        task: None,
+    }
+}
+
+/// Word `i` of the vocabulary `[UNK] cat dog car` has the vector with 1 at `i` and 0.5 elsewhere;
+/// a text is the mean of its words.
+pub fn words() -> SmallModel {
+    let table = (0..4).flat_map(|i| (0..4).map(move |j| if i == j { 1.0 } else { 0.5 })).collect();
+    let inputs = vec![
+        port("input_ids", Dtype::Int64, &["1", "seq"]),
+        port("attention_mask", Dtype::Int64, &["1", "seq"]),
+        port("table", Dtype::Fp32, &["4", "4"]),
+    ];
+    let mut cast = node("Cast", &["attention_mask"], "mask");
+    cast.attribute.push(AttributeProto {
+        name: "to".to_string(),
+        r#type: AttributeType::Int as i32,
+        i: 1,
+        ..AttributeProto::default()
+    });
+    let mut axes = node("Constant", &[], "axes");
+    axes.attribute.push(AttributeProto {
+        name: "value_ints".to_string(),
+        r#type: AttributeType::Ints as i32,
+        ints: vec![-1],
+        ..AttributeProto::default()
+    });
+    let nodes = vec![
+        node("Gather", &["table", "input_ids"], "rows"),
+        cast,
+        axes,
+        node("Unsqueeze", &["mask", "axes"], "column"),
+        node("Mul", &["rows", "column"], "hidden"),
+    ];
+    let tokenizer = r#"{"version":"1.0","truncation":{"direction":"Right","max_length":6,
+        "strategy":"LongestFirst","stride":0},"padding":{"strategy":{"Fixed":6},
+        "direction":"Right","pad_to_multiple_of":null,"pad_id":0,"pad_type_id":0,
+        "pad_token":"[UNK]"},"added_tokens":[],"normalizer":null,
+        "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+        "model":{"type":"WordLevel","vocab":{"[UNK]":0,"cat":1,"dog":2,"car":3},
+        "unk_token":"[UNK]"}}"#;
+    SmallModel {
+        name: "words",
+        graph: graph_of(inputs, nodes, vec![output("hidden", Dtype::Fp32)]),
+        weights: vec![("table", [4, 4], table)],
+        tokenizer: Some(tokenizer.to_string()),
+        task: Some(Task::Embedding { output: "hidden".to_string(), pooling: Pooling::Mean }),
+    }
+}
