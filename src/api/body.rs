@@ -44,12 +44,10 @@ impl GrantedBody {
 pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let refuse =
         |message: String| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing());
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING) {
-        if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
-            return refuse(format!(
-                "content-encoding {encoding:?} is not supported: send it plain"
-            ));
-        }
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
+        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+    {
+        return refuse(format!("content-encoding {encoding:?} is not supported: send it plain"));
     }
     let Some(kind) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());

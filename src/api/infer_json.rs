@@ -368,3 +368,104 @@ fn put_head(text: &mut Vec<u8>, name: &str, array: &Array) {
 fn element_count(array: &Array) -> usize {
     array.bytes.len() / array.dtype.size()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::{Category, Ledger};
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<InferRequest, RequestError> {
+        InferRequest::parse(text.as_bytes(), &mut |_| Ok(()))
+    }
+
+    #[test]
+    fn fields_come_in_any_order() {
+        let request = parse(
+            r#"{"outputs":[{"parameters":{"binary_data":true},"name":"y"}],"parameters":{"a":[1]},
+                "inputs":[{"data":[1,2],"parameters":{},"shape":[2],"name":"x",
+                "datatype":"UINT8"}],"id":"i"}"#,
+        )
+        .unwrap();
+        assert_eq!(request.id.as_deref(), Some("i"));
+        assert_eq!(request.outputs, ["y"]);
+        assert_eq!(request.inputs[0].1.bytes, [1, 2]);
+    }
+
+    #[test]
+    fn tensors_are_asked_for_before_they_are_read() {
+        let ledger = Ledger::new(100);
+        let mut grant = ledger.try_grant(Category::Request, 0).unwrap();
+        let tensor = |name: &str, count: usize| {
+            let data = vec!["1"; count].join(",");
+            format!(
+                "{{\"name\":\"{name}\",\"datatype\":\"FP64\",\"shape\":[{count}],\"data\":[{data}]}}"
+            )
+        };
+        let mut check = |counts: [usize; 2], fits: bool| {
+            let text =
+                format!("{{\"inputs\":[{},{}]}}", tensor("a", counts[0]), tensor("b", counts[1]));
+            let read = InferRequest::parse(text.as_bytes(), &mut |bytes| grant.resize(bytes));
+            assert_eq!(!matches!(read, Err(RequestError::OverBudget(_))), fits);
+        };
+        check([6, 6], true);
+        check([6, 7], false);
+        check([13, 1], false);
+    }
+
+    #[test]
+    fn a_reply_is_read_as_it_was_written() {
+        let values = (0..50_000u32).flat_map(|v| (v as f32 / 7.0).to_le_bytes()).collect();
+        let large = Array::new(Dtype::Fp32, vec![5, 10_000], values).unwrap();
+        let none = Array::new(Dtype::Int64, vec![0, 3], vec![]).unwrap();
+        let outputs = vec![("large \"\u{e9}\"".to_owned(), large), ("none".to_owned(), none)];
+        let parameters = ReplyParameters { latency_us: 1, stall_us: 2, bytes_read: 3 };
+        let (model_name, model_version) = ("m".to_owned(), "1".to_owned());
+        let head = ReplyHead { model_name, model_version, id: None, parameters };
+        let pieces: Vec<Bytes> = ReplyPieces::new(&head, outputs.clone()).collect();
+        assert!(pieces.iter().all(|piece| piece.len() <= 2 * PIECE_BYTES));
+        let text = pieces.concat();
+        assert!(serde_json::from_slice::<serde_json::Value>(&text).is_ok());
+        assert_eq!(parse_reply(&text).unwrap(), outputs);
+    }
+
+    fn arrays() -> impl Strategy<Value = Array> {
+        let shape = prop::collection::vec(0usize..4, 0..4);
+        let dtypes = prop::sample::select(vec![Dtype::Uint8, Dtype::Int64, Dtype::Uint64]);
+        (dtypes, shape, any::<u64>()).prop_map(|(dtype, shape, seed)| {
+            let count = shape.iter().product::<usize>() * dtype.size();
+            let bytes = (0..count).map(|i| (seed >> (i % 57)) as u8).collect();
+            Array::new(dtype, shape, bytes).unwrap()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn requests_round_trip(
+            id in prop::option::of(".*"),
+            outputs in prop::collection::vec(".*", 0..3),
+            arrays in prop::collection::vec(arrays(), 0..3),
+        ) {
+            let name = |index: usize| format!("{index} \"\\\n");
+            let inputs = arrays.into_iter().enumerate().map(|(i, a)| (name(i), a)).collect();
+            let request = InferRequest { id, inputs, outputs };
+            let text = request.to_json();
+            prop_assert_eq!(InferRequest::parse(&text, &mut |_| Ok(())).unwrap(), request);
+        }
+
+        /// Requests with a few bytes changed: refused or read, never a panic.
+        #[test]
+        fn no_request_panics(
+            arrays in prop::collection::vec(arrays(), 1..3),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        ) {
+            let inputs = arrays.into_iter().map(|array| ("x".to_owned(), array)).collect();
+            let mut text = InferRequest { id: None, inputs, outputs: vec![] }.to_json();
+            for (at, byte) in changes {
+                let at = at.index(text.len());
+                text[at] = byte;
+            }
+            let _ = InferRequest::parse(&text, &mut |_| Ok(()));
+        }
+    }
+}

@@ -39,7 +39,7 @@ impl Daemon {
 
     /// One request on a connection of its own.
     pub fn get(&self, path: &str) -> (u16, Value) {
-        self.connect().send(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n")).reply()
+        self.connect().send(format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n")).reply()
     }
 
     /// One JSON request on a connection of its own.
