@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use tract_core::optim::Optimizer;
 use tract_onnx::prelude::*;
 
 fn synth(arguments: &[&str], path: &Path) -> Output {
@@ -89,6 +90,37 @@ fn gpt2_is_causal() {
     let short = values(&run(&path, gpt2_inputs(5)));
     for (a, b) in short.iter().zip(values(&long)) {
         assert!((a - b).abs() < 1e-4, "a later token changed an earlier one: {a} {b}");
+    }
+}
+
+/// Batch 1 and any length: what the importer asks of a graph. Stock tract 0.23.9 fails here: its
+/// pass FoldUniformMask takes the causal comparison of two coordinates, `i >= j`, for one of a
+/// coordinate with a bound, and cuts the mask at "j". One token then panics, two give wrong
+/// numbers and more do not broadcast. Without that pass every length is right.
+#[test]
+fn a_plan_of_gpt2_takes_every_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = written(&["gpt2-tiny"], folder.path());
+    let mut model = tract_onnx::onnx().model_for_path(&path).unwrap();
+    let tokens = model.symbols.sym("tokens");
+    for i in 0..3 {
+        let shape = [1.to_dim(), tokens.to_dim()];
+        model.set_input_fact(i, InferenceFact::dt_shape(i64::datum_type(), shape)).unwrap();
+    }
+    let mut model = model.into_typed().unwrap();
+    let mut declutter = Optimizer::declutter();
+    declutter.passes.retain(|pass| !format!("{pass:?}").starts_with("FoldUniformMask"));
+    declutter.optimize(&mut model).unwrap();
+    Optimizer::codegen().optimize(&mut model).unwrap();
+    let plan = model.into_runnable().unwrap();
+    for count in [1, 2, 7, 200] {
+        let inputs = gpt2_inputs(count).into_iter().map(TValue::from).collect();
+        let found = plan.run(inputs).unwrap().remove(0).into_tensor();
+        check_alive(&found, &[1, count as usize, 1000]);
+        let expected = values(&run(&path, gpt2_inputs(count)));
+        for (a, b) in values(&found).iter().zip(expected) {
+            assert!((a - b).abs() < 1e-4, "{count} tokens: {a} {b}");
+        }
     }
 }
 
