@@ -267,6 +267,30 @@ fn half_a_request_hinders_nobody() {
 }
 
 #[test]
+fn a_body_that_does_not_come_is_given_up() {
+    let served = served();
+    let head = "POST /v2/models/linear/infer HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\n{";
+    let mut silent = served.daemon.connect().send(head);
+    check_error(&silent.reply(), 408, "no byte of the request body for 10 s");
+    check_alive(&served.daemon);
+}
+
+#[test]
+fn connections_beyond_the_limit_are_told_so() {
+    let served = serve(&["--budget", "64MiB", "--window", "8MiB"]);
+    let daemon = &served.daemon;
+    let open: Vec<_> = (0..256).map(|_| daemon.connect()).collect();
+    check_error(&daemon.connect().reply(), 503, "connections are open, the limit");
+    drop(open);
+    let start = Instant::now();
+    while daemon.open_files() > 200 {
+        assert!(start.elapsed() < Duration::from_secs(30), "connections stay open");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    check_alive(daemon);
+}
+
+#[test]
 fn broken_heads_are_refused() {
     let served = served();
     let daemon = &served.daemon;

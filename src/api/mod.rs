@@ -18,6 +18,7 @@ mod routes;
 mod server;
 pub mod size;
 pub mod socket;
+mod stall;
 pub mod tensor_json;
 mod tokenizer;
 

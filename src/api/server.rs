@@ -3,6 +3,7 @@
 
 use super::routes::{Api, router};
 use super::size::Size;
+use super::stall::WriteDeadline;
 use crate::engine::Engine;
 use crate::stream::{Category, Grant, OverBudget};
 use axum::Router;
@@ -26,6 +27,9 @@ use tokio::time::timeout;
 
 /// Time for a request's head, and for a connection to be idle.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Time for a client to take some of its reply.
+const REPLY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Time for running requests to end after the daemon was told to stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -168,7 +172,7 @@ async fn connection(
         .max_header_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(WriteDeadline::new(stream, REPLY_PATIENCE)), service);
     let served = tokio::select! {
         served = poll_fn(|context| connection.poll_without_shutdown(context)) => served,
         _ = stopped.changed() => {
@@ -179,7 +183,7 @@ async fn connection(
     if let Err(error) = served {
         log::debug!("a connection ended: {error}");
     }
-    linger(connection.into_parts().io.into_inner()).await;
+    linger(connection.into_parts().io.into_inner().into_inner()).await;
 }
 
 /// Throws away what the client still sends, so that it is not cut off before it has read why.

@@ -65,6 +65,11 @@ impl Daemon {
         }
     }
 
+    /// File descriptors that the daemon holds.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     /// A figure of /proc/self/status, in KiB.
     pub fn status_kib(&self, field: &str) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
