@@ -9,6 +9,7 @@ mod import;
 mod kernel;
 mod memory;
 mod ops;
+pub mod skim;
 mod view;
 
 pub use error::GraphError;

@@ -1,0 +1,146 @@
+//! The skeleton: what the walk kept, with the weights as inputs and the batch fixed.
+
+use super::{WeightSource, onnx_of_dtype};
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use std::collections::HashSet;
+use tract_onnx::pb;
+use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
+use tract_onnx::pb::type_proto;
+
+/// A finished skeleton and what it says of itself.
+pub struct Finished {
+    pub bytes: Vec<u8>,
+    pub producer: String,
+    pub opset: i64,
+}
+
+/// Appends an initializer with inline data to a graph's encoded fields.
+pub fn append_tensor(graph: &mut Vec<u8>, name: &str, data_type: u64, dims: &[u64], data: Vec<u8>) {
+    let tensor = pb::TensorProto {
+        name: name.to_string(),
+        data_type: data_type as i32,
+        dims: dims.iter().map(|dim| *dim as i64).collect(),
+        raw_data: data,
+        ..Default::default()
+    };
+    encode_message(graph, super::field::GRAPH_INITIALIZER as u32, &tensor.encode_to_vec());
+}
+
+fn encode_message(out: &mut Vec<u8>, number: u32, body: &[u8]) {
+    encode_key(number, WireType::LengthDelimited, out);
+    encode_varint(body.len() as u64, out);
+    out.extend(body);
+}
+
+/// Joins the kept fields and declares the weights.
+pub fn finish(
+    mut model: Vec<u8>,
+    graph: &[u8],
+    weights: &[WeightSource],
+) -> Result<Finished, String> {
+    encode_message(&mut model, super::field::MODEL_GRAPH as u32, graph);
+    let mut proto = pb::ModelProto::decode(&*model).map_err(|error| error.to_string())?;
+    drop(model);
+    let graph = proto.graph.as_mut().expect("it was just put in");
+    let taken: HashSet<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
+    if taken.len() != weights.len() {
+        return Err("two tensors of one name".to_string());
+    }
+    graph.input.retain(|input| !taken.contains(input.name.as_str()));
+    fix_batch(graph);
+    for output in &mut graph.output {
+        if let Some(tensor) = tensor_type(output) {
+            tensor.shape = None;
+        }
+    }
+    graph.input.extend(weights.iter().map(declare));
+    let opset = proto
+        .opset_import
+        .iter()
+        .find(|import| import.domain.is_empty() || import.domain == "ai.onnx")
+        .map_or(0, |import| import.version);
+    let producer = format!("{} {}", proto.producer_name, proto.producer_version);
+    let producer = producer.trim().to_string();
+    Ok(Finished { bytes: proto.encode_to_vec(), producer, opset })
+}
+
+/// A request has a batch of 1: a leading dimension that the model leaves open becomes 1, every
+/// other open dimension a symbol.
+fn fix_batch(graph: &mut pb::GraphProto) {
+    let initialized: HashSet<String> = graph.initializer.iter().map(|t| t.name.clone()).collect();
+    let mut batch_names = HashSet::new();
+    for input in &mut graph.input {
+        let Some(dims) = dims_of(input, &initialized) else { continue };
+        if let [Dimension { value: Some(dimension::Value::DimParam(name)), .. }, _, ..] = &dims[..]
+            && !name.is_empty()
+        {
+            batch_names.insert(name.clone());
+        }
+    }
+    for input in &mut graph.input {
+        let label = identifier(&input.name);
+        let Some(dims) = dims_of(input, &initialized) else { continue };
+        let rank = dims.len();
+        for (axis, dim) in dims.iter_mut().enumerate() {
+            let value = match dim.value.take() {
+                Some(dimension::Value::DimValue(size)) if size > 0 => {
+                    dimension::Value::DimValue(size)
+                }
+                Some(dimension::Value::DimParam(name)) if batch_names.contains(&name) => {
+                    dimension::Value::DimValue(1)
+                }
+                Some(dimension::Value::DimParam(name)) if !name.is_empty() => {
+                    dimension::Value::DimParam(identifier(&name))
+                }
+                _ if axis == 0 && rank > 1 => dimension::Value::DimValue(1),
+                _ => dimension::Value::DimParam(format!("{label}_{axis}")),
+            };
+            dim.value = Some(value);
+        }
+    }
+}
+
+fn tensor_type(info: &mut pb::ValueInfoProto) -> Option<&mut type_proto::Tensor> {
+    let type_proto::Value::TensorType(tensor) = info.r#type.as_mut()?.value.as_mut()?;
+    Some(tensor)
+}
+
+fn dims_of<'a>(
+    info: &'a mut pb::ValueInfoProto,
+    initialized: &HashSet<String>,
+) -> Option<&'a mut Vec<Dimension>> {
+    if initialized.contains(&info.name) {
+        return None;
+    }
+    Some(&mut tensor_type(info)?.shape.as_mut()?.dim)
+}
+
+/// A name as a symbol: letters, digits and underscores.
+fn identifier(name: &str) -> String {
+    let mut text: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    if !text.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        text.insert_str(0, "dim_");
+    }
+    text
+}
+
+fn declare(weight: &WeightSource) -> pb::ValueInfoProto {
+    let dim = |size: &u64| Dimension {
+        denotation: String::new(),
+        value: Some(dimension::Value::DimValue(*size as i64)),
+    };
+    let tensor = type_proto::Tensor {
+        elem_type: onnx_of_dtype(weight.dtype),
+        shape: Some(pb::TensorShapeProto { dim: weight.shape.iter().map(dim).collect() }),
+    };
+    pb::ValueInfoProto {
+        name: weight.name.clone(),
+        r#type: Some(pb::TypeProto {
+            denotation: String::new(),
+            value: Some(type_proto::Value::TensorType(tensor)),
+        }),
+        doc_string: String::new(),
+    }
+}
