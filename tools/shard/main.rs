@@ -1,2 +1,95 @@
-//! Stub.
-fn main() {}
+//! hermes-shard: cuts an ONNX model into layer files that hermesd streams.
+
+mod build;
+mod encode;
+mod layers;
+mod report;
+mod tensor;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use hermes::store::Store;
+use hermes::sys::heap::CountingAllocator;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[global_allocator]
+static HEAP: CountingAllocator = CountingAllocator;
+
+/// Cut ONNX models into layer files that hermesd streams.
+#[derive(Parser)]
+#[command(name = "hermes-shard", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shard a model and install it in a store
+    Build(build::Options),
+    /// Show layers, weights, variants and their errors
+    Inspect {
+        /// Name of the model
+        model: String,
+        /// Folder of the store
+        #[arg(long)]
+        store: PathBuf,
+        /// Version; the current one by default
+        #[arg(long)]
+        version: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check every checksum of a model; exit 1 where one is wrong
+    Verify {
+        /// Name of the model
+        model: String,
+        /// Folder of the store
+        #[arg(long)]
+        store: PathBuf,
+        /// Version; the current one by default
+        #[arg(long)]
+        version: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("hermes-shard: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Build(options) => build::run(&options),
+        Command::Inspect { model, store, version, json } => {
+            report::inspect(&open(&store, &model, version.as_deref())?, json)
+        }
+        Command::Verify { model, store, version, json } => {
+            report::verify(&open(&store, &model, version.as_deref())?, json)
+        }
+    }
+}
+
+fn open(
+    store: &std::path::Path,
+    model: &str,
+    version: Option<&str>,
+) -> Result<hermes::store::ModelDir> {
+    let opened = Store::open(store)?;
+    let dir = match version {
+        Some(version) => opened.version(model, version),
+        None => opened.current(model),
+    };
+    dir.with_context(|| format!("model {model} in {}", store.display()))
+}

@@ -1,0 +1,396 @@
+//! `hermes-shard build`: from an ONNX file to an installed version.
+
+use super::encode::{self, Target, codec_of};
+use super::layers;
+use super::report::Progress;
+use super::tensor::{Matrix, Sources};
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use hermes::codec;
+use hermes::graph::skim::{self, Skim, THRESHOLD_BYTES};
+use hermes::graph::{self, Imported, UseKind, WeightUse};
+use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan};
+use hermes::store::manifest::{
+    self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Pooling, Port, Provenance, Task, Weight,
+};
+use hermes::store::{self, Dtype};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Arguments of `hermes-shard build`.
+#[derive(Args)]
+pub struct Options {
+    /// The ONNX model; external data is looked for beside it
+    model: PathBuf,
+    /// Folder of the store, made where it is missing
+    #[arg(long)]
+    store: PathBuf,
+    /// Name of the model; by default the file's, or its folder's where the file is `model.onnx`
+    #[arg(long)]
+    name: Option<String>,
+    /// Name of this version
+    #[arg(long, default_value = "1")]
+    version: String,
+    /// Precisions to store, best first; f32 keeps the source's own
+    #[arg(long, value_delimiter = ',', default_value = "f32")]
+    variants: Vec<String>,
+    /// Bytes from which a tensor is streamed; smaller ones stay in the graph
+    #[arg(long, default_value_t = THRESHOLD_BYTES)]
+    threshold: u64,
+    /// tokenizer.json of a text model; by default the one beside the model
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Output that is the embedding of a text, and how its tokens are pooled:
+    /// OUTPUT[:mean|cls|none]; guessed where it is plain
+    #[arg(long)]
+    embedding: Option<String>,
+    /// Replace the version where it is there already
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Name of the graph's file in a version.
+const GRAPH_NAME: &str = "graph.onnx";
+
+/// Runs the command.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let started = Instant::now();
+    let name = match &options.name {
+        Some(name) => name.clone(),
+        None => default_name(&options.model)?,
+    };
+    ensure!(manifest::is_name(&name), "\"{name}\" is no model name: letters, digits, . _ - only");
+    ensure!(manifest::is_name(&options.version), "\"{}\" is no version name", options.version);
+    check_variants(&options.variants)?;
+    let target = options.store.join(&name).join(&options.version);
+    if target.exists() && !options.force {
+        bail!(
+            "version {} of {name} is in the store already\n\
+             give another --version, or --force to replace it",
+            options.version
+        );
+    }
+    let skim = skim::skim(&options.model, options.threshold)?;
+    let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
+    let imported = graph::import(&skim.skeleton, &weights)?;
+    let plan = Plan::new(&skim, &imported);
+    let needed = plan.stored_bytes(&options.variants) + skim.skeleton.len() as u64;
+    let staging = store::staging(&options.store)?;
+    check_room(&options.store, needed)?;
+    let tokenizer = copy_tokenizer(options, staging.path())?;
+    let task = pick_task(options, &imported, tokenizer.is_some())?;
+    let graph = write_file(staging.path(), GRAPH_NAME, &skim.skeleton)?;
+    let progress = Progress::new(plan.source_bytes());
+    let layers = plan.write(staging.path(), &options.variants, &progress)?;
+    progress.finish();
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        model: name.clone(),
+        version: options.version.clone(),
+        inputs: imported.inputs,
+        outputs: imported.outputs,
+        graph,
+        weights,
+        layers,
+        variants: options.variants.clone(),
+        tokenizer,
+        task,
+        provenance: provenance(options, &skim),
+    };
+    let json = serde_json::to_vec_pretty(&manifest)?;
+    fs::write(staging.path().join(manifest::MANIFEST_NAME), json)?;
+    let installed =
+        store::install(&options.store, staging.path(), &name, &options.version, options.force)?;
+    super::report::built(&installed, started.elapsed(), options.json)
+}
+
+fn default_name(model: &Path) -> Result<String> {
+    let stem = model.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let folder = model.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    let name = if stem == "model" { folder.unwrap_or(stem) } else { stem };
+    let tame = layers::file_stem(name).trim_start_matches('.').to_string();
+    ensure!(!tame.is_empty(), "no name can be made of {}: give --name", model.display());
+    Ok(tame)
+}
+
+fn check_variants(variants: &[String]) -> Result<()> {
+    let known: Vec<&str> =
+        codec::ALL.iter().map(|codec| codec.name()).filter(|name| *name != "bf16").collect();
+    for (index, variant) in variants.iter().enumerate() {
+        ensure!(
+            known.contains(&variant.as_str()),
+            "variant \"{variant}\" is unknown\nthere are {}",
+            known.join(", ")
+        );
+        ensure!(!variants[..index].contains(variant), "variant {variant} is given twice");
+    }
+    ensure!(!variants.is_empty(), "no variant is given");
+    Ok(())
+}
+
+fn describe(source: &skim::WeightSource) -> Weight {
+    Weight { name: source.name.clone(), dtype: source.dtype, shape: source.shape.clone() }
+}
+
+/// Which tensors go into which layer, in tape order.
+struct Plan<'a> {
+    skim: &'a Skim,
+    layers: Vec<(String, Vec<Tensor>)>,
+}
+
+/// A weight in one layout.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Tensor {
+    weight: usize,
+    layout: Layout,
+    rows: usize,
+    depth: usize,
+    rows_contiguous: bool,
+}
+
+impl Tensor {
+    fn new(skim: &Skim, used: &WeightUse) -> Tensor {
+        let shape: Vec<usize> =
+            skim.weights[used.weight].shape.iter().map(|dim| *dim as usize).collect();
+        let weight = used.weight;
+        match used.kind {
+            UseKind::Linear { transposed } => {
+                let matrix: Vec<usize> = shape.iter().copied().collect();
+                let (first, second) = (matrix[0], matrix[1]);
+                let (rows, depth) = if transposed { (first, second) } else { (second, first) };
+                Tensor { weight, layout: Layout::Panels, rows, depth, rows_contiguous: transposed }
+            }
+            UseKind::Gather => {
+                let depth = shape[1..].iter().product();
+                let rows = shape[0];
+                Tensor { weight, layout: Layout::Rows, rows, depth, rows_contiguous: true }
+            }
+            UseKind::Constant => {
+                let rows = shape.iter().product();
+                Tensor { weight, layout: Layout::Flat, rows, depth: 1, rows_contiguous: true }
+            }
+        }
+    }
+
+    fn matrix<'a>(&self, skim: &'a Skim) -> Matrix<'a> {
+        let Tensor { rows, depth, rows_contiguous, .. } = *self;
+        Matrix { source: &skim.weights[self.weight], rows, depth, rows_contiguous }
+    }
+
+    fn plan(&self, skim: &Skim, variant: &str) -> TensorPlan {
+        let source = &skim.weights[self.weight];
+        TensorPlan {
+            name: source.name.clone(),
+            layout: self.layout,
+            codec: codec_of(variant, source.dtype),
+            dtype: source.dtype,
+            dims: source.shape.clone(),
+            rows: self.rows as u64,
+            depth: self.depth as u64,
+        }
+    }
+}
+
+impl<'a> Plan<'a> {
+    fn new(skim: &'a Skim, imported: &Imported) -> Plan<'a> {
+        let nodes: Vec<&str> = imported.uses.iter().map(|used| used.node.as_str()).collect();
+        let mut layers: Vec<(String, Vec<Tensor>)> = vec![];
+        let mut placed = vec![];
+        for (used, layer) in imported.uses.iter().zip(layers::assign(&nodes)) {
+            let tensor = Tensor::new(skim, used);
+            if placed.contains(&(tensor.weight, tensor.layout)) {
+                continue;
+            }
+            placed.push((tensor.weight, tensor.layout));
+            match layers.iter_mut().find(|(name, _)| *name == layer) {
+                Some((_, tensors)) => tensors.push(tensor),
+                None => layers.push((layer, vec![tensor])),
+            }
+        }
+        Plan { skim, layers }
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers.iter().flat_map(|(_, tensors)| tensors)
+    }
+
+    fn source_bytes(&self) -> u64 {
+        self.tensors().map(|tensor| self.skim.weights[tensor.weight].location.bytes).sum()
+    }
+
+    /// Bytes the layer files will take, from above.
+    fn stored_bytes(&self, variants: &[String]) -> u64 {
+        let sizes = variants.iter().flat_map(|variant| {
+            self.tensors().map(move |tensor| {
+                let source = &self.skim.weights[tensor.weight];
+                let stored = match codec::by_code(codec_of(variant, source.dtype)) {
+                    Some(codec) => codec.stored_bytes(tensor.depth, 1) * tensor.rows,
+                    None => source.location.bytes as usize,
+                };
+                // Alignment, row checksums, padding of the last panel.
+                stored as u64 + stored as u64 / 12 + (192 << 10)
+            })
+        });
+        sizes.sum()
+    }
+
+    fn write(&self, folder: &Path, variants: &[String], progress: &Progress) -> Result<Vec<Layer>> {
+        fs::create_dir(folder.join("layers"))?;
+        let mut sources = Sources::default();
+        let layers = self.layers.iter().enumerate();
+        layers
+            .map(|(index, (name, tensors))| {
+                progress.layer(name);
+                self.write_layer(folder, index, name, tensors, variants, &mut sources, progress)
+            })
+            .collect()
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn write_layer(
+        &self,
+        folder: &Path,
+        index: usize,
+        name: &str,
+        tensors: &[Tensor],
+        variants: &[String],
+        sources: &mut Sources,
+        progress: &Progress,
+    ) -> Result<Layer> {
+        let path_of = |variant: &str| {
+            format!("layers/{index:03}-{}.{variant}.layer", layers::file_stem(name))
+        };
+        let mut targets: Vec<Target> = variants
+            .iter()
+            .map(|variant| {
+                let plans = tensors.iter().map(|t| t.plan(self.skim, variant)).collect();
+                let writer = LayerWriter::create(&folder.join(path_of(variant)), plans)?;
+                Ok(Target { variant: variant.clone(), writer, errors: Default::default() })
+            })
+            .collect::<Result<_>>()?;
+        for (number, tensor) in tensors.iter().enumerate() {
+            let matrix = tensor.matrix(self.skim);
+            let heard = |bytes| progress.advance(bytes);
+            encode::write(&matrix, tensor.layout, number, &mut targets, sources, &heard)?;
+            sources.forget(&matrix.source.location)?;
+        }
+        let mut files = BTreeMap::new();
+        for target in targets {
+            let summary = target.writer.finish()?;
+            let entry = LayerEntry {
+                path: path_of(&target.variant),
+                bytes: summary.bytes,
+                index_checksum: summary.index_checksum,
+                relative_error: target.errors.relative(),
+                max_error: target.errors.max(),
+            };
+            files.insert(target.variant, entry);
+        }
+        Ok(Layer { name: name.to_string(), files })
+    }
+}
+
+/// Refuses a build that the disk cannot hold.
+fn check_room(store: &Path, needed: u64) -> Result<()> {
+    let room = nix::sys::statvfs::statvfs(store)
+        .with_context(|| format!("cannot ask how much room {} has", store.display()))?;
+    let free = room.blocks_available() as u64 * room.fragment_size() as u64;
+    ensure!(
+        needed <= free,
+        "the store needs up to {needed} bytes, {} has {free} free\n\
+         free some room, give another --store, or fewer --variants",
+        store.display()
+    );
+    Ok(())
+}
+
+fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<FileEntry> {
+    let path = folder.join(name);
+    fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    let checksum = Checksum(xxhash_rust::xxh3::xxh3_64(bytes));
+    Ok(FileEntry { path: name.to_string(), bytes: bytes.len() as u64, checksum })
+}
+
+/// Copies the tokenizer into the version, after trying that it is one.
+fn copy_tokenizer(options: &Options, folder: &Path) -> Result<Option<FileEntry>> {
+    const NAME: &str = "tokenizer.json";
+    let beside = options.model.with_file_name(NAME);
+    let path = match &options.tokenizer {
+        Some(path) => path,
+        None if beside.is_file() => &beside,
+        None => return Ok(None),
+    };
+    let bytes =
+        fs::read(path).with_context(|| format!("cannot read tokenizer {}", path.display()))?;
+    if let Err(error) = tokenizers::Tokenizer::from_bytes(&bytes) {
+        bail!("{} is no tokenizer.json: {error}", path.display());
+    }
+    write_file(folder, NAME, &bytes).map(Some)
+}
+
+/// The embedding task: as given, or guessed where one output plainly is a text's vector.
+fn pick_task(options: &Options, imported: &Imported, has_tokenizer: bool) -> Result<Option<Task>> {
+    let Some(text) = &options.embedding else {
+        return Ok(if has_tokenizer { guess_task(imported) } else { None });
+    };
+    ensure!(has_tokenizer, "--embedding needs a tokenizer: give --tokenizer FILE");
+    let (output, pooling) = match text.rsplit_once(':') {
+        Some((output, "mean")) => (output, Some(Pooling::Mean)),
+        Some((output, "cls")) => (output, Some(Pooling::Cls)),
+        Some((output, "none")) => (output, Some(Pooling::None)),
+        _ => (text.as_str(), None),
+    };
+    let Some(port) = imported.outputs.iter().find(|port| port.name == output) else {
+        let known: Vec<&str> = imported.outputs.iter().map(|port| port.name.as_str()).collect();
+        bail!("the model has no output \"{output}\"\nit has {}", known.join(", "));
+    };
+    let natural = pooling_of(port).with_context(|| {
+        format!("output \"{output}\" is no embedding: it should be FP32 [1, D] or [1, S, D]")
+    })?;
+    let pooling = pooling.unwrap_or(natural);
+    ensure!(
+        (natural == Pooling::None) == (pooling == Pooling::None),
+        "output \"{output}\" has {} axes, which pooling {pooling:?} does not fit",
+        port.shape.len()
+    );
+    Ok(Some(Task::Embedding { output: output.to_string(), pooling }))
+}
+
+/// A model of token ids with exactly one kind of vector to offer: pooled where it has that.
+fn guess_task(imported: &Imported) -> Option<Task> {
+    imported.inputs.iter().find(|port| port.name == "input_ids")?;
+    let pooled: Vec<&Port> =
+        imported.outputs.iter().filter(|port| pooling_of(port) == Some(Pooling::None)).collect();
+    let (port, pooling) = match (&pooled[..], imported.outputs.first()) {
+        ([port], _) => (*port, Pooling::None),
+        ([], Some(port)) if port.name.contains("hidden_state") => (port, pooling_of(port)?),
+        _ => return None,
+    };
+    Some(Task::Embedding { output: port.name.clone(), pooling })
+}
+
+fn pooling_of(port: &Port) -> Option<Pooling> {
+    match (port.dtype, port.shape.len()) {
+        (Dtype::Fp32, 2) => Some(Pooling::None),
+        (Dtype::Fp32, 3) => Some(Pooling::Mean),
+        _ => None,
+    }
+}
+
+fn provenance(options: &Options, skim: &Skim) -> Provenance {
+    let source = options.model.file_name().map(|name| name.to_string_lossy().into_owned());
+    let created = SystemTime::now().duration_since(UNIX_EPOCH);
+    Provenance {
+        source: source.unwrap_or_default(),
+        source_bytes: skim.source_bytes,
+        producer: skim.producer.clone(),
+        tool: format!("hermes-shard {}", env!("CARGO_PKG_VERSION")),
+        created_s: created.map(|since| since.as_secs()).unwrap_or(0),
+    }
+}

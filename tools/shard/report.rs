@@ -1,0 +1,166 @@
+//! What hermes-shard says: progress while it works, reports when it is done.
+
+use anyhow::Result;
+use hermes::store::ModelDir;
+use hermes::store::layer_file::Layout;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A bar with bytes and time left on a terminal, a line a layer elsewhere.
+pub struct Progress {
+    bar: ProgressBar,
+    quiet: bool,
+}
+
+impl Progress {
+    /// Progress over `bytes` of source.
+    pub fn new(bytes: u64) -> Progress {
+        let quiet = !std::io::stderr().is_terminal();
+        let target =
+            if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let style = ProgressStyle::with_template(
+            "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left  {msg}",
+        )
+        .expect("the template is valid");
+        Progress {
+            bar: ProgressBar::with_draw_target(Some(bytes), target).with_style(style),
+            quiet,
+        }
+    }
+
+    /// A layer begins.
+    pub fn layer(&self, name: &str) {
+        self.bar.set_message(name.to_string());
+        if self.quiet {
+            let (done, all) = (self.bar.position() >> 20, self.bar.length().unwrap_or(0) >> 20);
+            eprintln!("{done:6} of {all} MiB  {name}");
+        }
+    }
+
+    /// Bytes of source are done.
+    pub fn advance(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    /// All is done.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn bytes_of(dir: &ModelDir, variant: &str) -> u64 {
+    dir.manifest.layers.iter().filter_map(|l| l.files.get(variant)).map(|f| f.bytes).sum()
+}
+
+/// Relative error over a variant's layers: the largest.
+fn worst_error(dir: &ModelDir, variant: &str) -> f64 {
+    let files = dir.manifest.layers.iter().filter_map(|layer| layer.files.get(variant));
+    files.map(|file| file.relative_error).fold(0.0, f64::max)
+}
+
+/// Reports a finished build.
+pub fn built(dir: &ModelDir, took: Duration, json: bool) -> Result<ExitCode> {
+    let manifest = &dir.manifest;
+    if json {
+        let report = json!({
+            "model": manifest.model,
+            "version": manifest.version,
+            "path": dir.path,
+            "layers": manifest.layers,
+            "task": manifest.task,
+            "took_ms": took.as_millis() as u64,
+        });
+        println!("{report}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (model, version) = (&manifest.model, &manifest.version);
+    println!(
+        "{model} version {version}: {} layers in {:.1} s",
+        manifest.layers.len(),
+        took.as_secs_f64()
+    );
+    println!("  graph    {:9.1} MiB", mib(manifest.graph.bytes));
+    for variant in &manifest.variants {
+        let (size, error) = (mib(bytes_of(dir, variant)), worst_error(dir, variant));
+        println!("  {variant:8} {size:9.1} MiB  relative error of the worst layer {error:.5}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Shows what a version holds.
+pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
+    let manifest = &dir.manifest;
+    if json {
+        println!("{}", serde_json::to_string(manifest)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{} version {}", manifest.model, manifest.version);
+    let from = &manifest.provenance;
+    println!("from {} ({:.1} MiB, {})", from.source, mib(from.source_bytes), from.producer);
+    for (kind, ports) in [("input", &manifest.inputs), ("output", &manifest.outputs)] {
+        for port in ports {
+            println!(
+                "{kind:8} {} {} {}",
+                port.name,
+                port.dtype,
+                serde_json::to_string(&port.shape)?
+            );
+        }
+    }
+    println!("graph    {:.1} MiB", mib(manifest.graph.bytes));
+    println!("\nlayers in tape order");
+    for (index, layer) in manifest.layers.iter().enumerate() {
+        println!("{index:3} {}", layer.name);
+        for variant in &manifest.variants {
+            let file = &layer.files[variant];
+            let (size, error, max) = (mib(file.bytes), file.relative_error, file.max_error);
+            println!(
+                "      {variant:5} {size:9.2} MiB  relative error {error:.5}  largest {max:.3e}"
+            );
+        }
+        let Some(variant) = manifest.variants.first() else { continue };
+        for tensor in &dir.open_layer(index, variant)?.index.tensors {
+            let layout = match tensor.layout {
+                Layout::Panels => "linear",
+                Layout::Rows => "table",
+                Layout::Flat => "constant",
+            };
+            let (name, blocks) = (&tensor.name, tensor.block_count);
+            println!(
+                "        {layout:8} {name} {:?} {} in {blocks} blocks",
+                tensor.dims, tensor.dtype
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Checks every checksum.
+pub fn verify(dir: &ModelDir, json: bool) -> Result<ExitCode> {
+    let progress = Progress::new(dir.verify_bytes());
+    let problems = dir.verify(|bytes| progress.advance(bytes));
+    progress.finish();
+    let (model, version) = (&dir.manifest.model, &dir.manifest.version);
+    if json {
+        let list: Vec<_> =
+            problems.iter().map(|p| json!({ "path": p.path, "what": p.what })).collect();
+        println!("{}", json!({ "model": model, "version": version, "problems": list }));
+    } else if problems.is_empty() {
+        println!("{model} version {version}: {:.1} MiB, all sound", mib(dir.verify_bytes()));
+    }
+    for problem in problems.iter().filter(|_| !json) {
+        eprintln!("{problem}");
+    }
+    if problems.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("build the version again: hermes-shard build --force");
+    Ok(ExitCode::FAILURE)
+}

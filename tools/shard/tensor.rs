@@ -1,0 +1,173 @@
+//! Reads a weight strip by strip, never whole, as the f32 values codecs encode.
+
+use anyhow::{Context, Result};
+use half::{bf16, f16};
+use hermes::codec::PANEL_ROWS;
+use hermes::graph::skim::{Location, WeightSource};
+use hermes::store::Dtype;
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+/// Bytes of the source that one strip may take.
+const STRIP_BYTES: usize = 8 << 20;
+
+/// The files weights lie in, opened once.
+#[derive(Default)]
+pub struct Sources(HashMap<PathBuf, File>);
+
+impl Sources {
+    fn file(&mut self, location: &Location) -> Result<&File> {
+        if !self.0.contains_key(&location.path) {
+            let file = File::open(&location.path)
+                .with_context(|| format!("cannot open {}", location.path.display()))?;
+            self.0.insert(location.path.clone(), file);
+        }
+        Ok(&self.0[&location.path])
+    }
+
+    /// Reads `out.len()` bytes of a weight from byte `from` of it.
+    fn read(&mut self, location: &Location, from: u64, out: &mut [u8]) -> Result<()> {
+        let at = location.offset + from;
+        self.file(location)?.read_exact_at(out, at).with_context(|| {
+            format!("cannot read {} bytes at offset {at} of {}", out.len(), location.path.display())
+        })
+    }
+
+    /// Lets the page cache go of what a weight left there.
+    pub fn forget(&mut self, location: &Location) -> Result<()> {
+        let range = location.offset..location.offset + location.bytes;
+        hermes::sys::map::drop_cached(self.file(location)?, range);
+        Ok(())
+    }
+}
+
+/// A weight as a matrix of rows of `depth` values.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    pub source: &'a WeightSource,
+    pub rows: usize,
+    pub depth: usize,
+    /// Whether a row's values lie one after the other, `[rows, depth]`, or a step of `rows`
+    /// apart, `[depth, rows]`.
+    pub rows_contiguous: bool,
+}
+
+/// Some rows of a matrix, as they lie in the file.
+pub struct Strip {
+    bytes: Vec<u8>,
+    dtype: Dtype,
+    pub rows: Range<usize>,
+    depth: usize,
+    rows_contiguous: bool,
+}
+
+impl Matrix<'_> {
+    /// Rows of a strip: a multiple of a panel's.
+    pub fn strip_rows(&self) -> usize {
+        let row_bytes = self.depth * self.source.dtype.size();
+        (STRIP_BYTES / row_bytes.max(1) / PANEL_ROWS).max(1) * PANEL_ROWS
+    }
+
+    /// Reads `rows`, which the caller bounds by [`Matrix::strip_rows`].
+    pub fn read(&self, sources: &mut Sources, rows: Range<usize>) -> Result<Strip> {
+        let size = self.source.dtype.size();
+        let location = &self.source.location;
+        let mut bytes = vec![0; rows.len() * self.depth * size];
+        let whole = rows.len() == self.rows;
+        if self.rows_contiguous || whole {
+            let from = if whole { 0 } else { rows.start * self.depth * size };
+            sources.read(location, from as u64, &mut bytes)?;
+        } else {
+            for (step, run) in bytes.chunks_exact_mut(rows.len() * size).enumerate() {
+                sources.read(location, ((step * self.rows + rows.start) * size) as u64, run)?;
+            }
+        }
+        let Matrix { depth, rows_contiguous, .. } = *self;
+        Ok(Strip { bytes, dtype: self.source.dtype, rows, depth, rows_contiguous })
+    }
+}
+
+impl Strip {
+    /// Panels of the strip; the last may be part empty.
+    pub fn panels(&self) -> usize {
+        self.rows.len().div_ceil(PANEL_ROWS)
+    }
+
+    /// Panel `index` as a k-major run of 16 lanes, rows past the end zero.
+    pub fn panel(&self, index: usize, values: &mut Vec<f32>) {
+        let rows = self.rows.len();
+        let first = index * PANEL_ROWS;
+        let lanes = PANEL_ROWS.min(rows - first);
+        values.clear();
+        values.resize(self.depth * PANEL_ROWS, 0.0);
+        if self.rows_contiguous {
+            for lane in 0..lanes {
+                let start = (first + lane) * self.depth;
+                self.for_each(start..start + self.depth, |step, value| {
+                    values[step * PANEL_ROWS + lane] = value;
+                });
+            }
+        } else {
+            for step in 0..self.depth {
+                let start = step * rows + first;
+                let run = &mut values[step * PANEL_ROWS..][..lanes];
+                self.for_each(start..start + lanes, |lane, value| run[lane] = value);
+            }
+        }
+    }
+
+    /// Row `index` of a strip of contiguous rows.
+    pub fn row(&self, index: usize, values: &mut Vec<f32>) {
+        values.clear();
+        values.resize(self.depth, 0.0);
+        let start = index * self.depth;
+        self.for_each(start..start + self.depth, |step, value| values[step] = value);
+    }
+
+    /// All values of the strip in the order of the file.
+    pub fn run(&self, values: &mut Vec<f32>) {
+        values.clear();
+        values.resize(self.rows.len() * self.depth, 0.0);
+        self.for_each(0..values.len(), |index, value| values[index] = value);
+    }
+
+    /// All bytes of the strip.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Row `index` as it lies in the file.
+    pub fn row_bytes(&self, index: usize) -> &[u8] {
+        let stride = self.depth * self.dtype.size();
+        &self.bytes[index * stride..][..stride]
+    }
+
+    fn for_each(&self, elements: Range<usize>, mut take: impl FnMut(usize, f32)) {
+        let size = self.dtype.size();
+        let bytes = &self.bytes[elements.start * size..elements.end * size];
+        match self.dtype {
+            Dtype::Fp32 => {
+                let (words, _) = bytes.as_chunks::<4>();
+                words.iter().enumerate().for_each(|(i, b)| take(i, f32::from_le_bytes(*b)));
+            }
+            Dtype::Fp16 => {
+                let (words, _) = bytes.as_chunks::<2>();
+                words
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, b)| take(i, f16::from_le_bytes(*b).to_f32()));
+            }
+            Dtype::Bf16 => {
+                let (words, _) = bytes.as_chunks::<2>();
+                words
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, b)| take(i, bf16::from_le_bytes(*b).to_f32()));
+            }
+            _ => unreachable!("only floats are encoded as values"),
+        }
+    }
+}
