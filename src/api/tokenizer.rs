@@ -4,6 +4,7 @@ use super::error::ApiError;
 use crate::engine::Engine;
 use crate::store::manifest::Manifest;
 use crate::stream::{Category, Grant};
+use crate::sys::heap;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
@@ -41,6 +42,8 @@ impl TextEncoder {
             Tokenizer::from_file(path).map_err(|error| failed(error.to_string()))?;
         // Each text is a request of its own: nothing has to be padded to anything.
         tokenizer.with_padding(None);
+        // What loading took must be the system's again before the ledger grants it to others.
+        heap::trim();
         grant.resize(bytes.saturating_mul(HELD_PER_BYTE))?;
         let limit = position_limit(manifest);
         let vocabulary = tokenizer.get_vocab_size(true);
