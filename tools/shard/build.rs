@@ -188,7 +188,7 @@ impl Tensor {
         TensorPlan {
             name: source.name.clone(),
             layout: self.layout,
-            codec: codec_of(variant, source.dtype),
+            codec: codec_of(variant, self.layout, source.dtype),
             dtype: source.dtype,
             dims: source.shape.clone(),
             rows: self.rows as u64,
@@ -229,7 +229,7 @@ impl<'a> Plan<'a> {
         let sizes = variants.iter().flat_map(|variant| {
             self.tensors().map(move |tensor| {
                 let source = &self.skim.weights[tensor.weight];
-                let stored = match codec::by_code(codec_of(variant, source.dtype)) {
+                let stored = match codec::by_code(codec_of(variant, tensor.layout, source.dtype)) {
                     Some(codec) => codec.stored_bytes(tensor.depth, 1) * tensor.rows,
                     None => source.location.bytes as usize,
                 };

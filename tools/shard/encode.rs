@@ -52,11 +52,14 @@ pub struct Target {
 }
 
 /// The codec code that stores `dtype` in `variant`: the source's own precision in `f32`, raw
-/// where there is nothing to lower.
-pub fn codec_of(variant: &str, dtype: Dtype) -> u64 {
+/// where there is nothing to lower. Tables and constants are never lowered below q8: a pass
+/// reads few rows of a table, and a convolution's kernels are few, but their errors reach
+/// every layer behind them.
+pub fn codec_of(variant: &str, layout: Layout, dtype: Dtype) -> u64 {
     let name = match (variant, dtype) {
         ("f32", Dtype::Fp16) => "f16",
         ("f32", Dtype::Bf16) => "bf16",
+        ("q4", dtype) if dtype.is_float() && layout != Layout::Panels => "q8",
         (name, dtype) if dtype.is_float() => name,
         _ => codec::RAW_NAME,
     };
@@ -65,7 +68,7 @@ pub fn codec_of(variant: &str, dtype: Dtype) -> u64 {
 
 /// Whether decoding `codec` gives back the source's very values.
 fn is_exact(codec: u64, dtype: Dtype) -> bool {
-    codec == codec_of("f32", dtype)
+    codec == codec_of("f32", Layout::Panels, dtype)
 }
 
 /// Writes tensor `tensor` of every target from `matrix`; `progress` hears of source bytes.
