@@ -425,6 +425,7 @@ impl Worker {
         let loading = || Model::load(dir, variant.as_deref(), *source, *pin_bytes, &shared.ledger);
         let loaded = catch_unwind(AssertUnwindSafe(loading))
             .unwrap_or_else(|panic| Err(EngineError::Internal(panic_text(&*panic))))?;
+        memory::release_code();
         let block_bytes = loaded.tape.largest_block_bytes();
         if block_bytes > self.window_bytes {
             return Err(EngineError::WindowTooSmall {
