@@ -21,6 +21,7 @@ use super::{
     manifest::{Checksum, LayerEntry},
 };
 use crate::codec::{self, GROUP_DEPTH, PANEL_ROWS};
+use crate::sys::map;
 use std::{
     collections::HashSet,
     fs::{File, OpenOptions},
@@ -839,7 +840,8 @@ impl LayerWriter {
         result.map_err(|e| StoreError::io("write", &self.path, e))
     }
 
-    /// Writes header and index and syncs the file.
+    /// Writes header and index and starts the disk on all of it. It is not synced yet:
+    /// [`super::install`] syncs a version's files when all are there.
     ///
     /// # Errors
     /// The system's, or a block that was not written.
@@ -859,7 +861,8 @@ impl LayerWriter {
     fn write_head(&self, head: &[u8]) -> io::Result<()> {
         self.file.set_len(self.index.file_bytes)?;
         self.file.write_all_at(head, 0)?;
-        self.file.sync_all()
+        map::start_writeback(&self.file);
+        Ok(())
     }
 
     fn misuse(&self, what: String) -> StoreError {

@@ -5,6 +5,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
@@ -75,14 +76,7 @@ impl MappedFile {
 
     /// Starts reading `range` of the file into the page cache without waiting for it.
     pub fn read_ahead(&self, range: Range<u64>) {
-        let length = (range.end - range.start) as i64;
-        // Advice only: where it is refused the read itself does the work.
-        let _ = posix_fadvise(
-            &self.file,
-            range.start as i64,
-            length,
-            PosixFadviseAdvice::POSIX_FADV_WILLNEED,
-        );
+        read_ahead(&self.file, range);
     }
 }
 
@@ -94,6 +88,24 @@ pub fn drop_cached(file: &File, range: Range<u64>) {
     if let Err(error) = dropped {
         log::debug!("posix_fadvise(DONTNEED) failed: {error}");
     }
+}
+
+/// Starts writing a file's dirty pages to disk without waiting for it (sync_file_range(2)), so
+/// that a later sync finds little left.
+pub fn start_writeback(file: &File) {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; the call touches no
+    // memory. It is advice: where it is refused the sync does the work.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE);
+    }
+}
+
+/// Starts reading `range` of `file` into the page cache without waiting for it.
+pub fn read_ahead(file: &File, range: Range<u64>) {
+    let length = (range.end - range.start) as i64;
+    // Advice only: where it is refused the read itself does the work.
+    let _ =
+        posix_fadvise(file, range.start as i64, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
 }
 
 /// Whether this kernel has MADV_POPULATE_READ, probed once.

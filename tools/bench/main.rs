@@ -2,9 +2,11 @@
 //!
 //! Each subcommand is one file or folder beside this one; none of them is linked into the daemon.
 
+mod pass;
 mod synth;
 
 use clap::{Parser, Subcommand};
+use hermes::sys::heap::{self, CountingAllocator};
 
 /// Make models of the papers' sizes and measure passes over them.
 #[derive(Parser)]
@@ -18,10 +20,17 @@ struct Arguments {
 enum Command {
     /// Write an ONNX model of a known architecture with random weights.
     Synth(synth::Arguments),
+    /// Measure streamed passes against their limit
+    Pass(pass::Arguments),
 }
 
+#[global_allocator]
+static HEAP: CountingAllocator = CountingAllocator;
+
 fn main() -> anyhow::Result<()> {
+    heap::limit_arenas();
     match Arguments::parse().command {
         Command::Synth(arguments) => synth::run(&arguments),
+        Command::Pass(arguments) => pass::run(&arguments),
     }
 }

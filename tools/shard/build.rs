@@ -247,6 +247,10 @@ impl<'a> Plan<'a> {
         layers
             .map(|(index, (name, tensors))| {
                 progress.layer(name);
+                let next = self.layers.get(index + 1).map_or(&[][..], |(_, tensors)| tensors);
+                for tensor in next {
+                    sources.prefetch(&self.skim.weights[tensor.weight].location)?;
+                }
                 self.write_layer(folder, index, name, tensors, variants, &mut sources, progress)
             })
             .collect()

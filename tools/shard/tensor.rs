@@ -14,6 +14,9 @@ use std::path::PathBuf;
 /// Bytes of the source that one strip may take.
 const STRIP_BYTES: usize = 8 << 20;
 
+/// Bytes of one weight that are read ahead of their turn.
+const PREFETCH_BYTES: u64 = 64 << 20;
+
 /// The files weights lie in, opened once.
 #[derive(Default)]
 pub struct Sources(HashMap<PathBuf, File>);
@@ -34,6 +37,14 @@ impl Sources {
         self.file(location)?.read_exact_at(out, at).with_context(|| {
             format!("cannot read {} bytes at offset {at} of {}", out.len(), location.path.display())
         })
+    }
+
+    /// Starts the disk on a weight that will be read soon.
+    pub fn prefetch(&mut self, location: &Location) -> Result<()> {
+        let bytes = location.bytes.min(PREFETCH_BYTES);
+        let range = location.offset..location.offset + bytes;
+        hermes::sys::map::read_ahead(self.file(location)?, range);
+        Ok(())
     }
 
     /// Lets the page cache go of what a weight left there.
