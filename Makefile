@@ -1,0 +1,61 @@
+# Hermes: `make` builds, `make demo` shows it, `make test` checks everything.
+# A fresh Debian-like machine needs Rust; tools/check_machine.sh names (or, for root, installs)
+# the rest.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+
+# Where the real models are, or are fetched to: 245 MB.
+HERMES_MODELS ?= $(CURDIR)/models
+export HERMES_MODELS
+
+.PHONY: all build demo test lint unit models doc cross test-arm install clean help
+
+all: build
+
+help:
+	@echo "make          build the four programs into target/release"
+	@echo "make demo     build, fetch a sentence model, shard it, serve it in 48 MiB, ask it"
+	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models)"
+	@echo "make lint     format, lints and documentation alone"
+	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
+	@echo "make test-arm run the unit tests for aarch64 under qemu-user"
+	@echo "make install  copy the programs to \$$(DESTDIR)\$$(PREFIX)/bin"
+	@echo "make clean    remove what was built; fetched models stay"
+
+build:
+	@tools/check_machine.sh build
+	$(CARGO) build --release --locked
+
+demo:
+	tools/demo.sh
+
+test: lint unit
+
+lint:
+	@tools/check_machine.sh build
+	tools/check_sources.sh
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
+
+unit: models
+	$(CARGO) test --locked
+
+models:
+	@tools/check_machine.sh models
+	tools/fetch_models.sh "$(HERMES_MODELS)"
+
+cross:
+	cross/build.sh
+
+test-arm:
+	cross/test.sh
+
+install: build
+	install -d "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 $(addprefix $${CARGO_TARGET_DIR:-target}/release/,hermesd hermesctl hermes-shard hermes-bench) \
+		"$(DESTDIR)$(PREFIX)/bin"
+
+clean:
+	$(CARGO) clean

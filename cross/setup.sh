@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Make a cross toolchain for aarch64 without Docker, on Debian or a system like it:
+# cross/setup.sh [DIR], default target/cross. Needs root for apt-get install alone.
+#
+# gcc, libc and qemu-user are ordinary packages. Rust's standard library for arm64 is not one that
+# can be installed beside rustup, so Debian's own compiler and both of its standard libraries are
+# unpacked into DIR, with apt state of their own: neither rustup nor dpkg's architectures change.
+# Afterwards `. DIR/env` makes the ordinary cargo build with `--target aarch64-unknown-linux-gnu`.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")/.." && pwd)
+dir=${1:-$here/target/cross}
+mkdir -p "$dir"/{lists,cache/archives}/partial "$dir/sysroot"
+dir=$(cd "$dir" && pwd)
+[[ -x $dir/rustc && -f $dir/env ]] && "$dir/rustc" --version && exit 0
+
+packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+        missing+=("$package")
+done
+if ((${#missing[@]})); then
+    if ((EUID != 0)); then
+        echo "install these first, or run as root: apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+    apt-get -qq update
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+apt=(-qq -o APT::Architectures::=amd64 -o APT::Architectures::=arm64
+    -o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache" -o APT::Sandbox::User=root)
+apt-get "${apt[@]}" update
+
+# Debian ships the newest compiler of a stable release as rustc-web, where there is one.
+compiler=
+for name in rustc-web rustc; do
+    version=$(apt-cache "${apt[@]}" policy "$name" | awk '/Candidate:/ { print $2 }')
+    if [[ -n $version && $version != "(none)" ]]; then
+        compiler=$name
+        break
+    fi
+done
+wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/Cargo.toml")
+release=$(cut -d. -f1,2 <<<"$version")
+if [[ -z $compiler ]] || ! printf '%s\n' "$wanted" "$release" | sort -CV; then
+    echo "Debian's rustc is ${version:-missing}, this project needs $wanted;" \
+        "use cross (see cross/README.md) or a newer Debian" >&2
+    exit 1
+fi
+std=libstd-rust${compiler#rustc}
+shared=$std-$release
+llvm=$(apt-cache "${apt[@]}" show "$shared=$version" | grep -oE 'libllvm[0-9.]+' | head -n 1)
+
+cd "$dir/cache/archives"
+apt-get "${apt[@]}" download "$compiler=$version" "$shared=$version" "$llvm" libz3-4 libxml2 \
+    libedit2 "$std-dev:amd64=$version" "$std-dev:arm64=$version"
+for archive in *.deb; do
+    dpkg -x "$archive" "$dir/sysroot"
+    rm "$archive"
+done
+
+libraries=$dir/sysroot/usr/lib/$(uname -m)-linux-gnu
+for tool in rustc rustdoc; do
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
+        "$libraries" "$dir/sysroot/usr/bin/$tool" >"$dir/$tool"
+    chmod +x "$dir/$tool"
+done
+cat >"$dir/env" <<ENV
+export RUSTC=$dir/rustc RUSTDOC=$dir/rustdoc
+export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
+export AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu \${HERMES_QEMU_CPU:-cortex-a76} -L /usr/aarch64-linux-gnu"
+ENV
+"$dir/rustc" --version
