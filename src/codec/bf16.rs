@@ -36,7 +36,7 @@ impl Codec for Bf16 {
 
     fn error_bound(&self, max_abs: f32) -> f32 {
         const RELATIVE: f32 = 1.0 / 256.0;
-        const HALF_SMALLEST: f32 = 4.591_774_8e-41; // 2^-134
+        const HALF_SMALLEST: f32 = f32::from_bits(1 << 15); // 2^-134
         max_abs * RELATIVE + HALF_SMALLEST
     }
 }

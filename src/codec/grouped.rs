@@ -222,9 +222,10 @@ impl<G: Grouped> Kernel for Quantize<'_, G> {
             best.offer::<G>(&normal, scales, &normal_peaks);
         }
 
-        for lane in 0..PANEL_ROWS {
-            let scale = best.scales[lane] * up[lane];
-            self.quantized.scales[lane] = (scale.to_bits() >> 16) as u16;
+        for (stored, (scale, up)) in
+            self.quantized.scales.iter_mut().zip(best.scales.iter().zip(up))
+        {
+            *stored = ((scale * up).to_bits() >> 16) as u16;
         }
         let inverses = best.scales.map(|scale| 1.0 / scale);
         for (integers, normal) in self.quantized.integers.iter_mut().zip(&normal) {

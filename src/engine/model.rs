@@ -220,13 +220,16 @@ fn open_source(
     })
 }
 
+/// What is pinned of a tape, by block.
+type Pins = Vec<Option<Arc<Loaded>>>;
+
 /// Pins the head of the tape up to `pin_bytes`.
 fn pin_head(
     tape: &Tape,
     source: &dyn WeightSource,
     pin_bytes: u64,
     ledger: &Arc<Ledger>,
-) -> Result<(Vec<Option<Arc<Loaded>>>, Grant), EngineError> {
+) -> Result<(Pins, Grant), EngineError> {
     let mut left = pin_bytes;
     let head: Vec<&Block> = tape
         .blocks

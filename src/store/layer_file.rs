@@ -841,7 +841,7 @@ impl LayerWriter {
     }
 
     /// Writes header and index and starts the disk on all of it. It is not synced yet:
-    /// [`super::install`] syncs a version's files when all are there.
+    /// [`super::install()`] syncs a version's files when all are there.
     ///
     /// # Errors
     /// The system's, or a block that was not written.

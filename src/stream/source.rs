@@ -5,7 +5,7 @@ use crate::sys::map::MappedFile;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -148,7 +148,7 @@ impl WeightSource for ReadSource {
 /// Starts all reads at once, so that the disk sees them together, then takes them in order and
 /// drops what they left in the page cache.
 fn read_ranges(
-    path: &PathBuf,
+    path: &Path,
     file: &MappedFile,
     ranges: &[Range<u64>],
     sink: &mut dyn FnMut(usize, &[u8]),
@@ -160,7 +160,7 @@ fn read_ranges(
     for (index, range) in ranges.iter().enumerate() {
         buffer.resize((range.end - range.start) as usize, 0);
         file.read_at(&mut buffer, range.start)
-            .map_err(|e| io_error(path.clone(), range.clone(), e))?;
+            .map_err(|e| io_error(path.to_path_buf(), range.clone(), e))?;
         sink(index, &buffer);
     }
     if let Some(last) = ranges.iter().map(|range| range.end).max() {

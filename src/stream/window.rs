@@ -134,7 +134,7 @@ mod tests {
             let capacity = sizes.iter().map(|(size, _)| *size).max().unwrap_or(1) + slack;
             let mut window = Window::new(capacity, sizes.clone());
             let (mut loading, mut claimed, mut next_use) = (vec![], vec![], 0);
-            let mut choices = choices.into_iter().chain(std::iter::repeat(0).take(400));
+            let mut choices = choices.into_iter().chain(std::iter::repeat_n(0, 400));
             while next_use < sizes.len() {
                 let choice = choices.next().unwrap_or(0);
                 if choice == 0 && !loading.is_empty() {

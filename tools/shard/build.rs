@@ -161,7 +161,7 @@ impl Tensor {
         let weight = used.weight;
         match used.kind {
             UseKind::Linear { transposed } => {
-                let matrix: Vec<usize> = shape.iter().copied().collect();
+                let matrix: Vec<usize> = shape.to_vec();
                 let (first, second) = (matrix[0], matrix[1]);
                 let (rows, depth) = if transposed { (first, second) } else { (second, first) };
                 Tensor { weight, layout: Layout::Panels, rows, depth, rows_contiguous: transposed }
