@@ -422,7 +422,8 @@ impl Worker {
 
     fn try_load(&self, shared: &Shared, dir: ModelDir) -> Result<Model, EngineError> {
         let Config { variant, source, pin_bytes, .. } = &self.config;
-        let loading = || Model::load(dir, variant.as_deref(), *source, *pin_bytes, &shared.ledger);
+        let (variant, idle) = (variant.as_deref(), self.window_bytes);
+        let loading = || Model::load(dir, variant, *source, *pin_bytes, idle, &shared.ledger);
         let loaded = catch_unwind(AssertUnwindSafe(loading))
             .unwrap_or_else(|panic| Err(EngineError::Internal(panic_text(&*panic))))?;
         memory::release_code();

@@ -29,6 +29,7 @@ static HEAP: CountingAllocator = CountingAllocator;
 
 fn main() -> anyhow::Result<()> {
     heap::limit_arenas();
+    env_logger::init();
     match Arguments::parse().command {
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Pass(arguments) => pass::run(&arguments),
