@@ -86,3 +86,37 @@ fn from_f32(value: f32) -> u16 {
     let magnitude = if magnitude < INFINITY { finite } else { special };
     ((sign | magnitude) >> 16) as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    #[test]
+    fn every_bf16_survives_the_round_trip() {
+        for bits in 0..=u16::MAX {
+            let expected = bf16::from_bits(bits).to_f32();
+            let mut values = [0.0];
+            Bf16.decode(&bits.to_le_bytes(), 1, &mut values);
+            assert_eq!(values[0].to_bits(), u32::from(bits) << 16, "{bits:04x}");
+            let mut stored = Vec::new();
+            Bf16.encode(&values, 1, &mut stored);
+            let quiet = if expected.is_nan() { bits | 0x0040 } else { bits };
+            assert_eq!(stored, quiet.to_le_bytes(), "{bits:04x}");
+        }
+    }
+
+    #[test]
+    fn rounding_is_to_nearest_even_and_never_to_infinity() {
+        for bits in (0..=u32::MAX).step_by(9973) {
+            let value = f32::from_bits(bits);
+            let nearest = bf16::from_f32(value);
+            let has_overflown = value.is_finite() && !nearest.is_finite();
+            let largest = bf16::from_f32(f32::MAX.copysign(value)).to_bits() - 1;
+            let expected = if has_overflown { largest } else { nearest.to_bits() };
+            assert_eq!(from_f32(value), expected, "{value:e}");
+        }
+        assert_eq!(from_f32(f32::MAX), bf16::MAX.to_bits());
+        assert_eq!(from_f32(f32::MIN), bf16::MIN.to_bits());
+    }
+}

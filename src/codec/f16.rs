@@ -50,7 +50,7 @@ impl Codec for F16 {
     fn error_bound(&self, max_abs: f32) -> f32 {
         const RELATIVE: f32 = 1.0 / 2048.0;
         const HALF_SMALLEST: f32 = 2.980_232_2e-8; // 2^-25
-        (max_abs * RELATIVE + HALF_SMALLEST).max(max_abs - LARGEST)
+        (max_abs * RELATIVE + HALF_SMALLEST).max((max_abs - LARGEST).next_up())
     }
 }
 
@@ -91,4 +91,37 @@ fn to_f32(half: u16) -> f32 {
     let finite = if magnitude < 0x0400 { subnormal.to_bits() } else { normal };
     let magnitude = if magnitude >= EXPONENT { special } else { finite };
     f32::from_bits(sign | magnitude)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+
+    #[test]
+    fn every_f16_survives_the_round_trip() {
+        for bits in 0..=u16::MAX {
+            let expected = f16::from_bits(bits).to_f32();
+            let mut values = [0.0];
+            F16.decode(&bits.to_le_bytes(), 1, &mut values);
+            let mut stored = Vec::new();
+            F16.encode(&values, 1, &mut stored);
+            if expected.is_nan() {
+                assert!(values[0].is_nan(), "{bits:04x}");
+                assert!(f16::from_le_bytes([stored[0], stored[1]]).is_nan(), "{bits:04x}");
+            } else {
+                assert_eq!(values[0].to_bits(), expected.to_bits(), "{bits:04x}");
+                assert_eq!(stored, bits.to_le_bytes(), "{bits:04x}");
+            }
+        }
+    }
+
+    #[test]
+    fn finite_values_out_of_range_become_the_largest() {
+        let mut stored = Vec::new();
+        F16.encode(&[1e6, f32::MIN, f32::INFINITY, 65519.0], 1, &mut stored);
+        let mut values = [0.0; 4];
+        F16.decode(&stored, 1, &mut values);
+        assert_eq!(values, [LARGEST, -LARGEST, f32::INFINITY, LARGEST]);
+    }
 }

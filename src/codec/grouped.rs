@@ -16,11 +16,20 @@ const SCALE_BYTES: usize = 2;
 /// leave bf16's normal range.
 const FLUSH: f32 = 1.925_93e-34;
 
+/// Larger magnitudes are stored as this one (just below 2^127), so that none decodes to infinity.
+const LARGEST: f32 = 1.701_411_7e38;
+
+/// Values of a [`Vector`].
+pub(super) const VECTOR: usize = PANEL_ROWS;
+
+/// What codecs decode at a time.
+pub(super) type Vector = [f32; VECTOR];
+
 /// One value of each lane.
 type Lanes = [f32; PANEL_ROWS];
 
 /// The integers of a group of 16 lanes, k-major.
-pub(super) type Integers = [[i8; PANEL_ROWS]; GROUP_DEPTH];
+type Integers = [[i8; PANEL_ROWS]; GROUP_DEPTH];
 
 /// How one codec packs the integers of a group; [`Codec`] follows from it.
 pub(super) trait Grouped: Send + Sync + fmt::Debug + 'static {
@@ -41,12 +50,12 @@ pub(super) trait Grouped: Send + Sync + fmt::Debug + 'static {
     /// Packs one lane's integers, or those of 16 lanes, after the scales in `stored`.
     fn pack<const LANES: usize>(integers: &[[i8; LANES]; GROUP_DEPTH], stored: &mut Vec<u8>);
 
-    /// Decodes the packed integers of a whole group; implementations are `#[inline(always)]`.
-    fn unpack<const LANES: usize>(
-        packed: &[u8],
-        scales: &[f32; LANES],
-        values: &mut [[f32; LANES]; GROUP_DEPTH],
-    );
+    /// Decodes the packed integers of a whole group, in vectors of 16 values that have the scales
+    /// `scales`: the lanes of a step, or 16 steps of a single lane.
+    ///
+    /// Implementations are `#[inline(always)]` and take each vector by value: the compiler knows
+    /// then that what is written is not what is yet to be read, and uses vector instructions.
+    fn unpack(packed: &[[u8; VECTOR]], scales: &Vector, values: &mut [Vector]);
 }
 
 impl<G: Grouped> Codec for G {
@@ -82,7 +91,8 @@ impl<G: Grouped> Codec for G {
 
     fn error_bound(&self, max_abs: f32) -> f32 {
         const ROUNDING: f32 = 1.0 + 1e-6;
-        max_abs / G::HIGHEST * ROUNDING + FLUSH
+        let excess = (max_abs - LARGEST).max(0.0).next_up();
+        max_abs.min(LARGEST) / G::HIGHEST * ROUNDING + (FLUSH + excess)
     }
 }
 
@@ -112,31 +122,29 @@ impl<'a, G: Grouped, const LANES: usize> Decode<'a, G, LANES> {
 impl<G: Grouped, const LANES: usize> Kernel for Decode<'_, G, LANES> {
     #[inline(always)]
     fn run(self) {
-        let (steps, _) = self.values.as_chunks_mut::<LANES>();
-        let (groups, rest) = steps.as_chunks_mut::<GROUP_DEPTH>();
         let mut stored = self.stored.chunks_exact(group_bytes::<G>(LANES));
-        for (values, stored) in groups.iter_mut().zip(&mut stored) {
-            decode_group::<G, LANES>(stored, values);
+        let mut groups = self.values.chunks_exact_mut(GROUP_DEPTH * LANES);
+        for (values, stored) in (&mut groups).zip(&mut stored) {
+            decode_group::<G, LANES>(stored, values.as_chunks_mut().0);
         }
+        let rest = groups.into_remainder();
         if let Some(stored) = stored.next() {
-            let mut values = [[0.0; LANES]; GROUP_DEPTH];
-            decode_group::<G, LANES>(stored, &mut values);
-            rest.copy_from_slice(&values[..rest.len()]);
+            let mut values = [[0.0; VECTOR]; GROUP_DEPTH];
+            decode_group::<G, LANES>(stored, &mut values[..GROUP_DEPTH * LANES / VECTOR]);
+            rest.copy_from_slice(&values.as_flattened()[..rest.len()]);
         }
     }
 }
 
 #[inline(always)]
-fn decode_group<G: Grouped, const LANES: usize>(
-    stored: &[u8],
-    values: &mut [[f32; LANES]; GROUP_DEPTH],
-) {
-    let (bytes, packed) = stored.split_at(LANES * SCALE_BYTES);
-    let mut scales = [0.0; LANES];
-    for (scale, bytes) in scales.iter_mut().zip(bytes.as_chunks::<2>().0) {
-        *scale = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-    }
-    G::unpack(packed, &scales, values);
+fn decode_group<G: Grouped, const LANES: usize>(stored: &[u8], values: &mut [Vector]) {
+    let (scales, packed) = stored.split_at(LANES * SCALE_BYTES);
+    let (scales, _) = scales.as_chunks::<SCALE_BYTES>();
+    let scale = |lane: usize| {
+        let bits = u16::from_le_bytes(scales[lane % LANES]);
+        f32::from_bits(u32::from(bits) << 16)
+    };
+    G::unpack(packed.as_chunks().0, &std::array::from_fn(scale), values);
 }
 
 fn encode_panel<G: Grouped>(values: &[f32], stored: &mut Vec<u8>) {
@@ -169,14 +177,14 @@ fn encode_line<G: Grouped>(values: &[f32], stored: &mut Vec<u8>) {
 }
 
 /// A group of 16 lanes as integers and the bits of their bf16 scales.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Quantized {
     scales: [u16; PANEL_ROWS],
     integers: Integers,
 }
 
 fn quantize<G: Grouped>(values: &[Lanes; GROUP_DEPTH]) -> Quantized {
-    let mut quantized =
-        Quantized { scales: [0; PANEL_ROWS], integers: [[0; PANEL_ROWS]; GROUP_DEPTH] };
+    let mut quantized = Quantized::default();
     simd::run(Quantize::<G> { values, quantized: &mut quantized, codec: std::marker::PhantomData });
     quantized
 }
@@ -202,14 +210,14 @@ impl<G: Grouped> Kernel for Quantize<'_, G> {
         let (mut down, mut up) = ([0.0; PANEL_ROWS], [0.0; PANEL_ROWS]);
         let mut normal_peaks = [1.0; PANEL_ROWS];
         for lane in 0..PANEL_ROWS {
-            (down[lane], up[lane]) = powers(peaks[lane]);
-            let peak = peaks[lane] * down[lane];
+            (down[lane], up[lane]) = powers(saturate(peaks[lane]));
+            let peak = saturate(peaks[lane]) * down[lane];
             normal_peaks[lane] = if peak == 0.0 { 1.0 } else { peak };
         }
         let mut normal = [[0.0; PANEL_ROWS]; GROUP_DEPTH];
         for (normal, values) in normal.iter_mut().zip(self.values) {
             for lane in 0..PANEL_ROWS {
-                normal[lane] = values[lane] * down[lane];
+                normal[lane] = saturate(values[lane]) * down[lane];
             }
         }
 
@@ -324,15 +332,20 @@ fn peaks(values: &[Lanes; GROUP_DEPTH]) -> Lanes {
     peaks
 }
 
-/// The power of two that brings `peak` to a magnitude in 1..2, and its inverse; zeros for a peak
-/// that is flushed.
+/// Brings a finite value to a magnitude of at most [`LARGEST`].
+#[inline(always)]
+fn saturate(value: f32) -> f32 {
+    let value = if value > LARGEST { LARGEST } else { value };
+    if value < -LARGEST { -LARGEST } else { value }
+}
+
+/// The power of two that brings `peak`, at most [`LARGEST`], to a magnitude in 1..2, and its
+/// inverse; zeros for a peak that is flushed.
 #[inline(always)]
 fn powers(peak: f32) -> (f32, f32) {
-    const HALVED_SMALLEST: u32 = 0x0040_0000; // 2^-127
     let exponent = (peak.to_bits() >> 23) & 0xff;
-    let down = if exponent == 254 { HALVED_SMALLEST } else { (254 - exponent) << 23 };
     let is_flushed = peak.abs() < FLUSH;
-    let down = if is_flushed { 0 } else { down };
+    let down = if is_flushed { 0 } else { (254 - exponent) << 23 };
     let up = if is_flushed { 0 } else { exponent << 23 };
     (f32::from_bits(down), f32::from_bits(up))
 }
@@ -342,4 +355,145 @@ fn powers(peak: f32) -> (f32, f32) {
 fn nearest_bf16(value: f32) -> f32 {
     let bits = value.to_bits();
     f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{q4::Q4, q8::Q8},
+        *,
+    };
+    use simd::Isa;
+
+    /// Values much like a layer's: a sum of four uniform ones, by a seed.
+    fn weights(count: usize) -> Vec<f32> {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..count).map(|_| 0.05 * (uniform() + uniform() + uniform() + uniform())).collect()
+    }
+
+    fn stored<G: Grouped>(codec: &G, values: &[f32], lanes: usize) -> Vec<u8> {
+        let mut stored = Vec::new();
+        codec.encode(values, lanes, &mut stored);
+        stored
+    }
+
+    /// The loops as written, against the bytes taken one by one.
+    fn check_layout<G: Grouped>(codec: &G, integer: impl Fn(&[u8], usize, usize, usize) -> i32) {
+        for lanes in [1, PANEL_ROWS] {
+            let depth = 3 * GROUP_DEPTH + 5;
+            let stored = stored(codec, &weights(depth * lanes), lanes);
+            let mut decoded = vec![0.0; depth * lanes];
+            codec.decode(&stored, lanes, &mut decoded);
+            for (index, value) in decoded.iter().enumerate() {
+                let (step, lane) = (index / lanes, index % lanes);
+                let group = &stored[step / GROUP_DEPTH * group_bytes::<G>(lanes)..];
+                let scale = u16::from_le_bytes([group[2 * lane], group[2 * lane + 1]]);
+                let scale = half::bf16::from_bits(scale).to_f32();
+                let integer = integer(&group[2 * lanes..], step % GROUP_DEPTH, lane, lanes);
+                assert_eq!(*value, integer as f32 * scale, "step {step} lane {lane} of {lanes}");
+            }
+        }
+    }
+
+    #[test]
+    fn groups_lie_on_disk_as_the_format_says() {
+        check_layout(&Q8, |packed, step, lane, lanes| {
+            i32::from(packed[step * lanes + lane].cast_signed())
+        });
+        check_layout(&Q4, |packed, step, lane, lanes| {
+            let byte = packed[step % 16 * lanes + lane];
+            i32::from(if step < 16 { byte & 15 } else { byte >> 4 }) - 8
+        });
+    }
+
+    fn check_isas<G: Grouped>(codec: &G) {
+        let values = weights(PANEL_ROWS * 70);
+        let (group, _) = values.as_chunks::<PANEL_ROWS>();
+        let group = group.first_chunk().unwrap();
+        let stored = stored(codec, &values, PANEL_ROWS);
+        let mut expected = vec![0.0; values.len()];
+        Decode::<G, PANEL_ROWS>::new(&stored, &mut expected).run();
+        for isa in Isa::ALL.iter().copied().filter(|isa| isa.is_available()) {
+            let mut decoded = vec![0.0; values.len()];
+            simd::run_on(isa, Decode::<G, PANEL_ROWS>::new(&stored, &mut decoded));
+            assert_eq!(decoded, expected, "{isa:?}");
+            let mut quantized = Quantized::default();
+            let codec = std::marker::PhantomData;
+            let kernel = Quantize::<G> { values: group, quantized: &mut quantized, codec };
+            simd::run_on(isa, kernel);
+            assert_eq!(quantized, quantize::<G>(group), "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        check_isas(&Q8);
+        check_isas(&Q4);
+    }
+
+    /// Root of the mean squared error over that of the values.
+    fn relative_error(values: &[f32], decoded: &[f32]) -> f64 {
+        let square = |value: f32| f64::from(value).powi(2);
+        let errors: f64 = values.iter().zip(decoded).map(|(v, d)| square(v - d)).sum();
+        (errors / values.iter().copied().map(square).sum::<f64>()).sqrt()
+    }
+
+    /// Rounds each group of one lane to the largest magnitude over `HIGHEST`, without search.
+    fn naive<G: Grouped>(values: &[f32]) -> Vec<f32> {
+        let rounded = values.chunks(GROUP_DEPTH).map(|group| {
+            let peak = group.iter().fold(0f32, |max, value| max.max(value.abs()));
+            let scale = half::bf16::from_f32(peak / G::HIGHEST).to_f32();
+            let decode =
+                move |value| f32::clamp(value / scale, G::LOWEST, G::HIGHEST).round() * scale;
+            group.iter().map(move |value| decode(*value)).collect::<Vec<_>>()
+        });
+        rounded.flatten().collect()
+    }
+
+    fn check_quality<G: Grouped>(codec: &G, most_of_naive: f64, most: f64) {
+        let values = weights(1 << 16);
+        let mut decoded = vec![0.0; values.len()];
+        codec.decode(&stored(codec, &values, 1), 1, &mut decoded);
+        let error = relative_error(&values, &decoded);
+        let naive = relative_error(&values, &naive::<G>(&values));
+        assert!(error <= most, "{codec:?}: error {error}");
+        assert!(error <= naive * most_of_naive, "{codec:?}: error {error}, without search {naive}");
+    }
+
+    #[test]
+    fn searching_the_scale_pays() {
+        check_quality(&Q8, 0.99, 0.005);
+        check_quality(&Q4, 0.9, 0.09);
+    }
+
+    #[test]
+    fn a_panel_and_its_rows_are_quantized_alike() {
+        let depth = 2 * GROUP_DEPTH;
+        let values = weights(PANEL_ROWS * depth);
+        let mut panel = vec![0.0; values.len()];
+        Q4.decode(&stored(&Q4, &values, PANEL_ROWS), PANEL_ROWS, &mut panel);
+        for lane in 0..PANEL_ROWS {
+            let row: Vec<f32> = values.iter().skip(lane).step_by(PANEL_ROWS).copied().collect();
+            let mut decoded = vec![0.0; depth];
+            Q4.decode(&stored(&Q4, &row, 1), 1, &mut decoded);
+            let of_panel = panel.iter().skip(lane).step_by(PANEL_ROWS).copied();
+            assert!(of_panel.eq(decoded), "lane {lane}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot store infinities or NaN")]
+    fn infinities_are_refused() {
+        stored(&Q8, &[1.0, f32::INFINITY], 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "stored bytes of a q4 run")]
+    fn runs_of_the_wrong_length_are_refused() {
+        Q4.decode(&[0; 17], 1, &mut [0.0; 32]);
+    }
 }

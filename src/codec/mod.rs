@@ -83,3 +83,126 @@ pub trait Codec: Send + Sync + fmt::Debug {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn codecs_are_found_by_name_and_by_code() {
+        for codec in ALL {
+            assert_eq!(by_name(codec.name()).map(|found| found.code()), Some(codec.code()));
+            assert_eq!(by_code(codec.code()).map(|found| found.name()), Some(codec.name()));
+        }
+        assert!(by_code(RAW).is_none() && by_name(RAW_NAME).is_none());
+        assert!(by_code(u64::MAX).is_none() && by_name("Q8").is_none());
+    }
+
+    #[test]
+    fn the_first_non_finite_value_is_found_wherever_it_is() {
+        let mut values = vec![1.0f32; 200];
+        assert_eq!(first_non_finite(&values), None);
+        assert_eq!(first_non_finite(&[]), None);
+        for (index, bad) in [(199, f32::NAN), (64, f32::INFINITY), (3, f32::NEG_INFINITY)] {
+            values[index] = bad;
+            assert_eq!(first_non_finite(&values), Some(index));
+        }
+    }
+
+    /// What `values` are after a round trip; the encoding is appended and as long as it says.
+    fn round_trip(codec: &dyn Codec, values: &[f32], lanes: usize) -> Vec<f32> {
+        let mut stored = vec![0xaa; 3];
+        codec.encode(values, lanes, &mut stored);
+        assert_eq!(stored[..3], [0xaa; 3]);
+        assert_eq!(stored.len() - 3, codec.stored_bytes(values.len() / lanes, lanes));
+        let mut decoded = vec![f32::NAN; values.len()];
+        codec.decode(&stored[3..], lanes, &mut decoded);
+        decoded
+    }
+
+    /// Largest error of a lane's group, and the bound for it.
+    fn check_bound(codec: &dyn Codec, values: &[f32], lanes: usize) {
+        let decoded = round_trip(codec, values, lanes);
+        let groups = values.chunks(GROUP_DEPTH * lanes).zip(decoded.chunks(GROUP_DEPTH * lanes));
+        for (lane, (values, decoded)) in
+            (0..lanes).flat_map(|l| groups.clone().map(move |g| (l, g)))
+        {
+            let of_lane = |run: &[f32]| -> Vec<f32> {
+                run.iter().skip(lane).step_by(lanes).copied().collect()
+            };
+            let (values, decoded) = (of_lane(values), of_lane(decoded));
+            let max_abs = values.iter().fold(0f32, |max, value| max.max(value.abs()));
+            let bound = codec.error_bound(max_abs);
+            for (value, decoded) in values.iter().zip(&decoded) {
+                let error = (f64::from(*value) - f64::from(*decoded)).abs();
+                assert!(
+                    error <= f64::from(bound),
+                    "{codec:?}: {value:e} became {decoded:e}, bound {bound:e}, largest {max_abs:e}"
+                );
+                assert!(max_abs != 0.0 || *decoded == 0.0, "{codec:?}: zero became {decoded:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn magnitudes_at_the_ends_of_f32_stay_in_bounds() {
+        let extremes = [
+            0.0,
+            -0.0,
+            f32::MAX,
+            f32::MIN,
+            f32::MIN_POSITIVE,
+            1e-45,
+            1e-40,
+            -1.93e-34,
+            1.92e-34,
+            1e-30,
+            -1e30,
+            65504.0,
+            65520.0,
+            6e-8,
+            1.0,
+        ];
+        for codec in ALL {
+            for peak in extremes {
+                for other in extremes {
+                    let values: Vec<f32> = (0..GROUP_DEPTH * PANEL_ROWS)
+                        .map(|i| if i % 7 == 0 { peak } else { other })
+                        .collect();
+                    check_bound(*codec, &values, PANEL_ROWS);
+                    check_bound(*codec, &values, 1);
+                }
+            }
+        }
+    }
+
+    fn values() -> impl Strategy<Value = (usize, Vec<f32>)> {
+        let scale = prop_oneof![Just(0.0), Just(1.0), (-45f32..38.0).prop_map(|e| 10f32.powf(e))];
+        let run = (prop_oneof![Just(1), Just(PANEL_ROWS)], 1usize..100, scale);
+        run.prop_flat_map(|(lanes, depth, scale)| {
+            let value = prop_oneof![4 => -1f32..1.0, 1 => Just(0.0), 1 => Just(1.0)];
+            let value = value.prop_map(move |value| value * scale);
+            (Just(lanes), prop::collection::vec(value, lanes * depth))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_codec_keeps_its_error_bound((lanes, values) in values()) {
+            for codec in ALL {
+                check_bound(*codec, &values, lanes);
+            }
+        }
+
+        #[test]
+        fn plain_f32_keeps_every_bit(bits in prop::collection::vec(any::<u32>(), 1..50)) {
+            let values: Vec<f32> = bits.iter().copied().map(f32::from_bits).collect();
+            let codec = by_name("f32").unwrap();
+            let decoded: Vec<u32> =
+                round_trip(codec, &values, 1).into_iter().map(f32::to_bits).collect();
+            prop_assert!(codec.is_plain_f32());
+            prop_assert_eq!(decoded, bits);
+        }
+    }
+}

@@ -1,6 +1,10 @@
 //! `q4`: 4-bit integers, groups of 32; 4.5 bits a weight.
 
-use super::{GROUP_DEPTH, grouped::Grouped};
+use super::{
+    GROUP_DEPTH,
+    grouped::{Grouped, VECTOR, Vector},
+};
+use std::array;
 
 /// Steps j and j + 16 of a group share a byte, so that both halves decode with whole vectors.
 #[derive(Debug)]
@@ -29,23 +33,18 @@ impl Grouped for Q4 {
     }
 
     #[inline(always)]
-    fn unpack<const LANES: usize>(
-        packed: &[u8],
-        scales: &[f32; LANES],
-        values: &mut [[f32; LANES]; GROUP_DEPTH],
-    ) {
-        let (packed, _) = packed.as_chunks::<LANES>();
-        let (low, high) = values.split_at_mut(HALF);
+    fn unpack(packed: &[[u8; VECTOR]], scales: &Vector, values: &mut [Vector]) {
+        let mut integers = [[0i8; VECTOR]; GROUP_DEPTH];
+        let (low, high) = integers[..2 * packed.len()].split_at_mut(packed.len());
         for ((low, high), packed) in low.iter_mut().zip(high).zip(packed) {
-            for lane in 0..LANES {
-                low[lane] = value(packed[lane] & 15, scales[lane]);
-                high[lane] = value(packed[lane] >> 4, scales[lane]);
+            for i in 0..VECTOR {
+                low[i] = (packed[i] & 15).cast_signed() - BIAS;
+                high[i] = (packed[i] >> 4).cast_signed() - BIAS;
             }
         }
+        for (values, integers) in values.iter_mut().zip(&integers) {
+            let integers = *integers;
+            *values = array::from_fn(|i| f32::from(integers[i]) * scales[i]);
+        }
     }
-}
-
-#[inline(always)]
-fn value(nibble: u8, scale: f32) -> f32 {
-    f32::from(nibble.cast_signed() - BIAS) * scale
 }

@@ -1,6 +1,10 @@
 //! `q8`: 8-bit integers, groups of 32; 8.5 bits a weight.
 
-use super::{GROUP_DEPTH, grouped::Grouped};
+use super::{
+    GROUP_DEPTH,
+    grouped::{Grouped, VECTOR, Vector},
+};
+use std::array;
 
 /// Bytes in the order of the run.
 #[derive(Debug)]
@@ -19,16 +23,10 @@ impl Grouped for Q8 {
     }
 
     #[inline(always)]
-    fn unpack<const LANES: usize>(
-        packed: &[u8],
-        scales: &[f32; LANES],
-        values: &mut [[f32; LANES]; GROUP_DEPTH],
-    ) {
-        let (packed, _) = packed.as_chunks::<LANES>();
+    fn unpack(packed: &[[u8; VECTOR]], scales: &Vector, values: &mut [Vector]) {
         for (values, packed) in values.iter_mut().zip(packed) {
-            for lane in 0..LANES {
-                values[lane] = f32::from(packed[lane].cast_signed()) * scales[lane];
-            }
+            let packed = *packed;
+            *values = array::from_fn(|i| f32::from(packed[i].cast_signed()) * scales[i]);
         }
     }
 }
