@@ -1,7 +1,7 @@
 use super::{
     StoreError,
-    layer_file::{LayerFile, open_file},
-    manifest::{FileEntry, MANIFEST_NAME, Manifest, is_name},
+    layer_file::{LayerFile, TensorEntry, open_file},
+    manifest::{FileEntry, MANIFEST_NAME, Manifest, Weight, is_name},
 };
 use std::{
     fs,
@@ -137,7 +137,46 @@ impl ModelDir {
             let what = format!("layer {layer} in variant {variant}");
             StoreError::Missing { store: self.path.clone(), what }
         })?;
-        LayerFile::open(&self.file_path(&entry.path)?, Some(entry))
+        let file = LayerFile::open(&self.file_path(&entry.path)?, Some(entry))?;
+        self.check_tensors(&file)?;
+        Ok(file)
+    }
+
+    /// Compares the tensors of a layer file with the manifest's weights.
+    fn check_tensors(&self, file: &LayerFile) -> Result<(), StoreError> {
+        for tensor in &file.index.tensors {
+            let weight = self.manifest.weights.iter().find(|weight| weight.name == tensor.name);
+            let is_same = |w: &Weight| w.dtype == tensor.dtype && w.shape == tensor.dims;
+            if !weight.is_some_and(is_same) {
+                let TensorEntry { name, dtype, dims, .. } = tensor;
+                let what = match weight {
+                    None => format!("tensor {name:?} is no weight of the manifest"),
+                    Some(Weight { dtype: expected, shape, .. }) => format!(
+                        "tensor {name:?} is {dtype} {dims:?}, the manifest says {expected} {shape:?}"
+                    ),
+                };
+                return Err(StoreError::corrupt(&file.path, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that every file is there, as long as the manifest says, and every layer file's
+    /// index; reads no block.
+    ///
+    /// # Errors
+    /// The first file that is not.
+    pub fn check_files(&self) -> Result<(), StoreError> {
+        for entry in [&self.manifest.graph].into_iter().chain(&self.manifest.tokenizer) {
+            let path = self.file_path(&entry.path)?;
+            check_length(&path, entry, open_file(&path)?.1)?;
+        }
+        for (index, layer) in self.manifest.layers.iter().enumerate() {
+            for variant in layer.files.keys() {
+                self.open_layer(index, variant)?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads a file of the manifest whole and checks length and checksum.
@@ -175,16 +214,21 @@ pub(super) fn check_file(
     bytes: u64,
     checksum: u64,
 ) -> Result<(), StoreError> {
-    if bytes != entry.bytes {
-        let what = format!("has {bytes} bytes, the manifest says {}", entry.bytes);
-        return Err(StoreError::corrupt(path, what));
-    }
+    check_length(path, entry, bytes)?;
     if checksum != entry.checksum.0 {
         let what =
             format!("has checksum {checksum:016x}, the manifest says {:016x}", entry.checksum.0);
         return Err(StoreError::corrupt(path, what));
     }
     Ok(())
+}
+
+fn check_length(path: &Path, entry: &FileEntry, bytes: u64) -> Result<(), StoreError> {
+    if bytes == entry.bytes {
+        return Ok(());
+    }
+    let what = format!("has {bytes} bytes, the manifest says {}", entry.bytes);
+    Err(StoreError::corrupt(path, what))
 }
 
 /// Reads a file of at most `limit` bytes.

@@ -100,7 +100,8 @@ fn is_abandoned(staging: &Path) -> bool {
 ///
 /// # Errors
 /// [`StoreError::Exists`] where the version is there and `force` is not set; a manifest or layer
-/// file that cannot be believed; the system's. Before the rename nothing has changed.
+/// file that cannot be believed; the system's. Before the rename nothing has changed; afterwards
+/// `staging_dir` is gone, and with `force` so is the old version.
 pub fn install(
     store_dir: &Path,
     staging_dir: &Path,
@@ -118,6 +119,7 @@ pub fn install(
         let what = format!("its manifest does not describe version {version} of {model}");
         return Err(StoreError::corrupt(staging_dir, what));
     }
+    built.check_files()?;
     sync_tree(staging_dir)?;
     let is_new = !is_plain_folder(&model_path);
     fs::create_dir_all(&model_path).map_err(|e| StoreError::io("create", &model_path, e))?;
@@ -127,24 +129,50 @@ pub fn install(
     place(store_dir, staging_dir, &target)?;
     sync(&model_path)?;
     replace_current(&model_path, version)?;
+    if is_plain_folder(staging_dir) {
+        let result = fs::remove_dir_all(staging_dir);
+        result.map_err(|e| StoreError::io("remove the old version in", staging_dir, e))?;
+    }
     Ok(ModelDir { path: target, manifest: built.manifest })
 }
 
-/// Renames the new version into place; an old one is renamed aside before and removed after.
+/// Renames the new version into place. An old one is exchanged with it in one step; on file systems
+/// that cannot exchange, it is renamed aside before.
 fn place(store_dir: &Path, staging_dir: &Path, target: &Path) -> Result<(), StoreError> {
-    let rename = |from: &Path, to: &Path| {
-        fs::rename(from, to).map_err(|e| StoreError::io("install", target, e))
-    };
+    let error = |e: io::Error| StoreError::io("install", target, e);
     if fs::symlink_metadata(target).is_err() {
-        return rename(staging_dir, target);
+        return fs::rename(staging_dir, target).map_err(error);
+    }
+    if exchange(staging_dir, target).map_err(error)? {
+        return Ok(());
     }
     let aside = staging(store_dir)?;
     let old = aside.path().join("old");
-    rename(target, &old)?;
-    rename(staging_dir, target).inspect_err(|_| {
+    fs::rename(target, &old).map_err(error)?;
+    fs::rename(staging_dir, target).map_err(error).inspect_err(|_| {
         // Put the old version back; where that fails too, the first error is the one to report.
         let _ = fs::rename(&old, target);
     })
+}
+
+/// Exchanges two folders in one step; `false` where the file system cannot.
+#[cfg(target_env = "gnu")]
+fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
+    use nix::{
+        errno::Errno,
+        fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    };
+    match renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EINVAL | Errno::ENOSYS) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Exchanges two folders in one step; the C library offers no such call.
+#[cfg(not(target_env = "gnu"))]
+fn exchange(_one: &Path, _other: &Path) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Replaces the file `current` in one step.

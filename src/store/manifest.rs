@@ -298,9 +298,10 @@ impl Serialize for Checksum {
 impl<'de> Deserialize<'de> for Checksum {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        u64::from_str_radix(&text, 16)
-            .map(Checksum)
-            .map_err(|_| D::Error::custom(format!("{text:?} is not a checksum")))
+        let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let value = u64::from_str_radix(&text, 16).ok().filter(|_| is_hex);
+        let error = || D::Error::custom(format!("{text:?} is not a checksum of 16 digits"));
+        value.map(Checksum).ok_or_else(error)
     }
 }
 
