@@ -74,4 +74,6 @@ export AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu \${HERMES_QEMU_CPU:-cortex-a76} -L /usr/aarch64-linux-gnu"
 ENV
+cd "$here"
+rm -rf "$dir/lists" "$dir/cache"
 "$dir/rustc" --version
