@@ -64,6 +64,23 @@ fn binaries_hold_command_lines() {
     }
 }
 
+#[test]
+fn every_test_that_the_specification_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let places = ["src", "tests", "tools"].map(|place| files(&root.join(place)));
+    let code: String =
+        places.iter().flatten().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let text = fs::read_to_string(root.join("SPECIFICATION.md")).unwrap();
+    let quoted = text.split('`').skip(1).step_by(2);
+    let words = quoted.flat_map(|code| code.split(|c: char| !c.is_alphanumeric() && c != '_'));
+    // Names of tests are sentences; names of modules and files are one or two words.
+    let tests: Vec<&str> = words.filter(|word| word.matches('_').count() > 2).collect();
+    assert!(tests.len() > 10, "the specification names its tests: {tests:?}");
+    for test in tests {
+        assert!(code.contains(&format!("fn {test}(")), "there is no test {test}");
+    }
+}
+
 /// Fails where `word` stands in a file below one of `places` and not below one of `allowed`.
 fn check_absent(word: &str, places: &[&str], allowed: &[&str]) {
     let source = source();
