@@ -11,12 +11,19 @@ pub enum GraphError {
     /// A node that tract does not implement or cannot type.
     #[error(
         "node \"{node}\" ({op}) cannot be run: {why}\n\
-         export the model without it (another opset, a fixed shape, constant folding), or simplify the graph around it"
+         export the model without it (another opset, a fixed shape, constant folding), or fix an open dimension with --dim NAME=SIZE"
     )]
     Unsupported { node: String, op: String, why: String },
     /// The graph as a whole failed, at no node that could be named.
-    #[error("graph cannot be run: {0}\ntry exporting it with another opset or with fixed shapes")]
+    #[error(
+        "graph cannot be run: {0}\ntry another opset, or fix an open dimension with --dim NAME=SIZE"
+    )]
     Refused(String),
+    /// The graph leaves one size only for a dimension that its inputs leave open.
+    #[error(
+        "dimension \"{symbol}\" of the inputs can only be {size}\nfix it with --dim {symbol}={size}"
+    )]
+    Pinned { symbol: String, size: u64 },
     /// A weight that the manifest names is not an input of the graph, or the reverse.
     #[error("graph and manifest disagree about {what}\nshard the model again")]
     Mismatch { what: String },

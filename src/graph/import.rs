@@ -95,6 +95,9 @@ fn blame(proto: &pb::ModelProto, error: TractError) -> GraphError {
         return GraphError::Mismatch { what: mismatch.0.clone() };
     }
     let text = format!("{error:#}");
+    if let Some(pinned) = pinned_dimension(&text) {
+        return pinned;
+    }
     let graph = proto.graph.as_ref().expect("checked by the caller");
     let named = graph
         .node
@@ -107,6 +110,19 @@ fn blame(proto: &pb::ModelProto, error: TractError) -> GraphError {
         }
         None => GraphError::Refused(text),
     }
+}
+
+/// Reads tract's "Impossible to unify Sym(channels) with Val(3)", either way round.
+fn pinned_dimension(text: &str) -> Option<GraphError> {
+    let (_, clash) = text.split_once("Impossible to unify ")?;
+    let (left, right) = clash.split_once(" with ")?;
+    let inside = |part: &str, kind: &str| {
+        let (_, rest) = part.split_once(kind)?;
+        rest.split_once(')').map(|(name, _)| name.to_string())
+    };
+    let symbol = inside(left, "Sym(").or_else(|| inside(right, "Sym("))?;
+    let size = inside(left, "Val(").or_else(|| inside(right, "Val("))?.parse().ok()?;
+    Some(GraphError::Pinned { symbol, size })
 }
 
 #[derive(Debug)]
@@ -493,4 +509,24 @@ pub fn datum_of(dtype: Dtype) -> Option<DatumType> {
         Dtype::Fp64 => DatumType::F64,
         Dtype::Bf16 => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clashes_name_the_dimension_and_its_size() {
+        let check = |text: &str, expected: Option<(&str, u64)>| {
+            let found = pinned_dimension(text).map(|error| match error {
+                GraphError::Pinned { symbol, size } => (symbol, size),
+                other => panic!("{other}"),
+            });
+            assert_eq!(found, expected.map(|(name, size)| (name.to_string(), size)), "{text}");
+        };
+        check("x: Impossible to unify Sym(channels) with Val(3).", Some(("channels", 3)));
+        check("Impossible to unify Val(224) with Sym(height)", Some(("height", 224)));
+        check("Impossible to unify Val(224) with Val(3)", None);
+        check("something else", None);
+    }
 }

@@ -1,4 +1,7 @@
 //! What the tests of whole programs share.
 
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
 pub mod daemon;
 pub mod small_store;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use hermes::codec;
 use hermes::graph::skim::{self, Skim, THRESHOLD_BYTES};
-use hermes::graph::{self, Imported, UseKind, WeightUse};
+use hermes::graph::{self, GraphError, Imported, UseKind, WeightUse};
 use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use hermes::store::manifest::{
     self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Pooling, Port, Provenance, Task, Weight,
@@ -47,6 +47,9 @@ pub struct Options {
     /// OUTPUT[:mean|cls|none]; guessed where it is plain
     #[arg(long)]
     embedding: Option<String>,
+    /// Size of an open dimension of the inputs, as NAME=SIZE; may be given several times
+    #[arg(long = "dim", value_parser = parse_dim)]
+    dims: Vec<(String, u64)>,
     /// Replace the version where it is there already
     #[arg(long)]
     force: bool,
@@ -76,9 +79,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             options.version
         );
     }
-    let skim = skim::skim(&options.model, options.threshold)?;
+    let mut skim = skim::skim(&options.model, options.threshold)?;
     let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
-    let imported = graph::import(&skim.skeleton, &weights)?;
+    let imported = import(&mut skim, &weights, options)?;
     let plan = Plan::new(&skim, &imported);
     let needed = plan.stored_bytes(&options.variants) + skim.skeleton.len() as u64;
     let staging = store::staging(&options.store)?;
@@ -108,6 +111,34 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let installed =
         store::install(&options.store, staging.path(), &name, &options.version, options.force)?;
     super::report::built(&installed, started.elapsed(), options.json)
+}
+
+fn parse_dim(text: &str) -> Result<(String, u64), String> {
+    let parsed = text.split_once('=').and_then(|(name, size)| Some((name, size.parse().ok()?)));
+    match parsed {
+        Some((name, size)) if size > 0 => Ok((name.to_string(), size)),
+        _ => Err("expected NAME=SIZE, such as height=224".to_string()),
+    }
+}
+
+/// Imports the skeleton, with the dimensions that are given or that the graph itself leaves no
+/// choice about fixed in it.
+fn import(skim: &mut Skim, weights: &[Weight], options: &Options) -> Result<Imported> {
+    /// More open dimensions than any model has.
+    const ROUNDS: usize = 16;
+    let mut dims: BTreeMap<String, u64> = options.dims.iter().cloned().collect();
+    let open = skim.skeleton.clone();
+    for _ in 0..ROUNDS {
+        skim.skeleton = skim::fix_dims(&open, &dims).map_err(anyhow::Error::msg)?;
+        match graph::import(&skim.skeleton, weights) {
+            Err(GraphError::Pinned { symbol, size }) if !dims.contains_key(&symbol) => {
+                eprintln!("dimension {symbol} can only be {size}: it is fixed");
+                dims.insert(symbol, size);
+            }
+            imported => return Ok(imported?),
+        }
+    }
+    bail!("the inputs have too many open dimensions: fix some with --dim NAME=SIZE")
 }
 
 fn default_name(model: &Path) -> Result<String> {

@@ -8,6 +8,7 @@ mod skeleton;
 mod wire;
 
 use crate::store::Dtype;
+pub use skeleton::fix_dims;
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;

@@ -3,7 +3,7 @@
 use super::{WeightSource, onnx_of_dtype};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use tract_onnx::pb;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 use tract_onnx::pb::type_proto;
@@ -99,6 +99,24 @@ fn fix_batch(graph: &mut pb::GraphProto) {
             dim.value = Some(value);
         }
     }
+}
+
+/// Gives the open dimensions named in `sizes` those sizes, in every input.
+///
+/// Errors where the skeleton is not one that [`super::skim`] made.
+pub fn fix_dims(skeleton: &[u8], sizes: &BTreeMap<String, u64>) -> Result<Vec<u8>, String> {
+    let mut proto = pb::ModelProto::decode(skeleton).map_err(|error| error.to_string())?;
+    let graph = proto.graph.as_mut().ok_or("it holds no graph")?;
+    for input in &mut graph.input {
+        for dim in dims_of(input, &HashSet::new()).into_iter().flatten() {
+            if let Some(dimension::Value::DimParam(name)) = &dim.value
+                && let Some(size) = sizes.get(name)
+            {
+                dim.value = Some(dimension::Value::DimValue(*size as i64));
+            }
+        }
+    }
+    Ok(proto.encode_to_vec())
 }
 
 fn tensor_type(info: &mut pb::ValueInfoProto) -> Option<&mut type_proto::Tensor> {
