@@ -40,7 +40,7 @@ lint:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
 
 unit: models
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-fail-fast
 
 models:
 	@tools/check_machine.sh models
