@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 HERMES_MODELS ?= $(CURDIR)/models
 export HERMES_MODELS
 
-.PHONY: all build demo test lint unit models doc cross test-arm install clean help
+.PHONY: all build demo test lint unit models bench cross test-arm install clean help
 
 all: build
 
@@ -17,6 +17,7 @@ help:
 	@echo "make          build the four programs into target/release"
 	@echo "make demo     build, fetch a sentence model, shard it, serve it in 48 MiB, ask it"
 	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models)"
+	@echo "make bench    measure BERT-Large through a 16 MiB window (3 GB of disk)"
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
 	@echo "make test-arm run the unit tests for aarch64 under qemu-user"
@@ -45,6 +46,9 @@ unit: models
 models:
 	@tools/check_machine.sh models
 	tools/fetch_models.sh "$(HERMES_MODELS)"
+
+bench:
+	tools/bench.sh
 
 cross:
 	cross/build.sh
