@@ -4,7 +4,8 @@
 //! disk in the order in which a pass consumes them and flow through a window of a few MiB. See
 //! ARCHITECTURE.md for the whole in ten minutes.
 //!
-//! Dependencies point one way: `sys <- store <- codec <- graph <- stream <- engine <- api`.
+//! Dependencies point one way: `codec <- store <- graph` and `sys <- stream`, both `<- engine <-
+//! api`; `tests/architecture.rs` keeps it so.
 
 pub mod api;
 pub mod codec;
