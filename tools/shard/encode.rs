@@ -6,6 +6,7 @@ use hermes::codec::{self, Codec, PANEL_ROWS};
 use hermes::store::Dtype;
 use hermes::store::layer_file::{BlockEntry, LayerWriter, Layout, seal_row};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// How far a variant's weights are from the source's.
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,13 +119,17 @@ fn write_rows(
         let strip = matrix.read(sources, rows.clone())?;
         for (target, filling) in targets.iter_mut().zip(&mut filling) {
             let code = target.writer.tensors()[tensor].codec;
-            let units = encode_strip(&strip, layout, code, matrix)?;
             let unit_rows = if layout == Layout::Panels { PANEL_ROWS } else { 1 };
-            for (index, unit) in units.into_iter().enumerate() {
-                target.errors.add(unit.errors);
-                filling.bytes.extend(unit.stored);
-                filling.rows += unit_rows.min(rows.len() - index * unit_rows) as u64;
-                flush(target, filling)?;
+            let count = rows.len().div_ceil(unit_rows);
+            for batch in (0..count).step_by(BATCH_UNITS) {
+                let batch = batch..(batch + BATCH_UNITS).min(count);
+                let units = encode_units(&strip, layout, code, matrix, batch.clone())?;
+                for (index, unit) in batch.zip(units) {
+                    target.errors.add(unit.errors);
+                    filling.bytes.extend(unit.stored);
+                    filling.rows += unit_rows.min(rows.len() - index * unit_rows) as u64;
+                    flush(target, filling)?;
+                }
             }
         }
         progress((rows.len() * matrix.depth * matrix.source.dtype.size()) as u64);
@@ -151,8 +156,16 @@ struct Unit {
     errors: ErrorSums,
 }
 
-fn encode_strip(strip: &Strip, layout: Layout, code: u64, matrix: &Matrix) -> Result<Vec<Unit>> {
-    let count = if layout == Layout::Panels { strip.panels() } else { strip.rows.len() };
+/// Panels or rows that are encoded at once, by all threads together.
+const BATCH_UNITS: usize = 64;
+
+fn encode_units(
+    strip: &Strip,
+    layout: Layout,
+    code: u64,
+    matrix: &Matrix,
+    units: Range<usize>,
+) -> Result<Vec<Unit>> {
     let exact = is_exact(code, matrix.source.dtype);
     let encode = |buffers: &mut (Vec<f32>, Vec<f32>), index: usize| {
         let (values, decoded) = buffers;
@@ -175,7 +188,7 @@ fn encode_strip(strip: &Strip, layout: Layout, code: u64, matrix: &Matrix) -> Re
         }
         Ok(Unit { stored, errors })
     };
-    (0..count).into_par_iter().with_min_len(4).map_init(Default::default, encode).collect()
+    units.into_par_iter().with_min_len(4).map_init(Default::default, encode).collect()
 }
 
 fn refuse(matrix: &Matrix, row: usize) -> anyhow::Error {

@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-/// Bytes of the source that one strip may take.
-const STRIP_BYTES: usize = 8 << 20;
+/// Bytes of the source that one strip may take: most matrices are one strip, read at once.
+const STRIP_BYTES: usize = 24 << 20;
 
 /// Bytes of one weight that are read ahead of their turn.
 const PREFETCH_BYTES: u64 = 64 << 20;
@@ -102,11 +102,6 @@ impl Matrix<'_> {
 }
 
 impl Strip {
-    /// Panels of the strip; the last may be part empty.
-    pub fn panels(&self) -> usize {
-        self.rows.len().div_ceil(PANEL_ROWS)
-    }
-
     /// Panel `index` as a k-major run of 16 lanes, rows past the end zero.
     pub fn panel(&self, index: usize, values: &mut Vec<f32>) {
         let rows = self.rows.len();
