@@ -340,3 +340,173 @@ pub struct Provenance {
     /// Seconds since the epoch.
     pub created_s: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn sample() -> Value {
+        let layer = |name: &str| {
+            json!({"path": format!("layers/{name}.layer"), "bytes": 4096,
+                "index_checksum": "00000000000000ff", "relative_error": 0.0, "max_error": 0.0})
+        };
+        json!({
+            "format": 1, "model": "minilm", "version": "1",
+            "inputs": [{"name": "ids", "dtype": "INT64", "shape": [1, "tokens"]}],
+            "outputs": [{"name": "hidden", "dtype": "FP32", "shape": [1, "tokens", 384]}],
+            "graph": {"path": "graph.onnx", "bytes": 10, "checksum": "0123456789abcdef"},
+            "weights": [{"name": "w", "dtype": "FP32", "shape": [384, 384]}],
+            "layers": [
+                {"name": "a", "files": {"f32": layer("a.f32"), "q8": layer("a.q8")}},
+                {"name": "b", "files": {"f32": layer("b.f32"), "q8": layer("b.q8")}},
+            ],
+            "variants": ["f32", "q8"],
+            "tokenizer": {"path": "tokenizer.json", "bytes": 10, "checksum": "0123456789abcdef"},
+            "task": {"kind": "embedding", "output": "hidden", "pooling": "mean"},
+            "provenance": {"source": "m.onnx", "source_bytes": 1, "producer": "pytorch",
+                "tool": "0.1.0", "created_s": 0},
+        })
+    }
+
+    #[test]
+    fn a_manifest_is_read_as_it_was_written() {
+        let manifest = Manifest::parse(sample().to_string().as_bytes()).unwrap();
+        assert_eq!(manifest.weights[0].bytes(), 384 * 384 * 4);
+        let json = serde_json::to_vec(&manifest).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&json).unwrap(), sample());
+        assert_eq!(Manifest::parse(&json).unwrap(), manifest);
+    }
+
+    /// Sets one field and expects an error that has all of `words`.
+    fn check(pointer: &str, value: Value, words: &[&str]) {
+        let mut manifest = sample();
+        *manifest.pointer_mut(pointer).unwrap() = value;
+        let error = Manifest::parse(manifest.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error:?} lacks one of {words:?}");
+    }
+
+    #[test]
+    fn lies_are_named_with_their_field() {
+        check("/format", json!(2), &["format is 2", "reads 1"]);
+        check("/model", json!("../etc"), &["field model"]);
+        check("/model", json!(""), &["field model"]);
+        check("/version", json!(".hidden"), &["field version"]);
+        check("/version", json!("v".repeat(129)), &["field version"]);
+        check("/outputs", json!([]), &["field outputs is empty"]);
+        check("/weights/0/shape", json!([u64::MAX, 2]), &["weights[0].shape"]);
+        check("/weights/0/shape", json!([0]), &["weights[0].shape"]);
+        check("/weights/0/shape", json!([-1]), &["not a manifest"]);
+        check("/weights/0/name", json!(""), &["field weights has an empty name"]);
+        check("/layers/1/name", json!("a"), &["field layers has \"a\" twice"]);
+        check("/variants", json!([]), &["field variants"]);
+        check("/variants", json!(["f32", "q4"]), &["layers[0].files lacks variant \"q4\""]);
+        check("/variants", json!(["f32", "f32"]), &["field variants has \"f32\" twice"]);
+        check("/task/output", json!("pooled"), &["field task.output"]);
+        check("/graph/checksum", json!("+123456789abcdef"), &["is not a checksum"]);
+        check("/graph/checksum", json!("ff"), &["is not a checksum"]);
+        check("/graph/bytes", json!(-1), &["not a manifest"]);
+        check("/layers/0/files/q8/max_error", json!(-1.0), &["layers[0].files.q8"]);
+        check("/provenance/tool", json!(7), &["not a manifest"]);
+    }
+
+    #[test]
+    fn paths_stay_in_the_folder() {
+        let bad = [
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../x",
+            "a/..",
+            "./x",
+            "a//x",
+            "a/",
+            "a\\x",
+            "a\nx",
+            "a\0",
+        ];
+        for path in bad {
+            check("/graph/path", json!(path), &["field graph.path", "leaves"]);
+            let words = ["layers[1].files.q8.path", "leaves"];
+            check("/layers/1/files/q8/path", json!(path), &words);
+        }
+        let other = ["layers[1].files.q8.path", "names a file of another entry"];
+        check("/layers/1/files/q8/path", json!("graph.onnx"), &other);
+        check("/layers/1/files/q8/path", json!("manifest.json"), &other);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let mut manifest = sample();
+        manifest["graph"]["sha256"] = json!("");
+        let error = Manifest::parse(manifest.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("unknown field `sha256`"), "{error}");
+    }
+
+    #[test]
+    fn names_are_plain() {
+        for good in ["a", "bert-large", "GPT_2.v1", &"n".repeat(128)] {
+            assert!(is_name(good), "{good:?}");
+        }
+        for bad in ["", ".", "..", ".x", "-x", "a/b", "a b", "a\0", "\u{e4}", &"n".repeat(129)] {
+            assert!(!is_name(bad), "{bad:?}");
+        }
+    }
+
+    /// Every pointer of the sample to something that is no object.
+    fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                fields.iter().for_each(|(name, v)| pointers(v, &format!("{at}/{name}"), found));
+            }
+            Value::Array(items) => {
+                found.push(at.to_owned());
+                let items = items.iter().enumerate();
+                items.for_each(|(index, v)| pointers(v, &format!("{at}/{index}"), found));
+            }
+            _ => found.push(at.to_owned()),
+        }
+    }
+
+    fn odd_value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            any::<u64>().prop_map(|v| json!(v)),
+            any::<i64>().prop_map(|v| json!(v)),
+            any::<f64>().prop_map(|v| json!(v)),
+            "[a-f0-9/.]{0,20}".prop_map(|v| json!(v)),
+            Just(json!(null)),
+            prop::collection::vec(any::<u64>(), 0..4).prop_map(|v| json!(v)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn mutated_manifests_are_refused_or_safe(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), odd_value()), 1..4),
+        ) {
+            let mut places = Vec::new();
+            pointers(&sample(), "", &mut places);
+            let mut manifest = sample();
+            for (place, value) in changes {
+                let pointer = &places[place.index(places.len())];
+                if let Some(old) = manifest.pointer_mut(pointer) {
+                    *old = value;
+                }
+            }
+            if let Ok(manifest) = Manifest::parse(manifest.to_string().as_bytes()) {
+                let files = manifest.layers.iter().flat_map(|layer| layer.files.values());
+                for path in files.map(|file| &file.path).chain([&manifest.graph.path]) {
+                    prop_assert!(!path.starts_with('/') && !path.split('/').any(|p| p == ".."));
+                }
+                let bytes = manifest.weights.iter().map(Weight::bytes);
+                prop_assert!(bytes.fold(0u64, |sum, bytes| sum.checked_add(bytes).unwrap()) > 0);
+            }
+        }
+
+        #[test]
+        fn any_text_is_refused(text in ".{0,200}") {
+            prop_assert!(Manifest::parse(text.as_bytes()).is_err());
+        }
+    }
+}

@@ -1,0 +1,235 @@
+use super::{
+    BLOCK_ALIGN, BLOCK_ENTRY_BYTES, BlockEntry, FILE_ALIGN, HEADER_BYTES, LayerIndex, Layout,
+    MAX_DEPTH, MAX_FILE_BYTES, MAX_INDEX_BYTES, MAX_TENSOR_NAME_BYTES, TensorEntry, block_bytes,
+    block_rows,
+};
+use crate::codec;
+use crate::store::manifest::Checksum;
+use crate::store::{Dtype, StoreError};
+use crate::sys::map;
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What a tensor of a layer file shall be, before its blocks are laid out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorPlan {
+    /// The weight's name.
+    pub name: String,
+    /// How its elements shall be arranged.
+    pub layout: Layout,
+    /// [`codec::RAW`] or the code of a codec.
+    pub codec: u64,
+    /// Element type of the source.
+    pub dtype: Dtype,
+    /// Shape of the source.
+    pub dims: Vec<u64>,
+    /// Rows of the matrix or table; the element count of a flat tensor.
+    pub rows: u64,
+    /// Elements of a row; 1 for a flat tensor.
+    pub depth: u64,
+}
+
+impl TensorPlan {
+    /// What is wrong with it, if anything: codec, layout, dtype, shape, rows and depth must agree.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let is_raw = self.codec == codec::RAW;
+        if is_raw && self.layout == Layout::Panels {
+            return Err("of panels cannot be raw".into());
+        }
+        if !is_raw && codec::by_code(self.codec).is_none() {
+            return Err(format!("have codec {}, which is not known", self.codec));
+        }
+        if !is_raw && !self.dtype.is_float() {
+            return Err(format!("of dtype {} can only be raw", self.dtype));
+        }
+        if self.layout == Layout::Flat && self.depth != 1 {
+            return Err(format!("of a flat tensor have depth {}, expected 1", self.depth));
+        }
+        if self.depth == 0 || self.depth > MAX_DEPTH {
+            return Err(format!("have depth {}, expected 1 to {MAX_DEPTH}", self.depth));
+        }
+        let elements = self.dims.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim));
+        let is_shape = elements.is_some() && elements == self.rows.checked_mul(self.depth);
+        if !is_shape || elements == Some(0) {
+            let (rows, depth, dims) = (self.rows, self.depth, &self.dims);
+            return Err(format!("are {rows} x {depth}, not the elements of shape {dims:?}"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_entry(self, first_block: usize, block_count: usize) -> TensorEntry {
+        TensorEntry {
+            name: self.name,
+            layout: self.layout,
+            codec: self.codec,
+            dtype: self.dtype,
+            dims: self.dims,
+            rows: self.rows,
+            depth: self.depth,
+            first_block,
+            block_count,
+        }
+    }
+}
+
+/// What the manifest needs to know of a finished layer file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSummary {
+    /// Length of the file.
+    pub bytes: u64,
+    /// XXH3-64 of header and index.
+    pub index_checksum: Checksum,
+}
+
+/// Writes a layer file: blocks in any order, from any thread, then the index.
+#[derive(Debug)]
+pub struct LayerWriter {
+    file: File,
+    path: PathBuf,
+    index: LayerIndex,
+    checksums: Vec<OnceLock<u64>>,
+}
+
+impl LayerWriter {
+    /// Creates the file and lays out the blocks of all tensors; nothing is written yet.
+    ///
+    /// # Errors
+    /// The system's (the file must not exist), or a plan that contradicts itself.
+    pub fn create(path: &Path, tensors: Vec<TensorPlan>) -> Result<LayerWriter, StoreError> {
+        let index =
+            lay_out(tensors).map_err(|what| StoreError::Misuse { path: path.to_owned(), what })?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = file.map_err(|e| StoreError::io("create", path, e))?;
+        let checksums = index.blocks.iter().map(|_| OnceLock::new()).collect();
+        Ok(LayerWriter { file, path: path.to_owned(), index, checksums })
+    }
+
+    /// The blocks to be written, in file order; their checksums are still zero.
+    pub fn blocks(&self) -> &[BlockEntry] {
+        &self.index.blocks
+    }
+
+    /// The tensors, in the order of the plans.
+    pub fn tensors(&self) -> &[TensorEntry] {
+        &self.index.tensors
+    }
+
+    /// Length that the file will have, in bytes.
+    pub fn file_bytes(&self) -> u64 {
+        self.index.file_bytes
+    }
+
+    /// Writes a block.
+    ///
+    /// # Errors
+    /// The system's, a wrong length, or a block that was written before.
+    pub fn write_block(&self, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
+        let block = &self.index.blocks[index];
+        if bytes.len() as u64 != block.bytes {
+            let what = format!("block {index} takes {} bytes, not {}", block.bytes, bytes.len());
+            return Err(self.misuse(what));
+        }
+        if self.checksums[index].set(xxh3_64(bytes)).is_err() {
+            return Err(self.misuse(format!("block {index} was written before")));
+        }
+        let result = self.file.write_all_at(bytes, block.offset);
+        result.map_err(|e| StoreError::io("write", &self.path, e))
+    }
+
+    /// Writes header and index and starts the disk on all of it. It is not synced yet:
+    /// [`super::install()`] syncs a version's files when all are there.
+    ///
+    /// # Errors
+    /// The system's, or a block that was not written.
+    pub fn finish(mut self) -> Result<LayerSummary, StoreError> {
+        for (number, checksum) in self.checksums.iter().enumerate() {
+            let Some(checksum) = checksum.get() else {
+                return Err(self.misuse(format!("block {number} was not written")));
+            };
+            self.index.blocks[number].checksum = *checksum;
+        }
+        let head = self.index.to_bytes();
+        self.write_head(&head).map_err(|e| StoreError::io("write", &self.path, e))?;
+        let index_checksum = Checksum(xxh3_64(&head));
+        Ok(LayerSummary { bytes: self.index.file_bytes, index_checksum })
+    }
+
+    fn write_head(&self, head: &[u8]) -> io::Result<()> {
+        self.file.set_len(self.index.file_bytes)?;
+        self.file.write_all_at(head, 0)?;
+        map::start_writeback(&self.file);
+        Ok(())
+    }
+
+    fn misuse(&self, what: String) -> StoreError {
+        StoreError::Misuse { path: self.path.clone(), what }
+    }
+}
+
+/// Divides tensors into blocks and gives each its place in the file.
+pub(super) fn lay_out(plans: Vec<TensorPlan>) -> Result<LayerIndex, String> {
+    let mut tensors: Vec<TensorEntry> = Vec::with_capacity(plans.len());
+    let mut blocks = Vec::new();
+    let mut keys = HashSet::new();
+    for plan in plans {
+        plan.check().map_err(|what| format!("rows and depth of {:?} {what}", plan.name))?;
+        if plan.name.is_empty() || plan.name.len() as u64 > MAX_TENSOR_NAME_BYTES {
+            return Err(format!("tensor name {:?} is empty or too long", plan.name));
+        }
+        if !keys.insert((plan.name.clone(), plan.layout)) {
+            return Err(format!("tensor {:?} is there twice", plan.name));
+        }
+        let first_block = blocks.len();
+        divide(tensors.len(), &plan, &mut blocks)?;
+        let block_count = blocks.len() - first_block;
+        tensors.push(plan.into_entry(first_block, block_count));
+    }
+    let mut index = LayerIndex { tensors, blocks, file_bytes: 0 };
+    let head_bytes = index.to_bytes().len() as u64;
+    if head_bytes > HEADER_BYTES + MAX_INDEX_BYTES {
+        return Err(format!("the index would have {head_bytes} bytes, over the limit"));
+    }
+    let mut end = head_bytes;
+    for block in &mut index.blocks {
+        block.offset = end.next_multiple_of(BLOCK_ALIGN);
+        end = block.offset + block.bytes;
+        if end > MAX_FILE_BYTES {
+            return Err(format!("the file would be longer than {MAX_FILE_BYTES} bytes"));
+        }
+    }
+    index.file_bytes = end.next_multiple_of(FILE_ALIGN);
+    Ok(index)
+}
+
+/// Appends the blocks of one tensor, without places.
+fn divide(tensor: usize, plan: &TensorPlan, blocks: &mut Vec<BlockEntry>) -> Result<(), String> {
+    let TensorPlan { layout, codec, dtype, depth, rows, .. } = *plan;
+    let rows_a_block = block_rows(layout, codec, dtype, depth);
+    if rows / rows_a_block > MAX_INDEX_BYTES / BLOCK_ENTRY_BYTES {
+        return Err(format!("tensor {:?} has more blocks than an index holds", plan.name));
+    }
+    let mut row_start = 0;
+    while row_start < rows {
+        let row_count = rows_a_block.min(rows - row_start);
+        let bytes = block_bytes(layout, codec, dtype, depth, row_count)
+            .filter(|bytes| *bytes <= MAX_FILE_BYTES)
+            .ok_or_else(|| format!("a block of {:?} is too long", plan.name))?;
+        blocks.push(BlockEntry {
+            tensor,
+            row_start,
+            row_count,
+            depth_start: 0,
+            depth_count: depth,
+            offset: 0,
+            bytes,
+            checksum: 0,
+        });
+        row_start += row_count;
+    }
+    Ok(())
+}
