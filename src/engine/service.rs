@@ -28,7 +28,8 @@ pub struct Config {
     pub window_bytes: Option<u64>,
     /// Compute threads; by default one a core.
     pub threads: Option<usize>,
-    /// Loader threads; by default two.
+    /// Loader threads; by default one for two cores. On two cores with an NVMe disk one loader
+    /// came within 3 % of the limit, two within 20 %: they take compute's cores from it.
     pub loaders: Option<usize>,
     /// Variant of every model; by default each model's best.
     pub variant: Option<String>,
@@ -293,7 +294,7 @@ impl Worker {
     ) -> Result<Worker, EngineError> {
         let cores = affinity::allowed_cores();
         let threads = config.threads.unwrap_or(cores.len()).max(1);
-        let loaders = config.loaders.unwrap_or(2).max(1);
+        let loaders = config.loaders.unwrap_or(cores.len() / 2).max(1);
         // Loaders take the cores from the last: compute's own thread runs on the first.
         let loader_cores: Vec<usize> = cores.iter().rev().cycle().take(loaders).copied().collect();
         let compute_cores = cores.clone();
