@@ -38,7 +38,7 @@ impl LayerFile {
     /// it, length and index checksum are compared too. Links are not followed.
     ///
     /// # Errors
-    /// The system's, a [`FormatError`], or a disagreement with the manifest.
+    /// The system's, a [`crate::store::FormatError`], or a disagreement with the manifest.
     pub fn open(path: &Path, expected: Option<&LayerEntry>) -> Result<LayerFile, StoreError> {
         let (file, file_bytes) = open_file(path)?;
         let error = |source| StoreError::Format { path: path.to_owned(), source };

@@ -142,7 +142,7 @@ impl LayerWriter {
     }
 
     /// Writes header and index and starts the disk on all of it. It is not synced yet:
-    /// [`super::install()`] syncs a version's files when all are there.
+    /// [`crate::store::install()`] syncs a version's files when all are there.
     ///
     /// # Errors
     /// The system's, or a block that was not written.
