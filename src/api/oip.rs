@@ -111,6 +111,7 @@ pub async fn infer(
         inputs: request.inputs,
         outputs: request.outputs,
         cancel: Cancel::new(),
+        trace: None,
     };
     let reply = Submitted::new(&api.engine, request, |reply| reply).wait().await?;
     // The engine has dropped the inputs by now; what the client still has to take is held here.
