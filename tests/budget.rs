@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::daemon::Daemon;
+use common::daemon::{self, Daemon};
 use serde_json::json;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
@@ -19,15 +20,7 @@ fn a_sentence_model_is_served_in_48_mib() {
     assert!(model.is_file(), "fetch the model with tools/fetch_models.sh {}", models.display());
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
-    let sharded = Command::new(env!("CARGO_BIN_EXE_hermes-shard"))
-        .arg("build")
-        .arg(&model)
-        .arg("--store")
-        .arg(&store)
-        .args(["--name", "paraphrase"])
-        .output()
-        .unwrap();
-    assert!(sharded.status.success(), "{}", String::from_utf8_lossy(&sharded.stderr));
+    shard(&model, &store, "paraphrase");
     let socket = folder.path().join("hermes.sock");
     let daemon = Daemon::start(&store, &socket, &["--budget", BUDGET]);
     let embed = |texts: &[&str]| {
@@ -54,4 +47,57 @@ fn a_sentence_model_is_served_in_48_mib() {
     let peak_kib = daemon.status_kib("VmHWM:");
     println!("peak {} KiB of {BUDGET_KIB}", peak_kib);
     assert!(peak_kib <= BUDGET_KIB, "the peak is {peak_kib} KiB, the budget {BUDGET_KIB}");
+}
+
+fn shard(model: &Path, store: &Path, name: &str) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+    command.arg("build").arg(model).arg("--store").arg(store).args(["--name", name]);
+    let sharded = command.output().unwrap();
+    assert!(sharded.status.success(), "{}", String::from_utf8_lossy(&sharded.stderr));
+}
+
+/// The budget that an error says would do.
+fn smallest_budget(message: &str) -> u64 {
+    let (_, rest) = message.split_once("a budget of ").expect(message);
+    rest.split_once(" would do").expect(message).0.parse().unwrap()
+}
+
+/// Each refusal, of the daemon's start or of a request, names a budget that gets a step further,
+/// until all fits.
+#[test]
+fn too_small_a_budget_is_refused_with_the_one_that_would_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, store) = (folder.path().join("tiny.onnx"), folder.path().join("store"));
+    let mut synth = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+    assert!(synth.args(["synth", "bert-tiny", "-o"]).arg(&file).status().unwrap().success());
+    shard(&file, &store, "tiny");
+    let socket = folder.path().join("hermes.sock");
+    let tensor = |name: &str| json!({ "name": name, "datatype": "INT64", "shape": [1, 64], "data": [vec![1; 64]] });
+    let inputs = ["input_ids", "attention_mask", "token_type_ids"].map(tensor);
+    let request = json!({ "inputs": inputs }).to_string();
+    let mut budget_bytes = 4 << 20;
+    let mut refusals = 0;
+    loop {
+        let budget = budget_bytes.to_string();
+        let arguments = ["--budget", &budget];
+        let log = folder.path().join("log");
+        let mut command = daemon::command(&store, &socket, &arguments);
+        command.stderr(File::create(&log).unwrap());
+        let refused = match Daemon::try_start(&mut command, &socket) {
+            Err(status) => {
+                assert_eq!(status.code(), Some(1));
+                std::fs::read_to_string(&log).unwrap()
+            }
+            Ok(daemon) => match daemon.post("/v2/models/tiny/infer", &request) {
+                (200, _) => return assert!(refusals > 1, "a request needs more than the start"),
+                (413 | 503, reply) => reply["error"].as_str().unwrap().to_string(),
+                (status, reply) => panic!("{status}: {reply}"),
+            },
+        };
+        let smallest = smallest_budget(&refused);
+        assert!(smallest > budget_bytes, "{refused}");
+        budget_bytes = smallest;
+        refusals += 1;
+        assert!(refusals < 12, "{budget_bytes} bytes still do not do");
+    }
 }

@@ -137,7 +137,9 @@ impl Engine {
     pub fn start(config: Config) -> Result<Engine, EngineError> {
         let store = Store::open(&config.store)?;
         let ledger = Ledger::new(config.budget_bytes);
+        // In whole MiB: the next start, a few pages larger or smaller, needs the same.
         let process = memory::process().resident_bytes + PROCESS_GROWTH_BYTES;
+        let process = process.next_multiple_of(1 << 20);
         let process = ledger.try_grant(Category::Process, process)?;
         let window_bytes = config.window_bytes.unwrap_or_else(|| window_for(&ledger));
         let window = ledger.try_grant(Category::Window, window_bytes)?;

@@ -19,15 +19,23 @@ pub struct Daemon {
 impl Daemon {
     /// Starts hermesd and waits until it answers.
     pub fn start(store: &Path, socket: &Path, arguments: &[&str]) -> Daemon {
-        let child = command(store, socket, arguments).spawn().expect("hermesd starts");
+        let mut command = command(store, socket, arguments);
+        Daemon::try_start(&mut command, socket).expect("hermesd ended at its start")
+    }
+
+    /// Starts a hermesd and waits until it answers, or has ended.
+    pub fn try_start(command: &mut Command, socket: &Path) -> Result<Daemon, ExitStatus> {
+        let child = command.spawn().expect("hermesd starts");
         let mut daemon = Daemon { child, socket: socket.to_owned() };
         let start = Instant::now();
-        while UnixStream::connect(socket).is_err() {
-            assert!(daemon.child.try_wait().unwrap().is_none(), "hermesd ended at its start");
+        while answers(socket).is_err() {
+            if let Some(status) = daemon.child.try_wait().unwrap() {
+                return Err(status);
+            }
             assert!(start.elapsed() < PATIENCE, "hermesd does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
-        daemon
+        Ok(daemon)
     }
 
     /// A new connection.
@@ -84,6 +92,13 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether a daemon answers: one that has bound its socket may still end.
+fn answers(socket: &Path) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.write_all(b"GET /v2/health/live HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")?;
+    stream.read_exact(&mut [0; 4])
 }
 
 /// hermesd with these arguments.
