@@ -36,11 +36,6 @@ impl MemoryCgroup {
             .find(|group| group.folder.join(group.files.current).exists())
     }
 
-    /// Bytes charged now.
-    pub fn charged_bytes(&self) -> Option<u64> {
-        self.read(self.files.current)
-    }
-
     /// Largest charge on record.
     pub fn peak_bytes(&self) -> Option<u64> {
         self.read(self.files.peak)
@@ -54,6 +49,45 @@ impl MemoryCgroup {
 
     fn read(&self, name: &str) -> Option<u64> {
         fs::read_to_string(self.folder.join(name)).ok()?.trim().parse().ok()
+    }
+}
+
+/// A memory cgroup made for this process alone, so that its charge is this process's. Dropping it
+/// puts the process back and removes it.
+#[derive(Debug)]
+pub struct OwnCgroup {
+    own: MemoryCgroup,
+    parent: PathBuf,
+}
+
+/// File of a cgroup that lists its processes, and takes in the one that is written to it.
+const PROCESSES: &str = "cgroup.procs";
+
+impl OwnCgroup {
+    /// Moves this process into a new cgroup below its own; `None` where it may not, or where the
+    /// kernel counts no memory there.
+    pub fn enter() -> Option<OwnCgroup> {
+        let MemoryCgroup { folder: parent, files } = MemoryCgroup::of_self()?;
+        let id = std::process::id().to_string();
+        let folder = parent.join(format!("hermes-{id}"));
+        fs::create_dir(&folder).ok()?;
+        let entered = fs::write(folder.join(PROCESSES), &id).is_ok();
+        let group = OwnCgroup { own: MemoryCgroup { folder, files }, parent };
+        (entered && group.peak_bytes().is_some()).then_some(group)
+    }
+
+    /// Largest charge since this process entered, page cache included.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        self.own.peak_bytes()
+    }
+}
+
+impl Drop for OwnCgroup {
+    fn drop(&mut self) {
+        let left = fs::write(self.parent.join(PROCESSES), std::process::id().to_string());
+        if let Err(error) = left.and_then(|()| fs::remove_dir(&self.own.folder)) {
+            log::warn!("{}: cannot remove the cgroup: {error}", self.own.folder.display());
+        }
     }
 }
 

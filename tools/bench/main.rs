@@ -3,7 +3,10 @@
 //! Each subcommand is one file or folder beside this one; none of them is linked into the daemon.
 
 mod pass;
+mod setup;
+mod switch;
 mod synth;
+mod together;
 
 use clap::{Parser, Subcommand};
 use hermes::sys::heap::{self, CountingAllocator};
@@ -22,6 +25,10 @@ enum Command {
     Synth(synth::Arguments),
     /// Measure streamed passes against their limit
     Pass(pass::Arguments),
+    /// Measure requests that share a pass against one alone
+    Together(together::Arguments),
+    /// Measure what it costs to turn from one model to another
+    Switch(switch::Arguments),
 }
 
 #[global_allocator]
@@ -33,5 +40,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Pass(arguments) => pass::run(&arguments),
+        Command::Together(arguments) => together::run(&arguments),
+        Command::Switch(arguments) => switch::run(&arguments),
     }
 }

@@ -4,16 +4,14 @@
 //! T_compute, the same pass with everything pinned. All three are measured in one run, in turns,
 //! and compared by their medians.
 
-use anyhow::{Context, Result, bail, ensure};
+use super::setup::{self, Times};
+use anyhow::{Result, ensure};
 use clap::Args;
 use hermes::api::size;
-use hermes::engine::{Array, Cancel, Config, Engine, Reply, Request, SourceKind};
-use hermes::store::manifest::{Dim, Port};
-use hermes::store::{Dtype, Store};
-use hermes::sys::cgroup::MemoryCgroup;
-use hermes::sys::{map, memory};
+use hermes::engine::{Config, Engine, Reply, Request, SourceKind};
+use hermes::sys::cgroup::OwnCgroup;
+use hermes::sys::memory;
 use serde_json::json;
-use std::fs::File;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -61,32 +59,10 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Median, smallest and largest of some times.
-struct Times(Vec<u64>);
-
-impl Times {
-    fn median(&self) -> u64 {
-        let mut sorted = self.0.clone();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() / 2).copied().unwrap_or(0)
-    }
-
-    fn line(&self) -> String {
-        let (low, high) = (self.0.iter().min(), self.0.iter().max());
-        let ms = |us: Option<&u64>| us.map_or(0.0, |us| *us as f64 / 1e3);
-        format!("{:8.1} ms  ({:.1} to {:.1})", self.median() as f64 / 1e3, ms(low), ms(high))
-    }
-
-    fn json(&self) -> serde_json::Value {
-        let (low, high) = (self.0.iter().min(), self.0.iter().max());
-        json!({ "median": self.median(), "min": low, "max": high })
-    }
-}
-
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.repeat > 0, "--repeat takes at least 1");
-    let request = request(arguments)?;
+    let request = setup::request(&arguments.store, &arguments.model, arguments.tokens)?;
     let mut report = Report::default();
     let streamed = streamed(arguments, &request, &mut report)?;
     if !arguments.no_resident {
@@ -98,6 +74,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         report.print(arguments)
     }
     Ok(())
+}
+
+impl Arguments {
+    fn chill(&self) -> Result<()> {
+        if self.cold { setup::chill(&self.store, &self.model) } else { Ok(()) }
+    }
 }
 
 #[derive(Default)]
@@ -119,7 +101,7 @@ struct Report {
 fn streamed(arguments: &Arguments, request: &Request, report: &mut Report) -> Result<Reply> {
     let mut config = config(arguments, arguments.budget);
     config.window_bytes = Some(arguments.window);
-    let charge = Charge::begin();
+    let cgroup = OwnCgroup::enter();
     memory::reset_peak();
     let engine = Engine::start(config)?;
     let started = Instant::now();
@@ -127,15 +109,15 @@ fn streamed(arguments: &Arguments, request: &Request, report: &mut Report) -> Re
     report.load_us = started.elapsed().as_micros() as u64;
     let mut last = engine.infer(request.clone())?;
     for _ in 0..arguments.repeat {
-        chill(arguments)?;
+        arguments.chill()?;
         last = engine.infer(request.clone())?;
         report.latency_us.push(last.stats.latency_us);
         report.stall_us.push(last.stats.stall_us);
         let figures = memory::process();
         report.peak_bytes = figures.peak_bytes;
         report.anonymous_bytes = figures.anonymous_bytes;
-        report.charged_bytes = charge.peak();
-        chill(arguments)?;
+        report.charged_bytes = cgroup.as_ref().and_then(OwnCgroup::peak_bytes);
+        arguments.chill()?;
         report.io_us.push(engine.play(&arguments.model)?.latency_us);
     }
     report.bytes_read = last.stats.bytes_read;
@@ -180,77 +162,6 @@ fn config(arguments: &Arguments, budget_bytes: u64) -> Config {
     }
 }
 
-/// A request for the model with every open dimension at `--tokens`.
-fn request(arguments: &Arguments) -> Result<Request> {
-    let manifest = Store::open(&arguments.store)?.current(&arguments.model)?.manifest;
-    let inputs = manifest
-        .inputs
-        .iter()
-        .map(|port| Ok((port.name.clone(), input(port, arguments.tokens)?)))
-        .collect::<Result<_>>()?;
-    let model = arguments.model.clone();
-    Ok(Request { model, inputs, outputs: vec![], cancel: Cancel::new(), trace: None })
-}
-
-/// Values a model accepts whatever they mean: small ids, ones in masks, a ramp of floats.
-fn input(port: &Port, tokens: usize) -> Result<Array> {
-    let shape: Vec<usize> = port
-        .shape
-        .iter()
-        .map(|dim| match dim {
-            Dim::Fixed(size) => usize::try_from(*size).context("a size beyond this machine"),
-            Dim::Symbol(_) => Ok(tokens),
-        })
-        .collect::<Result<_>>()?;
-    let count: usize = shape.iter().product();
-    let ids = (0..count as i64).map(|i| match port.name.as_str() {
-        name if name.contains("mask") => 1,
-        name if name.contains("type") => 0,
-        name if name.contains("position") => i,
-        _ => (i * 37 + 101) % 1000,
-    });
-    let floats: Vec<f32> = (0..count).map(|i| (i % 97) as f32 / 48.5 - 1.0).collect();
-    Ok(match port.dtype {
-        Dtype::Int64 => Array::from_i64(shape, &ids.collect::<Vec<_>>())?,
-        Dtype::Int32 => {
-            let bytes = ids.flat_map(|id| (id as i32).to_le_bytes()).collect();
-            Array::new(Dtype::Int32, shape, bytes)?
-        }
-        Dtype::Fp32 => Array::from_f32(shape, &floats)?,
-        other => bail!("input {} is {other}, which this benchmark does not make", port.name),
-    })
-}
-
-/// With `--cold`, drops every file of the model from the page cache.
-fn chill(arguments: &Arguments) -> Result<()> {
-    if !arguments.cold {
-        return Ok(());
-    }
-    let dir = Store::open(&arguments.store)?.current(&arguments.model)?;
-    for entry in dir.manifest.layers.iter().flat_map(|layer| layer.files.values()) {
-        let file = File::open(dir.file_path(&entry.path)?)?;
-        map::drop_cached(&file, 0..entry.bytes);
-    }
-    Ok(())
-}
-
-/// The memory cgroup's charge, above what it was at the start.
-struct Charge(Option<(MemoryCgroup, u64)>);
-
-impl Charge {
-    fn begin() -> Charge {
-        Charge(MemoryCgroup::of_self().and_then(|group| {
-            let charged = group.charged_bytes()?;
-            Some((group, charged))
-        }))
-    }
-
-    fn peak(&self) -> Option<u64> {
-        let (group, before) = self.0.as_ref()?;
-        Some(group.charged_bytes()?.saturating_sub(*before))
-    }
-}
-
 impl Report {
     fn limit_us(&self) -> u64 {
         let (io, compute) = (Times(self.io_us.clone()), Times(self.compute_us.clone()));
@@ -279,7 +190,10 @@ impl Report {
         let (peak, anonymous) = (mib(self.peak_bytes), mib(self.anonymous_bytes));
         println!("peak RSS   {peak:8.1} MiB  (anonymous after the pass {anonymous:.1})");
         if let Some(charged) = self.charged_bytes {
-            println!("charged    {:8.1} MiB  by the cgroup after a pass", mib(charged));
+            println!(
+                "charged    {:8.1} MiB  at the peak by the cgroup, page cache too",
+                mib(charged)
+            );
         }
         if let Some(identical) = self.identical {
             println!(
