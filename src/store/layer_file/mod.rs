@@ -1,7 +1,8 @@
 //! Layer files: one layer's blocks in one variant.
 //!
 //! A header of 64 bytes, an index of tensors and blocks, then the blocks, each at a multiple of
-//! [`BLOCK_ALIGN`] with zeros between and at least [`TAIL_BYTES`] of them at the end. All integers are little-endian `u64`.
+//! [`BLOCK_ALIGN`] with zeros between, at least [`TAIL_BYTES`] of them behind the last. All
+//! integers are little-endian `u64`.
 //!
 //! ```text
 //!  0  magic "HERMESLF"     8  format version     16  bytes of the file
