@@ -1,7 +1,9 @@
 //! Models that are broken, lie, or cannot be run.
 
+use super::common::small_store::port;
 use super::model::{linear, linear_outside, linear_then, linear_with, weight};
-use super::{Place, files};
+use super::{Place, files, stderr};
+use hermes::store::Dtype;
 use std::fs;
 
 #[test]
@@ -64,6 +66,34 @@ fn products_that_do_not_fit_are_told_by_node() {
     tensor.dims.reverse();
     place.save(&model);
     place.refuse(&[], &["/y", "MatMul"]);
+}
+
+#[test]
+fn names_that_nothing_makes_are_told() {
+    let place = Place::new();
+    let mut model = linear_then("Relu", "/head/relu");
+    let graph = model.graph.as_mut().unwrap();
+    graph.node[1].input[0] = "nobody".to_string();
+    place.save(&model);
+    place.refuse(&[], &["/head/relu", "Relu", "nothing makes its input \"nobody\""]);
+    let mut model = linear();
+    model.graph.as_mut().unwrap().output[0].name = "nobody".to_string();
+    place.save(&model);
+    place.refuse(&[], &["nothing makes the output \"nobody\""]);
+}
+
+/// Tract's rules for the shape of a product take a scalar's missing axis and panic.
+#[test]
+fn what_makes_tract_panic_is_refused() {
+    let place = Place::new();
+    let mut model = linear();
+    model.graph.as_mut().unwrap().input[0] = port("x", Dtype::Fp32, &[]);
+    place.save(&model);
+    let output = place.command(&[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(said.contains("hermes-shard: graph cannot be run: tract gave up: "), "{said}");
+    assert!(files(&place.store()).is_empty());
 }
 
 #[test]

@@ -336,9 +336,12 @@ impl Walk {
             );
             return Err(self.tensor_error(tensor, what));
         }
-        let metadata = File::open(&path).and_then(|file| file.metadata());
-        let length = match metadata {
-            Ok(metadata) => metadata.len(),
+        let length = match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => metadata.len(),
+            Ok(_) => {
+                let what = format!("external data \"{name}\" is not a file");
+                return Err(self.tensor_error(tensor, what));
+            }
             Err(error) => {
                 let what = format!("external data \"{name}\": {error}");
                 return Err(self.tensor_error(tensor, what));
@@ -368,6 +371,9 @@ impl Walk {
     /// Puts a small external tensor into the skeleton, which must stand alone.
     fn inline(&mut self, tensor: &TensorFields, location: &Location) -> Result<(), SkimError> {
         use std::os::unix::fs::FileExt;
+        if location.bytes > SKELETON_LIMIT_BYTES {
+            return Err(self.too_large());
+        }
         let mut data = vec![0; location.bytes as usize];
         File::open(&location.path)
             .and_then(|file| file.read_exact_at(&mut data, location.offset))
