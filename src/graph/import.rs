@@ -1,12 +1,15 @@
 //! The importer: skeleton in, plan with streamed ops and the order of the tape out.
 
+use super::check::check;
 use super::error::GraphError;
 use super::ops::{Constant, Gather, Linear};
 use super::view::WeightView;
 use crate::store::Dtype;
 use crate::store::manifest::{Dim, Port, Weight};
 use prost::Message;
+use std::any::Any;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tract_core::internal::*;
 use tract_core::ops::array::Gather as TractGather;
@@ -56,37 +59,23 @@ pub struct Imported {
 /// `weights` are inputs of the skeleton's graph; the remaining inputs are the model's own.
 pub fn import(skeleton: &[u8], weights: &[Weight]) -> Result<Imported, GraphError> {
     let proto = pb::ModelProto::decode(skeleton).map_err(|e| GraphError::NotOnnx(e.to_string()))?;
-    let labels: Vec<String> = proto
-        .graph
-        .as_ref()
-        .ok_or_else(|| GraphError::NotOnnx("it holds no graph".to_string()))?
-        .output
-        .iter()
-        .map(|output| output.name.clone())
-        .collect();
-    refuse_missing_ops(&proto)?;
-    type_and_plan(&proto, weights, &labels).map_err(|e| blame(&proto, e))
-}
-
-/// Refuses ops outside tract's register before anything is analysed.
-fn refuse_missing_ops(proto: &pb::ModelProto) -> Result<(), GraphError> {
-    let onnx = tract_onnx::onnx();
-    let graph = proto.graph.as_ref().expect("checked by the caller");
-    match graph.node.iter().find(|node| !onnx.op_register.0.contains_key(&node.op_type)) {
-        None => Ok(()),
-        Some(node) => Err(GraphError::Unsupported {
-            node: name_of(node),
-            op: node.op_type.clone(),
-            why: "tract has no such operator".to_string(),
-        }),
+    let Some(graph) = &proto.graph else {
+        return Err(GraphError::NotOnnx("it holds no graph".to_string()));
+    };
+    check(graph)?;
+    let labels: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    // Some graphs that make no sense make tract panic; it is handed nothing that outlives that.
+    let planned = catch_unwind(AssertUnwindSafe(|| type_and_plan(&proto, weights, &labels)));
+    match planned {
+        Ok(planned) => planned.map_err(|error| blame(&proto, error)),
+        Err(panic) => Err(GraphError::Refused(format!("tract gave up: {}", panic_text(&*panic)))),
     }
 }
 
-fn name_of(node: &pb::NodeProto) -> String {
-    match (node.name.is_empty(), node.output.first()) {
-        (true, Some(output)) => output.clone(),
-        _ => node.name.clone(),
-    }
+/// What a panic said.
+fn panic_text(panic: &dyn Any) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it did not say why")
 }
 
 /// Names the ONNX node that a tract error speaks of, where it speaks of one.

@@ -1,6 +1,7 @@
 //! Matrix products on blocks in place: tract's kernels fed with panels that lie in the window.
 
 use crate::codec::{self, Codec, PANEL_ROWS};
+use crate::store::layer_file::TAIL_BYTES;
 use std::alloc::Layout;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -13,6 +14,8 @@ use tract_linalg::pack::PackedFormat;
 /// Bytes past a panel's end that a kernel may read ahead, one record of its packing. Whoever
 /// brings a block in keeps this much readable behind it.
 pub const READ_AHEAD_BYTES: usize = PANEL_ROWS * size_of::<f32>();
+
+const _: () = assert!(READ_AHEAD_BYTES as u64 <= TAIL_BYTES, "a layer file's last block has less");
 
 /// Alignment of decoded panels: a cache line, and the widest vector.
 const PANEL_ALIGN: usize = 64;

@@ -4,6 +4,7 @@
 //! into a tract plan with streamed ops, `ops` evaluates those, `lockstep` the whole plan for several
 //! requests at once. Nothing here reads a block, knows a window or speaks HTTP.
 
+mod check;
 mod error;
 mod import;
 mod kernel;

@@ -59,7 +59,8 @@ impl AsRef<[u8]> for Loaded {
 /// Layer files mapped into memory, a block at a time.
 pub struct MappedSource {
     files: Vec<(PathBuf, Arc<MappedFile>)>,
-    /// Bytes behind a block that stay readable with it.
+    /// Bytes behind a block that stay readable with it. A block with fewer of the file behind it
+    /// is copied, not mapped.
     read_ahead_bytes: usize,
 }
 
@@ -103,9 +104,12 @@ impl WeightSource for MappedSource {
         let wanted = block.offset..block.offset + block.bytes;
         let range = usize_range(&wanted, file.len())
             .ok_or_else(|| io_error(path.clone(), wanted.clone(), cut_short()))?;
-        let populated = range.start..(range.end + self.read_ahead_bytes).min(file.len());
+        let readable = range.start..range.end + self.read_ahead_bytes;
+        if readable.end > file.len() {
+            return read_block(path, file, wanted);
+        }
         let held = MappedBlock { file: Arc::clone(file), range };
-        file.populate(populated).map_err(|e| io_error(path.clone(), wanted, e))?;
+        file.populate(readable).map_err(|e| io_error(path.clone(), wanted, e))?;
         Ok(Loaded(Box::new(held)))
     }
 
@@ -141,11 +145,7 @@ impl WeightSource for ReadSource {
     fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
         let (path, file) = &self.files[block.file];
         let wanted = block.offset..block.offset + block.bytes;
-        let mut buffer = AlignedBuffer::zeroed(block.bytes as usize);
-        file.read_at(buffer.as_mut(), block.offset)
-            .map_err(|e| io_error(path.clone(), wanted.clone(), e))?;
-        file.drop_cached(0..wanted.end);
-        Ok(Loaded(Box::new(buffer)))
+        read_block(path, file, wanted)
     }
 
     fn read(
@@ -161,6 +161,15 @@ impl WeightSource for ReadSource {
     fn path(&self, file: usize) -> PathBuf {
         self.files[file].0.clone()
     }
+}
+
+/// Reads a block into a buffer of our own.
+fn read_block(path: &Path, file: &MappedFile, wanted: Range<u64>) -> Result<Loaded, StreamError> {
+    let mut buffer = AlignedBuffer::zeroed((wanted.end - wanted.start) as usize);
+    file.read_at(buffer.as_mut(), wanted.start)
+        .map_err(|e| io_error(path.to_path_buf(), wanted.clone(), e))?;
+    file.drop_cached(0..wanted.end);
+    Ok(Loaded(Box::new(buffer)))
 }
 
 /// Starts all reads at once, so that the disk sees them together, then takes them in order and
@@ -356,4 +365,33 @@ fn cut_short() -> io::Error {
 fn io_error(path: PathBuf, range: Range<u64>, error: io::Error) -> StreamError {
     let (offset, bytes) = (range.start, range.end - range.start);
     StreamError::Io { path, offset, bytes, error: Arc::new(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// A kernel reads ahead of the panel that it multiplies with. Behind the last block of a file
+    /// that ends with it there is nothing mapped, and the process died by a signal.
+    #[test]
+    fn a_block_with_nothing_behind_it_is_copied() {
+        const BLOCK_BYTES: u64 = 1 << 16;
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..2 * BLOCK_BYTES).map(|i| (i % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        let source = MappedSource::new(vec![("layer".into(), file)], 64).unwrap();
+        let mapped = source.files[0].1.bytes(0..content.len()).as_ptr_range();
+        // Mapping needs a kernel that populates.
+        let blocks = if crate::sys::map::populate_supported() { 0..2 } else { 1..2 };
+        for index in blocks {
+            let offset = index * BLOCK_BYTES;
+            let block = Block { file: 0, offset, bytes: BLOCK_BYTES, checksum: 0 };
+            let loaded = source.load(&block).unwrap();
+            let bytes = loaded.as_ref();
+            assert_eq!(bytes, &content[offset as usize..(offset + BLOCK_BYTES) as usize]);
+            assert_eq!(mapped.contains(&bytes.as_ptr()), index == 0, "block {index}");
+            assert!(bytes.as_ptr().addr().is_multiple_of(64), "a copy is used in place too");
+        }
+    }
 }

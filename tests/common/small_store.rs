@@ -191,7 +191,7 @@ fn elem_type(dtype: Dtype) -> i32 {
 }
 
 /// A port; a dimension that is no number is a symbol.
-fn port(name: &str, dtype: Dtype, shape: &[&str]) -> ValueInfoProto {
+pub fn port(name: &str, dtype: Dtype, shape: &[&str]) -> ValueInfoProto {
     let dim = |text: &&str| Dimension {
         value: Some(match text.parse() {
             Ok(size) => DimValue::DimValue(size),
@@ -206,13 +206,13 @@ fn port(name: &str, dtype: Dtype, shape: &[&str]) -> ValueInfoProto {
 }
 
 /// An output, whose shape is left to be found.
-fn output(name: &str, dtype: Dtype) -> ValueInfoProto {
+pub fn output(name: &str, dtype: Dtype) -> ValueInfoProto {
     let tensor = TensorType { elem_type: elem_type(dtype), shape: None };
     let r#type = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..TypeProto::default() };
     ValueInfoProto { name: name.to_string(), r#type: Some(r#type), ..ValueInfoProto::default() }
 }
 
-fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
+pub fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
     NodeProto {
         op_type: op.to_string(),
         name: format!("/{output}"),
@@ -222,7 +222,7 @@ fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
     }
 }
 
-fn graph_of(
+pub fn graph_of(
     inputs: Vec<ValueInfoProto>,
     nodes: Vec<NodeProto>,
     outputs: Vec<ValueInfoProto>,

@@ -5,7 +5,7 @@ use super::layers;
 use super::report::Progress;
 use super::tensor::{Matrix, Sources};
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, value_parser};
 use hermes::codec;
 use hermes::graph::skim::{self, Skim, THRESHOLD_BYTES};
 use hermes::graph::{self, GraphError, Imported, UseKind, WeightUse};
@@ -13,7 +13,7 @@ use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use hermes::store::manifest::{
     self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Pooling, Port, Provenance, Task, Weight,
 };
-use hermes::store::{self, Dtype};
+use hermes::store::{self, Dtype, StoreError};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,8 +37,9 @@ pub struct Options {
     /// Precisions to store, best first; f32 keeps the source's own
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     variants: Vec<String>,
-    /// Bytes from which a tensor is streamed; smaller ones stay in the graph
-    #[arg(long, default_value_t = THRESHOLD_BYTES)]
+    /// Bytes from which a tensor is streamed; smaller ones stay in the graph, as axes and shapes
+    /// must
+    #[arg(long, default_value_t = THRESHOLD_BYTES, value_parser = value_parser!(u64).range(1024..))]
     threshold: u64,
     /// tokenizer.json of a text model; by default the one beside the model
     #[arg(long)]
@@ -61,6 +62,9 @@ pub struct Options {
 /// Name of the graph's file in a version.
 const GRAPH_NAME: &str = "graph.onnx";
 
+/// Name of the tokenizer's file, in a version and beside a model.
+const TOKENIZER_NAME: &str = "tokenizer.json";
+
 /// Runs the command.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let started = Instant::now();
@@ -68,8 +72,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Some(name) => name.clone(),
         None => default_name(&options.model)?,
     };
-    ensure!(manifest::is_name(&name), "\"{name}\" is no model name: letters, digits, . _ - only");
-    ensure!(manifest::is_name(&options.version), "\"{}\" is no version name", options.version);
+    for name in [&name, &options.version] {
+        ensure!(manifest::is_name(name), StoreError::Name { name: name.clone() });
+    }
     check_variants(&options.variants)?;
     let target = options.store.join(&name).join(&options.version);
     if target.exists() && !options.force {
@@ -83,10 +88,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
     let imported = import(&mut skim, &weights, options)?;
     let plan = Plan::new(&skim, &imported);
-    let needed = plan.stored_bytes(&options.variants) + skim.skeleton.len() as u64;
+    let tokenizer = read_tokenizer(options)?;
+    let needed = plan.stored_bytes(&options.variants)
+        + skim.skeleton.len() as u64
+        + tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
     let staging = store::staging(&options.store)?;
     check_room(&options.store, needed)?;
-    let tokenizer = copy_tokenizer(options, staging.path())?;
+    let tokenizer = match tokenizer {
+        Some(bytes) => Some(write_file(staging.path(), TOKENIZER_NAME, &bytes)?),
+        None => None,
+    };
     let task = pick_task(options, &imported, tokenizer.is_some())?;
     let graph = write_file(staging.path(), GRAPH_NAME, &skim.skeleton)?;
     let progress = Progress::new(plan.source_bytes());
@@ -107,7 +118,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         provenance: provenance(options, &skim),
     };
     let json = serde_json::to_vec_pretty(&manifest)?;
-    fs::write(staging.path().join(manifest::MANIFEST_NAME), json)?;
+    write_file(staging.path(), manifest::MANIFEST_NAME, &json)?;
     let installed =
         store::install(&options.store, staging.path(), &name, &options.version, options.force)?;
     super::report::built(&installed, started.elapsed(), options.json)
@@ -116,7 +127,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 fn parse_dim(text: &str) -> Result<(String, u64), String> {
     let parsed = text.split_once('=').and_then(|(name, size)| Some((name, size.parse().ok()?)));
     match parsed {
-        Some((name, size)) if size > 0 => Ok((name.to_string(), size)),
+        Some((name, size)) if !name.is_empty() && size > 0 => Ok((name.to_string(), size)),
         _ => Err("expected NAME=SIZE, such as height=224".to_string()),
     }
 }
@@ -126,8 +137,12 @@ fn parse_dim(text: &str) -> Result<(String, u64), String> {
 fn import(skim: &mut Skim, weights: &[Weight], options: &Options) -> Result<Imported> {
     /// More open dimensions than any model has.
     const ROUNDS: usize = 16;
-    let mut dims: BTreeMap<String, u64> = options.dims.iter().cloned().collect();
+    let mut dims = BTreeMap::new();
+    for (name, size) in &options.dims {
+        ensure!(dims.insert(name.clone(), *size).is_none(), "dimension {name} is given twice");
+    }
     let open = skim.skeleton.clone();
+    check_dims(&open, &dims)?;
     for _ in 0..ROUNDS {
         skim.skeleton = skim::fix_dims(&open, &dims).map_err(anyhow::Error::msg)?;
         match graph::import(&skim.skeleton, weights) {
@@ -139,6 +154,21 @@ fn import(skim: &mut Skim, weights: &[Weight], options: &Options) -> Result<Impo
         }
     }
     bail!("the inputs have too many open dimensions: fix some with --dim NAME=SIZE")
+}
+
+/// Refuses sizes of dimensions that no input has: a slip of the pen would go unnoticed.
+fn check_dims(skeleton: &[u8], dims: &BTreeMap<String, u64>) -> Result<()> {
+    let open = skim::open_dims(skeleton).map_err(anyhow::Error::msg)?;
+    let Some(unknown) = dims.keys().find(|name| !open.contains(*name)) else { return Ok(()) };
+    let known: Vec<&str> = open.iter().map(String::as_str).collect();
+    bail!(
+        "no input has an open dimension \"{unknown}\"\n{}",
+        if known.is_empty() {
+            "all are fixed".into()
+        } else {
+            format!("there is {}", known.join(", "))
+        }
+    );
 }
 
 fn default_name(model: &Path) -> Result<String> {
@@ -352,10 +382,9 @@ fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<FileEntry> {
     Ok(FileEntry { path: name.to_string(), bytes: bytes.len() as u64, checksum })
 }
 
-/// Copies the tokenizer into the version, after trying that it is one.
-fn copy_tokenizer(options: &Options, folder: &Path) -> Result<Option<FileEntry>> {
-    const NAME: &str = "tokenizer.json";
-    let beside = options.model.with_file_name(NAME);
+/// Reads the tokenizer, where there is one, and tries that it is one.
+fn read_tokenizer(options: &Options) -> Result<Option<Vec<u8>>> {
+    let beside = options.model.with_file_name(TOKENIZER_NAME);
     let path = match &options.tokenizer {
         Some(path) => path,
         None if beside.is_file() => &beside,
@@ -364,9 +393,13 @@ fn copy_tokenizer(options: &Options, folder: &Path) -> Result<Option<FileEntry>>
     let bytes =
         fs::read(path).with_context(|| format!("cannot read tokenizer {}", path.display()))?;
     if let Err(error) = tokenizers::Tokenizer::from_bytes(&bytes) {
-        bail!("{} is no tokenizer.json: {error}", path.display());
+        bail!(
+            "{} is no tokenizer.json: {error}\n\
+             give the one that belongs to the model with --tokenizer FILE",
+            path.display()
+        );
     }
-    write_file(folder, NAME, &bytes).map(Some)
+    Ok(Some(bytes))
 }
 
 /// The embedding task: as given, or guessed where one output plainly is a text's vector.
@@ -375,15 +408,21 @@ fn pick_task(options: &Options, imported: &Imported, has_tokenizer: bool) -> Res
         return Ok(if has_tokenizer { guess_task(imported) } else { None });
     };
     ensure!(has_tokenizer, "--embedding needs a tokenizer: give --tokenizer FILE");
+    let known: Vec<&str> = imported.outputs.iter().map(|port| port.name.as_str()).collect();
     let (output, pooling) = match text.rsplit_once(':') {
-        Some((output, "mean")) => (output, Some(Pooling::Mean)),
-        Some((output, "cls")) => (output, Some(Pooling::Cls)),
-        Some((output, "none")) => (output, Some(Pooling::None)),
+        // Names of outputs may have colons.
+        Some((output, pooling)) if !known.contains(&text.as_str()) => (output, Some(pooling)),
         _ => (text.as_str(), None),
     };
     let Some(port) = imported.outputs.iter().find(|port| port.name == output) else {
-        let known: Vec<&str> = imported.outputs.iter().map(|port| port.name.as_str()).collect();
         bail!("the model has no output \"{output}\"\nit has {}", known.join(", "));
+    };
+    let pooling = match pooling {
+        None => None,
+        Some("mean") => Some(Pooling::Mean),
+        Some("cls") => Some(Pooling::Cls),
+        Some("none") => Some(Pooling::None),
+        Some(other) => bail!("pooling \"{other}\" is unknown\nthere are mean, cls and none"),
     };
     let natural = pooling_of(port).with_context(|| {
         format!("output \"{output}\" is no embedding: it should be FP32 [1, D] or [1, S, D]")
@@ -391,8 +430,9 @@ fn pick_task(options: &Options, imported: &Imported, has_tokenizer: bool) -> Res
     let pooling = pooling.unwrap_or(natural);
     ensure!(
         (natural == Pooling::None) == (pooling == Pooling::None),
-        "output \"{output}\" has {} axes, which pooling {pooling:?} does not fit",
-        port.shape.len()
+        "output \"{output}\" has {} axes, which this pooling does not fit\nuse {}",
+        port.shape.len(),
+        if natural == Pooling::None { "none" } else { "mean or cls" }
     );
     Ok(Some(Task::Embedding { output: output.to_string(), pooling }))
 }

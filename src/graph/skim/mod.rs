@@ -8,7 +8,7 @@ mod skeleton;
 mod wire;
 
 use crate::store::Dtype;
-pub use skeleton::fix_dims;
+pub use skeleton::{fix_dims, open_dims};
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
@@ -58,7 +58,11 @@ pub enum SkimError {
         path = path.display()
     )]
     Malformed { path: PathBuf, offset: u64, what: String },
-    #[error("{path}: tensor \"{tensor}\": {what}", path = path.display())]
+    #[error(
+        "{path}: tensor \"{tensor}\": {what}\n\
+         export the model again, or copy all of its files again",
+        path = path.display()
+    )]
     Tensor { path: PathBuf, tensor: String, what: String },
     #[error(
         "{path}: the graph without its big weights takes more than {limit} bytes\n\
@@ -168,9 +172,11 @@ impl Walk {
                 field => self.keep(&field, Part::Model)?,
             }
         }
-        let [graph] = &graphs[..] else {
-            let what = format!("it holds {} graphs", graphs.len());
-            return Err(self.wire.malformed(0, what));
+        let graph = match &graphs[..] {
+            [graph] => graph,
+            [] if self.wire.len() == 0 => return Err(self.malformed("the file is empty")),
+            [] => return Err(self.malformed("it holds no graph")),
+            _ => return Err(self.malformed("it holds more than one graph")),
         };
         for field in self.wire.fields(graph.clone())? {
             match field {
@@ -284,7 +290,10 @@ impl Walk {
             .iter()
             .try_fold(dtype.size() as u64, |bytes, dim| bytes.checked_mul(*dim))
             .filter(|bytes| *bytes <= i64::MAX as u64)
-            .ok_or_else(|| self.tensor_error(tensor, format!("shape {:?} is absurd", tensor.dims)))
+            .ok_or_else(|| {
+                let shape: Vec<i64> = tensor.dims.iter().map(|dim| dim.cast_signed()).collect();
+                self.tensor_error(tensor, format!("shape {shape:?} is absurd"))
+            })
     }
 
     /// Where the elements lie, `None` where they are in fields that only a parser can read.
@@ -319,15 +328,28 @@ impl Walk {
             return Err(self.tensor_error(tensor, what));
         }
         let path = self.folder.join(name);
-        let length = File::open(&path)
-            .and_then(|file| file.metadata())
-            .map_err(|error| SkimError::Io { path: path.clone(), error })?
-            .len();
         let (offset, found) = (number("offset")?.unwrap_or(0), number("length")?.unwrap_or(bytes));
-        if found != bytes || offset.checked_add(bytes).is_none_or(|end| end > length) {
+        if found != bytes {
             let what = format!(
-                "{bytes} bytes wanted at offset {offset} of \"{name}\" ({length} bytes), which \
-                 the model says are {found}"
+                "shape {:?} takes {bytes} bytes, its external data has {found}",
+                tensor.dims
+            );
+            return Err(self.tensor_error(tensor, what));
+        }
+        let length = match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => metadata.len(),
+            Ok(_) => {
+                let what = format!("external data \"{name}\" is not a file");
+                return Err(self.tensor_error(tensor, what));
+            }
+            Err(error) => {
+                let what = format!("external data \"{name}\": {error}");
+                return Err(self.tensor_error(tensor, what));
+            }
+        };
+        if offset.checked_add(bytes).is_none_or(|end| end > length) {
+            let what = format!(
+                "it takes {bytes} bytes at offset {offset} of \"{name}\", which has {length}"
             );
             return Err(self.tensor_error(tensor, what));
         }
@@ -349,6 +371,9 @@ impl Walk {
     /// Puts a small external tensor into the skeleton, which must stand alone.
     fn inline(&mut self, tensor: &TensorFields, location: &Location) -> Result<(), SkimError> {
         use std::os::unix::fs::FileExt;
+        if location.bytes > SKELETON_LIMIT_BYTES {
+            return Err(self.too_large());
+        }
         let mut data = vec![0; location.bytes as usize];
         File::open(&location.path)
             .and_then(|file| file.read_exact_at(&mut data, location.offset))
@@ -380,6 +405,11 @@ impl Walk {
     fn check_size(&self) -> Result<(), SkimError> {
         let gathered = (self.model.len() + self.graph.len()) as u64;
         if gathered > SKELETON_LIMIT_BYTES { Err(self.too_large()) } else { Ok(()) }
+    }
+
+    /// An error of the file as a whole.
+    fn malformed(&self, what: &str) -> SkimError {
+        self.wire.malformed(0, what.to_string())
     }
 
     fn too_large(&self) -> SkimError {

@@ -3,7 +3,7 @@
 use super::{WeightSource, onnx_of_dtype};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tract_onnx::pb;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 use tract_onnx::pb::type_proto;
@@ -117,6 +117,23 @@ pub fn fix_dims(skeleton: &[u8], sizes: &BTreeMap<String, u64>) -> Result<Vec<u8
         }
     }
     Ok(proto.encode_to_vec())
+}
+
+/// Names of the dimensions that the inputs leave open.
+///
+/// Errors where the skeleton is not one that [`super::skim`] made.
+pub fn open_dims(skeleton: &[u8]) -> Result<BTreeSet<String>, String> {
+    let mut proto = pb::ModelProto::decode(skeleton).map_err(|error| error.to_string())?;
+    let graph = proto.graph.as_mut().ok_or("it holds no graph")?;
+    let mut names = BTreeSet::new();
+    for input in &mut graph.input {
+        for dim in dims_of(input, &HashSet::new()).into_iter().flatten() {
+            if let Some(dimension::Value::DimParam(name)) = &dim.value {
+                names.insert(name.clone());
+            }
+        }
+    }
+    Ok(names)
 }
 
 fn tensor_type(info: &mut pb::ValueInfoProto) -> Option<&mut type_proto::Tensor> {

@@ -444,7 +444,7 @@ impl Fields<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::writer::lay_out;
-    use super::super::{BLOCK_BYTES, ROW_CHECKSUM_BYTES};
+    use super::super::{BLOCK_BYTES, FILE_ALIGN, ROW_CHECKSUM_BYTES, TAIL_BYTES};
     use super::*;
     use proptest::prelude::*;
 
@@ -474,6 +474,19 @@ mod tests {
     fn what_is_written_is_parsed() {
         let index = index();
         assert_eq!(parse(&index), Ok(index));
+    }
+
+    /// Compute read past the end of the mapping where a block of 1 MiB was a file's last: its end
+    /// is a page's, and the file was padded to pages only.
+    #[test]
+    fn bytes_follow_the_last_block() {
+        let index = lay_out(vec![plan("query", Layout::Panels, "f32", 512, 1024)]).unwrap();
+        let end = index.blocks.last().map(|block| block.offset + block.bytes).unwrap();
+        assert_eq!(end % FILE_ALIGN, 0, "the case is the one of the story");
+        assert_eq!(index.file_bytes, end + FILE_ALIGN);
+        assert_eq!(parse(&index), Ok(index.clone()));
+        let older = LayerIndex { file_bytes: end, ..index };
+        assert_eq!(parse(&older), Ok(older), "files without the tail stay readable");
     }
 
     #[test]
@@ -667,6 +680,8 @@ mod tests {
         #[test]
         fn any_layout_is_parsed_back(index in any_index()) {
             assert_sound(&index, index.to_bytes().len() as u64);
+            let end = index.blocks.last().map_or(0, |block| block.offset + block.bytes);
+            prop_assert!(index.file_bytes >= end + TAIL_BYTES);
             prop_assert_eq!(parse(&index), Ok(index));
         }
 

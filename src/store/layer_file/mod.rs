@@ -1,7 +1,8 @@
 //! Layer files: one layer's blocks in one variant.
 //!
 //! A header of 64 bytes, an index of tensors and blocks, then the blocks, each at a multiple of
-//! [`BLOCK_ALIGN`] with zeros between. All integers are little-endian `u64`.
+//! [`BLOCK_ALIGN`] with zeros between, at least [`TAIL_BYTES`] of them behind the last. All
+//! integers are little-endian `u64`.
 //!
 //! ```text
 //!  0  magic "HERMESLF"     8  format version     16  bytes of the file
@@ -52,6 +53,10 @@ pub const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// Limit of a depth, so that a panel's bytes always fit in memory arithmetic.
 pub const MAX_DEPTH: u64 = 1 << 24;
+
+/// Bytes of the file behind its last block, at least: compute may read so far past a block that
+/// it uses in place. Files of the first builds lack them where the last block ends on a page.
+pub const TAIL_BYTES: u64 = 64;
 
 /// Files are padded to a multiple of this, so that direct reads may round up.
 const FILE_ALIGN: u64 = 4096;

@@ -1,7 +1,7 @@
 use super::{
     BLOCK_ALIGN, BLOCK_ENTRY_BYTES, BlockEntry, FILE_ALIGN, HEADER_BYTES, LayerIndex, Layout,
-    MAX_DEPTH, MAX_FILE_BYTES, MAX_INDEX_BYTES, MAX_TENSOR_NAME_BYTES, TensorEntry, block_bytes,
-    block_rows,
+    MAX_DEPTH, MAX_FILE_BYTES, MAX_INDEX_BYTES, MAX_TENSOR_NAME_BYTES, TAIL_BYTES, TensorEntry,
+    block_bytes, block_rows,
 };
 use crate::codec;
 use crate::store::manifest::Checksum;
@@ -202,7 +202,7 @@ pub(super) fn lay_out(plans: Vec<TensorPlan>) -> Result<LayerIndex, String> {
             return Err(format!("the file would be longer than {MAX_FILE_BYTES} bytes"));
         }
     }
-    index.file_bytes = end.next_multiple_of(FILE_ALIGN);
+    index.file_bytes = (end + TAIL_BYTES).next_multiple_of(FILE_ALIGN);
     Ok(index)
 }
 

@@ -1,0 +1,217 @@
+//! Models that are broken, lie, or cannot be run.
+
+use super::common::small_store::port;
+use super::model::{linear, linear_outside, linear_then, linear_with, weight};
+use super::{Place, files, stderr};
+use hermes::store::Dtype;
+use std::fs;
+
+#[test]
+fn what_is_no_onnx_model_is_told_with_its_offset() {
+    let check = |content: &[u8], words: &[&str]| {
+        let place = Place::new();
+        fs::write(place.model(), content).unwrap();
+        place.refuse(
+            &[],
+            &[&["model.onnx: not an ONNX model", "export the model again"], words].concat(),
+        );
+    };
+    check(b"# a shell script, perhaps\n", &["wire type 3 at offset 0"]);
+    check(b"\x89PNG\r\n\x1a\n", &["at offset 0"]);
+    check(&[0xff; 100], &["a number that does not end at offset 0"]);
+    check(&[], &["the file is empty"]);
+    check(&[0x08, 0x08], &["it holds no graph"]);
+}
+
+#[test]
+fn files_that_cannot_be_read_are_named() {
+    let place = Place::new();
+    place.refuse(&[], &["model.onnx", "No such file"]);
+    fs::create_dir(place.model()).unwrap();
+    place.refuse(&[], &["model.onnx", "Is a directory"]);
+}
+
+#[test]
+fn a_file_that_was_cut_short_is_refused_wherever_the_cut_is() {
+    let place = Place::with_synth(&["bert-tiny", "--layers", "1"]);
+    let whole = fs::read(place.model()).unwrap();
+    let cuts = (1..20).map(|part| whole.len() * part / 20).chain([1, 2, 100, whole.len() - 1]);
+    for cut in cuts {
+        fs::write(place.model(), &whole[..cut]).unwrap();
+        let words = ["model.onnx: not an ONNX model", "at offset", "copy it again if it was cut"];
+        place.refuse(&[], &words);
+    }
+    assert!(!place.store().exists(), "not even the store's folder was made");
+}
+
+#[test]
+fn what_cannot_be_run_is_told_by_node_and_op() {
+    let check = |op: &str, words: &[&str]| {
+        let place = Place::new();
+        place.save(&linear_then(op, "/head/odd"));
+        place.refuse(&[], &[&["/head/odd", op, "export the model without it"], words].concat());
+        assert!(files(&place.store()).is_empty());
+    };
+    check("FancyAttention", &["tract has no such operator"]);
+    // Known, but never with one input.
+    check("Concat", &[]);
+    check("Conv", &[]);
+}
+
+#[test]
+fn products_that_do_not_fit_are_told_by_node() {
+    let place = Place::new();
+    let mut model = linear();
+    let tensor = weight(&mut model);
+    tensor.dims.reverse();
+    place.save(&model);
+    place.refuse(&[], &["/y", "MatMul"]);
+}
+
+#[test]
+fn names_that_nothing_makes_are_told() {
+    let place = Place::new();
+    let mut model = linear_then("Relu", "/head/relu");
+    let graph = model.graph.as_mut().unwrap();
+    graph.node[1].input[0] = "nobody".to_string();
+    place.save(&model);
+    place.refuse(&[], &["/head/relu", "Relu", "nothing makes its input \"nobody\""]);
+    let mut model = linear();
+    model.graph.as_mut().unwrap().output[0].name = "nobody".to_string();
+    place.save(&model);
+    place.refuse(&[], &["nothing makes the output \"nobody\""]);
+}
+
+/// Tract's rules for the shape of a product take a scalar's missing axis and panic.
+#[test]
+fn what_makes_tract_panic_is_refused() {
+    let place = Place::new();
+    let mut model = linear();
+    model.graph.as_mut().unwrap().input[0] = port("x", Dtype::Fp32, &[]);
+    place.save(&model);
+    let output = place.command(&[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(said.contains("hermes-shard: graph cannot be run: tract gave up: "), "{said}");
+    assert!(files(&place.store()).is_empty());
+}
+
+#[test]
+fn weights_that_lie_about_their_shape_are_refused() {
+    let check = |dims: &[i64], words: &[&str]| {
+        let place = Place::new();
+        let mut model = linear();
+        weight(&mut model).dims = dims.to_vec();
+        place.save(&model);
+        place.refuse(
+            &[],
+            &[&["model.onnx: tensor \"W\"", "export the model again"], words].concat(),
+        );
+    };
+    check(&[64, 257], &["takes 65792 bytes, the file has 65536"]);
+    check(&[64, 255], &["takes 65280 bytes, the file has 65536"]);
+    check(&[64], &["takes 256 bytes, the file has 65536"]);
+    check(&[], &["takes 4 bytes, the file has 65536"]);
+    check(&[64, 0], &["takes 0 bytes, the file has 65536"]);
+    check(&[-1, 256], &["absurd"]);
+    check(&[i64::MAX, i64::MAX], &["absurd"]);
+}
+
+#[test]
+fn a_tensor_of_too_many_axes_is_refused() {
+    let place = Place::new();
+    let mut model = linear();
+    weight(&mut model).dims = vec![1; 100];
+    place.save(&model);
+    place.refuse(&[], &["model.onnx: not an ONNX model", "absurd rank", "at offset"]);
+}
+
+#[test]
+fn a_weight_of_another_type_than_its_bytes_is_refused() {
+    let place = Place::new();
+    let mut model = linear();
+    weight(&mut model).data_type = 10;
+    place.save(&model);
+    place.refuse(&[], &["tensor \"W\"", "takes 32768 bytes, the file has 65536"]);
+}
+
+/// Builds a model whose weight is in another file, `weights.bin` beside it, which is `bytes` long.
+fn check_outside(entries: &[(&str, &str)], bytes: usize, words: &[&str]) {
+    let place = Place::new();
+    let (model, mut data) = linear_outside(entries);
+    place.save(&model);
+    data.resize(bytes, 0);
+    fs::write(place.path("weights.bin"), data).unwrap();
+    if words.is_empty() {
+        place.build(&[]);
+        place.check_sound("1");
+    } else {
+        place.refuse(&[], words);
+    }
+}
+
+#[test]
+fn external_data_stays_in_the_models_folder() {
+    for location in ["../weights.bin", "/etc/passwd", "a/../../weights.bin", "..", "", "."] {
+        let named = format!("external data \"{location}\" lies outside the model's folder");
+        check_outside(&[("location", location)], 65_536, &["tensor \"W\"", &named]);
+    }
+    check_outside(&[("offset", "0")], 65_536, &["tensor \"W\"", "has no location"]);
+}
+
+#[test]
+fn external_data_is_as_long_as_the_model_says() {
+    let at = |offset| [("location", "weights.bin"), ("offset", offset)];
+    check_outside(&at("0"), 65_536, &[]);
+    check_outside(&at("4096"), 65_536 + 4096, &[]);
+    let short = ["tensor \"W\"", "weights.bin", "copy"];
+    check_outside(&at("0"), 65_535, &[&short[..], &["65536 bytes", "has 65535"]].concat());
+    check_outside(&at("4"), 65_536, &[&short[..], &["at offset 4", "has 65536"]].concat());
+    check_outside(&at("18446744073709551615"), 65_536, &short);
+    check_outside(&at("18446744073709551616"), 65_536, &["tensor \"W\"", "is not a number"]);
+    check_outside(&at("-1"), 65_536, &["external offset \"-1\" is not a number"]);
+    let length = [("location", "weights.bin"), ("length", "65532")];
+    check_outside(&length, 65_536, &["tensor \"W\"", "takes 65536 bytes", "65532"]);
+    let missing = [("location", "elsewhere.bin")];
+    check_outside(&missing, 65_536, &["tensor \"W\"", "elsewhere.bin", "No such file"]);
+}
+
+#[test]
+fn small_external_tensors_come_into_the_graph() {
+    let place = Place::new();
+    let (model, data) = linear_outside(&[("location", "weights.bin")]);
+    place.save(&model);
+    fs::write(place.path("weights.bin"), &data).unwrap();
+    place.build(&["--threshold", "100000"]);
+    fs::remove_file(place.path("weights.bin")).unwrap();
+    place.check_sound("1");
+    let graph = fs::read(place.store().join("small/1/graph.onnx")).unwrap();
+    assert!(graph.windows(data.len()).any(|bytes| bytes == data), "the graph stands alone");
+}
+
+#[test]
+fn values_that_a_variant_cannot_hold_are_told_by_weight_and_row() {
+    let (row, column) = (5, 77);
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let place = Place::new();
+        place.save(&linear_with(row, column, value));
+        for variant in ["f16", "q8", "q4"] {
+            // A product's outputs are the columns of its weight.
+            let words = ["weight \"W\", row 77,", "not a number", "--variants f32"];
+            place.refuse(&["--variants", &format!("f32,{variant}")], &words);
+        }
+        place.build(&["--variants", "f32"]);
+        place.check_sound("1");
+    }
+}
+
+/// Masks are often the lowest f32: half precision holds its own lowest in their place.
+#[test]
+fn values_out_of_a_variants_range_become_its_largest_and_count_as_error() {
+    let place = Place::new();
+    place.save(&linear_with(5, 77, 1e6));
+    place.build(&["--variants", "f32,f16,q8,q4"]);
+    let files = &place.inspect("1")["layers"][0]["files"];
+    assert_eq!(files["f16"]["max_error"], 1e6 - 65504.0);
+    assert!(files["q8"]["max_error"].as_f64().unwrap() < 1e4);
+}

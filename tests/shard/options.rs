@@ -1,0 +1,205 @@
+//! What may be asked of a build, and what may not.
+
+use super::common::small_store;
+use super::{Place, TOOL, check_refusal, files, stderr, stdout};
+use serde_json::json;
+use std::fs;
+use std::process::Command;
+
+#[test]
+fn names_that_are_none_are_refused() {
+    let place = Place::with_linear();
+    for name in ["a/b", "..", "../up", ".hidden", "-dash", "", "a b", &"n".repeat(129)] {
+        let words = [&format!("{name:?} is no name"), "use letters, digits"];
+        place.refuse(&[&format!("--version={name}")], &words);
+        let mut command = Command::new(TOOL);
+        command.arg("build").arg(place.model()).arg("--store").arg(place.store());
+        command.arg(format!("--name={name}"));
+        place.refuse_command(command, &words);
+    }
+    assert!(!place.store().exists());
+}
+
+#[test]
+fn a_name_is_made_of_the_files() {
+    let place = Place::with_linear();
+    let build = |file: &str| {
+        let path = place.path(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::copy(place.model(), &path).unwrap();
+        let mut command = Command::new(TOOL);
+        let built = command.arg("build").arg(path).arg("--store").arg(place.store()).output();
+        let built = built.unwrap();
+        assert!(built.status.success(), "{}", stderr(&built));
+        stdout(&built)
+    };
+    assert!(build("plain.onnx").starts_with("plain version 1:"));
+    assert!(build("my-model/model.onnx").starts_with("my-model version 1:"));
+    assert!(build(".odd name.onnx").starts_with("odd_name version 1:"));
+}
+
+#[test]
+fn variants_that_are_none_are_refused() {
+    let place = Place::with_linear();
+    let check = |variants, words: &[&str]| place.refuse(&["--variants", variants], words);
+    check("q9", &["variant \"q9\" is unknown", "there are f32, f16, q8, q4"]);
+    check("f32,Q8", &["variant \"Q8\" is unknown"]);
+    check("bf16", &["variant \"bf16\" is unknown"]);
+    check("", &["variant \"\" is unknown"]);
+    check("q8,f32,q8", &["variant q8 is given twice"]);
+}
+
+#[test]
+fn a_version_is_replaced_by_force_only() {
+    let place = Place::with_linear();
+    place.build(&[]);
+    let first = files(&place.store());
+    let words = ["version 1 of small is in the store already", "--version", "--force"];
+    place.refuse(&[], &words);
+    place.refuse(&["--variants", "q8"], &words);
+
+    // A build that fails leaves the old version, forced or not.
+    place.save(&super::model::linear_with(0, 0, f32::NAN));
+    place.refuse(&["--force", "--variants", "q8"], &["weight \"W\""]);
+    place.check_sound("1");
+
+    place.save(&super::model::linear());
+    place.build(&["--force", "--variants", "q8"]);
+    place.check_sound("1");
+    assert_eq!(place.inspect("1")["variants"], json!(["q8"]));
+    assert!(files(&place.store()) != first);
+    place.build(&["--version", "2"]);
+    assert_eq!(place.inspect("1")["variants"], json!(["q8"]), "the other version stays");
+    assert_eq!(place.inspect("2")["variants"], json!(["f32"]));
+}
+
+#[test]
+fn open_dimensions_are_fixed_by_name() {
+    let place = Place::with_linear();
+    place.build(&[]);
+    assert_eq!(place.inspect("1")["inputs"][0]["shape"], json!([1, "seq", 64]));
+    place.build(&["--version", "2", "--dim", "seq=7"]);
+    assert_eq!(place.inspect("2")["inputs"][0]["shape"], json!([1, 7, 64]));
+    assert_eq!(place.inspect("2")["outputs"][0]["shape"], json!([1, 7, 256]));
+    let refuse = |dims: &[&str], words: &[&str]| {
+        place.refuse(&[&["--version", "3"], dims].concat(), words);
+    };
+    let words = ["no input has an open dimension \"sequence\"", "there is seq"];
+    refuse(&["--dim", "sequence=7"], &words);
+    refuse(&["--dim", "seq=7", "--dim", "seq=8"], &["dimension seq is given twice"]);
+    for wrong in ["seq", "seq=", "seq=0", "seq=-1", "seq=1.5", "=3"] {
+        let output = place.command(&["--version", "3", "--dim", wrong]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong} is wrong usage");
+        assert!(stderr(&output).contains("expected NAME=SIZE"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn the_threshold_decides_what_is_streamed() {
+    let place = Place::with_synth(&["bert-tiny", "--layers", "1"]);
+    let count = |threshold: &str| {
+        place.build(&["--version", threshold, "--threshold", threshold]);
+        place.check_sound(threshold);
+        let manifest = place.inspect(threshold);
+        let weights = manifest["weights"].as_array().unwrap();
+        let bytes = |weight: &serde_json::Value| -> u64 {
+            weight["shape"].as_array().unwrap().iter().map(|dim| dim.as_u64().unwrap()).product()
+        };
+        let least: u64 = threshold.parse().unwrap();
+        assert!(weights.iter().all(|weight| 8 * bytes(weight) >= least));
+        weights.len()
+    };
+    let (all, some, none) = (count("1024"), count("65536"), count("1000000000"));
+    assert!(all >= some && some > 0 && none == 0, "{all} {some} {none}");
+    // Below, axes and shapes would leave the graph, which cannot be run without them.
+    let output = place.command(&["--threshold", "1023"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("1023 is not in 1024.."), "{}", stderr(&output));
+}
+
+/// A place with the model of `small_store::words` and its tokenizer in `text.json`.
+fn place_of_words() -> Place {
+    use tract_onnx::pb::{ModelProto, OperatorSetIdProto, TensorProto};
+    let words = small_store::words();
+    let mut graph = words.graph;
+    graph.input.retain(|input| input.name != "table");
+    let (name, shape, values) = &words.weights[0];
+    graph.initializer.push(TensorProto {
+        name: name.to_string(),
+        data_type: 1,
+        dims: shape.map(|size| size as i64).to_vec(),
+        float_data: values.clone(),
+        ..TensorProto::default()
+    });
+    let place = Place::new();
+    place.save(&ModelProto {
+        ir_version: 8,
+        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
+        graph: Some(graph),
+        ..ModelProto::default()
+    });
+    fs::write(place.path("text.json"), words.tokenizer.unwrap()).unwrap();
+    place
+}
+
+#[test]
+fn a_tokenizer_that_is_none_is_refused() {
+    let place = place_of_words();
+    let refuse = |file: &str, words: &[&str]| {
+        let path = place.path(file);
+        let path = path.to_str().unwrap();
+        place.refuse(&["--tokenizer", path], &[&[path], words].concat());
+    };
+    refuse("missing.json", &["cannot read", "No such file"]);
+    fs::write(place.path("cut.json"), "{\"version\":\"1.0\",\"model\":{").unwrap();
+    refuse("cut.json", &["is no tokenizer.json", "line 1"]);
+    fs::write(place.path("other.json"), "{\"vocab_size\": 30522}").unwrap();
+    refuse("other.json", &["is no tokenizer.json"]);
+    fs::write(place.path("binary.json"), [0xff; 64]).unwrap();
+    refuse("binary.json", &["is no tokenizer.json"]);
+
+    // The one beside the model is taken without being asked for, and no less checked.
+    fs::write(place.path("tokenizer.json"), "[]").unwrap();
+    place.refuse(&[], &["tokenizer.json is no tokenizer.json"]);
+    fs::copy(place.path("text.json"), place.path("tokenizer.json")).unwrap();
+    place.build(&[]);
+    assert_eq!(place.inspect("1")["tokenizer"]["path"], "tokenizer.json");
+}
+
+#[test]
+fn an_embedding_is_an_output_that_fits() {
+    let place = place_of_words();
+    let tokenizer = place.path("text.json");
+    let tokenizer = tokenizer.to_str().unwrap();
+    let refuse = |embedding: &str, words: &[&str]| {
+        place.refuse(&["--tokenizer", tokenizer, "--embedding", embedding], words);
+    };
+    refuse("nothing", &["the model has no output \"nothing\"", "it has hidden"]);
+    refuse("nothing:mean", &["the model has no output \"nothing\"", "it has hidden"]);
+    refuse("hidden:max", &["pooling \"max\" is unknown", "mean, cls and none"]);
+    refuse("hidden:none", &["output \"hidden\" has 3 axes", "mean or cls"]);
+    place.refuse(&["--embedding", "hidden"], &["--embedding needs a tokenizer", "--tokenizer"]);
+    let check = |version: &str, embedding: &str, pooling: &str| {
+        let given = ["--tokenizer", tokenizer, "--version", version, "--embedding", embedding];
+        place.build(&given);
+        let task = &place.inspect(version)["task"];
+        assert!(
+            task.to_string().contains("hidden") && task.to_string().contains(pooling),
+            "{task}"
+        );
+    };
+    check("1", "hidden", "mean");
+    check("2", "hidden:mean", "mean");
+    check("3", "hidden:cls", "cls");
+}
+
+#[test]
+fn wrong_usage_has_exit_code_2() {
+    for arguments in [&["build"][..], &["cut"], &["build", "m.onnx"], &["verify", "--store", "s"]] {
+        let output = Command::new(TOOL).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    }
+    let place = Place::new();
+    let output = place.tool("inspect", &[]);
+    check_refusal(&output, &[place.store().to_str().unwrap(), "No such file"]);
+}

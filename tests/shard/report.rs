@@ -1,0 +1,164 @@
+//! What `build`, `inspect` and `verify` say, to people and to programs.
+
+use super::{Place, check_refusal, stderr, stdout};
+use hermes::store::layer_file::LayerFile;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::PathBuf;
+
+#[test]
+fn a_build_tells_size_and_error_of_each_variant() {
+    let place = Place::with_synth(&["bert-tiny"]);
+    let built = place.build(&["--variants", "f32,q8,q4"]);
+    let report = stdout(&built);
+    assert!(report.starts_with("small version 1: 3 layers in "), "{report}");
+    for line in ["  graph ", "  f32 ", "  q8 ", "  q4 "] {
+        assert!(report.lines().any(|l| l.starts_with(line)), "no line of {line}: {report}");
+    }
+    let built = place.build(&["--force", "--json"]);
+    let report: Value = serde_json::from_slice(&built.stdout).unwrap();
+    assert_eq!((&report["model"], &report["version"]), (&json!("small"), &json!("1")));
+    let names: Vec<&Value> =
+        report["layers"].as_array().unwrap().iter().map(|layer| &layer["name"]).collect();
+    assert_eq!(names, ["embeddings", "encoder.0", "encoder.1"]);
+    assert_eq!(report["layers"][0]["files"]["f32"]["relative_error"], 0.0);
+}
+
+#[test]
+fn errors_of_variants_are_in_their_order() {
+    let place = Place::with_synth(&["bert-tiny"]);
+    place.build(&["--variants", "f32,f16,q8,q4"]);
+    let manifest = place.inspect("1");
+    for layer in manifest["layers"].as_array().unwrap() {
+        let [f32, f16, q8, q4] = ["f32", "f16", "q8", "q4"].map(|variant| {
+            let file = &layer["files"][variant];
+            let error = file["relative_error"].as_f64().unwrap();
+            (error, file["bytes"].as_u64().unwrap())
+        });
+        assert_eq!(f32.0, 0.0);
+        assert!(f16.0 > 0.0 && f16.0 < q8.0 && q8.0 <= q4.0, "{layer}");
+        assert!(f32.1 > f16.1 && f16.1 > q8.1 && q8.1 >= q4.1, "{layer}");
+    }
+}
+
+/// Bars and colours are for terminals: a log that takes the output gets whole lines.
+#[test]
+fn lines_are_quiet_where_there_is_no_terminal() {
+    let place = Place::with_synth(&["bert-tiny"]);
+    for output in [place.build(&[]), place.tool("inspect", &[]), place.tool("verify", &[])] {
+        for text in [stdout(&output), stderr(&output)] {
+            assert!(!text.contains(['\x1b', '\r']), "{text:?}");
+            assert!(text.is_empty() || text.ends_with('\n'), "{text:?}");
+        }
+    }
+    let lines = stderr(&place.build(&["--force"]));
+    let layers: Vec<&str> =
+        lines.lines().map(|line| line.split_once(" MiB  ").expect("done of all").1).collect();
+    assert_eq!(layers, ["embeddings", "encoder.0", "encoder.1"]);
+    assert_eq!(stderr(&place.tool("verify", &[])), "");
+}
+
+#[test]
+fn inspect_shows_layers_and_tensors_in_tape_order() {
+    let place = Place::with_synth(&["bert-tiny"]);
+    place.build(&["--variants", "f32,q8"]);
+    let shown = stdout(&place.tool("inspect", &[]));
+    let mut rest = &shown[..];
+    for word in [
+        "small version 1\n",
+        "from model.onnx",
+        "input    input_ids INT64 [1,\"sequence_length\"]",
+        "output   last_hidden_state FP32 [1,\"sequence_length\",128]",
+        "layers in tape order",
+        "  0 embeddings",
+        "f32",
+        "q8",
+        "table    embeddings.word_embeddings.weight [1000, 128] FP32 in 1 blocks",
+        "  1 encoder.0",
+        "linear   ",
+        "[128, 512] FP32 in 1 blocks",
+    ] {
+        let at = rest.find(word).unwrap_or_else(|| panic!("{word:?} is missing: {shown}"));
+        rest = &rest[at..];
+    }
+    let manifest = place.inspect("1");
+    assert_eq!(manifest["variants"], json!(["f32", "q8"]));
+    assert_eq!(manifest["layers"][1]["name"], "encoder.0");
+}
+
+#[test]
+fn what_is_not_in_the_store_is_told() {
+    let place = Place::with_linear();
+    place.build(&[]);
+    for command in ["inspect", "verify"] {
+        let output = place.tool(command, &["--version", "2"]);
+        check_refusal(&output, &["has no version 2 of small", "hermesctl ls"]);
+        let output = place.tool(command, &["--version", "../1"]);
+        check_refusal(&output, &["\"../1\" is no name", "use letters"]);
+    }
+}
+
+/// Flips one byte of a file.
+fn flip(path: &PathBuf, at: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at as usize] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn verify_names_the_bad_block_and_its_file() {
+    let place = Place::with_synth(&["bert-tiny"]);
+    place.build(&["--variants", "f32,q8"]);
+    place.check_sound("1");
+    let version = place.store().join("small/1");
+    let path = version.join("layers/001-encoder.0.q8.layer");
+    let layer = LayerFile::open(&path, None).unwrap();
+    let block = &layer.index.blocks[3];
+    flip(&path, block.offset + block.bytes - 1);
+    let output = place.tool("verify", &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    let name = &layer.index.tensors[block.tensor].name;
+    let place_of_block = format!(
+        "{}: wrong checksum of block 3 at byte {} (rows {:?} of {name:?})\n",
+        path.display(),
+        block.offset,
+        block.row_start..block.row_start + block.row_count
+    );
+    assert!(said.contains(&place_of_block), "{said}");
+    assert!(said.contains("hermes-shard build --force"), "it says what to do: {said}");
+    assert_eq!(said.lines().count(), 2, "one problem, one advice: {said}");
+    assert_eq!(stdout(&output), "");
+
+    let output = place.tool("verify", &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["problems"].as_array().unwrap().len(), 1);
+    assert_eq!(report["problems"][0]["path"], path.to_str().unwrap());
+    assert!(report["problems"][0]["what"].as_str().unwrap().contains("block 3"), "{report}");
+}
+
+#[test]
+fn verify_goes_on_after_a_bad_file_and_names_them_all() {
+    let place = Place::with_synth(&["bert-tiny"]);
+    place.build(&["--variants", "f32,q8"]);
+    let version = place.store().join("small/1");
+    flip(&version.join("graph.onnx"), 100);
+    fs::remove_file(version.join("layers/000-embeddings.f32.layer")).unwrap();
+    let cut = version.join("layers/001-encoder.0.f32.layer");
+    let bytes = fs::read(&cut).unwrap();
+    fs::write(&cut, &bytes[..bytes.len() - 1]).unwrap();
+    let output = place.tool("verify", &[]);
+    let said = stderr(&output);
+    let problems = [
+        ("graph.onnx: ", "checksum"),
+        ("000-embeddings.f32.layer: ", "No such file"),
+        ("001-encoder.0.f32.layer: ", "the manifest says"),
+    ];
+    for (file, what) in problems {
+        let line = said.lines().find(|line| line.contains(file));
+        assert!(line.is_some_and(|line| line.contains(what)), "{file}{what}: {said}");
+    }
+    place.build(&["--force", "--variants", "f32,q8"]);
+    place.check_sound("1");
+}
