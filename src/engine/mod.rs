@@ -7,6 +7,7 @@ mod array;
 mod error;
 mod model;
 mod pass;
+mod progress;
 mod service;
 mod tape;
 
@@ -14,4 +15,5 @@ pub use array::{Array, ArrayError};
 pub use error::{EngineError, ErrorKind};
 pub use model::Model;
 pub use pass::{Cancel, PassStats};
+pub use progress::Progress;
 pub use service::{Config, Engine, Reply, Request, SourceKind};

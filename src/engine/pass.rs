@@ -3,6 +3,7 @@
 use super::array::Array;
 use super::error::EngineError;
 use super::model::Model;
+use super::progress::Beats;
 use super::tape::{Stretch, Table};
 use crate::codec::Codec;
 use crate::graph::{Feed, IndexOutOfRange, Kernels, Lease, TapeFeed};
@@ -57,6 +58,7 @@ struct PassFeed {
     flow: Arc<Flow>,
     kernels: Arc<Kernels>,
     cancel: Cancel,
+    beats: Beats,
 }
 
 impl PassFeed {
@@ -93,6 +95,7 @@ impl Feed for PassFeed {
             bail!("slot {slot} is a table");
         };
         let lease = self.flow.lease(first + block)?;
+        self.beats.beat();
         Ok(Lease { rows: rows[block].clone(), bytes: Box::new(lease) })
     }
 
@@ -157,23 +160,25 @@ fn runs_of(table: &Table, rows: &[usize]) -> Vec<(Range<usize>, Range<u64>)> {
     runs
 }
 
-/// Runs one pass on the calling thread, which must be one of the compute pool's.
+/// Runs one pass on the calling thread, which must be one of the compute pool's, until it is
+/// cancelled; each node and block beats.
 pub fn run(
     model: &Arc<Model>,
     flow: &Arc<Flow>,
     kernels: &Arc<Kernels>,
     inputs: TVec<TValue>,
     outputs: &[usize],
-    cancel: &Cancel,
+    (cancel, beats): (&Cancel, &Beats),
 ) -> Result<(Vec<Array>, PassStats), EngineError> {
     let feed = PassFeed {
         model: Arc::clone(model),
         flow: Arc::clone(flow),
         kernels: Arc::clone(kernels),
         cancel: cancel.clone(),
+        beats: beats.clone(),
     };
     let started = Instant::now();
-    let computed = evaluate(model, TapeFeed(Arc::new(feed)), inputs, outputs, cancel);
+    let computed = evaluate(model, TapeFeed(Arc::new(feed)), inputs, outputs, (cancel, beats));
     let latency_us = started.elapsed().as_micros() as u64;
     let arrays = computed.map_err(|error| explain(flow, cancel, error))?;
     let counters = flow.counters();
@@ -191,7 +196,7 @@ fn evaluate(
     feed: TapeFeed,
     inputs: TVec<TValue>,
     outputs: &[usize],
-    cancel: &Cancel,
+    (cancel, beats): (&Cancel, &Beats),
 ) -> TractResult<Vec<Array>> {
     let mut state = model.plan.spawn()?;
     state.turn_state.shared.insert(feed);
@@ -199,6 +204,7 @@ fn evaluate(
         if cancel.is_cancelled() {
             return Err(StreamError::Cancelled.into());
         }
+        beats.beat();
         tract_core::plan::eval(context, op_state, node, inputs)
     })?;
     outputs.iter().map(|index| Array::from_tensor(&values[*index])).collect()

@@ -4,6 +4,7 @@ use super::array::Array;
 use super::error::EngineError;
 use super::model::Model;
 use super::pass::{self, Cancel, PassStats};
+use super::progress::{Beats, Progress};
 use crate::graph::Kernels;
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Store, StoreError};
@@ -118,6 +119,7 @@ struct Shared {
     jobs: Mutex<Option<Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     stopping: Cancel,
+    beats: Beats,
 }
 
 impl Engine {
@@ -137,6 +139,7 @@ impl Engine {
             jobs: Mutex::new(Some(jobs)),
             thread: Mutex::new(None),
             stopping: Cancel::new(),
+            beats: Beats::default(),
         });
         let worker = Worker::start(&config, &shared, vec![process, window], window_bytes)?;
         let thread = std::thread::Builder::new()
@@ -205,6 +208,11 @@ impl Engine {
     /// The ledger of everything held.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.0.ledger
+    }
+
+    /// Whether the engine's thread works, and how far it has come.
+    pub fn progress(&self) -> Progress {
+        self.0.beats.progress()
     }
 
     /// Cancels what runs and waits, and joins the threads.
@@ -282,6 +290,7 @@ struct Worker {
     kernels: Arc<Kernels>,
     window_bytes: u64,
     stopping: Cancel,
+    beats: Beats,
     _grants: Vec<Grant>,
 }
 
@@ -315,6 +324,7 @@ impl Worker {
             kernels: Arc::new(Kernels::native()),
             window_bytes,
             stopping: shared.stopping.clone(),
+            beats: shared.beats.clone(),
             _grants: grants,
         })
     }
@@ -325,6 +335,7 @@ impl Worker {
                 job.refuse(EngineError::Cancelled);
                 continue;
             }
+            let _job = self.beats.job();
             match job {
                 Job::Infer(request, answer) => answer(self.infer(&request)),
                 Job::Load(model, answer) => answer(self.load(&model)),
@@ -350,10 +361,11 @@ impl Worker {
         let ledger = Arc::clone(&self.shared()?.ledger);
         let grant = ledger.try_grant(Category::Activations, footprint.activation_bytes)?;
         let flow = self.flow(&model);
+        let watched = (&request.cancel, &self.beats);
         let ran = catch_unwind(AssertUnwindSafe(|| {
             self.pool.install(|| {
                 multithread_tract_scope(Executor::MultiThread(Arc::clone(&self.pool)), || {
-                    pass::run(&model, &flow, &self.kernels, inputs, &outputs, &request.cancel)
+                    pass::run(&model, &flow, &self.kernels, inputs, &outputs, watched)
                 })
             })
         }));
@@ -386,7 +398,10 @@ impl Worker {
         let model = self.loaded(model)?;
         let started = std::time::Instant::now();
         let flow = self.flow(&model);
-        let played = (0..model.blocks.len()).try_for_each(|block| flow.lease(block).map(drop));
+        let played = (0..model.blocks.len()).try_for_each(|block| {
+            self.beats.beat();
+            flow.lease(block).map(drop)
+        });
         let latency_us = started.elapsed().as_micros() as u64;
         let counters = flow.counters();
         flow.end();
