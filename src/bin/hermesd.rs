@@ -1,6 +1,6 @@
 //! The daemon: serves a store of models on a Unix socket within one byte budget.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Parser;
 use hermes::api;
 use hermes::daemon::config::{self, Bytes, Effective, Settings, Sources};
@@ -81,7 +81,8 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("{error:#}");
+            // The library's errors tell their causes themselves.
+            log::error!("{error}");
             ExitCode::FAILURE
         }
     }
@@ -110,7 +111,7 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
         .thread_name("hermes-api")
         .max_blocking_threads(HELPER_THREADS)
         .build()
-        .context("cannot start the event loop")?;
+        .map_err(|error| anyhow!("cannot start the event loop: {error}"))?;
     let context = runtime.enter();
     let settings = effective.settings.clone();
     let mut lifecycle = Lifecycle::new(sources, effective)?;

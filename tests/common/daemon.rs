@@ -19,7 +19,12 @@ pub struct Daemon {
 impl Daemon {
     /// Starts hermesd and waits until it answers.
     pub fn start(store: &Path, socket: &Path, arguments: &[&str]) -> Daemon {
-        let child = command(store, socket, arguments).spawn().expect("hermesd starts");
+        Daemon::spawn(&mut command(store, socket, arguments), socket)
+    }
+
+    /// Starts `command`, a hermesd that will serve `socket`, and waits until it answers.
+    pub fn spawn(command: &mut Command, socket: &Path) -> Daemon {
+        let child = command.spawn().expect("hermesd starts");
         let mut daemon = Daemon { child, socket: socket.to_owned() };
         let start = Instant::now();
         while UnixStream::connect(socket).is_err() {
@@ -45,6 +50,11 @@ impl Daemon {
     /// One JSON request on a connection of its own.
     pub fn post(&self, path: &str, body: &str) -> (u16, Value) {
         self.connect().post(path, body).reply()
+    }
+
+    /// The process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal.

@@ -393,7 +393,7 @@ mod tests {
         check("rights = 3", "c.toml:1: there is no key \"rights\"");
         check(
             "[rights]\nload = [\n \"root\",\n \"no such user\",\n]",
-            "c.toml:4: there is no user \"no such user\"",
+            "c.toml:2: there is no user \"no such user\"",
         );
         check("drain = 1\ndrain = 2", "c.toml:2: duplicate key");
         check("drain 1", "c.toml:1: ");
