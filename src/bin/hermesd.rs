@@ -5,8 +5,8 @@ use clap::Parser;
 use hermes::api;
 use hermes::daemon::config::{self, Bytes, Effective, Settings, Sources};
 use hermes::daemon::socket::{self, SocketFile};
-use hermes::daemon::{Lifecycle, activation, journal, size};
-use hermes::engine::{Config, Engine};
+use hermes::daemon::{Lifecycle, activation, journal};
+use hermes::engine::Engine;
 use hermes::sys::heap;
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -117,7 +117,7 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
     let mut lifecycle = Lifecycle::new(sources, effective)?;
     drop(context);
     let (listener, socket) = listen(&settings)?;
-    let engine = Engine::start(engine_config(&settings))?;
+    let engine = Engine::start(settings.engine())?;
     let control = lifecycle.control();
     runtime.block_on(async {
         tokio::select! {
@@ -148,18 +148,4 @@ fn listen(settings: &Settings) -> Result<(UnixListener, Option<SocketFile>)> {
     let (listener, file) = socket::bind(&settings.socket)?;
     log::info!("listening on {}", settings.socket.display());
     Ok((listener, Some(file)))
-}
-
-fn engine_config(settings: &Settings) -> Config {
-    let budget_bytes = settings.budget_bytes();
-    if settings.budget.is_none() {
-        log::info!("the budget is {}: no other is set", size::Size(budget_bytes));
-    }
-    Config {
-        window_bytes: settings.window.map(|window| window.0),
-        threads: settings.threads.map(NonZeroUsize::get),
-        loaders: settings.loaders.map(NonZeroUsize::get),
-        variant: settings.variant.clone(),
-        ..Config::new(&settings.store, budget_bytes)
-    }
 }

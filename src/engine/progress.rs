@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// The engine at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Whether the engine's thread is in a job.
+    /// Whether the engine's thread is in a job, or one waits for it.
     pub busy: bool,
     /// Grows with each block leased, node evaluated and job finished.
     pub beats: u64,

@@ -210,9 +210,11 @@ impl Engine {
         &self.0.ledger
     }
 
-    /// Whether the engine's thread works, and how far it has come.
+    /// Whether the engine's thread has work, and how far it has come.
     pub fn progress(&self) -> Progress {
-        self.0.beats.progress()
+        let waits = lock(&self.0.jobs).as_ref().is_some_and(|jobs| !jobs.is_empty());
+        let progress = self.0.beats.progress();
+        Progress { busy: progress.busy || waits, ..progress }
     }
 
     /// Cancels what runs and waits, and joins the threads.

@@ -12,6 +12,7 @@ pub use show::show;
 
 use super::rights::Rights;
 use super::size;
+use crate::engine::Config;
 use crate::sys::{cgroup::MemoryCgroup, memory};
 use log::LevelFilter;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -88,6 +89,21 @@ impl Settings {
         }
         let limit = MemoryCgroup::of_self().and_then(|group| group.limit_bytes());
         budget_for(memory::available_bytes(), limit)
+    }
+
+    /// The engine that these settings ask for.
+    pub fn engine(&self) -> Config {
+        let budget_bytes = self.budget_bytes();
+        if self.budget.is_none() {
+            log::info!("the budget is {}: no other is set", size::Size(budget_bytes));
+        }
+        Config {
+            window_bytes: self.window.map(|window| window.0),
+            threads: self.threads.map(NonZeroUsize::get),
+            loaders: self.loaders.map(NonZeroUsize::get),
+            variant: self.variant.clone(),
+            ..Config::new(&self.store, budget_bytes)
+        }
     }
 
     /// Time for running requests to end.
