@@ -4,6 +4,7 @@
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
 
 # Where the real models are, or are fetched to: 245 MB.
 HERMES_MODELS ?= $(CURDIR)/models
@@ -21,7 +22,7 @@ help:
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
 	@echo "make test-arm run the unit tests for aarch64 under qemu-user"
-	@echo "make install  copy the programs to \$$(DESTDIR)\$$(PREFIX)/bin"
+	@echo "make install  copy the programs to \$$(DESTDIR)\$$(PREFIX)/bin, the units beside them"
 	@echo "make clean    remove what was built; fetched models stay"
 
 build:
@@ -60,6 +61,7 @@ install: build
 	install -d "$(DESTDIR)$(PREFIX)/bin"
 	install -m 755 $(addprefix $${CARGO_TARGET_DIR:-target}/release/,hermesd hermesctl hermes-shard hermes-bench) \
 		"$(DESTDIR)$(PREFIX)/bin"
+	systemd/install.sh "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)"
 
 clean:
 	$(CARGO) clean

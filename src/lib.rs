@@ -5,10 +5,11 @@
 //! ARCHITECTURE.md for the whole in ten minutes.
 //!
 //! Dependencies point one way: `codec <- store <- graph` and `sys <- stream`, both `<- engine <-
-//! api`; `tests/architecture.rs` keeps it so.
+//! daemon <- api`; `tests/architecture.rs` keeps it so.
 
 pub mod api;
 pub mod codec;
+pub mod daemon;
 pub mod engine;
 pub mod graph;
 pub mod store;

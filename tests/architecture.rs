@@ -4,14 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A part and the parts it may know.
-const PARTS: [(&str, &[&str]); 7] = [
+const PARTS: [(&str, &[&str]); 8] = [
     ("sys", &[]),
     ("codec", &[]),
     ("store", &["codec", "sys"]),
     ("graph", &["codec", "store"]),
     ("stream", &["sys"]),
     ("engine", &["codec", "graph", "store", "stream", "sys"]),
-    ("api", &["engine", "store", "stream", "sys"]),
+    ("daemon", &["engine", "sys"]),
+    ("api", &["daemon", "engine", "store", "stream", "sys"]),
 ];
 
 #[test]

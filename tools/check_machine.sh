@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check that this machine has what a step needs: tools/check_machine.sh [build|models|demo]...
+# Check that this machine has what a step needs: tools/check_machine.sh [build|models|demo|units]...
 # Says what is missing and how to get it; run as root where there is apt-get, it installs it.
 # Rust itself is never installed here.
 set -euo pipefail
@@ -26,8 +26,11 @@ for step in "${@:-build}"; do
     demo)
         need curl command -v curl
         ;;
+    units)
+        need systemd command -v systemd-analyze
+        ;;
     *)
-        echo "usage: $0 [build|models|demo]..." >&2
+        echo "usage: $0 [build|models|demo|units]..." >&2
         exit 2
         ;;
     esac

@@ -1,8 +1,10 @@
 //! Which path leads where, and what every handler shares.
 
 use super::error::ApiError;
+use super::rights::require;
 use super::tokenizer::Tokenizers;
 use super::{oip, openai};
+use crate::daemon::rights::Right;
 use crate::engine::{Cancel, Engine, EngineError, Reply, Request};
 use crate::store::manifest::Manifest;
 use axum::Router;
@@ -114,8 +116,9 @@ pub fn router(api: Arc<Api>) -> Router {
     let model = |router: Router<Arc<Api>>, path: &str| {
         router
             .route(path, get(oip::model_metadata))
-            .route(&format!("{path}/ready"), get(oip::model_ready))
-            .route(&format!("{path}/infer"), post(oip::infer))
+            // Asking whether a model is ready loads it, as inferring does.
+            .route(&format!("{path}/ready"), require(Right::Infer, get(oip::model_ready)))
+            .route(&format!("{path}/infer"), require(Right::Infer, post(oip::infer)))
     };
     let router = Router::new()
         .route("/v2", get(oip::server_metadata))
@@ -123,7 +126,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v2/health/ready", get(oip::ready))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{model}", get(openai::model))
-        .route("/v1/embeddings", post(openai::embeddings));
+        .route("/v1/embeddings", require(Right::Infer, post(openai::embeddings)));
     let router = model(router, "/v2/models/{model}");
     let router = model(router, "/v2/models/{model}/versions/{version}");
     router.fallback(unknown_path).method_not_allowed_fallback(wrong_method).with_state(api)
@@ -148,7 +151,8 @@ async fn wrong_method(request: HttpRequest) -> Response {
     response
 }
 
-fn refuse(path: &str, error: ApiError) -> Response {
+/// The response of an error, in the shape of the protocol that `path` is of.
+pub fn refuse(path: &str, error: ApiError) -> Response {
     match path.starts_with("/v1") {
         true => openai::OpenAiError(error).into_response(),
         false => oip::OipError(error).into_response(),

@@ -1,11 +1,14 @@
 //! Connections: accepted up to a limit, served by hyper with every wait bounded, drained at the
 //! end.
 
+use super::rights::Caller;
 use super::routes::{Api, router};
 use super::size::Size;
 use super::stall::WriteDeadline;
+use crate::daemon::{Control, Phase};
 use crate::engine::Engine;
 use crate::stream::{Category, Grant, OverBudget};
+use crate::sys::peer::Peer;
 use axum::Router;
 use axum::extract::Request as HttpRequest;
 use hyper::body::Incoming;
@@ -13,26 +16,22 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
-use std::pin::pin;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Time for a request's head, and for a connection to be idle.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Time for a client to take some of its reply.
 const REPLY_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Time for running requests to end after the daemon was told to stop.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Time for a client to take the last response while what it still sends is thrown away.
 const LINGER: Duration = Duration::from_secs(2);
@@ -72,7 +71,8 @@ pub enum ServeError {
     OverBudget(#[from] OverBudget),
 }
 
-/// Serves `engine` on `listener` until `stop` completes, then drains.
+/// Serves `engine` on `listener` until the phase of `control` is another than serving, then drains:
+/// requests that run may end until the drain's deadline, or until the phase is cancelling.
 ///
 /// # Errors
 ///
@@ -80,7 +80,7 @@ pub enum ServeError {
 pub async fn serve(
     listener: StdListener,
     engine: Engine,
-    stop: impl Future<Output = ()>,
+    control: Control,
 ) -> Result<(), ServeError> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
@@ -91,12 +91,10 @@ pub async fn serve(
     let limit = (limit as usize).max(RESERVED_CONNECTIONS);
     let api = Api::new(engine.clone());
     log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes));
-    let (stopping, stopped) = watch::channel(());
     let mut server =
-        Server { engine, router: router(api), limit, stopped, connections: JoinSet::new() };
-    server.accept_until(listener, stop).await;
+        Server { engine, router: router(api), limit, control, connections: JoinSet::new() };
+    server.accept(listener).await;
     log::info!("stopping: {} connections are open", server.connections.len());
-    drop(stopping);
     server.drain().await;
     Ok(())
 }
@@ -105,25 +103,24 @@ struct Server {
     engine: Engine,
     router: Router,
     limit: usize,
-    /// Closed when the daemon stops.
-    stopped: watch::Receiver<()>,
+    control: Control,
     connections: JoinSet<()>,
 }
 
 impl Server {
-    async fn accept_until(&mut self, listener: UnixListener, stop: impl Future<Output = ()>) {
-        let mut stop = pin!(stop);
+    async fn accept(&mut self, listener: UnixListener) {
+        let mut phase = self.control.phase.clone();
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => self.admit(stream),
                     Err(error) => {
                         log::warn!("cannot accept a connection: {error}");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        sleep(ACCEPT_PAUSE).await;
                     }
                 },
                 Some(_) = self.connections.join_next() => {}
-                () = &mut stop => return,
+                () = reaches(&mut phase, Phase::Draining) => return,
             }
         }
     }
@@ -140,15 +137,24 @@ impl Server {
                 Err(error) => return refuse(&stream, &format!("no room: {error}; try again")),
             },
         };
-        let (router, stopped) = (self.router.clone(), self.stopped.clone());
-        self.connections.spawn(connection(stream, router, stopped, grant));
+        let peer = Peer::of(&stream);
+        if let Err(error) = &peer {
+            log::warn!("the kernel does not tell who connects: {error}");
+        }
+        let caller = Caller::new(peer.ok(), self.control.live.clone());
+        let phase = self.control.phase.clone();
+        self.connections.spawn(connection(stream, self.router.clone(), caller, phase, grant));
     }
 
     async fn drain(&mut self) {
-        let drained = timeout(DRAIN_DEADLINE, async {
-            while self.connections.join_next().await.is_some() {}
-        });
-        if drained.await.is_err() {
+        let deadline = self.control.live.borrow().drain;
+        let drained = async { while self.connections.join_next().await.is_some() {} };
+        let is_drained = tokio::select! {
+            () = drained => true,
+            () = sleep(deadline) => false,
+            () = reaches(&mut self.control.phase, Phase::Cancelling) => false,
+        };
+        if !is_drained {
             log::warn!("{} connections are cut off", self.connections.len());
             self.connections.shutdown().await;
         }
@@ -159,11 +165,13 @@ impl Server {
 async fn connection(
     stream: UnixStream,
     router: Router,
-    mut stopped: watch::Receiver<()>,
+    caller: Caller,
+    mut phase: watch::Receiver<Phase>,
     _grant: Option<Grant>,
 ) {
     let router = TowerToHyperService::new(router);
-    let service = hyper::service::service_fn(move |request: HttpRequest<Incoming>| {
+    let service = hyper::service::service_fn(move |mut request: HttpRequest<Incoming>| {
+        request.extensions_mut().insert(caller.clone());
         Box::pin(router.call(request))
     });
     let mut connection = http1::Builder::new()
@@ -175,7 +183,7 @@ async fn connection(
         .serve_connection(TokioIo::new(WriteDeadline::new(stream, REPLY_PATIENCE)), service);
     let served = tokio::select! {
         served = poll_fn(|context| connection.poll_without_shutdown(context)) => served,
-        _ = stopped.changed() => {
+        () = reaches(&mut phase, Phase::Draining) => {
             Pin::new(&mut connection).graceful_shutdown();
             poll_fn(|context| connection.poll_without_shutdown(context)).await
         }
@@ -184,6 +192,12 @@ async fn connection(
         log::debug!("a connection ended: {error}");
     }
     linger(connection.into_parts().io.into_inner().into_inner()).await;
+}
+
+/// Waits until the daemon has come as far as `phase`.
+async fn reaches(follow: &mut watch::Receiver<Phase>, phase: Phase) {
+    // A daemon that no longer says how far it has come has come to its end.
+    let _ = follow.wait_for(|now| *now >= phase).await;
 }
 
 /// Throws away what the client still sends, so that it is not cut off before it has read why.

@@ -1,14 +1,19 @@
 //! The daemon: serves a store of models on a Unix socket within one byte budget.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow, bail};
 use clap::Parser;
-use hermes::api::client::default_socket;
-use hermes::api::{self, size, socket};
-use hermes::engine::{Config, Engine};
+use hermes::api;
+use hermes::daemon::config::{self, Bytes, Effective, Settings, Sources};
+use hermes::daemon::socket::{self, SocketFile};
+use hermes::daemon::{Lifecycle, activation, journal};
+use hermes::engine::Engine;
 use hermes::sys::heap;
+use serde::Serialize;
+use std::num::NonZeroUsize;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
+use std::time::Duration;
 
 #[global_allocator]
 static ALLOCATOR: heap::CountingAllocator = heap::CountingAllocator;
@@ -16,78 +21,131 @@ static ALLOCATOR: heap::CountingAllocator = heap::CountingAllocator;
 /// Helper threads beside the event loop: parsing large bodies, tokenizing, loading.
 const HELPER_THREADS: usize = 2;
 
+/// Time for the engine's threads to end once everything is cancelled.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Serves neural networks from a store, streaming their weights through a small window.
 #[derive(Parser)]
-#[command(version, after_help = "Log level: HERMES_LOG=error|warn|info|debug (default info).")]
+#[command(
+    version,
+    after_help = "Each setting can also stand in the config file, its drop-ins (FILE.d/*.conf) and \
+                  the environment (HERMES_STORE, HERMES_LOG=debug, ...). --print-config shows all."
+)]
 struct Args {
-    /// Folder that hermes-shard built models into.
+    /// Config file [default: /etc/hermes/hermesd.toml, where it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the config and end: status 0 where it is good.
     #[arg(long)]
-    store: PathBuf,
-    /// Unix socket to serve [default: $HERMES_SOCKET or /run/hermes/hermes.sock].
+    check_config: bool,
+    /// Print the settings in force as TOML, with the origin of each, and end.
+    #[arg(long)]
+    print_config: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// What of the settings the command line may set.
+#[derive(clap::Args, Serialize)]
+struct Flags {
+    /// Folder that hermes-shard built models into [default: /var/lib/hermes].
+    #[arg(long)]
+    store: Option<PathBuf>,
+    /// Unix socket to serve [default: /run/hermes/hermes.sock].
     #[arg(long)]
     socket: Option<PathBuf>,
-    /// Bytes that the whole process may hold: 64MiB, 1GiB.
-    #[arg(long, value_parser = size::parse)]
-    budget: u64,
+    /// Bytes that the whole process may hold: 64MiB, 1GiB [default: half of what there is].
+    #[arg(long)]
+    budget: Option<Bytes>,
     /// Bytes of weights in memory ahead of and under compute [default: chosen from the budget].
-    #[arg(long, value_parser = size::parse)]
-    window: Option<u64>,
+    #[arg(long)]
+    window: Option<Bytes>,
     /// Compute threads [default: one a core].
     #[arg(long)]
-    threads: Option<usize>,
+    threads: Option<NonZeroUsize>,
     /// Threads that read from disk [default: chosen].
     #[arg(long)]
-    loaders: Option<usize>,
+    loaders: Option<NonZeroUsize>,
     /// Variant of the weights to serve, such as f32 or q8 [default: the best the model has].
     #[arg(long)]
     variant: Option<String>,
+    /// Seconds for running requests to end after SIGTERM [default: 10].
+    #[arg(long)]
+    drain: Option<u32>,
 }
 
 fn main() -> ExitCode {
     heap::limit_arenas();
     let args = Args::parse();
-    env_logger::Builder::from_env(env_logger::Env::new().filter_or("HERMES_LOG", "info")).init();
-    match run(args) {
+    journal::init();
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("{error:#}");
+            // The library's errors tell their causes themselves.
+            log::error!("{error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(args: Args) -> Result<()> {
-    let path = args.socket.unwrap_or_else(default_socket);
-    let (listener, socket) = socket::bind(&path)?;
-    let engine = Engine::start(Config {
-        window_bytes: args.window,
-        threads: args.threads,
-        loaders: args.loaders,
-        variant: args.variant,
-        ..Config::new(args.store, args.budget)
-    })?;
+fn run(args: &Args) -> Result<()> {
+    let sources = Sources::new(args.config.clone(), &args.flags)?;
+    let effective = sources.read()?;
+    effective.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    if args.print_config {
+        print!("{}", config::show(&effective));
+    }
+    if args.check_config {
+        eprintln!("the config is good: {} files were read", effective.files.len());
+    }
+    if args.print_config || args.check_config {
+        return Ok(());
+    }
+    journal::set_level(effective.settings.log.filter());
+    serve(sources, effective)
+}
+
+fn serve(sources: Sources, effective: Effective) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("hermes-api")
         .max_blocking_threads(HELPER_THREADS)
         .build()
-        .context("cannot start the event loop")?;
-    log::info!("listening on {}", path.display());
+        .map_err(|error| anyhow!("cannot start the event loop: {error}"))?;
+    let context = runtime.enter();
+    let settings = effective.settings.clone();
+    let mut lifecycle = Lifecycle::new(sources, effective)?;
+    drop(context);
+    let (listener, socket) = listen(&settings)?;
+    let engine = Engine::start(settings.engine())?;
+    let control = lifecycle.control();
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot take SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot take SIGINT")?;
-        let stop = async {
-            tokio::select! {
-                _ = terminate.recv() => log::info!("SIGTERM"),
-                _ = interrupt.recv() => log::info!("SIGINT"),
-            }
-        };
-        api::serve(listener, engine.clone(), stop).await?;
-        anyhow::Ok(())
+        tokio::select! {
+            // The server first: the lifecycle begins by saying that it serves.
+            biased;
+            served = api::serve(listener, engine.clone(), control) => served,
+            () = lifecycle.run(&engine) => Ok(()),
+        }
     })?;
     drop(socket);
+    let stopped = engine.clone();
+    let stop = runtime.spawn_blocking(move || stopped.shutdown());
+    let ended = runtime.block_on(async { tokio::time::timeout(SHUTDOWN_PATIENCE, stop).await });
     runtime.shutdown_background();
-    engine.shutdown();
+    if ended.is_err() {
+        bail!("the engine does not end within {} s", SHUTDOWN_PATIENCE.as_secs());
+    }
     log::info!("stopped");
     Ok(())
+}
+
+/// The socket that the service manager passed, or else one of our own.
+fn listen(settings: &Settings) -> Result<(UnixListener, Option<SocketFile>)> {
+    if let Some(listener) = activation::listener()? {
+        log::info!("listening on the socket that was passed");
+        return Ok((listener, None));
+    }
+    let (listener, file) = socket::bind(&settings.socket)?;
+    log::info!("listening on {}", settings.socket.display());
+    Ok((listener, Some(file)))
 }

@@ -130,7 +130,7 @@ pub struct EngineStats {
 }
 
 /// Whether the engine moves, for a watchdog.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The engine's thread is at work on something.
     pub busy: bool,

@@ -19,8 +19,12 @@ pub struct Daemon {
 impl Daemon {
     /// Starts hermesd and waits until it answers.
     pub fn start(store: &Path, socket: &Path, arguments: &[&str]) -> Daemon {
-        let mut command = command(store, socket, arguments);
-        Daemon::try_start(&mut command, socket).expect("hermesd ended at its start")
+        Daemon::spawn(&mut command(store, socket, arguments), socket)
+    }
+
+    /// Starts `command`, a hermesd that will serve `socket`, and waits until it answers.
+    pub fn spawn(command: &mut Command, socket: &Path) -> Daemon {
+        Daemon::try_start(command, socket).expect("hermesd ended at its start")
     }
 
     /// Starts a hermesd and waits until it answers, or has ended.
@@ -53,6 +57,11 @@ impl Daemon {
     /// One JSON request on a connection of its own.
     pub fn post(&self, path: &str, body: &str) -> (u16, Value) {
         self.connect().post(path, body).reply()
+    }
+
+    /// The process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal.

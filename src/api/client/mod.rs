@@ -5,6 +5,7 @@ pub mod infer;
 pub mod list;
 mod npy;
 
+use crate::daemon::config::DEFAULT_SOCKET;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -17,9 +18,6 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-
-/// Where hermesd listens if nothing else is said.
-const DEFAULT_SOCKET: &str = "/run/hermes/hermes.sock";
 
 /// Why a command failed; [`ClientError::exit_code`] tells scripts.
 #[derive(Debug, Error)]

@@ -1,0 +1,265 @@
+//! The daemon's settings: what they are, where they come from, how they are shown.
+//!
+//! In rising order: the defaults, the config file, its drop-ins by name, the environment, the
+//! command line. `read` merges them key by key, `show` writes down the result with the origin of
+//! each value.
+
+mod read;
+mod show;
+
+pub use read::{ConfigError, Effective, Sources};
+pub use show::show;
+
+use super::rights::Rights;
+use super::size;
+use crate::engine::Config;
+use crate::sys::{cgroup::MemoryCgroup, memory};
+use log::LevelFilter;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The config file, if the command line names no other.
+pub const DEFAULT_PATH: &str = "/etc/hermes/hermesd.toml";
+
+/// The socket, if nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/hermes/hermes.sock";
+
+/// The store, if nothing else is said.
+const DEFAULT_STORE: &str = "/var/lib/hermes";
+
+/// Seconds to drain, if nothing else is said.
+const DEFAULT_DRAIN_S: u32 = 10;
+
+/// The budget where the kernel does not say what is available.
+const BLIND_BUDGET_BYTES: u64 = 64 << 20;
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Folder of the store.
+    pub store: PathBuf,
+    /// Unix socket to serve.
+    pub socket: PathBuf,
+    /// Bytes that the process may hold; [`Settings::budget`] has the default.
+    pub budget: Option<Bytes>,
+    /// Bytes of tape ahead of and under compute.
+    pub window: Option<Bytes>,
+    /// Compute threads.
+    pub threads: Option<NonZeroUsize>,
+    /// Loader threads.
+    pub loaders: Option<NonZeroUsize>,
+    /// Variant of every model.
+    pub variant: Option<String>,
+    /// Seconds for running requests to end after the daemon was told to stop.
+    pub drain: u32,
+    /// The gravest messages that are not logged begin below this.
+    pub log: Level,
+    /// Who may do what.
+    pub rights: Rights,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            store: DEFAULT_STORE.into(),
+            socket: DEFAULT_SOCKET.into(),
+            budget: None,
+            window: None,
+            threads: None,
+            loaders: None,
+            variant: None,
+            drain: DEFAULT_DRAIN_S,
+            log: Level::Info,
+            rights: Rights::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// Bytes that the process may hold: what is set, else half of what the machine can give now,
+    /// within three quarters of the cgroup's limit, since the page cache is charged there too.
+    pub fn budget_bytes(&self) -> u64 {
+        if let Some(budget) = self.budget {
+            return budget.0;
+        }
+        let limit = MemoryCgroup::of_self().and_then(|group| group.limit_bytes());
+        budget_for(memory::available_bytes(), limit)
+    }
+
+    /// The engine that these settings ask for.
+    pub fn engine(&self) -> Config {
+        let budget_bytes = self.budget_bytes();
+        if self.budget.is_none() {
+            log::info!("the budget is {}: no other is set", size::Size(budget_bytes));
+        }
+        Config {
+            window_bytes: self.window.map(|window| window.0),
+            threads: self.threads.map(NonZeroUsize::get),
+            loaders: self.loaders.map(NonZeroUsize::get),
+            variant: self.variant.clone(),
+            ..Config::new(&self.store, budget_bytes)
+        }
+    }
+
+    /// Time for running requests to end.
+    pub fn drain_deadline(&self) -> Duration {
+        Duration::from_secs(self.drain.into())
+    }
+}
+
+fn budget_for(available_bytes: Option<u64>, limit_bytes: Option<u64>) -> u64 {
+    let half = available_bytes.map_or(BLIND_BUDGET_BYTES, |available| available / 2);
+    half.min(limit_bytes.map_or(u64::MAX, |limit| limit - limit / 4))
+}
+
+/// What can be set, by its name in the config; the order in which it is shown.
+#[derive(Debug)]
+pub struct Key {
+    /// Its path in the config file, such as `rights.load`.
+    pub name: &'static str,
+    /// Whether a reload changes it.
+    pub is_live: bool,
+    /// What it is where it is not set.
+    pub default: &'static str,
+}
+
+const fn key(name: &'static str, default: &'static str) -> Key {
+    Key { name, is_live: false, default }
+}
+
+const fn live(name: &'static str, default: &'static str) -> Key {
+    Key { name, is_live: true, default }
+}
+
+/// All keys.
+pub const KEYS: [Key; 12] = [
+    key("store", ""),
+    key("socket", ""),
+    key("budget", "half of what the machine can give"),
+    key("window", "chosen from the budget"),
+    key("threads", "one a core"),
+    key("loaders", "one for two cores"),
+    key("variant", "the best that each model has"),
+    live("drain", ""),
+    live("log", ""),
+    live("rights.infer", ""),
+    live("rights.load", ""),
+    live("rights.install", ""),
+];
+
+impl Key {
+    /// The environment variable that sets it.
+    pub fn variable(&self) -> String {
+        format!("HERMES_{}", self.name.replace('.', "_").to_uppercase())
+    }
+}
+
+/// A size: `"64MiB"`, or a number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(
+    /// Bytes.
+    pub u64,
+);
+
+impl FromStr for Bytes {
+    type Err = size::SizeError;
+
+    fn from_str(text: &str) -> Result<Bytes, size::SizeError> {
+        size::parse(text).map(Bytes)
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let exact = size::Size(self.0).to_string();
+        match size::parse(&exact) {
+            Ok(bytes) if bytes == self.0 => serializer.serialize_str(&exact.replace(' ', "")),
+            _ => serializer.serialize_str(&self.0.to_string()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a size, such as \"64MiB\", or a number of bytes")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Bytes, E> {
+                let wrong = |_| E::invalid_value(de::Unexpected::Signed(bytes), &self);
+                u64::try_from(bytes).map(Bytes).map_err(wrong)
+            }
+
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Bytes, E> {
+                Ok(Bytes(bytes))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// The least grave messages that are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Level {
+    /// The same for the log.
+    pub fn filter(self) -> LevelFilter {
+        match self {
+            Level::Error => LevelFilter::Error,
+            Level::Warn => LevelFilter::Warn,
+            Level::Info => LevelFilter::Info,
+            Level::Debug => LevelFilter::Debug,
+            Level::Trace => LevelFilter::Trace,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_budget_leaves_room_for_others() {
+        let check = |available, limit, expected| assert_eq!(budget_for(available, limit), expected);
+        check(Some(1 << 30), None, 512 << 20);
+        check(Some(1 << 30), Some(4 << 30), 512 << 20);
+        check(Some(1 << 30), Some(64 << 20), 48 << 20);
+        check(None, None, BLIND_BUDGET_BYTES);
+        check(None, Some(32 << 20), 24 << 20);
+        assert!(Settings::default().budget_bytes() > 0);
+    }
+
+    #[test]
+    fn sizes_are_written_exactly() {
+        let check = |bytes: u64, text: &str| {
+            let value = toml::Value::try_from(Bytes(bytes)).unwrap();
+            assert_eq!(value.as_str(), Some(text));
+            assert_eq!(value.try_into::<Bytes>().unwrap(), Bytes(bytes));
+        };
+        check(64 << 20, "64MiB");
+        check(3 << 29, "1.5GiB");
+        check((64 << 20) + 1, "67108865");
+        check(0, "0B");
+    }
+}

@@ -1,0 +1,228 @@
+//! From ready to stopped: signals, reloads, and what the service manager is told meanwhile.
+
+use super::config::{ConfigError, Effective, Sources};
+use super::journal;
+use super::notify::Manager;
+use super::rights::Rights;
+use super::size::Size;
+use super::watchdog::Watchdog;
+use crate::engine::{Engine, Progress};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+/// Between two looks at what is loaded, where somebody wants to know.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What each extension of the time to stop asks for; the next one comes well before it is over.
+const EXTENSION: Duration = Duration::from_secs(5);
+
+/// Names of models that a status line has room for.
+const STATUS_MODELS: usize = 8;
+
+/// How far the daemon has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// It accepts and answers.
+    Serving,
+    /// It accepts nothing new and finishes what runs.
+    Draining,
+    /// It cancels what runs.
+    Cancelling,
+}
+
+/// The settings that a reload changes.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// Who may do what.
+    pub rights: Arc<Rights>,
+    /// Time for running requests to end.
+    pub drain: Duration,
+}
+
+impl Live {
+    fn of(effective: &Effective) -> Live {
+        let settings = &effective.settings;
+        Live { rights: Arc::new(settings.rights.clone()), drain: settings.drain_deadline() }
+    }
+}
+
+/// What the server follows. Clones follow the same.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// How far the daemon has come.
+    pub phase: watch::Receiver<Phase>,
+    /// The settings in force.
+    pub live: watch::Receiver<Live>,
+}
+
+/// Signals that cannot be taken.
+#[derive(Debug, Error)]
+#[error("cannot take signals: {0}")]
+pub struct LifecycleError(#[from] io::Error);
+
+/// The daemon's course. Made before the engine starts, so that no signal is lost.
+pub struct Lifecycle {
+    sources: Sources,
+    running: Effective,
+    phase: watch::Sender<Phase>,
+    live: watch::Sender<Live>,
+    manager: Manager,
+    reload: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Lifecycle {
+    /// Takes SIGHUP, SIGTERM and SIGINT from now on. Needs the runtime's context.
+    ///
+    /// # Errors
+    ///
+    /// [`LifecycleError`] where the kernel refuses.
+    pub fn new(sources: Sources, running: Effective) -> Result<Lifecycle, LifecycleError> {
+        Ok(Lifecycle {
+            phase: watch::Sender::new(Phase::Serving),
+            live: watch::Sender::new(Live::of(&running)),
+            manager: Manager::find(),
+            reload: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            sources,
+            running,
+        })
+    }
+
+    /// What the server follows.
+    pub fn control(&self) -> Control {
+        Control { phase: self.phase.subscribe(), live: self.live.subscribe() }
+    }
+
+    /// Tells the service manager that the socket serves, and obeys signals for ever.
+    pub async fn run(&mut self, engine: &Engine) {
+        let mut seen = None;
+        self.tell_status(engine, &mut seen);
+        self.manager.ready();
+        let interval_of_watchdog = self.manager.watchdog().filter(|whole| !whole.is_zero());
+        let mut feeding = interval_of_watchdog.map(|whole| every(whole / 2));
+        let mut watchdog = Watchdog::new(interval_of_watchdog.unwrap_or_default(), Instant::now());
+        let mut looking = self.manager.is_present().then(|| every(STATUS_INTERVAL));
+        loop {
+            tokio::select! {
+                Some(()) = self.reload.recv() => self.reload().await,
+                Some(()) = self.terminate.recv() => self.advance("SIGTERM"),
+                Some(()) = self.interrupt.recv() => self.advance("SIGINT"),
+                () = tick(&mut feeding) => match watchdog.check(engine.progress(), Instant::now()) {
+                    None => self.manager.feed(),
+                    Some(still) => log::error!(
+                        "nothing has moved in the engine for {} s: the watchdog is not fed",
+                        still.as_secs()
+                    ),
+                },
+                () = tick(&mut looking) => self.tell_progress(engine, &mut seen),
+            }
+        }
+    }
+
+    /// Reads the config anew; keeps the old one where the new one is wrong.
+    async fn reload(&mut self) {
+        log::info!("SIGHUP: reading the config anew");
+        self.manager.reloading();
+        let sources = self.sources.clone();
+        // Names of users may be looked up over a network.
+        match tokio::task::spawn_blocking(move || sources.read()).await {
+            Ok(Ok(newer)) => self.swap(newer),
+            Ok(Err(error)) => self.keep(&error),
+            Err(error) => log::error!("the config could not be read: {error}"),
+        }
+        self.manager.ready();
+    }
+
+    fn swap(&mut self, newer: Effective) {
+        newer.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        for key in self.running.needs_restart(&newer) {
+            let place = newer.value(key).map(|(_, origin)| format!(" ({origin})"));
+            let place = place.unwrap_or_default();
+            log::warn!("{} has changed{place}: it needs a restart, the old value stays", key.name);
+        }
+        self.running.take_live(newer);
+        journal::set_level(self.running.settings.log.filter());
+        self.live.send_replace(Live::of(&self.running));
+        log::info!("the config is reloaded");
+    }
+
+    fn keep(&self, error: &ConfigError) {
+        log::error!("the old config stays in force: {error}");
+    }
+
+    /// One signal drains, the next one cancels.
+    fn advance(&mut self, signal: &str) {
+        let phase = *self.phase.borrow();
+        let next = match phase {
+            Phase::Serving => Phase::Draining,
+            Phase::Draining | Phase::Cancelling => Phase::Cancelling,
+        };
+        match next {
+            Phase::Draining => {
+                let drain = self.running.settings.drain;
+                log::info!("{signal}: what runs has {drain} s to end; once more cancels it");
+                self.manager.stopping();
+                self.manager.status(format!("draining, {drain} s at most"));
+            }
+            _ => {
+                log::info!("{signal} again: what runs is cancelled");
+                self.manager.status("cancelling what runs".to_string());
+            }
+        }
+        self.manager.extend(EXTENSION);
+        self.phase.send_replace(next);
+    }
+
+    fn tell_progress(&mut self, engine: &Engine, seen: &mut Option<Progress>) {
+        let phase = *self.phase.borrow();
+        match phase {
+            Phase::Serving => self.tell_status(engine, seen),
+            Phase::Draining | Phase::Cancelling => self.manager.extend(EXTENSION),
+        }
+    }
+
+    /// Tells what is loaded, if anything has happened since `seen`.
+    fn tell_status(&mut self, engine: &Engine, seen: &mut Option<Progress>) {
+        let progress = engine.progress();
+        if self.manager.is_present() && seen.replace(progress) != Some(progress) {
+            self.manager.status(status(engine));
+        }
+    }
+}
+
+/// What is loaded, in a line.
+fn status(engine: &Engine) -> String {
+    let mut models = engine.models().unwrap_or_default();
+    models.retain(|model| engine.is_ready(model));
+    let ledger = engine.ledger();
+    let held_bytes = ledger.budget_bytes() - ledger.free_bytes();
+    let budget = Size(ledger.budget_bytes());
+    let names = match models.len() {
+        0 => "no model is loaded".to_string(),
+        1..=STATUS_MODELS => format!("loaded: {}", models.join(", ")),
+        count => format!("loaded: {} and more, {count} in all", models[..STATUS_MODELS].join(", ")),
+    };
+    format!("{names}; {} of {budget} held", Size(held_bytes))
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// The next tick; never where there is no interval.
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}

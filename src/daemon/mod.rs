@@ -1,0 +1,17 @@
+//! What makes the engine a system service: config, signals, the service manager, who may do what.
+//!
+//! `config` reads the settings, `lifecycle` obeys signals and talks to the service manager by
+//! `notify` and `watchdog`, `rights` says what a client may do. Nothing here knows HTTP; the event
+//! loop that `api` serves on is the only thing they share.
+
+pub mod activation;
+pub mod config;
+pub mod journal;
+mod lifecycle;
+mod notify;
+pub mod rights;
+pub mod size;
+pub mod socket;
+mod watchdog;
+
+pub use lifecycle::{Control, Lifecycle, LifecycleError, Live, Phase};

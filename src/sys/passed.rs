@@ -1,0 +1,40 @@
+//! File descriptors that whoever started this process passed to it.
+
+use nix::fcntl::{FcntlArg, fcntl};
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether the descriptor was taken.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Takes the descriptor that the process was started with, once.
+///
+/// # Errors
+/// The kernel's where it is not open; [`io::ErrorKind::AlreadyExists`] at the second call.
+///
+/// # Panics
+/// For standard input, output and error, which the standard library owns.
+pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
+    assert!(fd > 2, "descriptor {fd} is a standard stream");
+    if TAKEN.swap(true, Ordering::AcqRel) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is in use already"));
+    }
+    // SAFETY: it is only borrowed for fcntl, which tells whether it is open.
+    fcntl(unsafe { BorrowedFd::borrow_raw(fd) }, FcntlArg::F_GETFD)?;
+    // SAFETY: it is open, it came with the process rather than from code of it, and nobody has
+    // taken it before.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_open_is_refused_and_nothing_is_taken_twice() {
+        // No process of the tests has so many files open.
+        assert_eq!(take(900_000).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(take(900_000).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+}
