@@ -74,8 +74,7 @@ impl<R: Read> Archive<R> {
 
     /// Writes the archive into a staging folder of the store in `store_dir`, which is created where
     /// it is missing. An entry that the manifest does not list, or of another length, is refused
-    /// before it is read. `progress` is called with the bytes written since the last call, of
-    /// [`Received::bytes`] in all after it was called with 0 and that sum.
+    /// before it is read. `progress` hears how much there is and how it goes.
     ///
     /// # Errors
     /// [`StoreError::Archive`], [`StoreError::Manifest`], [`StoreError::Exists`] unless `force`,
@@ -219,19 +218,42 @@ impl Received {
         Ok(largest)
     }
 
-    /// Checks every checksum, then makes the version the served one of its model, in one step.
-    /// `progress` is called with the bytes read since the last call.
+    /// Checks every index and every checksum. `progress` is called with the bytes read since the
+    /// last call, of [`Received::bytes`] or so.
     ///
     /// # Errors
-    /// [`StoreError::Received`], or as [`install`]. Nothing has changed then.
-    pub fn install(self, force: bool, progress: impl FnMut(u64)) -> Result<ModelDir, StoreError> {
-        if let Some(problem) = self.dir.verify(progress).into_iter().next() {
-            let file = problem.path.strip_prefix(self.staging.path()).unwrap_or(&problem.path);
-            let file = file.display().to_string();
-            return Err(StoreError::Received { file, what: problem.what });
+    /// [`StoreError::Received`] for the first that is wrong; the system's.
+    pub fn verify(self, progress: impl FnMut(u64)) -> Result<Verified, StoreError> {
+        self.dir.check_files().map_err(|error| match error {
+            StoreError::Corrupt { path, what } => self.refuse(&path, what),
+            StoreError::Format { path, source } => self.refuse(&path, source.to_string()),
+            other => other,
+        })?;
+        match self.dir.verify(progress).into_iter().next() {
+            Some(problem) => Err(self.refuse(&problem.path, problem.what)),
+            None => Ok(Verified(self)),
         }
-        let Manifest { model, version, .. } = &self.dir.manifest;
-        install(&self.store_dir, self.staging.path(), model, version, force)
+    }
+
+    fn refuse(&self, path: &Path, what: String) -> StoreError {
+        let file = path.strip_prefix(self.staging.path()).unwrap_or(path);
+        StoreError::Received { file: file.display().to_string(), what }
+    }
+}
+
+/// A version that was received and is what its manifest says.
+#[derive(Debug)]
+pub struct Verified(Received);
+
+impl Verified {
+    /// Makes it the served version of its model, in one step.
+    ///
+    /// # Errors
+    /// As [`install`]: nothing has changed then.
+    pub fn install(self, force: bool) -> Result<ModelDir, StoreError> {
+        let Received { store_dir, staging, dir, .. } = self.0;
+        let Manifest { model, version, .. } = &dir.manifest;
+        install(&store_dir, staging.path(), model, version, force)
     }
 }
 

@@ -16,7 +16,7 @@ mod tar;
 mod verify;
 mod versions;
 
-pub use archive::{Archive, BUFFER_BYTES, Progress, Received};
+pub use archive::{Archive, BUFFER_BYTES, Progress, Received, Verified};
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
 pub use folder::{ModelDir, Store, check_room};

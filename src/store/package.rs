@@ -17,7 +17,7 @@ use std::{
 #[derive(Debug)]
 pub struct Package {
     parts: VecDeque<Part>,
-    bytes: Option<u64>,
+    length: Option<u64>,
 }
 
 /// A stretch of the stream.
@@ -41,8 +41,8 @@ impl Package {
         let error = |e| StoreError::io("open", path, e);
         let file = File::open(path).map_err(error)?;
         let metadata = file.metadata().map_err(error)?;
-        let bytes = metadata.is_file().then_some(metadata.len());
-        Ok(Package { parts: [Part::Open(file.take(u64::MAX))].into(), bytes })
+        let length = metadata.is_file().then_some(metadata.len());
+        Ok(Package { parts: [Part::Open(file.take(u64::MAX))].into(), length })
     }
 
     fn of_folder(dir: &ModelDir) -> Result<Package, StoreError> {
@@ -75,12 +75,12 @@ impl Package {
         }
         let end_bytes = 2 * RECORD_BYTES;
         push(Part::Bytes(Cursor::new(vec![0; end_bytes])), end_bytes as u64);
-        Ok(Package { parts, bytes: Some(total) })
+        Ok(Package { parts, length: Some(total) })
     }
 
     /// Bytes of the whole stream, where they are known: not for a pipe.
-    pub fn bytes(&self) -> Option<u64> {
-        self.bytes
+    pub fn length(&self) -> Option<u64> {
+        self.length
     }
 }
 

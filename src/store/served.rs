@@ -1,7 +1,7 @@
 use super::{StoreError, folder::read_whole, install::sync, manifest::is_name};
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     path::Path,
 };
 
@@ -71,6 +71,15 @@ pub(super) fn serve(model_path: &Path, version: &str) -> Result<(), StoreError> 
         false => Some(old.current),
     });
     Served { current: version.to_owned(), previous }.write(model_path)
+}
+
+/// Removes what a process left that died while it replaced `current`. The caller holds the lock.
+pub(super) fn remove_unfinished(model_path: &Path) -> Result<(), StoreError> {
+    let next = model_path.join(NEXT_NAME);
+    match fs::remove_file(&next) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", &next, e)),
+        _ => Ok(()),
+    }
 }
 
 /// Waits until nobody else changes which versions a model has, or which is served; lasts until

@@ -2,7 +2,7 @@ use super::{
     ModelDir, Store, StoreError,
     folder::checked,
     install::{Staging, clean, staging, sync},
-    served::{Served, lock_model, serve},
+    served::{Served, lock_model, remove_unfinished, serve},
 };
 use std::{
     cmp::Reverse,
@@ -185,6 +185,7 @@ impl Store {
             if Served::read(&folder).is_err() {
                 continue;
             }
+            remove_unfinished(&folder)?;
             let versions = self.list(&model)?;
             let newest: HashSet<_> =
                 versions.iter().take(keep).map(|i| i.version.clone()).collect();

@@ -5,3 +5,4 @@
 
 pub mod daemon;
 pub mod small_store;
+pub mod tar;
