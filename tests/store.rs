@@ -549,7 +549,7 @@ fn the_newest_version_is_served_and_the_old_one_stays() {
     assert_eq!(opened.versions("tiny").unwrap(), ["1", "2"]);
     assert_eq!(opened.current("tiny").unwrap().manifest.version, "2");
     assert_eq!(opened.version("tiny", "1").unwrap().verify(|_| ()), []);
-    assert_eq!(fs::read_to_string(store.path().join("tiny/current")).unwrap(), "2\n");
+    assert_eq!(fs::read_to_string(store.path().join("tiny/current")).unwrap(), "2\n1\n");
 }
 
 #[test]

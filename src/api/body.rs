@@ -17,6 +17,9 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Longest time for a body: a local client needs a fraction of a second.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Slowest rate at which a body of any length may come: a slow network behind a pipe.
+const SLOWEST_BYTES_S: u64 = 64 << 10;
+
 /// First step of a body of unknown length; it doubles from there.
 const FIRST_BYTES: usize = 16 << 10;
 
@@ -42,21 +45,60 @@ impl GrantedBody {
 
 /// Refuses a body that says it is something else than JSON.
 pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    let refuse =
-        |message: String| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing());
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
-        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
-    {
-        return refuse(format!("content-encoding {encoding:?} is not supported: send it plain"));
+    match headers.contains_key(header::CONTENT_TYPE) {
+        true => require(headers, "application/json"),
+        false => require_plain(headers),
     }
-    let Some(kind) = headers.get(header::CONTENT_TYPE) else {
-        return Ok(());
-    };
-    let essence = kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
-    if essence.eq_ignore_ascii_case("application/json") {
+}
+
+/// Refuses a body that does not say it is of type `expected`.
+pub fn require(headers: &HeaderMap, expected: &str) -> Result<(), ApiError> {
+    require_plain(headers)?;
+    let kind = headers.get(header::CONTENT_TYPE);
+    let text = kind.and_then(|kind| kind.to_str().ok()).unwrap_or("");
+    let essence = text.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case(expected) {
         return Ok(());
     }
-    refuse(format!("content-type {kind:?} is not supported: send application/json"))
+    let found = kind.map_or("none".to_owned(), |kind| format!("{kind:?}"));
+    Err(unsupported(format!("content-type {found} is not supported: send {expected}")))
+}
+
+fn require_plain(headers: &HeaderMap) -> Result<(), ApiError> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(
+            unsupported(format!("content-encoding {encoding:?} is not supported: send it plain")),
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn unsupported(message: String) -> ApiError {
+    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing()
+}
+
+/// How long a body that is used while it comes may take: as long as any, and longer by its length.
+#[derive(Debug)]
+pub struct Pace {
+    start: Instant,
+    received_bytes: u64,
+}
+
+impl Pace {
+    /// Starts now.
+    pub fn new() -> Pace {
+        Pace { start: Instant::now(), received_bytes: 0 }
+    }
+
+    /// Counts a piece.
+    pub fn received(&mut self, bytes: usize) {
+        self.received_bytes += bytes as u64;
+    }
+
+    /// When the next piece must have come.
+    pub fn deadline(&self) -> Instant {
+        self.start + DEADLINE + Duration::from_secs(self.received_bytes / SLOWEST_BYTES_S)
+    }
 }
 
 /// Reads a body of at most `limit_bytes`.
@@ -106,12 +148,18 @@ impl GrantedBody {
     }
 }
 
-async fn next_piece(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, ApiError> {
+/// The next piece of a body; `None` at its end.
+///
+/// # Errors
+///
+/// 408 if it does not come within [`SILENCE`] and before `deadline`; 400 if the body breaks off.
+/// Both close the connection.
+pub async fn next_piece(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, ApiError> {
     loop {
         let late = |what: &str| ApiError::new(StatusCode::REQUEST_TIMEOUT, what).closing();
         let frame = timeout_at(deadline, timeout(SILENCE, body.frame()))
             .await
-            .map_err(|_| late("the request body took longer than 60 s"))?
+            .map_err(|_| late("the request body took longer than it may"))?
             .map_err(|_| late("no byte of the request body for 10 s"))?;
         match frame {
             None => return Ok(None),

@@ -10,6 +10,7 @@ mod embed;
 mod embeddings_json;
 mod error;
 pub mod infer_json;
+mod install;
 pub mod json;
 mod oip;
 mod openai;
@@ -21,6 +22,7 @@ pub use crate::daemon::size;
 mod stall;
 pub mod tensor_json;
 mod tokenizer;
+mod versions;
 
 pub use error::ApiError;
 pub use server::{ServeError, serve};

@@ -1,9 +1,10 @@
 //! Which path leads where, and what every handler shares.
 
 use super::error::ApiError;
+use super::install::{self, Installs};
 use super::rights::require;
 use super::tokenizer::Tokenizers;
-use super::{oip, openai};
+use super::{oip, openai, versions};
 use crate::daemon::rights::Right;
 use crate::engine::{Cancel, Engine, EngineError, Reply, Request};
 use crate::store::manifest::Manifest;
@@ -11,7 +12,7 @@ use axum::Router;
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -27,6 +28,8 @@ pub struct Api {
     pub engine: Engine,
     /// Tokenizers loaded so far.
     pub tokenizers: Tokenizers,
+    /// The install that is under way.
+    pub installs: Installs,
     /// Largest request body.
     pub body_limit_bytes: u64,
 }
@@ -35,7 +38,8 @@ impl Api {
     /// The handlers' state for `engine`.
     pub fn new(engine: Engine) -> Arc<Api> {
         let body_limit_bytes = engine.ledger().budget_bytes() / BODY_SHARE;
-        Arc::new(Api { engine, tokenizers: Tokenizers::default(), body_limit_bytes })
+        let (tokenizers, installs) = (Tokenizers::default(), Installs::default());
+        Arc::new(Api { engine, tokenizers, installs, body_limit_bytes })
     }
 
     /// The manifest of a model, and of a version of it if one is named.
@@ -127,9 +131,23 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{model}", get(openai::model))
         .route("/v1/embeddings", require(Right::Infer, post(openai::embeddings)));
+    let router = store_routes(router);
     let router = model(router, "/v2/models/{model}");
     let router = model(router, "/v2/models/{model}/versions/{version}");
     router.fallback(unknown_path).method_not_allowed_fallback(wrong_method).with_state(api)
+}
+
+/// Routes that change what the store has and serves.
+fn store_routes(router: Router<Arc<Api>>) -> Router<Arc<Api>> {
+    let keep = |routes| require(Right::Install, routes);
+    let of_model = |tail: &str| format!("/v2/repository/models/{{model}}/{tail}");
+    router
+        .route("/v2/repository/install", keep(post(install::install)))
+        .route("/v2/repository/gc", keep(post(versions::collect)))
+        .route(&of_model("versions"), get(versions::list))
+        .route(&of_model("versions/{version}"), keep(delete(versions::remove)))
+        .route(&of_model("use"), keep(post(versions::use_version)))
+        .route(&of_model("rollback"), keep(post(versions::roll_back)))
 }
 
 async fn unknown_path(request: HttpRequest) -> Response {
@@ -140,15 +158,21 @@ async fn unknown_path(request: HttpRequest) -> Response {
 
 async fn wrong_method(request: HttpRequest) -> Response {
     let (method, path) = (request.method(), request.uri().path());
-    let expected = match path.ends_with("/infer") || path == "/v1/embeddings" {
-        true => "POST",
-        false => "GET",
-    };
+    let expected = expected_method(path);
     let message = format!("{method} is not allowed for {:?}: use {expected}", shorten(path));
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
     let mut response = refuse(path, error);
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(expected));
     response
+}
+
+fn expected_method(path: &str) -> &'static str {
+    match path.strip_prefix("/v2/repository/") {
+        Some(path) if path.contains("/versions/") => "DELETE",
+        Some(path) if !path.ends_with("/versions") => "POST",
+        None if path.ends_with("/infer") || path == "/v1/embeddings" => "POST",
+        _ => "GET",
+    }
 }
 
 /// The response of an error, in the shape of the protocol that `path` is of.

@@ -115,12 +115,21 @@ impl Tokenizers {
         if let Some(encoder) = loaded.get(&key) {
             return Ok(Arc::clone(encoder));
         }
-        let path = engine.tokenizer_path(&manifest.model)?.ok_or_else(|| {
+        let entry = manifest.tokenizer.as_ref().ok_or_else(|| {
             let message = format!("model {:?} has no tokenizer.json", manifest.model);
             ApiError::invalid(message).about("model")
         })?;
+        // Of the manifest's own version: another may have become current since.
+        let dir = engine.store().version(&manifest.model, &manifest.version)?;
+        let path = dir.file_path(&entry.path)?;
         let encoder = Arc::new(TextEncoder::load(&path, manifest, engine)?);
         loaded.insert(key, Arc::clone(&encoder));
         Ok(encoder)
+    }
+
+    /// Gives back the tokenizers of a model, of all its versions; who uses one keeps it until then.
+    pub fn forget(&self, model: &str) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|(of, _), _| of != model);
     }
 }

@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use hermes::api::client::embed::Print;
 use hermes::api::client::infer::{InferCommand, parse_binding};
+use hermes::api::client::versions::VersionsCommand;
 use hermes::api::client::{Client, ClientError, default_socket, embed, list};
 use std::io::Write;
 use std::path::PathBuf;
@@ -61,6 +62,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Versions(VersionsCommand),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +89,7 @@ fn run(args: Args) -> Result<String, ClientError> {
     let print = |json: bool| if json { Print::Json } else { Print::Human };
     match args.command {
         Command::Ls { json } => list::run(&client, print(json)),
+        Command::Versions(command) => command.run(&client),
         Command::Embed { model, text, json } => embed::run(&client, &model, &text, print(json)),
         Command::Infer { model, input, output, request, json } => {
             let (inputs, outputs) = (input, output);

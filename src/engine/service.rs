@@ -197,13 +197,9 @@ impl Engine {
         self.ask(|answer| Control::Unload(model.to_string(), answer))
     }
 
-    /// Path of the model's tokenizer, where it has one.
-    pub fn tokenizer_path(&self, model: &str) -> Result<Option<PathBuf>, EngineError> {
-        let dir = self.0.find(model)?;
-        match &dir.manifest.tokenizer {
-            Some(entry) => Ok(Some(dir.file_path(&entry.path)?)),
-            None => Ok(None),
-        }
+    /// The store that models are loaded from.
+    pub fn store(&self) -> &Store {
+        &self.0.store
     }
 
     /// Queues a request; `reply` is called from the engine's thread, at once where the request is

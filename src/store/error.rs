@@ -97,10 +97,52 @@ pub enum StoreError {
         what: String,
     },
     /// A version of this name is there already.
-    #[error("{} exists already\nchoose another --version, or replace it with --force", path.display())]
+    #[error("{} exists already\nreplace it with --force, serve it with hermesctl use, or choose another --version", path.display())]
     Exists {
         /// The version's folder.
         path: PathBuf,
+    },
+    /// An archive that is to be installed is not one of a version.
+    #[error("the archive{} {what}, at byte {offset}\nnothing was installed; give the folder of a version, or its files as a plain tar with manifest.json first", name_entry(.entry))]
+    Archive {
+        /// The entry, where it has a name.
+        entry: String,
+        /// Where it starts.
+        offset: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// What was received is not what its manifest says.
+    #[error(
+        "{file} {what}\nnothing was installed; send it again, or check its source with hermes-shard verify"
+    )]
+    Received {
+        /// The file, as a path in the version.
+        file: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The disk is too full.
+    #[error("{} has {free_bytes} bytes free, {needed_bytes} are needed\nmake room with hermesctl gc, or give another store", store.display())]
+    NoRoom {
+        /// The store's folder.
+        store: PathBuf,
+        /// What was asked for.
+        needed_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
+    },
+    /// The served version cannot be removed.
+    #[error("{} is the served version\nserve another with hermesctl use before", path.display())]
+    InUse {
+        /// The version's folder.
+        path: PathBuf,
+    },
+    /// No other version was served before.
+    #[error("model {model} has no version to go back to\nname one: hermesctl use {model} VERSION")]
+    NoPrevious {
+        /// The model.
+        model: String,
     },
     /// The caller of a writer broke its rules.
     #[error("{}: {what}", path.display())]
@@ -110,6 +152,10 @@ pub enum StoreError {
         /// Which rule.
         what: String,
     },
+}
+
+fn name_entry(entry: &str) -> String {
+    if entry.is_empty() { String::new() } else { format!("'s entry {entry:?}") }
 }
 
 impl StoreError {

@@ -2,7 +2,9 @@ use super::{
     StoreError,
     layer_file::{LayerFile, TensorEntry, open_file},
     manifest::{FileEntry, MANIFEST_NAME, Manifest, Weight, is_name},
+    served::CURRENT_NAME,
 };
+use nix::sys::statvfs::statvfs;
 use std::{
     fs,
     io::{self, Read},
@@ -12,14 +14,8 @@ use std::{
 };
 use xxhash_rust::xxh3::xxh3_64;
 
-/// File in a model's folder that holds the name of the served version.
-pub(super) const CURRENT_NAME: &str = "current";
-
 /// Limit of a manifest.
-const MAX_MANIFEST_BYTES: u64 = 64 << 20;
-
-/// Limit of the file `current`: a name and a line feed fit several times.
-const MAX_CURRENT_BYTES: u64 = 1024;
+pub(super) const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
 /// A folder of models: `<store>/<model>/<version>/manifest.json`.
 #[derive(Clone, Debug)]
@@ -68,18 +64,7 @@ impl Store {
     /// # Errors
     /// A bad name, no such model, or a manifest that cannot be believed.
     pub fn current(&self, model: &str) -> Result<ModelDir, StoreError> {
-        self.version(model, &self.current_version(model)?)
-    }
-
-    fn current_version(&self, model: &str) -> Result<String, StoreError> {
-        let path = self.model_path(model)?.join(CURRENT_NAME);
-        let bytes = read_whole(&path, MAX_CURRENT_BYTES)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let version = text.trim_end_matches('\n');
-        if !is_name(version) {
-            return Err(StoreError::corrupt(&path, format!("{version:?} is no version name")));
-        }
-        Ok(version.to_string())
+        self.version(model, &self.served(model)?.current)
     }
 
     /// Which version of a model is served: the same value for as long as it is the same files.
@@ -88,7 +73,7 @@ impl Store {
     /// # Errors
     /// A bad name, or no such model.
     pub fn serving(&self, model: &str) -> Result<Serving, StoreError> {
-        let version = self.current_version(model)?;
+        let version = self.served(model)?.current;
         let path = self.path.join(model).join(&version).join(MANIFEST_NAME);
         let metadata = fs::metadata(&path).map_err(|e| StoreError::io("look at", &path, e))?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
@@ -114,7 +99,7 @@ impl Store {
         Ok(dir)
     }
 
-    fn model_path(&self, model: &str) -> Result<PathBuf, StoreError> {
+    pub(super) fn model_path(&self, model: &str) -> Result<PathBuf, StoreError> {
         let path = self.path.join(checked(model)?);
         if !is_plain_folder(&path) {
             let what = format!("model {model}");
@@ -259,7 +244,7 @@ fn check_length(path: &Path, entry: &FileEntry, bytes: u64) -> Result<(), StoreE
 }
 
 /// Reads a file of at most `limit` bytes.
-fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
+pub(super) fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
     let (file, bytes) = open_file(path)?;
     if bytes > limit {
         let what = format!("has {bytes} bytes, expected at most {limit}");
@@ -269,6 +254,20 @@ fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
     let result = file.take(limit).read_to_end(&mut content);
     result.map_err(|e| StoreError::io("read", path, e))?;
     Ok(content)
+}
+
+/// Refuses what the store's disk cannot hold.
+///
+/// # Errors
+/// [`StoreError::NoRoom`], or the system's.
+pub fn check_room(store_dir: &Path, needed_bytes: u64) -> Result<(), StoreError> {
+    let room = statvfs(store_dir).map_err(|e| StoreError::io("measure", store_dir, e.into()))?;
+    // The types of both differ between systems.
+    let free_bytes = (room.blocks_available() as u64).saturating_mul(room.fragment_size() as u64);
+    if needed_bytes <= free_bytes {
+        return Ok(());
+    }
+    Err(StoreError::NoRoom { store: store_dir.to_owned(), needed_bytes, free_bytes })
 }
 
 pub(super) fn checked(name: &str) -> Result<&str, StoreError> {

@@ -1,10 +1,12 @@
 use super::{
     ModelDir, StoreError,
-    folder::{CURRENT_NAME, checked, is_plain_folder},
+    folder::{checked, is_plain_folder},
+    served::{lock_model, serve},
+    versions::tree_bytes,
 };
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU64, Ordering},
@@ -67,18 +69,29 @@ fn lock_new(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Removes the staging folders whose builder is gone.
-fn clean(store_dir: &Path) -> Result<(), StoreError> {
+/// Removes the staging folders whose builder is gone; says how many, and their bytes.
+pub(super) fn clean(store_dir: &Path) -> Result<(u64, u64), StoreError> {
+    let (mut count, mut bytes) = (0, 0);
     let error = |e| StoreError::io("list", store_dir, e);
     for entry in fs::read_dir(store_dir).map_err(error)? {
         let path = entry.map_err(error)?.path();
         let name = path.file_name().and_then(|name| name.to_str());
         let is_staging = name.is_some_and(|name| name.starts_with(STAGING_PREFIX));
         if is_staging && is_plain_folder(&path) && is_abandoned(&path) {
-            fs::remove_dir_all(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+            match tree_bytes(&path).and_then(|bytes| remove_tree(&path).map(|()| bytes)) {
+                Ok(freed) => bytes += freed,
+                // Another process cleans too.
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            count += 1;
         }
     }
-    Ok(())
+    Ok((count, bytes))
+}
+
+fn remove_tree(path: &Path) -> Result<(), StoreError> {
+    fs::remove_dir_all(path).map_err(|e| StoreError::io("remove", path, e))
 }
 
 /// Whether no living process holds the folder's lock. A folder without a lock file is one whose
@@ -126,9 +139,14 @@ pub fn install(
     if is_new {
         sync(store_dir)?;
     }
+    let lock = lock_model(&model_path)?;
+    if !force && fs::symlink_metadata(&target).is_ok() {
+        return Err(StoreError::Exists { path: target });
+    }
     place(store_dir, staging_dir, &target)?;
     sync(&model_path)?;
-    replace_current(&model_path, version)?;
+    serve(&model_path, version)?;
+    drop(lock);
     if is_plain_folder(staging_dir) {
         let result = fs::remove_dir_all(staging_dir);
         result.map_err(|e| StoreError::io("remove the old version in", staging_dir, e))?;
@@ -175,20 +193,6 @@ fn exchange(_one: &Path, _other: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Replaces the file `current` in one step.
-fn replace_current(model_path: &Path, version: &str) -> Result<(), StoreError> {
-    let path = model_path.join(CURRENT_NAME);
-    let temporary = model_path.join(format!(".{CURRENT_NAME}-{}", process::id()));
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(format!("{version}\n").as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)
-    };
-    write().map_err(|e| StoreError::io("replace", &path, e))?;
-    sync(model_path)
-}
-
 /// Syncs every file and folder below `folder`, and itself.
 fn sync_tree(folder: &Path) -> Result<(), StoreError> {
     let error = |e| StoreError::io("list", folder, e);
@@ -206,7 +210,7 @@ fn sync_tree(folder: &Path) -> Result<(), StoreError> {
     sync(folder)
 }
 
-fn sync(path: &Path) -> Result<(), StoreError> {
+pub(super) fn sync(path: &Path) -> Result<(), StoreError> {
     let result = File::open(path).and_then(|file| file.sync_all());
     result.map_err(|e| StoreError::io("sync", path, e))
 }

@@ -3,17 +3,26 @@
 //! Everything read here is untrusted until parsed: no length, offset, name or checksum is
 //! believed before it was verified. Nothing here knows tract, windows or HTTP.
 
+mod archive;
 mod dtype;
 mod error;
 mod folder;
 mod install;
 pub mod layer_file;
 pub mod manifest;
+mod package;
+mod served;
+mod tar;
 mod verify;
+mod versions;
 
+pub use archive::{Archive, BUFFER_BYTES, Progress, Received, Verified};
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
-pub use folder::{ModelDir, Serving, Store};
+pub use folder::{ModelDir, Serving, Store, check_room};
 pub use install::{Staging, install, staging};
 pub use layer_file::{block_rows, verify_block};
+pub use package::Package;
+pub use served::Served;
 pub use verify::Problem;
+pub use versions::{Collected, Removed, Role, VersionInfo};

@@ -6,3 +6,4 @@
 pub mod daemon;
 pub mod frozen;
 pub mod small_store;
+pub mod tar;

@@ -30,6 +30,11 @@ pub struct SmallModel {
 
 /// Installs a model as version 1.
 pub fn write(store: &Path, model: SmallModel) {
+    write_version(store, model, "1");
+}
+
+/// Installs a version of a model.
+pub fn write_version(store: &Path, model: SmallModel, version: &str) {
     let proto = ModelProto {
         ir_version: 8,
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
@@ -73,7 +78,7 @@ pub fn write(store: &Path, model: SmallModel) {
     let manifest = Manifest {
         format: FORMAT,
         model: model.name.to_string(),
-        version: "1".to_string(),
+        version: version.to_string(),
         inputs: imported.inputs,
         outputs: imported.outputs,
         graph,
@@ -92,7 +97,7 @@ pub fn write(store: &Path, model: SmallModel) {
     };
     let text = serde_json::to_vec(&manifest).unwrap();
     fs::write(folder.path().join("manifest.json"), text).unwrap();
-    install(store, folder.path(), model.name, "1", false).unwrap();
+    install(store, folder.path(), model.name, version, false).unwrap();
 }
 
 /// The stored form of a weight: its plan, and its values row by row.
@@ -250,6 +255,21 @@ pub fn linear() -> SmallModel {
         tokenizer: None,
         task: None,
     }
+}
+
+/// [`linear`] with its weights times `factor`: versions that answer differently.
+pub fn scaled_linear(factor: f32) -> SmallModel {
+    let mut model = linear();
+    model.weights[0].2.iter_mut().for_each(|value| *value *= factor);
+    model
+}
+
+/// [`slow`] with a weight that keeps its input: `y = relu(x)`, where [`slow`]'s is 0.
+pub fn slow_identity(products: usize) -> SmallModel {
+    let mut model = slow(products);
+    let values = &mut model.weights[0].2;
+    (0..1024).for_each(|row| values[row * 1024 + row] = 1.0);
+    model
 }
 
 /// Many products with one weight of 4 MiB: a pass that takes a while.

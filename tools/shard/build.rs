@@ -93,7 +93,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         + skim.skeleton.len() as u64
         + tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
     let staging = store::staging(&options.store)?;
-    check_room(&options.store, needed)?;
+    store::check_room(&options.store, needed)?;
     let tokenizer = match tokenizer {
         Some(bytes) => Some(write_file(staging.path(), TOKENIZER_NAME, &bytes)?),
         None => None,
@@ -359,20 +359,6 @@ impl<'a> Plan<'a> {
         }
         Ok(Layer { name: name.to_string(), files })
     }
-}
-
-/// Refuses a build that the disk cannot hold.
-fn check_room(store: &Path, needed: u64) -> Result<()> {
-    let room = nix::sys::statvfs::statvfs(store)
-        .with_context(|| format!("cannot ask how much room {} has", store.display()))?;
-    let free = room.blocks_available() as u64 * room.fragment_size() as u64;
-    ensure!(
-        needed <= free,
-        "the store needs up to {needed} bytes, {} has {free} free\n\
-         free some room, give another --store, or fewer --variants",
-        store.display()
-    );
-    Ok(())
 }
 
 fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<FileEntry> {

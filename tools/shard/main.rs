@@ -2,6 +2,7 @@
 
 mod build;
 mod encode;
+mod install;
 mod layers;
 mod report;
 mod tensor;
@@ -28,6 +29,21 @@ struct Arguments {
 enum Command {
     /// Shard a model and install it in a store
     Build(build::Options),
+    /// Install a version that was built elsewhere, once every checksum is right
+    Install {
+        /// Folder of a version, or a tar of one with manifest.json first
+        #[arg(value_name = "DIR|TAR")]
+        source: PathBuf,
+        /// Folder of the store
+        #[arg(long)]
+        store: PathBuf,
+        /// Replace a version of the same name
+        #[arg(long)]
+        force: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Show layers, weights, variants and their errors
     Inspect {
         /// Name of the model
@@ -82,6 +98,9 @@ fn told(error: &anyhow::Error) -> String {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Build(options) => build::run(&options),
+        Command::Install { source, store, force, json } => {
+            install::run(&source, &store, force, json)
+        }
         Command::Inspect { model, store, version, json } => {
             report::inspect(&open(&store, &model, version.as_deref())?, json)
         }

@@ -1,7 +1,7 @@
 //! `hermesctl ls`: the models of the daemon.
 
 use super::embed::Print;
-use super::{Client, ClientError, segment};
+use super::{Client, ClientError, segment, table};
 use crate::api::size::Size;
 use serde_json::{Value, json};
 
@@ -22,21 +22,14 @@ pub fn run(client: &Client, print: Print) -> Result<String, ClientError> {
         Print::Human if models.is_empty() => {
             Ok("no models: build one into the store with hermes-shard".to_owned())
         }
-        Print::Human => Ok(table(&models)),
+        Print::Human => Ok(describe(&models)),
     }
 }
 
-fn table(models: &[Value]) -> String {
+fn describe(models: &[Value]) -> String {
     let head = ["MODEL", "VERSION", "STATE", "TASK", "VARIANTS"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(models.iter().map(row)).collect();
-    let width =
-        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..4).map(width).collect();
-    let lines = rows.iter().map(|row| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
-        cells.collect::<String>() + &row[4]
-    });
-    lines.collect::<Vec<_>>().join("\n")
+    table::lines(&rows)
 }
 
 fn row(model: &Value) -> [String; 5] {

@@ -4,13 +4,16 @@ pub mod embed;
 pub mod infer;
 pub mod list;
 mod npy;
+mod table;
+pub mod versions;
 
 use crate::daemon::config::DEFAULT_SOCKET;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header;
-use hyper::{Method, Request, StatusCode};
+use hyper::http::request;
+use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::io;
@@ -105,19 +108,27 @@ impl Client {
     }
 
     fn call(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header(header::CONTENT_TYPE, "application/json");
+        self.send(request, Full::new(Bytes::from(body)).map_err(io::Error::other).boxed_unsync())
+    }
+
+    /// Sends a request on a connection of its own and returns the body of the reply.
+    fn send(
+        &self,
+        request: request::Builder,
+        body: UnsyncBoxBody<Bytes, io::Error>,
+    ) -> Result<Bytes, ClientError> {
         self.runtime.block_on(async {
             let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
                 ClientError::Unreachable { socket: self.socket.clone(), source }
             })?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             let connection = tokio::spawn(connection);
-            let request = Request::builder()
-                .method(method)
-                .uri(path)
+            let request = request
                 .header(header::HOST, "hermes")
-                .header(header::CONTENT_TYPE, "application/json")
-                .body(Full::new(Bytes::from(body)))
-                .map_err(|_| ClientError::Usage(format!("{path:?} is not a path")))?;
+                .body(body)
+                .map_err(|error| ClientError::Usage(format!("not a request: {error}")))?;
             let response = sender.send_request(request).await?;
             let status = response.status();
             let body = response.into_body().collect().await?.to_bytes();

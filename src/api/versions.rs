@@ -1,0 +1,193 @@
+//! Which versions a model has and which is served: list, use, roll back, remove, collect.
+
+use super::body;
+use super::error::ApiError;
+use super::oip::OipError;
+use super::routes::{Api, wait};
+use crate::engine::Engine;
+use crate::store::{Removed, StoreError};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+/// Limit of a body that holds a name or a number.
+const MAX_BODY_BYTES: u64 = 4 << 10;
+
+type PathArg<T> = Result<Path<T>, PathRejection>;
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> ApiError {
+        let status = match &error {
+            StoreError::Archive { .. }
+            | StoreError::Received { .. }
+            | StoreError::Manifest { .. }
+            | StoreError::Name { .. } => StatusCode::BAD_REQUEST,
+            StoreError::Missing { .. } => StatusCode::NOT_FOUND,
+            StoreError::Exists { .. }
+            | StoreError::InUse { .. }
+            | StoreError::NoPrevious { .. } => StatusCode::CONFLICT,
+            StoreError::NoRoom { .. } => StatusCode::INSUFFICIENT_STORAGE,
+            StoreError::Io { source, .. } if source.kind() == ErrorKind::StorageFull => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, error.to_string())
+    }
+}
+
+/// Has the engine serve what the store says is current, where it has the model: the next request
+/// meets the new version, a pass that runs ends with the old one.
+///
+/// # Errors
+///
+/// The engine's, where the new version cannot be loaded; it stays the current one.
+pub fn serve_current(api: &Api, model: &str, version: &str) -> Result<Value, ApiError> {
+    api.tokenizers.forget(model);
+    let engine: &Engine = &api.engine;
+    let is_ready = engine.is_ready(model);
+    // What failed is dropped too: the next request loads the new version.
+    let swapped = if is_ready { engine.load(model).map(drop) } else { engine.unload(model) };
+    swapped.map_err(|error| {
+        let error = ApiError::from(error);
+        let message = format!(
+            "version {version} of {model} is current now, but cannot be loaded: {}; go back with \
+             hermesctl rollback {model}",
+            error.message
+        );
+        ApiError { message, ..error }
+    })?;
+    log::info!("model {model}: version {version} is current");
+    let state = if is_ready { "ready" } else { "unloaded" };
+    Ok(json!({ "model": model, "version": version, "state": state }))
+}
+
+/// `GET /v2/repository/models/{model}/versions`: the newest first.
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    path: PathArg<String>,
+) -> Result<Json<Value>, OipError> {
+    let model = name(path)?;
+    let versions = wait(move || {
+        let versions = api.engine.store().list(&model)?.into_iter().map(|info| {
+            json!({
+                "version": info.version,
+                "role": info.role.name(),
+                "bytes": info.bytes,
+                "created_s": info.created_s,
+            })
+        });
+        Ok(json!({ "model": model, "versions": versions.collect::<Vec<_>>() }))
+    });
+    Ok(Json(versions.await?))
+}
+
+/// What `POST /v2/repository/models/{model}/use` takes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UseRequest {
+    version: String,
+}
+
+/// `POST /v2/repository/models/{model}/use`.
+pub async fn use_version(
+    State(api): State<Arc<Api>>,
+    path: PathArg<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, OipError> {
+    let model = name(path)?;
+    let UseRequest { version } = read_json(&api, &headers, body)
+        .await?
+        .ok_or_else(|| ApiError::invalid("the body is empty: expected {\"version\": \"NAME\"}"))?;
+    let used = wait(move || {
+        api.engine.store().use_version(&model, &version)?;
+        serve_current(&api, &model, &version)
+    });
+    Ok(Json(used.await?))
+}
+
+/// `POST /v2/repository/models/{model}/rollback`.
+pub async fn roll_back(
+    State(api): State<Arc<Api>>,
+    path: PathArg<String>,
+) -> Result<Json<Value>, OipError> {
+    let model = name(path)?;
+    let used = wait(move || {
+        let version = api.engine.store().roll_back(&model)?.manifest.version.clone();
+        serve_current(&api, &model, &version)
+    });
+    Ok(Json(used.await?))
+}
+
+/// `DELETE /v2/repository/models/{model}/versions/{version}`.
+pub async fn remove(
+    State(api): State<Arc<Api>>,
+    path: PathArg<(String, String)>,
+) -> Result<Json<Value>, OipError> {
+    let (model, version) = name(path)?;
+    let removed = wait(move || Ok(describe(&api.engine.store().remove(&model, &version)?)));
+    Ok(Json(removed.await?))
+}
+
+/// What `POST /v2/repository/gc` takes.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CollectRequest {
+    /// Newest versions of each model that stay, whether they were served or not.
+    #[serde(default)]
+    keep: usize,
+}
+
+/// `POST /v2/repository/gc`.
+pub async fn collect(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, OipError> {
+    let CollectRequest { keep } = read_json(&api, &headers, body).await?.unwrap_or_default();
+    let collected = wait(move || {
+        let collected = api.engine.store().collect(keep)?;
+        log::info!("{} versions were collected", collected.removed.len());
+        Ok(json!({
+            "removed": collected.removed.iter().map(describe).collect::<Vec<_>>(),
+            "abandoned": collected.abandoned,
+            "abandoned_bytes": collected.abandoned_bytes,
+            "bytes": collected.bytes(),
+        }))
+    });
+    Ok(Json(collected.await?))
+}
+
+fn describe(removed: &Removed) -> Value {
+    let Removed { model, version, bytes } = removed;
+    json!({ "model": model, "version": version, "bytes": bytes })
+}
+
+fn name<T>(path: PathArg<T>) -> Result<T, ApiError> {
+    let Path(name) = path.map_err(|_| ApiError::not_found("the path's names are not UTF-8"))?;
+    Ok(name)
+}
+
+/// A small body; `None` where there is none.
+async fn read_json<T: DeserializeOwned>(
+    api: &Api,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Option<T>, ApiError> {
+    body::require_json(headers)?;
+    let body = body::read(body, MAX_BODY_BYTES, api.engine.ledger()).await?;
+    if body.bytes.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&body.bytes)
+        .map(Some)
+        .map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
+}

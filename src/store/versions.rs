@@ -1,0 +1,253 @@
+use super::{
+    ModelDir, Store, StoreError,
+    folder::checked,
+    install::{Staging, clean, staging, sync},
+    served::{Served, lock_model, remove_unfinished, serve},
+};
+use std::{
+    cmp::Reverse,
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// What a version is to its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It is served.
+    Current,
+    /// A rollback serves it.
+    Previous,
+    /// It only takes room.
+    Spare,
+}
+
+impl Role {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Current => "current",
+            Role::Previous => "previous",
+            Role::Spare => "spare",
+        }
+    }
+}
+
+/// A version of a model, as the store lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionInfo {
+    /// Its name.
+    pub version: String,
+    /// What it is to the model.
+    pub role: Role,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// When it was built, in seconds since the epoch; `None` where its manifest cannot be believed.
+    pub created_s: Option<u64>,
+}
+
+/// A version that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Its model.
+    pub model: String,
+    /// Its name.
+    pub version: String,
+    /// Bytes that its files had.
+    pub bytes: u64,
+}
+
+/// What [`Store::collect`] removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Versions that nobody serves.
+    pub removed: Vec<Removed>,
+    /// Folders that interrupted builds and installs left behind.
+    pub abandoned: u64,
+    /// Bytes in those.
+    pub abandoned_bytes: u64,
+}
+
+impl Collected {
+    /// Bytes of all that was removed.
+    pub fn bytes(&self) -> u64 {
+        self.abandoned_bytes + self.removed.iter().map(|removed| removed.bytes).sum::<u64>()
+    }
+}
+
+impl Store {
+    /// A model's versions, the newest first.
+    ///
+    /// # Errors
+    /// A bad name, no such model, or the system's.
+    pub fn list(&self, model: &str) -> Result<Vec<VersionInfo>, StoreError> {
+        let folder = self.model_path(model)?;
+        let served = Served::read(&folder).ok();
+        let role = |version: &str| match &served {
+            Some(served) if served.current == version => Role::Current,
+            Some(served) if served.previous.as_deref() == Some(version) => Role::Previous,
+            _ => Role::Spare,
+        };
+        let mut list = Vec::new();
+        for version in self.versions(model)? {
+            let bytes = tree_bytes(&folder.join(&version))?;
+            let dir = self.version(model, &version).ok();
+            let created_s = dir.map(|dir| dir.manifest.provenance.created_s);
+            list.push(VersionInfo { role: role(&version), version, bytes, created_s });
+        }
+        // Versions built in the same second are told apart by name.
+        list.sort_by_key(|info| Reverse((info.created_s, info.version.clone())));
+        Ok(list)
+    }
+
+    /// Which version of a model is served, and which was before.
+    ///
+    /// # Errors
+    /// A bad name, no such model, or one without a served version.
+    pub fn served(&self, model: &str) -> Result<Served, StoreError> {
+        Served::read(&self.model_path(model)?)
+    }
+
+    /// Has `version` served from now on, once its manifest, its files' lengths and their indexes
+    /// have been checked. The one served so far is remembered for [`Store::roll_back`].
+    ///
+    /// # Errors
+    /// No such version, or one that cannot be believed: nothing has changed then. The system's.
+    pub fn use_version(&self, model: &str, version: &str) -> Result<ModelDir, StoreError> {
+        let folder = self.model_path(model)?;
+        let _lock = lock_model(&folder)?;
+        self.serve_checked(&folder, model, version)
+    }
+
+    /// Has the version served that was served before; doing it again goes forward.
+    ///
+    /// # Errors
+    /// [`StoreError::NoPrevious`], else as [`Store::use_version`].
+    pub fn roll_back(&self, model: &str) -> Result<ModelDir, StoreError> {
+        let folder = self.model_path(model)?;
+        let _lock = lock_model(&folder)?;
+        let version = Served::read(&folder)?.previous;
+        let version = version.ok_or_else(|| StoreError::NoPrevious { model: model.to_owned() })?;
+        self.serve_checked(&folder, model, &version)
+    }
+
+    fn serve_checked(
+        &self,
+        folder: &Path,
+        model: &str,
+        version: &str,
+    ) -> Result<ModelDir, StoreError> {
+        let dir = self.version(model, version)?;
+        dir.check_files()?;
+        serve(folder, version)?;
+        Ok(dir)
+    }
+
+    /// Removes a version that is not served. Who has its files open keeps them.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] for the served version; no such version; the system's.
+    pub fn remove(&self, model: &str, version: &str) -> Result<Removed, StoreError> {
+        let folder = self.model_path(model)?;
+        let path = folder.join(checked(version)?);
+        let bin = Bin::new(self.path())?;
+        let lock = lock_model(&folder)?;
+        let served = Served::read(&folder).ok();
+        if served.as_ref().is_some_and(|served| served.current == version) {
+            return Err(StoreError::InUse { path });
+        }
+        if !self.versions(model)?.iter().any(|known| known == version) {
+            let what = format!("version {version} of {model}");
+            return Err(StoreError::Missing { store: self.path().to_owned(), what });
+        }
+        if let Some(served) = served.filter(|served| served.previous.as_deref() == Some(version)) {
+            Served { previous: None, ..served }.write(&folder)?;
+        }
+        let bytes = bin.take(&path)?;
+        drop(lock);
+        bin.empty()?;
+        Ok(Removed { model: model.to_owned(), version: version.to_owned(), bytes })
+    }
+
+    /// Removes of every model the versions that are neither served nor were before, nor among its
+    /// `keep` newest, and what interrupted builds left behind. A model without a served version
+    /// is left alone: each of its versions may be the only copy.
+    ///
+    /// # Errors
+    /// The system's; what was removed until then stays removed.
+    pub fn collect(&self, keep: usize) -> Result<Collected, StoreError> {
+        let (abandoned, abandoned_bytes) = clean(self.path())?;
+        let mut collected = Collected { abandoned, abandoned_bytes, ..Collected::default() };
+        let bin = Bin::new(self.path())?;
+        for model in self.models()? {
+            let folder = self.model_path(&model)?;
+            let _lock = lock_model(&folder)?;
+            if Served::read(&folder).is_err() {
+                continue;
+            }
+            remove_unfinished(&folder)?;
+            let versions = self.list(&model)?;
+            let newest: HashSet<_> =
+                versions.iter().take(keep).map(|i| i.version.clone()).collect();
+            let spare = versions.into_iter().filter(|info| info.role == Role::Spare);
+            for info in spare.filter(|info| !newest.contains(&info.version)) {
+                let bytes = bin.take(&folder.join(&info.version))?;
+                collected.removed.push(Removed {
+                    model: model.clone(),
+                    version: info.version,
+                    bytes,
+                });
+            }
+        }
+        bin.empty()?;
+        Ok(collected)
+    }
+}
+
+/// Folders on their way out: out of sight in one step each, then removed at leisure. What a crash
+/// leaves of it is a staging folder that the next build or collection removes.
+struct Bin(Staging);
+
+impl Bin {
+    fn new(store: &Path) -> Result<Bin, StoreError> {
+        staging(store).map(Bin)
+    }
+
+    /// Takes a version's folder out of the store; says how many bytes it had.
+    fn take(&self, version_path: &Path) -> Result<u64, StoreError> {
+        let bytes = tree_bytes(version_path)?;
+        let mut number = 0;
+        let place = loop {
+            let place: PathBuf = self.0.path().join(number.to_string());
+            if !place.exists() {
+                break place;
+            }
+            number += 1;
+        };
+        let result = fs::rename(version_path, place);
+        result.map_err(|e| StoreError::io("remove", version_path, e))?;
+        sync(version_path.parent().unwrap_or(version_path))?;
+        Ok(bytes)
+    }
+
+    fn empty(self) -> Result<(), StoreError> {
+        let path = self.0.path();
+        fs::remove_dir_all(path).map_err(|e| StoreError::io("remove", path, e))
+    }
+}
+
+/// Bytes of the files below `folder`; links are not followed.
+pub(super) fn tree_bytes(folder: &Path) -> Result<u64, StoreError> {
+    fn sum(folder: &Path) -> io::Result<u64> {
+        let mut bytes = 0;
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            bytes += match entry.file_type()?.is_dir() {
+                true => sum(&entry.path())?,
+                false => entry.metadata()?.len(),
+            };
+        }
+        Ok(bytes)
+    }
+    sum(folder).map_err(|e| StoreError::io("measure", folder, e))
+}

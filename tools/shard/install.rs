@@ -1,0 +1,34 @@
+//! `hermes-shard install`: a version's folder or tar, verified and put into a store.
+
+use crate::report::Progress;
+use anyhow::{Context, Result};
+use hermes::store::{self, Archive, Package};
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Installs the version in `source` into the store in `store_dir`, which is created where it is
+/// missing.
+pub fn run(source: &Path, store_dir: &Path, force: bool, json: bool) -> Result<ExitCode> {
+    let package = Package::open(source)?;
+    let archive = Archive::open(package).with_context(|| format!("{}", source.display()))?;
+    let mut progress = Progress::new(0);
+    let received = archive.receive(store_dir, force, |event| match event {
+        store::Progress::Expect(bytes) => progress = Progress::new(bytes),
+        store::Progress::Wrote(bytes) => progress.advance(bytes),
+    });
+    progress.finish();
+    let received = received.with_context(|| format!("{}", source.display()))?;
+    let bytes = received.bytes();
+    let progress = Progress::new(bytes);
+    let verified = received.verify(|bytes| progress.advance(bytes));
+    progress.finish();
+    let dir = verified.and_then(|verified| verified.install(force));
+    let dir = dir.with_context(|| format!("{}", source.display()))?;
+    let (model, version) = (&dir.manifest.model, &dir.manifest.version);
+    match json {
+        true => println!("{}", json!({ "model": model, "version": version, "bytes": bytes })),
+        false => println!("{model}: version {version} is installed ({bytes} bytes)"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
