@@ -6,14 +6,18 @@
 
 mod body;
 pub mod client;
+mod deadline;
 mod embed;
 mod embeddings_json;
 mod error;
 pub mod infer_json;
+pub mod infer_reply;
+mod infer_tensor;
 pub mod json;
 mod oip;
 mod openai;
 mod pieces;
+mod repository;
 mod routes;
 mod server;
 pub mod size;
@@ -23,4 +27,5 @@ pub mod tensor_json;
 mod tokenizer;
 
 pub use error::ApiError;
+pub use routes::routes;
 pub use server::{ServeError, serve};

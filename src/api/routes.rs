@@ -2,14 +2,14 @@
 
 use super::error::ApiError;
 use super::tokenizer::Tokenizers;
-use super::{oip, openai};
+use super::{oip, openai, repository};
 use crate::engine::{Cancel, Engine, EngineError, Reply, Request};
 use crate::store::manifest::Manifest;
 use axum::Router;
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -109,24 +109,43 @@ impl<T> Drop for Submitted<T> {
     }
 }
 
-/// All routes.
+/// A method, a path and what answers there.
+type Route = (&'static str, &'static str, fn() -> MethodRouter<Arc<Api>>);
+
+/// All routes; `openapi.json` describes each.
+const ROUTES: &[Route] = &[
+    ("GET", "/v2", || get(oip::server_metadata)),
+    ("GET", "/v2/health/live", || get(oip::live)),
+    ("GET", "/v2/health/ready", || get(oip::ready)),
+    ("GET", "/v2/models/{model}", || get(oip::model_metadata)),
+    ("GET", "/v2/models/{model}/ready", || get(oip::model_ready)),
+    ("POST", "/v2/models/{model}/infer", || post(oip::infer)),
+    ("GET", "/v2/models/{model}/versions/{version}", || get(oip::model_metadata)),
+    ("GET", "/v2/models/{model}/versions/{version}/ready", || get(oip::model_ready)),
+    ("POST", "/v2/models/{model}/versions/{version}/infer", || post(oip::infer)),
+    ("GET", "/v2/repository/index", || get(repository::index)),
+    ("POST", "/v2/repository/index", || post(repository::index)),
+    ("POST", "/v2/repository/models/{model}/load", || post(repository::load)),
+    ("POST", "/v2/repository/models/{model}/unload", || post(repository::unload)),
+    ("GET", "/v1/models", || get(openai::models)),
+    ("GET", "/v1/models/{model}", || get(openai::model)),
+    ("POST", "/v1/embeddings", || post(openai::embeddings)),
+];
+
+/// Method and path of each route.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|(method, path, _)| (*method, *path))
+}
+
+/// The router of all routes.
 pub fn router(api: Arc<Api>) -> Router {
-    let model = |router: Router<Arc<Api>>, path: &str| {
-        router
-            .route(path, get(oip::model_metadata))
-            .route(&format!("{path}/ready"), get(oip::model_ready))
-            .route(&format!("{path}/infer"), post(oip::infer))
-    };
-    let router = Router::new()
-        .route("/v2", get(oip::server_metadata))
-        .route("/v2/health/live", get(oip::live))
-        .route("/v2/health/ready", get(oip::ready))
-        .route("/v1/models", get(openai::models))
-        .route("/v1/models/{model}", get(openai::model))
-        .route("/v1/embeddings", post(openai::embeddings));
-    let router = model(router, "/v2/models/{model}");
-    let router = model(router, "/v2/models/{model}/versions/{version}");
-    router.fallback(unknown_path).method_not_allowed_fallback(wrong_method).with_state(api)
+    let add = |router: Router<_>, (_, path, handler): &Route| router.route(path, handler());
+    ROUTES
+        .iter()
+        .fold(Router::new(), add)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(api)
 }
 
 async fn unknown_path(request: HttpRequest) -> Response {
@@ -137,15 +156,23 @@ async fn unknown_path(request: HttpRequest) -> Response {
 
 async fn wrong_method(request: HttpRequest) -> Response {
     let (method, path) = (request.method(), request.uri().path());
-    let expected = match path.ends_with("/infer") || path == "/v1/embeddings" {
-        true => "POST",
-        false => "GET",
-    };
-    let message = format!("{method} is not allowed for {:?}: use {expected}", shorten(path));
+    let here = routes().filter(|(_, template)| is_path_of(template, path));
+    let allowed: Vec<_> = here.map(|(method, _)| method).collect();
+    let message =
+        format!("{method} is not allowed for {:?}: use {}", shorten(path), allowed.join(" or "));
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
     let mut response = refuse(path, error);
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(expected));
+    if let Ok(allowed) = HeaderValue::from_str(&allowed.join(", ")) {
+        response.headers_mut().insert(header::ALLOW, allowed);
+    }
     response
+}
+
+/// Whether `path` is one that `template` stands for.
+fn is_path_of(template: &str, path: &str) -> bool {
+    let is_same = |(part, segment): (&str, &str)| part == segment || part.starts_with('{');
+    template.split('/').count() == path.split('/').count()
+        && template.split('/').zip(path.split('/')).all(is_same)
 }
 
 fn refuse(path: &str, error: ApiError) -> Response {

@@ -3,13 +3,11 @@
 use clap::{Parser, Subcommand};
 use hermes::api::client::embed::Print;
 use hermes::api::client::infer::{InferCommand, parse_binding};
-use hermes::api::client::{Client, ClientError, default_socket, embed, list};
+use hermes::api::client::repository::RepositoryCommand;
+use hermes::api::client::{Client, ClientError, EXIT_CODES, default_socket, embed, list};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused by the daemon, 2 usage (arguments or \
-                          files), 3 the daemon cannot be reached.";
 
 /// Asks hermesd to run models.
 #[derive(Parser)]
@@ -61,6 +59,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Repository(RepositoryCommand),
 }
 
 fn main() -> ExitCode {
@@ -91,5 +91,6 @@ fn run(args: Args) -> Result<String, ClientError> {
             let (inputs, outputs) = (input, output);
             InferCommand { model, inputs, outputs, request, json }.run(&client)
         }
+        Command::Repository(command) => command.run(&client),
     }
 }

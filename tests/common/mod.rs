@@ -4,4 +4,5 @@
 #![allow(dead_code)]
 
 pub mod daemon;
+pub mod served;
 pub mod small_store;

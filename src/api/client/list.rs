@@ -1,7 +1,7 @@
 //! `hermesctl ls`: the models of the daemon.
 
 use super::embed::Print;
-use super::{Client, ClientError, segment};
+use super::{Client, ClientError, segment, table};
 use crate::api::size::Size;
 use serde_json::{Value, json};
 
@@ -22,24 +22,14 @@ pub fn run(client: &Client, print: Print) -> Result<String, ClientError> {
         Print::Human if models.is_empty() => {
             Ok("no models: build one into the store with hermes-shard".to_owned())
         }
-        Print::Human => Ok(table(&models)),
+        Print::Human => {
+            let head = ["MODEL", "VERSION", "STATE", "TASK", "VARIANTS"];
+            Ok(table(&head, models.iter().map(row).collect()))
+        }
     }
 }
 
-fn table(models: &[Value]) -> String {
-    let head = ["MODEL", "VERSION", "STATE", "TASK", "VARIANTS"].map(str::to_owned);
-    let rows: Vec<[String; 5]> = std::iter::once(head).chain(models.iter().map(row)).collect();
-    let width =
-        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..4).map(width).collect();
-    let lines = rows.iter().map(|row| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
-        cells.collect::<String>() + &row[4]
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-fn row(model: &Value) -> [String; 5] {
+fn row(model: &Value) -> Vec<String> {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let parameters = &model["parameters"];
     let variants = parameters["variants"].as_array().into_iter().flatten().map(|variant| {
@@ -47,7 +37,7 @@ fn row(model: &Value) -> [String; 5] {
         let bytes = parameters["variant_bytes"][name].as_u64().unwrap_or(0);
         format!("{name} {}", Size(bytes))
     });
-    [
+    vec![
         text(&model["name"]),
         text(&model["versions"][0]),
         text(&parameters["state"]),

@@ -4,12 +4,14 @@ pub mod embed;
 pub mod infer;
 pub mod list;
 mod npy;
+pub mod repository;
 
+use super::body::JSON_BYTES_HEADER;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header;
-use hyper::{Method, Request, StatusCode};
+use hyper::http::{request, response};
+use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::io;
@@ -20,6 +22,10 @@ use tokio::runtime::Runtime;
 
 /// Where hermesd listens if nothing else is said.
 const DEFAULT_SOCKET: &str = "/run/hermes/hermes.sock";
+
+/// The last lines of each command's help.
+pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused by the daemon, 2 usage (arguments or \
+                              files), 3 the daemon cannot be reached.";
 
 /// Why a command failed; [`ClientError::exit_code`] tells scripts.
 #[derive(Debug, Error)]
@@ -94,7 +100,7 @@ impl Client {
     ///
     /// [`ClientError`]: unreachable, refused, or broken off.
     pub fn get(&self, path: &str) -> Result<Value, ClientError> {
-        parse(&self.call(Method::GET, path, Vec::new())?)
+        parse(&self.call(Request::get(path), Vec::new())?.1)
     }
 
     /// The body of a `POST` of a JSON body.
@@ -103,30 +109,54 @@ impl Client {
     ///
     /// As for [`Client::get`].
     pub fn post(&self, path: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
-        self.call(Method::POST, path, body)
+        self.post_binary(path, body, None).map(|(body, _)| body)
     }
 
-    fn call(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
+    /// As [`Client::post`] for a body of which binary tensor data follows after `json_bytes`;
+    /// returns also how many bytes of the reply are JSON, where binary data follows.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::get`].
+    pub fn post_binary(
+        &self,
+        path: &str,
+        body: Vec<u8>,
+        json_bytes: Option<usize>,
+    ) -> Result<(Bytes, Option<usize>), ClientError> {
+        let mut request = Request::post(path);
+        request = match json_bytes {
+            Some(json_bytes) => request
+                .header(header::CONTENT_TYPE, "application/octet-stream")
+                .header(JSON_BYTES_HEADER, json_bytes),
+            None => request.header(header::CONTENT_TYPE, "application/json"),
+        };
+        let (head, body) = self.call(request, body)?;
+        let json_bytes = head.headers.get(JSON_BYTES_HEADER);
+        Ok((body, json_bytes.and_then(|length| length.to_str().ok()?.parse().ok())))
+    }
+
+    fn call(
+        &self,
+        request: request::Builder,
+        body: Vec<u8>,
+    ) -> Result<(response::Parts, Bytes), ClientError> {
+        let request = request
+            .header(header::HOST, "hermes")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| ClientError::Usage(format!("no request can be made: {error}")))?;
         self.runtime.block_on(async {
             let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
                 ClientError::Unreachable { socket: self.socket.clone(), source }
             })?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             let connection = tokio::spawn(connection);
-            let request = Request::builder()
-                .method(method)
-                .uri(path)
-                .header(header::HOST, "hermes")
-                .header(header::CONTENT_TYPE, "application/json")
-                .body(Full::new(Bytes::from(body)))
-                .map_err(|_| ClientError::Usage(format!("{path:?} is not a path")))?;
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            let body = response.into_body().collect().await?.to_bytes();
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            let body = body.collect().await?.to_bytes();
             connection.abort();
-            match status.is_success() {
-                true => Ok(body),
-                false => Err(refused(status, &body)),
+            match head.status.is_success() {
+                true => Ok((head, body)),
+                false => Err(refused(head.status, &body)),
             }
         })
     }
@@ -159,4 +189,19 @@ fn segment(name: &str) -> String {
         }
     }
     text
+}
+
+/// Rows of text under a head, in columns.
+fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
+    let head = head.iter().map(|cell| (*cell).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let columns = rows[0].len();
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
