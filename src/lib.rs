@@ -11,6 +11,7 @@ pub mod api;
 pub mod codec;
 pub mod engine;
 pub mod graph;
+pub mod manual;
 pub mod store;
 pub mod stream;
 pub mod sys;

@@ -1,17 +1,18 @@
 //! The client: asks a running hermesd, for people and for scripts.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use hermes::api::client::embed::Print;
 use hermes::api::client::infer::{InferCommand, parse_binding};
 use hermes::api::client::repository::RepositoryCommand;
 use hermes::api::client::{Client, ClientError, EXIT_CODES, default_socket, embed, list};
+use hermes::manual;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Asks hermesd to run models.
 #[derive(Parser)]
-#[command(version, after_help = EXIT_CODES)]
+#[command(name = "hermesctl", version, after_help = EXIT_CODES)]
 struct Args {
     /// Unix socket of the daemon [default: $HERMES_SOCKET or /run/hermes/hermes.sock].
     #[arg(long, global = true)]
@@ -61,9 +62,17 @@ enum Command {
     },
     #[command(flatten)]
     Repository(RepositoryCommand),
+    /// Print completions for a shell: source <(hermesctl completions bash).
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = manual::written(Args::command(), "1") {
+        return code;
+    }
     let args = Args::parse();
     match run(args) {
         Ok(text) => {
@@ -92,5 +101,12 @@ fn run(args: Args) -> Result<String, ClientError> {
             InferCommand { model, inputs, outputs, request, json }.run(&client)
         }
         Command::Repository(command) => command.run(&client),
+        Command::Completions { shell } => Ok(completions(shell)),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> String {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "hermesctl", &mut text);
+    String::from_utf8_lossy(&text).trim_end().to_owned()
 }

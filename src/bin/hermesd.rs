@@ -1,10 +1,11 @@
 //! The daemon: serves a store of models on a Unix socket within one byte budget.
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use hermes::api::client::default_socket;
 use hermes::api::{self, size, socket};
 use hermes::engine::{Config, Engine};
+use hermes::manual;
 use hermes::sys::heap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ const HELPER_THREADS: usize = 2;
 
 /// Serves neural networks from a store, streaming their weights through a small window.
 #[derive(Parser)]
-#[command(version, after_help = "Log level: HERMES_LOG=error|warn|info|debug (default info).")]
+#[command(name = "hermesd", version, after_help = "Log level: HERMES_LOG=error|warn|info|debug (default info).")]
 struct Args {
     /// Folder that hermes-shard built models into.
     #[arg(long)]
@@ -45,6 +46,9 @@ struct Args {
 
 fn main() -> ExitCode {
     heap::limit_arenas();
+    if let Some(code) = manual::written(Args::command(), "8") {
+        return code;
+    }
     let args = Args::parse();
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("HERMES_LOG", "info")).init();
     match run(args) {

@@ -7,7 +7,8 @@ mod report;
 mod tensor;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use hermes::manual;
 use hermes::store::Store;
 use hermes::sys::heap::CountingAllocator;
 use std::path::PathBuf;
@@ -59,6 +60,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = manual::written(Arguments::command(), "1") {
+        return code;
+    }
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
     match run(Arguments::parse().command) {
         Ok(code) => code,
