@@ -2,12 +2,13 @@
 //! the disk or the request is at fault.
 
 use hermes::engine::{
-    Array, Cancel, Config, Engine, EngineError, ErrorKind, Reply, Request, SourceKind,
+    Array, Cancel, Config, Engine, EngineError, ErrorKind, Pressure, Reply, Request, SourceKind,
 };
 use hermes::stream::{Category, Faults, StreamError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 const BUDGET_BYTES: u64 = 1 << 30;
@@ -45,7 +46,7 @@ fn run(program: &str, arguments: &[&str]) {
 
 fn config() -> Config {
     let window_bytes = Some(WINDOW_BYTES);
-    Config { window_bytes, ..Config::new(store().join("store"), BUDGET_BYTES) }
+    Config { window_bytes, pin_bytes: 0, ..Config::new(store().join("store"), BUDGET_BYTES) }
 }
 
 fn ids(name: &str, count: usize) -> (String, Array) {
@@ -75,7 +76,13 @@ fn request(model: &str, tokens: usize) -> Request {
         }
         _ => unreachable!("no such model"),
     };
-    Request { model: model.to_string(), inputs, outputs: vec![], cancel: Cancel::new() }
+    Request {
+        model: model.to_string(),
+        inputs,
+        outputs: vec![],
+        cancel: Cancel::new(),
+        trace: None,
+    }
 }
 
 /// The request with the inputs that the model does not have left out.
@@ -106,6 +113,7 @@ fn streamed_outputs_are_the_resident_ones_to_the_bit() {
             Engine::start(Config { pin_bytes: 1 << 20, threads: Some(1), ..config }).unwrap();
         for model in ["bert-tiny", "gpt2-tiny"] {
             for tokens in [1, 3, 16, 61] {
+                infer(&resident, model, tokens);
                 let expected = infer(&resident, model, tokens);
                 assert_eq!(expected.stats.bytes_read, 0, "all is pinned");
                 let found = infer(&streamed, model, tokens);
@@ -197,32 +205,6 @@ fn wrong_requests_are_told_what_was_expected() {
 }
 
 #[test]
-fn too_small_a_budget_is_refused_with_the_one_that_would_do() {
-    let small = Config { budget_bytes: 4 << 20, ..config() };
-    let Err(EngineError::OverBudget(refused)) = Engine::start(small) else {
-        panic!("a budget of 4 MiB cannot hold the process")
-    };
-    assert_eq!(refused.category, Category::Process);
-    let mut budget_bytes = refused.smallest_budget_bytes();
-    // Each refusal names a budget that gets one step further, until all fits.
-    for _ in 0..8 {
-        let config = Config { budget_bytes, ..config() };
-        let refused = match Engine::start(config) {
-            Err(EngineError::OverBudget(refused)) => refused,
-            Ok(engine) => match engine.infer(fitting(&engine, request("bert-tiny", 64))) {
-                Err(EngineError::OverBudget(refused)) => refused,
-                Err(error) => panic!("{error}"),
-                Ok(_) => return,
-            },
-            Err(error) => panic!("{error}"),
-        };
-        assert!(refused.smallest_budget_bytes() > budget_bytes, "{refused}");
-        budget_bytes = refused.smallest_budget_bytes();
-    }
-    panic!("{budget_bytes} bytes still do not do");
-}
-
-#[test]
 fn a_window_smaller_than_a_block_is_refused() {
     let engine = Engine::start(Config { window_bytes: Some(4096), ..config() }).unwrap();
     let error = engine.infer(fitting(&engine, request("bert-tiny", 4))).unwrap_err();
@@ -234,6 +216,92 @@ fn an_unknown_variant_is_refused_with_those_there_are() {
     let engine = Engine::start(Config { variant: Some("q3".to_string()), ..config() }).unwrap();
     let error = engine.infer(fitting(&engine, request("bert-tiny", 4))).unwrap_err();
     assert!(error.to_string().contains("it has f32, q8, q4"), "{error}");
+}
+
+/// Submits `request` and returns where its result comes.
+fn submit(engine: &Engine, request: Request) -> Receiver<Result<Reply, EngineError>> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // The test may have failed by then.
+    engine.submit(request, move |result| drop(sender.send(result)));
+    receiver
+}
+
+/// Requests of any lengths that wait together take one pass, and each gets what it would get
+/// alone, to the bit; one that fails or is cancelled among them is alone in that.
+#[test]
+fn requests_that_wait_share_a_pass() {
+    for (model, variant) in [("bert-tiny", "f32"), ("gpt2-tiny", "q8")] {
+        let engine =
+            Engine::start(Config { variant: Some(variant.to_string()), ..config() }).unwrap();
+        let lengths = [5, 1, 33, 16, 16];
+        let alone = lengths.map(|tokens| infer(&engine, model, tokens));
+        engine.set_pressure(Pressure::Hold);
+        let waiting =
+            lengths.map(|tokens| submit(&engine, fitting(&engine, request(model, tokens))));
+        let mut wrong = fitting(&engine, request(model, 4));
+        wrong.inputs[0].1 = Array::from_i64(vec![1, 4], &[1, 1 << 40, 2, 3]).unwrap();
+        let wrong = submit(&engine, wrong);
+        let left = fitting(&engine, request(model, 7));
+        let cancel = left.cancel.clone();
+        let left = submit(&engine, left);
+        cancel.cancel();
+        assert_eq!(engine.stats().waiting, 7, "nothing is served while held");
+        engine.set_pressure(Pressure::None);
+        for (alone, waiting) in alone.iter().zip(waiting) {
+            let together = waiting.recv().unwrap().unwrap();
+            assert_eq!((alone.stats.seats, together.stats.seats), (1, 6), "{model}");
+            assert!(together.outputs == alone.outputs, "{model} {variant}");
+        }
+        let error = wrong.recv().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(matches!(left.recv().unwrap(), Err(EngineError::Cancelled)));
+        let stats = engine.stats();
+        let counted = stats.models[0].counted;
+        assert_eq!((counted.passes, counted.seats), (6, 11));
+        assert_eq!((counted.answered, counted.failed, counted.cancelled), (10, 1, 1));
+    }
+}
+
+/// What passes stays as far as the ledger grants it, and goes when memory is short.
+#[test]
+fn pins_come_with_a_pass_and_give_way_to_pressure() {
+    let engine = Engine::start(Config { pin_bytes: u64::MAX, ..config() }).unwrap();
+    let first = infer(&engine, "bert-tiny", 16);
+    let tape_bytes = engine.load("bert-tiny").map(|model| model.tape_bytes()).unwrap();
+    assert_eq!(first.stats.bytes_read, tape_bytes);
+    let pinned = || engine.ledger().held_bytes(Category::Pins);
+    assert_eq!(pinned(), 0, "loading anew begins anew");
+    for level in [Pressure::None, Pressure::Pins, Pressure::Window, Pressure::None] {
+        engine.set_pressure(level);
+        let expected = if level == Pressure::None { tape_bytes } else { 0 };
+        assert!(level == Pressure::None || pinned() == 0, "pins go at once");
+        let reply = infer(&engine, "bert-tiny", 16);
+        assert_eq!(pinned(), expected, "{level:?}");
+        assert_eq!(reply.stats.bytes_read, tape_bytes);
+        assert!(reply.outputs == first.outputs);
+    }
+    assert_eq!(infer(&engine, "bert-tiny", 16).stats.bytes_read, 0);
+    // Another model's activations come before this one's pins.
+    engine.unload("bert-tiny").unwrap();
+    assert_eq!(pinned(), 0);
+}
+
+/// A version that is installed while the daemon runs is served from the next request on.
+#[test]
+fn another_version_is_served_once_the_store_says_so() {
+    let (folder, engine) = broken(|_| ());
+    let before = infer(&engine, "bert-tiny", 8);
+    let file = folder.path().join("other.onnx");
+    let seed = ["synth", "bert-tiny", "--seed", "7", "-o", path(&file)];
+    run(env!("CARGO_BIN_EXE_hermes-bench"), &seed);
+    let store = folder.path().join("store");
+    let build =
+        ["build", path(&file), "--store", path(&store), "--name", "bert-tiny", "--version", "2"];
+    run(env!("CARGO_BIN_EXE_hermes-shard"), &build);
+    assert_eq!(engine.manifest("bert-tiny").unwrap().version, "2");
+    let after = infer(&engine, "bert-tiny", 8);
+    assert!(after.outputs != before.outputs, "other weights, other answers");
+    assert_eq!(engine.stats().models[0].loaded.as_ref().unwrap().version, "2");
 }
 
 /// Whatever the disk does, a pass gives the right answer or an error, and the model is out of

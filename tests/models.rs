@@ -126,6 +126,7 @@ fn answers(
         inputs: case.inputs.clone().into_iter().collect(),
         outputs: vec![],
         cancel: Cancel::new(),
+        trace: None,
     };
     let reply = engine.infer(request).unwrap();
     let mut outputs: BTreeMap<String, Array> = reply.outputs.into_iter().collect();

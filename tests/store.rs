@@ -445,7 +445,8 @@ fn a_wrong_row_checksum_inside_a_sealed_block_is_found() {
     }
     let summary = writer.finish().unwrap();
     let mut dir = ModelDir::open(folder.path()).unwrap();
-    let entry = dir.manifest.layers[0].files.get_mut("f32").unwrap();
+    let manifest = std::sync::Arc::make_mut(&mut dir.manifest);
+    let entry = manifest.layers[0].files.get_mut("f32").unwrap();
     entry.index_checksum = summary.index_checksum;
     let problems = dir.verify(|_| ());
     assert_eq!(problems.len(), 1, "{problems:?}");
@@ -458,7 +459,7 @@ fn a_wrong_row_checksum_inside_a_sealed_block_is_found() {
 /// with all of `words`.
 fn check_manifest(change: impl Fn(&mut Manifest), words: &[&str]) {
     let (store, mut dir) = sample();
-    change(&mut dir.manifest);
+    change(std::sync::Arc::make_mut(&mut dir.manifest));
     write_manifest(&dir.path, &dir.manifest);
     let opened = Store::open(store.path()).unwrap().current("tiny");
     let error = opened.and_then(|dir| dir.check_files()).unwrap_err().to_string();

@@ -79,7 +79,7 @@ impl Embedding {
             inputs.push((name.clone(), array));
         }
         let (model, outputs) = (self.model.clone(), vec![self.output.clone()]);
-        Ok(Request { model, inputs, outputs, cancel: Cancel::new() })
+        Ok(Request { model, inputs, outputs, cancel: Cancel::new(), trace: None })
     }
 
     /// The unit vector of a reply to a text of `token_count` tokens.

@@ -114,6 +114,7 @@ pub async fn infer(
         inputs: std::mem::take(&mut asked.inputs),
         outputs: asked.outputs.iter().map(|wanted| wanted.name.clone()).collect(),
         cancel: Cancel::new(),
+        trace: None,
     };
     let submitted = Submitted::new(&api.engine, request, |reply| reply);
     let reply = deadline.within(asked.timeout_us).bound(submitted.wait()).await?;

@@ -1,14 +1,15 @@
-//! A loaded model: its graph and pins in memory, its tape on disk.
+//! A loaded model: its graph in memory, its tape on disk.
 
 use super::array::Array;
 use super::error::EngineError;
+use super::pins::Pins;
 use super::service::SourceKind;
 use super::tape::Tape;
-use crate::graph::{self, Footprint, GraphError, Imported, READ_AHEAD_BYTES};
+use crate::graph::{self, Footprint, GraphError, Imported, Lockstep, READ_AHEAD_BYTES};
 use crate::store::manifest::{Dim, Manifest, Port};
-use crate::store::{ModelDir, layer_file::LayerFile};
+use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{
-    Block, Category, FaultySource, Grant, Ledger, Loaded, MappedSource, ReadSource, StreamError,
+    Block, Category, FaultySource, Grant, Ledger, MappedSource, ReadSource, StreamError,
     ThrottledSource, WeightSource,
 };
 use crate::sys::{heap, map};
@@ -20,17 +21,19 @@ use tract_core::internal::*;
 /// A model ready for passes.
 pub struct Model {
     pub dir: ModelDir,
+    /// What tells its version from another.
+    pub(super) serving: Serving,
     /// The variant its passes use.
     pub variant: String,
-    pub(super) plan: Arc<TypedSimplePlan>,
+    pub(super) plan: Lockstep,
     pub(super) tape: Tape,
     pub(super) blocks: Arc<[Block]>,
     pub(super) source: Arc<dyn WeightSource>,
-    pub(super) pins: Vec<Option<Arc<Loaded>>>,
+    pub(super) pins: Pins,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     failure: OnceLock<String>,
-    _grants: Vec<Grant>,
+    graph: Grant,
 }
 
 /// What parsing and optimizing a graph holds at its peak: several forms of it at once. Measured
@@ -39,16 +42,15 @@ const LOADING_BYTES_PER_FILE_BYTE: u64 = 20;
 const LOADING_FIXED_BYTES: u64 = 1 << 20;
 
 impl Model {
-    /// Loads the graph and the pins of `dir`. No weight is read but what is pinned.
+    /// Loads the graph of `dir`. No weight is read: what is to be pinned stays as it passes.
     ///
-    /// `variant` defaults to the manifest's first; `pin_bytes` of the tape's head stay in memory.
-    /// `idle_bytes` are granted to the caller for something that is idle while a model loads, the
-    /// window: loading may use them.
+    /// `variant` defaults to the manifest's first. `idle_bytes` are granted to the caller for
+    /// something that is idle while a model loads, the window: loading may use them.
     pub fn load(
         dir: ModelDir,
+        serving: Serving,
         variant: Option<&str>,
         source: SourceKind,
-        pin_bytes: u64,
         idle_bytes: u64,
         ledger: &Arc<Ledger>,
     ) -> Result<Model, EngineError> {
@@ -74,18 +76,19 @@ impl Model {
         if measured > 0 {
             grant.resize(measured)?;
         }
-        let (pins, pinned) = pin_head(&tape, &*source, pin_bytes, ledger)?;
+        let pins = Pins::none(tape.blocks.len(), ledger)?;
         Ok(Model {
             blocks: tape.blocks.clone().into(),
+            serving,
             variant,
-            plan: imported.plan,
+            plan: Lockstep::new(imported.plan),
             tape,
             source,
             pins,
             inputs: imported.inputs,
             outputs: imported.outputs,
             failure: OnceLock::new(),
-            _grants: vec![grant, pinned],
+            graph: grant,
             dir,
         })
     }
@@ -95,10 +98,14 @@ impl Model {
         &self.dir.manifest.model
     }
 
-    /// Bytes of tape that a pass reads: all but what is pinned.
-    pub fn streamed_bytes(&self) -> u64 {
-        let pinned = self.pins.iter().flatten().map(|loaded| (**loaded).as_ref().len() as u64);
-        self.tape.bytes() - pinned.sum::<u64>()
+    /// Bytes the graph holds.
+    pub fn graph_bytes(&self) -> u64 {
+        self.graph.bytes()
+    }
+
+    /// Bytes of the tape that stay in memory.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.pins.bytes()
     }
 
     /// Bytes of the tape.
@@ -181,7 +188,7 @@ impl Model {
     /// What a pass over inputs of these shapes, in the plan's order, will hold besides weights.
     pub(super) fn footprint(&self, inputs: &TVec<TValue>) -> Result<Footprint, EngineError> {
         let shapes: Vec<Vec<usize>> = inputs.iter().map(|value| value.shape().to_vec()).collect();
-        graph::footprint(&self.plan, &shapes)
+        graph::footprint(self.plan.plan(), &shapes)
             .map_err(|error| EngineError::Invalid(format!("the shapes do not fit: {error:#}")))
     }
 }
@@ -226,31 +233,6 @@ fn open_source(
         SourceKind::Throttled { bytes_per_s } => Arc::new(ThrottledSource::new(board, bytes_per_s)),
         SourceKind::Faulty(faults) => Arc::new(FaultySource::new(board, faults)),
     })
-}
-
-/// What is pinned of a tape, by block.
-type Pins = Vec<Option<Arc<Loaded>>>;
-
-/// Pins the head of the tape up to `pin_bytes`.
-fn pin_head(
-    tape: &Tape,
-    source: &dyn WeightSource,
-    pin_bytes: u64,
-    ledger: &Arc<Ledger>,
-) -> Result<(Pins, Grant), EngineError> {
-    let mut left = pin_bytes;
-    let head: Vec<&Block> = tape
-        .blocks
-        .iter()
-        .take_while(|block| left.checked_sub(block.bytes).map(|rest| left = rest).is_some())
-        .collect();
-    let grant = ledger.try_grant(Category::Pins, head.iter().map(|block| block.bytes).sum())?;
-    let mut pins = vec![];
-    for block in head {
-        pins.push(Some(Arc::new(crate::stream::load_verified(source, block)?)));
-    }
-    pins.resize_with(tape.blocks.len(), || None);
-    Ok((pins, grant))
 }
 
 /// Checks one input's type and shape; `bound` holds the sizes that symbols have so far.

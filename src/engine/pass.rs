@@ -5,13 +5,12 @@ use super::error::EngineError;
 use super::model::Model;
 use super::tape::{Stretch, Table};
 use crate::codec::Codec;
-use crate::graph::{Feed, IndexOutOfRange, Kernels, Lease, TapeFeed};
+use crate::graph::{Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
 use crate::store::layer_file::open_row;
-use crate::stream::{Flow, StreamError};
+use crate::stream::{Flow, StreamError, Trace, What};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tract_core::internal::*;
 
 /// A request's way to end early. Clones share it.
@@ -38,7 +37,11 @@ impl Cancel {
 /// What a pass cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassStats {
-    /// From the first node to the last.
+    /// Time the request waited for its pass.
+    pub queue_us: u64,
+    /// Requests that shared the pass.
+    pub seats: usize,
+    /// From the first block's loading to the last node.
     pub latency_us: u64,
     /// Time compute waited for blocks.
     pub stall_us: u64,
@@ -56,7 +59,8 @@ struct PassFeed {
     model: Arc<Model>,
     flow: Arc<Flow>,
     kernels: Arc<Kernels>,
-    cancel: Cancel,
+    cancels: Vec<Cancel>,
+    stopping: Cancel,
 }
 
 impl PassFeed {
@@ -65,7 +69,7 @@ impl PassFeed {
     }
 
     fn check_cancelled(&self) -> TractResult<()> {
-        if self.cancel.is_cancelled() {
+        if self.stopping.is_cancelled() || self.cancels.iter().all(Cancel::is_cancelled) {
             return Err(StreamError::Cancelled.into());
         }
         Ok(())
@@ -157,63 +161,82 @@ fn runs_of(table: &Table, rows: &[usize]) -> Vec<(Range<usize>, Range<u64>)> {
     runs
 }
 
-/// Runs one pass on the calling thread, which must be one of the compute pool's.
-pub fn run(
-    model: &Arc<Model>,
-    flow: &Arc<Flow>,
-    kernels: &Arc<Kernels>,
-    inputs: TVec<TValue>,
-    outputs: &[usize],
-    cancel: &Cancel,
-) -> Result<(Vec<Array>, PassStats), EngineError> {
-    let feed = PassFeed {
-        model: Arc::clone(model),
-        flow: Arc::clone(flow),
-        kernels: Arc::clone(kernels),
-        cancel: cancel.clone(),
-    };
-    let started = Instant::now();
-    let computed = evaluate(model, TapeFeed(Arc::new(feed)), inputs, outputs, cancel);
-    let latency_us = started.elapsed().as_micros() as u64;
-    let arrays = computed.map_err(|error| explain(flow, cancel, error))?;
-    let counters = flow.counters();
-    let stats = PassStats {
-        latency_us,
-        stall_us: counters.stall_us,
-        bytes_read: counters.bytes_read,
-        activation_bytes: 0,
-    };
-    Ok((arrays, stats))
+/// One request's part in a pass.
+pub struct Seat {
+    /// In the plan's order.
+    pub inputs: TVec<TValue>,
+    /// Indices of the outputs wanted.
+    pub outputs: Vec<usize>,
+    pub cancel: Cancel,
 }
 
-fn evaluate(
-    model: &Model,
-    feed: TapeFeed,
-    inputs: TVec<TValue>,
-    outputs: &[usize],
-    cancel: &Cancel,
-) -> TractResult<Vec<Array>> {
-    let mut state = model.plan.spawn()?;
-    state.turn_state.shared.insert(feed);
-    let values = state.run_plan_with_eval(inputs, |context, op_state, node, inputs| {
-        if cancel.is_cancelled() {
-            return Err(StreamError::Cancelled.into());
+/// What the requests of a pass have in common.
+pub struct Pass {
+    pub model: Arc<Model>,
+    pub flow: Arc<Flow>,
+    pub kernels: Arc<Kernels>,
+    /// Ends the whole pass.
+    pub stopping: Cancel,
+    pub trace: Option<Arc<Trace>>,
+    pub beats: Arc<AtomicU64>,
+}
+
+impl Pass {
+    /// Evaluates the plan once for all of `seats`, on the calling thread, which must be one of
+    /// the compute pool's. Every seat gets its outputs or its own error.
+    pub fn run(&self, seats: Vec<Seat>) -> Vec<Result<Vec<Array>, EngineError>> {
+        let cancels: Vec<Cancel> = seats.iter().map(|seat| seat.cancel.clone()).collect();
+        let (inputs, outputs): (Vec<_>, Vec<_>) =
+            seats.into_iter().map(|seat| (seat.inputs, seat.outputs)).unzip();
+        match self.evaluate(inputs, &cancels) {
+            Ok(outcomes) => outcomes
+                .into_iter()
+                .zip(outputs.iter().zip(&cancels))
+                .map(|(outcome, (outputs, cancel))| {
+                    outcome
+                        .and_then(|values| arrays(&values, outputs))
+                        .map_err(|error| self.explain(cancel, &error))
+                })
+                .collect(),
+            Err(error) => cancels.iter().map(|cancel| Err(self.explain(cancel, &error))).collect(),
         }
-        tract_core::plan::eval(context, op_state, node, inputs)
-    })?;
-    outputs.iter().map(|index| Array::from_tensor(&values[*index])).collect()
+    }
+
+    fn evaluate(&self, inputs: Vec<TVec<TValue>>, cancels: &[Cancel]) -> TractResult<Outcomes> {
+        let feed = TapeFeed(Arc::new(PassFeed {
+            model: Arc::clone(&self.model),
+            flow: Arc::clone(&self.flow),
+            kernels: Arc::clone(&self.kernels),
+            cancels: cancels.to_vec(),
+            stopping: self.stopping.clone(),
+        }));
+        let watch = |seat: usize| match cancels[seat].is_cancelled() {
+            true => Err(StreamError::Cancelled.into()),
+            false => Ok(()),
+        };
+        let enter = |node: &str| {
+            self.beats.fetch_add(1, Ordering::Relaxed);
+            self.trace.as_ref().map(|trace| trace.span(What::Node { name: node.to_string() }))
+        };
+        self.model.plan.run(&feed, inputs, &watch, &enter)
+    }
+
+    /// Tells a broken disk from a cancelled request from a request the model cannot compute.
+    fn explain(&self, cancel: &Cancel, error: &TractError) -> EngineError {
+        if cancel.is_cancelled() || self.stopping.is_cancelled() {
+            return EngineError::Cancelled;
+        }
+        if let Some(failure) = self.flow.failure() {
+            return failure.into();
+        }
+        let index = error.chain().find_map(|cause| cause.downcast_ref::<IndexOutOfRange>());
+        EngineError::Invalid(match index {
+            Some(index) => format!("{index}: a token id or the length is too large"),
+            None => format!("the model cannot compute this request: {error:#}"),
+        })
+    }
 }
 
-/// Tells a broken disk from a cancelled request from a request the model cannot compute.
-fn explain(flow: &Flow, cancel: &Cancel, error: TractError) -> EngineError {
-    if cancel.is_cancelled() {
-        return EngineError::Cancelled;
-    }
-    if let Some(failure) = flow.failure() {
-        return failure.into();
-    }
-    if let Some(index) = error.chain().find_map(|cause| cause.downcast_ref::<IndexOutOfRange>()) {
-        return EngineError::Invalid(format!("{index}: a token id or the length is too large"));
-    }
-    EngineError::Invalid(format!("the model cannot compute this request: {error:#}"))
+fn arrays(values: &[TValue], outputs: &[usize]) -> TractResult<Vec<Array>> {
+    outputs.iter().map(|index| Array::from_tensor(&values[*index])).collect()
 }

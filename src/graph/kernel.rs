@@ -1,10 +1,11 @@
 //! Matrix products on blocks in place: tract's kernels fed with panels that lie in the window.
 
-use crate::codec::{Codec, PANEL_ROWS};
+use crate::codec::{self, Codec, PANEL_ROWS};
 use std::alloc::Layout;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
+use std::time::Instant;
 use tract_core::internal::*;
 use tract_linalg::mmm::*;
 use tract_linalg::pack::PackedFormat;
@@ -16,7 +17,14 @@ pub const READ_AHEAD_BYTES: usize = PANEL_ROWS * size_of::<f32>();
 /// Alignment of decoded panels: a cache line, and the widest vector.
 const PANEL_ALIGN: usize = 64;
 
+/// Depth of the tile whose time tells a kernel's speed, and how often it is computed.
+const TRIAL_DEPTH: usize = 256;
+const TRIALS: usize = 8;
+
 /// The f32 kernels of this processor that take panels of [`PANEL_ROWS`] rows.
+///
+/// All of them add up a column's products one after the other along k, so a column's result has
+/// the same bits whichever kernel computes it and whatever stands beside it.
 pub struct Kernels {
     /// By columns a tile holds, ascending.
     by_columns: Vec<Kernel>,
@@ -26,6 +34,8 @@ pub struct Kernels {
 struct Kernel {
     mmm: Box<dyn MatMatMul>,
     packing: usize,
+    /// Time of a tile of [`TRIAL_DEPTH`].
+    tile_ns: u64,
 }
 
 impl fmt::Debug for Kernels {
@@ -44,42 +54,28 @@ impl Kernels {
             .collect();
         let best = kernels.iter().map(|k| (k.mmm.arch().is_some(), k.mmm.preference())).max();
         kernels.retain(|k| Some((k.mmm.arch().is_some(), k.mmm.preference())) == best);
+        // Kernels of one column add in another order; the others reach the same bandwidth.
+        if kernels.iter().any(|kernel| kernel.mmm.nr() > 1) {
+            kernels.retain(|kernel| kernel.mmm.nr() > 1);
+        }
         kernels.sort_by_key(|k| k.mmm.nr());
+        for kernel in &mut kernels {
+            kernel.tile_ns = kernel.time_tile().unwrap_or(u64::MAX);
+        }
         Kernels { by_columns: kernels }
     }
 
-    /// The kernel that wastes the fewest tile columns on `columns`, the wider of two equals.
+    /// The kernel that takes the least time for `columns`.
     fn pick(&self, columns: usize) -> TractResult<&Kernel> {
-        self.by_columns
-            .iter()
-            .rev()
-            .min_by_key(|kernel| columns.next_multiple_of(kernel.mmm.nr()))
-            .context("this processor has no f32 kernel for panels of 16 rows")
+        let time = |k: &&Kernel| k.tile_ns.saturating_mul(columns.div_ceil(k.mmm.nr()) as u64);
+        let fastest = self.by_columns.iter().min_by_key(time);
+        fastest.context("this processor has no f32 kernel for panels of 16 rows")
     }
 
     /// Begins `y[columns, outputs] = x[columns, depth] * w`, whose rows of `w` follow in blocks.
-    pub fn product(
-        &self,
-        x: &Tensor,
-        columns: usize,
-        depth: usize,
-        outputs: usize,
-    ) -> TractResult<Product<'_>> {
-        ensure!(x.datum_type() == f32::datum_type() && x.len() == columns * depth);
-        let kernel = self.pick(columns)?;
-        let (weights, activations) = &kernel.mmm.packings()[kernel.packing];
-        let x = x.clone().into_shape(&[columns, depth])?;
-        let packed = activations.prepare_one(&x, 1, 0)?;
-        // SAFETY: the scratch space is only used with the kernel that made it; every element of
-        // `y` is written by `add_rows` before `finish` lets it out, which checks the count.
-        let (scratch, y) = unsafe {
-            (
-                kernel.mmm.allocate_scratch_space(),
-                Tensor::uninitialized::<f32>(&[columns, outputs])?,
-            )
-        };
-        let fact = PackedExoticFact { format: weights.clone(), mn: outputs.to_dim(), k: depth };
-        Ok(Product { kernel, packed, scratch, fact, y, columns, depth, outputs, done: 0 })
+    pub fn product(&self, x: &Tensor, outputs: usize) -> TractResult<Product<'_>> {
+        let columns = x.shape().first().copied().unwrap_or(0);
+        self.pick(columns)?.product(x, outputs)
     }
 }
 
@@ -98,7 +94,36 @@ impl Kernel {
             && mmm.mr() == PANEL_ROWS
             && !mmm.emulated()
             && mmm.stores().contains(&f32::datum_type());
-        plain.then(|| Kernel { mmm: dyn_clone::clone_box(mmm), packing })
+        plain.then(|| Kernel { mmm: dyn_clone::clone_box(mmm), packing, tile_ns: 0 })
+    }
+
+    fn product(&self, x: &Tensor, outputs: usize) -> TractResult<Product<'_>> {
+        ensure!(x.datum_type() == f32::datum_type(), "a product of {x:?}");
+        let &[columns, depth] = x.shape() else { bail!("a product of {x:?}") };
+        let (weights, activations) = &self.mmm.packings()[self.packing];
+        let packed = activations.prepare_one(x, 1, 0)?;
+        // SAFETY: the scratch space is only used with the kernel that made it; every element of
+        // `y` is written by `add_rows` before `finish` lets it out, which checks the count.
+        let (scratch, y) = unsafe {
+            (self.mmm.allocate_scratch_space(), Tensor::uninitialized::<f32>(&[columns, outputs])?)
+        };
+        let fact = PackedExoticFact { format: weights.clone(), mn: outputs.to_dim(), k: depth };
+        Ok(Product { kernel: self, packed, scratch, fact, y, columns, depth, outputs, done: 0 })
+    }
+
+    /// The shortest time in which it computes a tile.
+    fn time_tile(&self) -> TractResult<u64> {
+        let x = Tensor::zero::<f32>(&[self.mmm.nr(), TRIAL_DEPTH])?;
+        let panel = vec![0; PANEL_ROWS * TRIAL_DEPTH * size_of::<f32>() + READ_AHEAD_BYTES];
+        let panel = &panel[..panel.len() - READ_AHEAD_BYTES];
+        let mut shortest = u64::MAX;
+        for _ in 0..TRIALS {
+            let mut product = self.product(&x, PANEL_ROWS)?;
+            let began = Instant::now();
+            product.add_rows(0..PANEL_ROWS, panel, codec::by_name("f32"))?;
+            shortest = shortest.min(began.elapsed().as_nanos() as u64);
+        }
+        Ok(shortest)
     }
 }
 
@@ -273,5 +298,52 @@ impl Eq for BlockPanels {}
 impl Hash for BlockPanels {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.stored.hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `y` of the first `columns` columns, by one kernel.
+    fn multiply(kernel: &Kernel, x: &[f32], columns: usize, depth: usize, w: &[u8]) -> Vec<f32> {
+        let x = tensor1(&x[..columns * depth]).into_shape(&[columns, depth]).unwrap();
+        let outputs = w.len() / size_of::<f32>() / depth;
+        let mut product = kernel.product(&x, outputs).unwrap();
+        product.add_rows(0..outputs, w, codec::by_name("f32")).unwrap();
+        let y = product.finish().unwrap();
+        y.to_plain_array_view::<f32>().unwrap().iter().copied().collect()
+    }
+
+    #[test]
+    fn a_column_has_the_same_bits_by_every_kernel_and_in_any_company() {
+        let kernels = Kernels::native();
+        let (depth, outputs, most) = (333, 48, 40);
+        let value = |i: usize| (i * 7919 % 1000) as f32 / 333.0 - 1.5;
+        let w: Vec<u8> = (0..depth * outputs).flat_map(|i| value(i).to_ne_bytes()).collect();
+        let x: Vec<f32> = (0..most * depth).map(|i| value(i + 13)).collect();
+        let all = multiply(&kernels.by_columns[0], &x, most, depth, &w);
+        for kernel in &kernels.by_columns {
+            for columns in 1..=most {
+                let some = multiply(kernel, &x, columns, depth, &w);
+                assert!(some == all[..columns * outputs], "{columns}, {}", kernel.mmm.name());
+            }
+        }
+        // In f64, for the order of magnitude of every kernel's error.
+        for (index, y) in all.iter().enumerate() {
+            let (column, row) = (index / outputs, index % outputs);
+            let weight = |k| f64::from(value((row / 16 * depth + k) * 16 + row % 16));
+            let exact: f64 = (0..depth).map(|k| f64::from(x[column * depth + k]) * weight(k)).sum();
+            assert!((f64::from(*y) - exact).abs() < 1e-3, "{index}: {y} is not {exact}");
+        }
+    }
+
+    #[test]
+    fn odd_counts_of_columns_do_not_fall_to_slow_kernels() {
+        let kernels = Kernels::native();
+        for columns in [7, 127, 129] {
+            let picked = kernels.pick(columns).unwrap();
+            assert!(picked.mmm.nr() > 1 || kernels.by_columns.len() == 1);
+        }
     }
 }

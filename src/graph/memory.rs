@@ -10,12 +10,18 @@ use tract_core::ops::konst::Const;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
     /// Live node outputs at the hungriest step, and what that step works with.
-    pub activation_bytes: u64,
+    pub alone_bytes: u64,
+    /// The same where the request shares its pass: linears then hold its columns twice, on their
+    /// own and beside those of the others.
+    pub together_bytes: u64,
 }
 
 /// Room for what a node holds besides its inputs and outputs, over the largest value it touches:
 /// packed operands and reordered copies.
 const WORKING_COPIES: u64 = 2;
+
+/// The same for a linear of a pass that is shared.
+const LINEAR_COPIES_TOGETHER: u64 = 3;
 
 /// Estimates a pass with `inputs` shapes from the liveness of the plan's values.
 ///
@@ -26,7 +32,7 @@ pub fn footprint(plan: &TypedSimplePlan, inputs: &[Vec<usize>]) -> TractResult<F
     let order: Vec<usize> = plan.order_without_consts().to_vec();
     let steps = eval_tmp_memory_usage(model, &order, |node| !node.op_is::<Const>())?;
     let mut sizes: HashMap<usize, u64> = HashMap::new();
-    let mut peak = 0;
+    let mut footprint = Footprint::default();
     for (node, live) in &steps {
         let node = model.node(*node);
         let mut largest = output_bytes(node, &symbols);
@@ -35,11 +41,16 @@ pub fn footprint(plan: &TypedSimplePlan, inputs: &[Vec<usize>]) -> TractResult<F
             let size = *sizes.entry(source.id).or_insert_with(|| output_bytes(source, &symbols));
             largest = largest.max(if source.op_is::<Const>() { 0 } else { size });
         }
-        let working =
-            if node.op_is::<Constant>() || node.op_is::<Linear>() { 1 } else { WORKING_COPIES };
-        peak = peak.max(bytes_of(live, &symbols) + working * largest);
+        let live = bytes_of(live, &symbols);
+        let (alone, together) = match node {
+            node if node.op_is::<Constant>() => (1, 1),
+            node if node.op_is::<Linear>() => (1, LINEAR_COPIES_TOGETHER),
+            _ => (WORKING_COPIES, WORKING_COPIES),
+        };
+        footprint.alone_bytes = footprint.alone_bytes.max(live + alone * largest);
+        footprint.together_bytes = footprint.together_bytes.max(live + together * largest);
     }
-    Ok(Footprint { activation_bytes: peak })
+    Ok(footprint)
 }
 
 fn output_bytes(node: &TypedNode, symbols: &SymbolValues) -> u64 {

@@ -1,12 +1,13 @@
 //! From an ONNX skeleton to a plan whose big weights come from the tape.
 //!
 //! `skim` takes the weights out of an ONNX file without loading them, `import` turns the rest
-//! into a tract plan with streamed ops, `ops` evaluates those. Nothing here reads a block,
-//! knows a window or speaks HTTP.
+//! into a tract plan with streamed ops, `ops` evaluates those, `lockstep` the whole plan for several
+//! requests at once. Nothing here reads a block, knows a window or speaks HTTP.
 
 mod error;
 mod import;
 mod kernel;
+mod lockstep;
 mod memory;
 mod ops;
 pub mod skim;
@@ -15,5 +16,6 @@ mod view;
 pub use error::GraphError;
 pub use import::{Imported, UseKind, WeightUse, datum_of, dtype_of, import, streamed_slots};
 pub use kernel::{Kernels, READ_AHEAD_BYTES};
+pub use lockstep::{Lockstep, Outcomes};
 pub use memory::{Footprint, footprint};
 pub use ops::{Feed, IndexOutOfRange, Lease, TapeFeed};

@@ -75,22 +75,58 @@ impl EvalOp for Linear {
     not_out_of_plan!();
 
     fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let feed = feed(context)?;
         let input = args_1!(inputs);
-        let mut shape: TVec<usize> = input.shape().into();
-        ensure!(shape.last() == Some(&self.depth), "linear of depth {} got {input:?}", self.depth);
-        let columns = shape[..shape.len() - 1].iter().product();
-        let x = input.cast_to::<f32>()?;
-        let product = feed.kernels().product(&x, columns, self.depth, self.outputs);
-        let mut product = product?;
+        let mut outputs = self.eval_together(feed(context)?, &[&input])?;
+        Ok(tvec!(outputs.remove(0).into_tvalue()))
+    }
+}
+
+impl Linear {
+    /// The outputs of several requests, whose columns stand side by side in one product: each
+    /// block is leased once for all.
+    pub fn eval_together(&self, feed: &dyn Feed, inputs: &[&Tensor]) -> TractResult<Vec<Tensor>> {
+        let mut shapes: Vec<TVec<usize>> = inputs.iter().map(|x| x.shape().into()).collect();
+        let depth = |shape: &TVec<usize>| shape.last() == Some(&self.depth);
+        ensure!(shapes.iter().all(depth), "linear of depth {} got {inputs:?}", self.depth);
+        let columns: Vec<usize> =
+            shapes.iter().map(|shape| shape[..shape.len() - 1].iter().product()).collect();
+        let mut product =
+            feed.kernels().product(&side_by_side(inputs, self.depth)?, self.outputs)?;
         for block in 0..feed.block_count(self.slot) {
             let lease = feed.lease(self.slot, block)?;
             let bytes = (*lease.bytes).as_ref();
             product.add_rows(lease.rows.clone(), bytes, feed.codec(self.slot))?;
         }
-        *shape.last_mut().expect("checked above") = self.outputs;
-        let y = product.finish()?.into_shape(&shape)?;
-        Ok(tvec!(cast(y, self.dtype)?.into_tvalue()))
+        shapes.iter_mut().for_each(|s| *s.last_mut().expect("checked above") = self.outputs);
+        let y = product.finish()?;
+        if let [shape] = &*shapes {
+            return Ok(vec![cast(y.into_shape(shape)?, self.dtype)?]);
+        }
+        let mut start = 0;
+        let parts = columns.iter().zip(shapes).map(|(columns, shape)| {
+            let part = match columns {
+                0 => Tensor::zero::<f32>(&shape)?,
+                _ => y.slice(0, start, start + columns)?.into_shape(&shape)?,
+            };
+            start += columns;
+            cast(part, self.dtype)
+        });
+        parts.collect()
+    }
+}
+
+/// The columns of several inputs as one f32 matrix `[columns, depth]`.
+fn side_by_side(inputs: &[&Tensor], depth: usize) -> TractResult<Tensor> {
+    let flat = |input: &Tensor| -> TractResult<Tensor> {
+        let columns = input.len() / depth.max(1);
+        input.cast_to::<f32>()?.into_owned().into_shape(&[columns, depth])
+    };
+    match inputs {
+        [input] => flat(input),
+        _ => {
+            let parts: Vec<Tensor> = inputs.iter().map(|x| flat(x)).collect::<TractResult<_>>()?;
+            Tensor::stack_tensors(0, &parts)
+        }
     }
 }
 
@@ -203,15 +239,20 @@ impl EvalOp for Constant {
     not_out_of_plan!();
 
     fn eval(&self, context: &EvalContext, _inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let feed = feed(context)?;
+        Ok(tvec!(self.assemble(feed(context)?)?.into_tvalue()))
+    }
+}
+
+impl Constant {
+    /// The whole weight, for as many requests as share it.
+    pub fn assemble(&self, feed: &dyn Feed) -> TractResult<Tensor> {
         let elements = self.shape.iter().product();
         let mut whole = Destination::new(feed.codec(self.slot), self.dtype, elements)?;
         for block in 0..feed.block_count(self.slot) {
             let lease = feed.lease(self.slot, block)?;
             whole.decode(lease.rows.clone(), (*lease.bytes).as_ref())?;
         }
-        let tensor = whole.tensor.into_shape(&self.shape)?;
-        Ok(tvec!(cast(tensor, self.dtype)?.into_tvalue()))
+        cast(whole.tensor.into_shape(&self.shape)?, self.dtype)
     }
 }
 

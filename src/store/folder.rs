@@ -6,7 +6,9 @@ use super::{
 use std::{
     fs,
     io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -66,6 +68,10 @@ impl Store {
     /// # Errors
     /// A bad name, no such model, or a manifest that cannot be believed.
     pub fn current(&self, model: &str) -> Result<ModelDir, StoreError> {
+        self.version(model, &self.current_version(model)?)
+    }
+
+    fn current_version(&self, model: &str) -> Result<String, StoreError> {
         let path = self.model_path(model)?.join(CURRENT_NAME);
         let bytes = read_whole(&path, MAX_CURRENT_BYTES)?;
         let text = String::from_utf8_lossy(&bytes);
@@ -73,7 +79,20 @@ impl Store {
         if !is_name(version) {
             return Err(StoreError::corrupt(&path, format!("{version:?} is no version name")));
         }
-        self.version(model, version)
+        Ok(version.to_string())
+    }
+
+    /// Which version of a model is served: the same value for as long as it is the same files.
+    /// Two small reads; nothing is parsed.
+    ///
+    /// # Errors
+    /// A bad name, or no such model.
+    pub fn serving(&self, model: &str) -> Result<Serving, StoreError> {
+        let version = self.current_version(model)?;
+        let path = self.path.join(model).join(&version).join(MANIFEST_NAME);
+        let metadata = fs::metadata(&path).map_err(|e| StoreError::io("look at", &path, e))?;
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Ok(Serving { version, inode: metadata.ino(), modified })
     }
 
     /// A version of a model.
@@ -88,7 +107,7 @@ impl Store {
         }
         let dir = ModelDir::open(&path)?;
         if dir.manifest.model != model || dir.manifest.version != version {
-            let Manifest { model, version, .. } = &dir.manifest;
+            let Manifest { model, version, .. } = &*dir.manifest;
             let what = format!("describes version {version} of {model}");
             return Err(StoreError::corrupt(&path.join(MANIFEST_NAME), what));
         }
@@ -105,13 +124,21 @@ impl Store {
     }
 }
 
+/// What tells a served version from another, or from one of the same name that replaced it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serving {
+    version: String,
+    inode: u64,
+    modified: (i64, i64),
+}
+
 /// One version of one model, its manifest parsed and checked.
 #[derive(Clone, Debug)]
 pub struct ModelDir {
     /// The version's folder.
     pub path: PathBuf,
     /// What it says it holds.
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
 }
 
 impl ModelDir {
@@ -124,7 +151,7 @@ impl ModelDir {
         let bytes = read_whole(&file, MAX_MANIFEST_BYTES)?;
         let manifest = Manifest::parse(&bytes)
             .map_err(|source| StoreError::Manifest { path: file, source })?;
-        Ok(ModelDir { path: path.to_owned(), manifest })
+        Ok(ModelDir { path: path.to_owned(), manifest: Arc::new(manifest) })
     }
 
     /// Opens the layer file of layer `layer` in variant `variant`, checked against the manifest.

@@ -13,7 +13,7 @@ mod verify;
 
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
-pub use folder::{ModelDir, Store};
+pub use folder::{ModelDir, Serving, Store};
 pub use install::{Staging, install, staging};
 pub use layer_file::{block_rows, verify_block};
 pub use verify::Problem;

@@ -1,7 +1,7 @@
 //! One traversal of a tape: loaders bring blocks in, compute leases them, loaders let them go.
 
 use super::window::{Claim, Window};
-use super::{Block, Loaded, StreamError, WeightSource};
+use super::{Block, Loaded, StreamError, Trace, WeightSource, What};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -11,6 +11,9 @@ use xxhash_rust::xxh3::xxh3_64;
 pub struct Flow {
     source: Arc<dyn WeightSource>,
     tape: Arc<[Block]>,
+    keep: usize,
+    trace: Option<Arc<Trace>>,
+    beats: Arc<AtomicU64>,
     state: Mutex<State>,
     /// A block has arrived, or the flow has failed or ended.
     ready: Condvar,
@@ -18,7 +21,23 @@ pub struct Flow {
     room: Condvar,
     stall_us: AtomicU64,
     bytes_read: AtomicU64,
+    released: AtomicU64,
     ended: AtomicBool,
+}
+
+/// How a tape is to be played.
+#[derive(Clone, Default)]
+pub struct Course<'a> {
+    /// Most bytes held at once, pinned blocks not counted.
+    pub window_bytes: u64,
+    /// Blocks that are in memory already, by index.
+    pub pins: &'a [Option<Arc<Loaded>>],
+    /// Blocks below this index stay when they have passed: [`Flow::end`] hands them over.
+    pub keep: usize,
+    /// Where to note what happens.
+    pub trace: Option<Arc<Trace>>,
+    /// Grows with every block that arrives or is leased.
+    pub beats: Arc<AtomicU64>,
 }
 
 struct State {
@@ -39,6 +58,8 @@ pub struct FlowCounters {
     pub stall_us: u64,
     /// Bytes of blocks brought in.
     pub bytes_read: u64,
+    /// Blocks whose memory was given back.
+    pub released: u64,
 }
 
 enum Work {
@@ -48,17 +69,12 @@ enum Work {
 }
 
 impl Flow {
-    /// A traversal of `tape` through a window of `window_bytes`; `pins` holds the blocks that
-    /// stay, by index.
+    /// A traversal of `tape`.
     ///
     /// # Panics
     /// If a block that is not pinned is larger than the window.
-    pub fn new(
-        source: Arc<dyn WeightSource>,
-        tape: Arc<[Block]>,
-        pins: &[Option<Arc<Loaded>>],
-        window_bytes: u64,
-    ) -> Arc<Flow> {
+    pub fn new(source: Arc<dyn WeightSource>, tape: Arc<[Block]>, course: Course) -> Arc<Flow> {
+        let Course { window_bytes, pins, keep, trace, beats } = course;
         let pinned = |index: usize| pins.get(index).is_some_and(Option::is_some);
         let window =
             Window::new(window_bytes, tape.iter().enumerate().map(|(i, b)| (b.bytes, pinned(i))));
@@ -67,28 +83,44 @@ impl Flow {
         Arc::new(Flow {
             source,
             tape,
+            keep,
+            trace,
+            beats,
             state: Mutex::new(state),
             ready: Condvar::new(),
             room: Condvar::new(),
             stall_us: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
+            released: AtomicU64::new(0),
             ended: AtomicBool::new(false),
         })
     }
 
-    /// Waits for block `index` and borrows it. Compute leases in the order of the tape.
-    pub fn lease(self: &Arc<Flow>, index: usize) -> Result<BlockLease, StreamError> {
+    /// Waits until block `index` is there, without borrowing it.
+    pub fn wait_for(&self, index: usize) -> Result<(), StreamError> {
+        self.wait(index).map(drop)
+    }
+
+    fn wait(&self, index: usize) -> Result<MutexGuard<'_, State>, StreamError> {
         let mut state = self.lock();
         if !state.window.is_ready(index) {
+            let _waiting = self.trace.as_ref().map(|t| t.span(What::Wait { block: index }));
             let waiting_since = Instant::now();
             while !state.window.is_ready(index) && state.failure.is_none() {
                 state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             self.stall_us.fetch_add(waiting_since.elapsed().as_micros() as u64, Ordering::Relaxed);
         }
-        if let Some(failure) = &state.failure {
-            return Err(failure.clone());
+        match &state.failure {
+            Some(failure) => Err(failure.clone()),
+            None => Ok(state),
         }
+    }
+
+    /// Waits for block `index` and borrows it. Compute leases in the order of the tape.
+    pub fn lease(self: &Arc<Flow>, index: usize) -> Result<BlockLease, StreamError> {
+        let state = self.wait(index)?;
+        self.beats.fetch_add(1, Ordering::Relaxed);
         let loaded = state.arrived[index].clone().expect("a ready block has arrived");
         Ok(BlockLease { flow: Arc::clone(self), index, loaded: Some(loaded) })
     }
@@ -105,8 +137,9 @@ impl Flow {
         self.lock().failure.clone()
     }
 
-    /// Ends the traversal: waits for loads under way and gives every block's memory back.
-    pub fn end(&self) {
+    /// Ends the traversal: waits for loads under way, gives the memory of every block back, and
+    /// hands over those that were to be kept.
+    pub fn end(&self) -> Vec<(usize, Arc<Loaded>)> {
         self.ended.store(true, Ordering::Release);
         let mut state = self.lock();
         state.failure.get_or_insert(StreamError::Cancelled);
@@ -114,8 +147,11 @@ impl Flow {
         while state.busy > 0 {
             state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.arrived.clear();
+        let arrived = std::mem::take(&mut state.arrived);
+        self.released.fetch_add(state.leaving.len() as u64, Ordering::Relaxed);
         state.leaving.clear();
+        let kept = |index: usize| index < self.keep && state.window.is_ready(index);
+        arrived.into_iter().enumerate().filter(|(i, _)| kept(*i)).filter_map(with_block).collect()
     }
 
     /// What the traversal has cost so far.
@@ -123,6 +159,7 @@ impl Flow {
         FlowCounters {
             stall_us: self.stall_us.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
+            released: self.released.load(Ordering::Relaxed),
         }
     }
 
@@ -133,7 +170,11 @@ impl Flow {
             match self.next_work() {
                 Work::Load(index) => self.load(index),
                 Work::Release(index, loaded) => {
+                    let releasing =
+                        self.trace.as_ref().map(|t| t.span(What::Release { block: index }));
                     drop(loaded);
+                    drop(releasing);
+                    self.released.fetch_add(1, Ordering::Relaxed);
                     let mut state = self.lock();
                     state.window.released(index);
                     state.busy -= 1;
@@ -169,7 +210,11 @@ impl Flow {
 
     fn load(&self, index: usize) {
         let block = &self.tape[index];
+        let what = What::Load { block: index, bytes: block.bytes };
+        let loading = self.trace.as_ref().map(|trace| trace.span(what));
         let loaded = load_verified(&*self.source, block).map(Arc::new);
+        drop(loading);
+        self.beats.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock();
         state.busy -= 1;
         match loaded {
@@ -193,8 +238,12 @@ impl Flow {
         if state.arrived.is_empty() || state.window.is_pinned(index) {
             return;
         }
-        state.arrived[index] = None;
-        state.leaving.push((index, loaded));
+        if index < self.keep {
+            state.window.kept(index);
+        } else {
+            state.arrived[index] = None;
+            state.leaving.push((index, loaded));
+        }
         self.room.notify_one();
     }
 
@@ -206,6 +255,11 @@ impl Flow {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn with_block(entry: (usize, Option<Arc<Loaded>>)) -> Option<(usize, Arc<Loaded>)> {
+    let (index, loaded) = entry;
+    Some((index, loaded?))
 }
 
 /// Loads one block and checks its bytes against its checksum.

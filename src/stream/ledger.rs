@@ -139,6 +139,13 @@ impl Grant {
         self.bytes
     }
 
+    /// Takes `bytes` out as a grant of their own; all there is where it is less.
+    pub fn split(&mut self, bytes: u64) -> Grant {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Grant { ledger: Arc::clone(&self.ledger), category: self.category, bytes }
+    }
+
     /// Changes the grant to `bytes`; growing may be refused, which leaves it as it was.
     pub fn resize(&mut self, bytes: u64) -> Result<(), OverBudget> {
         if bytes > self.bytes {
@@ -173,6 +180,10 @@ mod tests {
         assert_eq!((request.bytes(), ledger.held_bytes(Category::Request)), (30, 30));
         request.resize(40).unwrap();
         assert_eq!(ledger.free_bytes(), 0);
+        let part = request.split(15);
+        assert_eq!((part.bytes(), request.bytes(), ledger.free_bytes()), (15, 25, 0));
+        drop(part);
+        assert_eq!(ledger.free_bytes(), 15);
         request.resize(0).unwrap();
         drop(window);
         drop(request);

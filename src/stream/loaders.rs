@@ -59,7 +59,7 @@ impl Drop for Loaders {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Block, Faults, FaultySource, Loaded, MappedSource, ReadSource, StreamError,
+        Block, Course, Faults, FaultySource, Loaded, MappedSource, ReadSource, StreamError,
         ThrottledSource, WeightSource,
     };
     use super::*;
@@ -112,7 +112,9 @@ mod tests {
             pins: &[Option<Arc<Loaded>>],
         ) -> Result<Vec<u8>, StreamError> {
             let loaders = Loaders::start(&[0, 0]).unwrap();
-            let flow = Flow::new(source, Arc::clone(&self.tape), pins, 3 * BLOCK_BYTES as u64);
+            let window_bytes = 3 * BLOCK_BYTES as u64;
+            let course = Course { window_bytes, pins, ..Course::default() };
+            let flow = Flow::new(source, Arc::clone(&self.tape), course);
             loaders.serve(&flow);
             let mut seen = vec![];
             let result = (0..self.tape.len()).try_for_each(|index| {
@@ -141,6 +143,29 @@ mod tests {
         let pin = |i: usize| Some(Arc::new(source.load(&fixture.tape[i]).unwrap()));
         let pins = [pin(0), None, pin(2), None, None, pin(5)];
         assert!(fixture.play(Arc::clone(&source), &pins).unwrap() == fixture.content);
+    }
+
+    #[test]
+    fn blocks_that_pass_are_kept_where_told() {
+        let fixture = fixture(6);
+        let loaders = Loaders::start(&[0, 0]).unwrap();
+        let window_bytes = 2 * BLOCK_BYTES as u64;
+        let course = Course { window_bytes, keep: 4, ..Course::default() };
+        let flow = Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), course);
+        loaders.serve(&flow);
+        for index in 0..3 {
+            flow.lease(index).unwrap();
+        }
+        flow.wait_for(3).unwrap();
+        let kept = flow.end();
+        assert!(kept.iter().map(|(index, _)| *index).take(3).eq(0..3), "what passed is kept");
+        for (index, loaded) in &kept {
+            let start = index * BLOCK_BYTES;
+            assert!((**loaded).as_ref() == &fixture.content[start..start + BLOCK_BYTES]);
+        }
+        let mut pins = vec![None; 6];
+        kept.into_iter().for_each(|(index, loaded)| pins[index] = Some(loaded));
+        assert!(fixture.play(fixture.mapped(), &pins).unwrap() == fixture.content);
     }
 
     #[test]
@@ -193,8 +218,8 @@ mod tests {
         let fixture = fixture(16);
         let loaders = Loaders::start(&[0, 0]).unwrap();
         for leave_after in 0..16 {
-            let flow =
-                Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), &[], 2 * BLOCK_BYTES as u64);
+            let course = Course { window_bytes: 2 * BLOCK_BYTES as u64, ..Course::default() };
+            let flow = Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), course);
             loaders.serve(&flow);
             for index in 0..leave_after {
                 flow.lease(index).unwrap();

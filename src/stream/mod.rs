@@ -7,14 +7,16 @@ mod flow;
 mod ledger;
 mod loaders;
 mod source;
+mod trace;
 mod window;
 
-pub use flow::{BlockLease, Flow, FlowCounters, load_verified};
+pub use flow::{BlockLease, Course, Flow, FlowCounters, load_verified};
 pub use ledger::{Category, Grant, Ledger, OverBudget};
 pub use loaders::Loaders;
 pub use source::{
     Faults, FaultySource, Loaded, MappedSource, ReadSource, ThrottledSource, WeightSource,
 };
+pub use trace::{Event, Span, Trace, What};
 pub use window::{Claim, Window};
 
 use std::path::PathBuf;

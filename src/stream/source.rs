@@ -1,6 +1,6 @@
 //! Where blocks come from: the mapped file, the read file, and two that misbehave on purpose.
 
-use super::{Block, StreamError};
+use super::{Block, Grant, StreamError};
 use crate::sys::map::MappedFile;
 use std::fs::File;
 use std::io;
@@ -31,6 +31,24 @@ pub trait WeightSource: Send + Sync {
 
 /// A block in memory.
 pub struct Loaded(Box<dyn AsRef<[u8]> + Send + Sync>);
+
+impl Loaded {
+    /// The block together with the grant of its bytes: both go when nobody holds it any more.
+    pub fn granted(loaded: Arc<Loaded>, grant: Grant) -> Loaded {
+        Loaded(Box::new(GrantedBlock { loaded, _grant: grant }))
+    }
+}
+
+struct GrantedBlock {
+    loaded: Arc<Loaded>,
+    _grant: Grant,
+}
+
+impl AsRef<[u8]> for GrantedBlock {
+    fn as_ref(&self) -> &[u8] {
+        (*self.loaded).as_ref()
+    }
+}
 
 impl AsRef<[u8]> for Loaded {
     fn as_ref(&self) -> &[u8] {

@@ -89,6 +89,12 @@ impl Window {
         self.held_bytes -= self.sizes[block];
     }
 
+    /// A block that had arrived stays in memory from now on: it is no longer the window's.
+    pub fn kept(&mut self, block: usize) {
+        self.released(block);
+        self.states[block] = State::Pinned;
+    }
+
     /// Bytes claimed and not yet released.
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
@@ -114,6 +120,10 @@ mod tests {
         assert_eq!(window.claim(), Claim::Load(3));
         assert_eq!(window.claim(), Claim::Finished);
         assert_eq!(window.held_bytes(), 11);
+        window.loaded(2);
+        window.kept(2);
+        assert!(window.is_ready(2) && window.is_pinned(2), "a kept block stays");
+        assert_eq!(window.held_bytes(), 1);
     }
 
     #[test]

@@ -171,6 +171,7 @@ fn config(arguments: &Arguments, budget_bytes: u64) -> Config {
         None => SourceKind::Board,
     };
     Config {
+        pin_bytes: 0,
         threads: arguments.threads,
         loaders: arguments.loaders,
         variant: arguments.variant.clone(),
@@ -188,7 +189,7 @@ fn request(arguments: &Arguments) -> Result<Request> {
         .map(|port| Ok((port.name.clone(), input(port, arguments.tokens)?)))
         .collect::<Result<_>>()?;
     let model = arguments.model.clone();
-    Ok(Request { model, inputs, outputs: vec![], cancel: Cancel::new() })
+    Ok(Request { model, inputs, outputs: vec![], cancel: Cancel::new(), trace: None })
 }
 
 /// Values a model accepts whatever they mean: small ids, ones in masks, a ramp of floats.

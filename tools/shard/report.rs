@@ -98,7 +98,7 @@ fn mib(bytes: u64) -> f64 {
 pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     let manifest = &dir.manifest;
     if json {
-        println!("{}", serde_json::to_string(manifest)?);
+        println!("{}", serde_json::to_string(&**manifest)?);
         return Ok(ExitCode::SUCCESS);
     }
     println!("{} version {}", manifest.model, manifest.version);

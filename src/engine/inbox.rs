@@ -1,0 +1,164 @@
+//! What waits for the engine's thread.
+
+use super::error::EngineError;
+use super::model::Model;
+use super::pass::PassStats;
+use super::queue::Queue;
+use super::service::{Reply, Request, lock};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+/// Called once with a result, from the engine's thread.
+pub type Answer<T> = Box<dyn FnOnce(Result<T, EngineError>) + Send>;
+
+/// Requests that may wait, for all models together.
+pub const QUEUE_LIMIT: usize = 256;
+
+/// A request that waits for its pass.
+pub struct Waiting {
+    pub request: Request,
+    pub answer: Answer<Reply>,
+    pub since: Instant,
+}
+
+impl Waiting {
+    /// A request that waits from now on.
+    pub fn new(request: Request, answer: Answer<Reply>) -> Waiting {
+        Waiting { request, answer, since: Instant::now() }
+    }
+}
+
+/// What is done between passes.
+pub enum Control {
+    Load(String, Answer<Arc<Model>>),
+    Unload(String, Answer<()>),
+    Play(String, Answer<PassStats>),
+}
+
+impl Control {
+    /// Answers it with an error.
+    pub fn refuse(self, error: EngineError) {
+        match self {
+            Control::Load(_, answer) => answer(Err(error)),
+            Control::Unload(_, answer) => answer(Err(error)),
+            Control::Play(_, answer) => answer(Err(error)),
+        }
+    }
+}
+
+/// What the engine's thread does next.
+pub enum Turn {
+    Control(Control),
+    /// A pass for the requests of this model.
+    Pass(String),
+}
+
+/// Where requests wait, in the order in which they are served.
+pub struct Inbox {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    control: VecDeque<Control>,
+    queue: Queue<Waiting>,
+    held: bool,
+    closed: bool,
+}
+
+impl Default for Inbox {
+    fn default() -> Inbox {
+        let queue = Queue::new(QUEUE_LIMIT);
+        let state = State { control: VecDeque::new(), queue, held: false, closed: false };
+        Inbox { state: Mutex::new(state), changed: Condvar::new() }
+    }
+}
+
+impl Inbox {
+    /// Requests that wait.
+    pub fn len(&self) -> usize {
+        lock(&self.state).queue.len()
+    }
+
+    /// Has a request wait. Returns those that do not, and why: the one that finds the queue full,
+    /// or cancelled ones that made room for it.
+    pub fn submit(&self, waiting: Waiting) -> Vec<(Waiting, EngineError)> {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return vec![(waiting, EngineError::Cancelled)];
+        }
+        let model = waiting.request.model.clone();
+        let Err(waiting) = state.queue.push(&model, waiting) else {
+            self.changed.notify_one();
+            return vec![];
+        };
+        let gone = state.queue.remove(|waiting| waiting.request.cancel.is_cancelled());
+        let mut answers: Vec<_> = gone.into_iter().map(|w| (w, EngineError::Cancelled)).collect();
+        match state.queue.push(&model, waiting) {
+            Ok(()) => self.changed.notify_one(),
+            Err(waiting) => answers.push((waiting, EngineError::Busy { limit: QUEUE_LIMIT })),
+        }
+        answers
+    }
+
+    /// Has something done before the next pass; gives it back where the engine has stopped.
+    pub fn control(&self, control: Control) -> Option<Control> {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return Some(control);
+        }
+        state.control.push_back(control);
+        self.changed.notify_one();
+        None
+    }
+
+    /// Whether requests wait although the engine is idle.
+    pub fn hold(&self, held: bool) {
+        lock(&self.state).held = held;
+        self.changed.notify_one();
+    }
+
+    /// No more is taken in; what waits is for [`Inbox::drain`].
+    pub fn close(&self) {
+        lock(&self.state).closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for what is to be done next; `None` once closed.
+    pub fn next(&self) -> Option<Turn> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(control) = state.control.pop_front() {
+                return Some(Turn::Control(control));
+            }
+            if !state.held
+                && let Some(model) = state.queue.next_model()
+            {
+                return Some(Turn::Pass(model));
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The next request for `model`.
+    pub fn pop(&self, model: &str) -> Option<Waiting> {
+        lock(&self.state).queue.pop(model)
+    }
+
+    /// Puts a request back where it came from.
+    pub fn put_back(&self, waiting: Waiting) {
+        let model = waiting.request.model.clone();
+        lock(&self.state).queue.put_back(&model, waiting);
+    }
+
+    /// Everything that waits, once closed.
+    pub fn drain(&self) -> (Vec<Control>, Vec<Waiting>) {
+        let mut state = lock(&self.state);
+        let control = state.control.drain(..).collect();
+        (control, state.queue.remove(|_| true))
+    }
+}

@@ -1,0 +1,85 @@
+//! The blocks of a model that stay in memory between passes.
+//!
+//! Pins cost no reading of their own: a pass keeps the blocks that are to be pinned instead of
+//! letting them go. They are the first thing to give way when memory is needed.
+
+use super::error::EngineError;
+use crate::stream::{Block, Category, Grant, Ledger, Loaded};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A model's pins: the head of its tape, as far as the ledger grants it.
+pub struct Pins(Mutex<State>);
+
+struct State {
+    /// By index on the tape; each carries the grant of its bytes.
+    blocks: Vec<Option<Arc<Loaded>>>,
+    /// Bytes granted for blocks that the running pass is to keep.
+    coming: Grant,
+}
+
+impl Pins {
+    /// Nothing pinned of a tape of `blocks` blocks.
+    pub fn none(blocks: usize, ledger: &Arc<Ledger>) -> Result<Pins, EngineError> {
+        let coming = ledger.try_grant(Category::Pins, 0)?;
+        Ok(Pins(Mutex::new(State { blocks: vec![None; blocks], coming })))
+    }
+
+    /// The pinned blocks, by index on the tape.
+    pub fn blocks(&self) -> Vec<Option<Arc<Loaded>>> {
+        self.lock().blocks.clone()
+    }
+
+    /// Bytes pinned.
+    pub fn bytes(&self) -> u64 {
+        let pinned = |block: &Arc<Loaded>| (**block).as_ref().len() as u64;
+        self.lock().blocks.iter().flatten().map(pinned).sum()
+    }
+
+    /// Has up to `more_bytes` granted for further blocks of the tape's head. Returns the index
+    /// below which the coming pass is to keep what passes.
+    pub fn plan(&self, tape: &[Block], more_bytes: u64) -> usize {
+        let mut state = self.lock();
+        let (mut keep, mut bytes) = (0, 0);
+        for (block, pinned) in tape.iter().zip(&state.blocks) {
+            let more = if pinned.is_some() { 0 } else { block.bytes };
+            if bytes + more > more_bytes {
+                break;
+            }
+            bytes += more;
+            keep += 1;
+        }
+        match state.coming.resize(bytes) {
+            Ok(()) => keep,
+            // Somebody else was faster: what is pinned is left as it is.
+            Err(_) => 0,
+        }
+    }
+
+    /// Takes the blocks that the pass has kept, and gives back what was granted for others.
+    pub fn take(&self, kept: Vec<(usize, Arc<Loaded>)>) {
+        let mut state = self.lock();
+        for (index, loaded) in kept {
+            let bytes = (*loaded).as_ref().len() as u64;
+            if state.blocks[index].is_none() && state.coming.bytes() >= bytes {
+                let grant = state.coming.split(bytes);
+                state.blocks[index] = Some(Arc::new(Loaded::granted(loaded, grant)));
+            }
+        }
+        // Shrinking is always granted.
+        let _ = state.coming.resize(0);
+    }
+
+    /// Lets all pins go; memory that a running pass still uses goes when it ends. Returns
+    /// whether there were any.
+    pub fn release(&self) -> bool {
+        let mut state = self.lock();
+        let count = state.blocks.len();
+        let released = std::mem::replace(&mut state.blocks, vec![None; count]);
+        drop(state);
+        released.iter().any(Option::is_some)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

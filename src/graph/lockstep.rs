@@ -1,0 +1,182 @@
+//! Requests of one model evaluated together: node by node for all of them.
+//!
+//! Each request keeps a state of its own, so lengths may differ and nothing is padded. Where a
+//! node needs the tape, the block is leased once: a linear multiplies the columns of all requests
+//! side by side, a constant is assembled once and shared.
+
+use super::ops::{Constant, Linear, TapeFeed};
+use rayon::prelude::*;
+use std::sync::Arc;
+use tract_core::internal::*;
+use tract_core::model::order::build_flush_list;
+use tract_core::ops::konst::Const;
+
+/// A plan that several requests can walk through in lockstep.
+pub struct Lockstep {
+    plan: Arc<TypedSimplePlan>,
+    /// Nodes whose values nobody needs once a step's inputs are taken, by step.
+    flush: Vec<TVec<usize>>,
+}
+
+/// One request on its way through the plan.
+struct Seat {
+    state: TypedSimpleState,
+    /// What ended it early.
+    ended: Option<TractError>,
+}
+
+/// What every request comes to: its outputs, or why there are none.
+pub type Outcomes = Vec<TractResult<TVec<TValue>>>;
+
+/// Asked before each node for each request; an error ends that request alone.
+pub type Watch<'a> = &'a (dyn Fn(usize) -> TractResult<()> + Sync);
+
+impl Lockstep {
+    /// Prepares `plan`.
+    pub fn new(plan: Arc<TypedSimplePlan>) -> Lockstep {
+        let model = plan.model();
+        let kept = |node: &TypedNode| !node.op_is::<Const>();
+        let flush = build_flush_list(model, plan.order_without_consts(), &model.outputs, kept);
+        Lockstep { plan, flush }
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &TypedSimplePlan {
+        &self.plan
+    }
+
+    /// Evaluates the plan once for all of `requests`, each given as its inputs in the plan's
+    /// order. `enter` is told the name of each node and returns what is dropped after it.
+    ///
+    /// An error of one request is its own; an error where the tape is needed is everybody's.
+    pub fn run<T>(
+        &self,
+        feed: &TapeFeed,
+        requests: Vec<TVec<TValue>>,
+        watch: Watch,
+        enter: &dyn Fn(&str) -> T,
+    ) -> TractResult<Outcomes> {
+        let mut seats: Vec<Seat> =
+            requests.into_iter().map(|inputs| self.seat(feed, inputs)).collect();
+        for (step, node) in self.plan.order_without_consts().iter().enumerate() {
+            let node = self.plan.model().node(*node);
+            let _entered = enter(&node.name);
+            for (index, seat) in seats.iter_mut().enumerate().filter(|(_, s)| s.ended.is_none()) {
+                if let Err(error) = watch(index) {
+                    seat.end(error);
+                }
+            }
+            let mut live: Vec<&mut Seat> =
+                seats.iter_mut().filter(|seat| seat.ended.is_none()).collect();
+            if live.is_empty() {
+                break;
+            }
+            self.step(feed, step, node, &mut live)?;
+        }
+        Ok(seats.into_iter().map(Seat::finish).collect())
+    }
+
+    fn seat(&self, feed: &TapeFeed, inputs: TVec<TValue>) -> Seat {
+        match SimpleState::new_from_inputs(&self.plan, inputs) {
+            Ok(mut state) => {
+                state.turn_state.shared.insert(feed.clone());
+                Seat { state, ended: None }
+            }
+            Err(error) => {
+                // The state of no inputs: it is never evaluated.
+                let state = self.plan.spawn().expect("a plan that was loaded can be spawned");
+                Seat { state, ended: Some(error) }
+            }
+        }
+    }
+
+    fn step(
+        &self,
+        feed: &TapeFeed,
+        step: usize,
+        node: &TypedNode,
+        live: &mut [&mut Seat],
+    ) -> TractResult<()> {
+        let flush = &self.flush[step];
+        if let Some(linear) = node.op_as::<Linear>() {
+            let inputs: Vec<TVec<TValue>> = live
+                .iter_mut()
+                .map(|seat| seat.take_inputs(node, flush))
+                .collect::<Result<_, _>>()?;
+            let columns: Vec<&Tensor> = inputs.iter().map(|values| &*values[0]).collect();
+            let outputs = linear.eval_together(&*feed.0, &columns)?;
+            for (seat, output) in live.iter_mut().zip(outputs) {
+                seat.store(node, tvec!(output.into_tvalue()));
+            }
+            return Ok(());
+        }
+        if let Some(constant) = node.op_as::<Constant>() {
+            let shared = constant.assemble(&*feed.0)?.into_tvalue();
+            for seat in live {
+                seat.store(node, tvec!(shared.clone()));
+            }
+            return Ok(());
+        }
+        match live {
+            // A single request has tract's own threads within its nodes.
+            [seat] => seat.compute(node, flush),
+            // Several are computed beside each other, each on one thread.
+            _ => live.par_iter_mut().for_each(|seat| seat.compute(node, flush)),
+        }
+        Ok(())
+    }
+}
+
+impl Seat {
+    fn compute(&mut self, node: &TypedNode, flush: &[usize]) {
+        let computed = self
+            .take_inputs(node, flush)
+            .and_then(|inputs| self.state.compute_one_with_inputs(node.id, inputs));
+        match computed {
+            Ok(()) => self.resolve(node),
+            Err(error) => self.end(error),
+        }
+    }
+
+    /// The node's inputs; what only they needed is let go.
+    fn take_inputs(&mut self, node: &TypedNode, flush: &[usize]) -> TractResult<TVec<TValue>> {
+        let inputs = self.state.prepare_inputs(node.id)?;
+        for value in flush {
+            self.state.turn_state.values[*value] = None;
+        }
+        Ok(inputs)
+    }
+
+    fn store(&mut self, node: &TypedNode, values: TVec<TValue>) {
+        self.state.turn_state.values[node.id] = Some(values);
+        self.resolve(node);
+    }
+
+    /// Binds symbols that the inputs left open, sizes that depend on data, to what was computed.
+    fn resolve(&mut self, node: &TypedNode) {
+        let turn = &mut self.state.turn_state;
+        let Some(values) = &turn.values[node.id] else { return };
+        for (outlet, value) in node.outputs.iter().zip(values) {
+            for (dim, size) in outlet.fact.shape.iter().zip(value.shape()) {
+                if let TDim::Sym(symbol) = dim
+                    && turn.resolved_symbols.get(symbol).is_none()
+                {
+                    turn.resolved_symbols.set(symbol, *size as i64);
+                }
+            }
+        }
+    }
+
+    /// Ends the request and lets go of all it holds.
+    fn end(&mut self, error: TractError) {
+        self.ended = Some(error);
+        self.state.turn_state.values.clear();
+    }
+
+    fn finish(mut self) -> TractResult<TVec<TValue>> {
+        match self.ended.take() {
+            Some(error) => Err(error),
+            None => self.state.outputs(),
+        }
+    }
+}
