@@ -14,6 +14,7 @@ pub mod infer_json;
 pub mod infer_reply;
 mod infer_tensor;
 pub mod json;
+mod metrics;
 mod oip;
 mod openai;
 mod pieces;
@@ -23,8 +24,10 @@ mod server;
 pub mod size;
 pub mod socket;
 mod stall;
+mod stats;
 pub mod tensor_json;
 mod tokenizer;
+mod trace;
 
 pub use error::ApiError;
 pub use routes::routes;

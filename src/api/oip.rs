@@ -9,7 +9,7 @@ use super::pieces::Pieces;
 use super::routes::{Api, Submitted, error_response, wait};
 use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::{Dim, Manifest, Port, Task};
-use crate::stream::{Category, Grant};
+use crate::stream::{Category, Grant, Trace};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -58,7 +58,12 @@ pub async fn server_metadata() -> Json<Value> {
     Json(json!({
         "name": "hermes",
         "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["binary_tensor_data", "model_repository", "openai_embeddings"],
+        "extensions": [
+            "binary_tensor_data",
+            "model_repository",
+            "openai_embeddings",
+            "statistics",
+        ],
     }))
 }
 
@@ -101,11 +106,36 @@ pub async fn infer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, OipError> {
-    let manifest = find(&api, path).map_err(ApiError::closing)?;
-    let deadline = Deadline::from_headers(&headers)?;
-    let json_bytes = body::require_json_or_binary(&headers)?;
+    let done = run(&api, path, &headers, body, None).await?;
+    // What the client still has to take is held here.
+    let held = done.reply.outputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
+    let grant = api.engine.ledger().try_grant(Category::Request, held)?;
+    Ok(infer_response(done, grant))
+}
+
+/// A request that was served.
+pub struct Served {
+    /// Of the model that served it.
+    pub manifest: Arc<Manifest>,
+    /// The request, without its inputs.
+    asked: InferRequest,
+    /// The engine's reply.
+    pub reply: Reply,
+}
+
+/// Reads a request and has the engine serve it.
+pub async fn run(
+    api: &Arc<Api>,
+    path: ModelPathArg,
+    headers: &HeaderMap,
+    body: Body,
+    trace: Option<Arc<Trace>>,
+) -> Result<Served, ApiError> {
+    let manifest = find(api, path).map_err(ApiError::closing)?;
+    let deadline = Deadline::from_headers(headers)?;
+    let json_bytes = body::require_json_or_binary(headers)?;
     let body = body::read(body, api.body_limit_bytes, api.engine.ledger()).await?;
-    let (mut asked, grant) = match body.bytes.len() <= PARSE_INLINE_BYTES {
+    let (mut asked, _grant) = match body.bytes.len() <= PARSE_INLINE_BYTES {
         true => parse(body, json_bytes)?,
         false => wait(move || parse(body, json_bytes)).await?,
     };
@@ -114,15 +144,11 @@ pub async fn infer(
         inputs: std::mem::take(&mut asked.inputs),
         outputs: asked.outputs.iter().map(|wanted| wanted.name.clone()).collect(),
         cancel: Cancel::new(),
-        trace: None,
+        trace,
     };
     let submitted = Submitted::new(&api.engine, request, |reply| reply);
     let reply = deadline.within(asked.timeout_us).bound(submitted.wait()).await?;
-    // The engine has dropped the inputs by now; what the client still has to take is held here.
-    drop(grant);
-    let held = reply.outputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
-    let grant = api.engine.ledger().try_grant(Category::Request, held).map_err(ApiError::from)?;
-    Ok(infer_response(&manifest, asked, reply, grant))
+    Ok(Served { manifest, asked, reply })
 }
 
 /// Parses a body, of which binary data follows after `json_bytes`; the grant returned covers the
@@ -152,12 +178,8 @@ fn parse(
     Ok((request, grant))
 }
 
-fn infer_response(
-    manifest: &Manifest,
-    asked: InferRequest,
-    reply: Reply,
-    grant: Grant,
-) -> Response {
+fn infer_response(done: Served, grant: Grant) -> Response {
+    let Served { manifest, asked, reply } = done;
     let head = ReplyHead {
         model_name: manifest.model.clone(),
         model_version: manifest.version.clone(),

@@ -27,9 +27,12 @@ pub struct Entry {
 
 impl Entry {
     fn new(api: &Api, manifest: &Manifest) -> Entry {
-        let (state, reason) = match api.engine.is_ready(&manifest.model) {
-            true => ("READY", ""),
-            false => ("UNAVAILABLE", "unloaded"),
+        let models = api.engine.stats().models;
+        let model = models.into_iter().find(|model| model.name == manifest.model);
+        let (state, reason) = match model.and_then(|model| model.loaded) {
+            None => ("UNAVAILABLE", "unloaded"),
+            Some(loaded) if loaded.in_service => ("READY", ""),
+            Some(_) => ("UNAVAILABLE", "out of service after an error: load it anew"),
         };
         let (name, version) = (manifest.model.clone(), manifest.version.clone());
         Entry { name, version, state, reason: reason.to_owned() }

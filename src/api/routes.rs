@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use super::tokenizer::Tokenizers;
-use super::{oip, openai, repository};
+use super::{metrics, oip, openai, repository, stats, trace};
 use crate::engine::{Cancel, Engine, EngineError, Reply, Request};
 use crate::store::manifest::Manifest;
 use axum::Router;
@@ -11,6 +11,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use tokio::sync::oneshot;
 
 /// Share of the budget that one request body may take.
@@ -27,13 +28,16 @@ pub struct Api {
     pub tokenizers: Tokenizers,
     /// Largest request body.
     pub body_limit_bytes: u64,
+    /// Connections that are open.
+    pub connections: AtomicUsize,
 }
 
 impl Api {
     /// The handlers' state for `engine`.
     pub fn new(engine: Engine) -> Arc<Api> {
         let body_limit_bytes = engine.ledger().budget_bytes() / BODY_SHARE;
-        Arc::new(Api { engine, tokenizers: Tokenizers::default(), body_limit_bytes })
+        let (tokenizers, connections) = (Tokenizers::default(), AtomicUsize::new(0));
+        Arc::new(Api { engine, tokenizers, body_limit_bytes, connections })
     }
 
     /// The manifest of a model, and of a version of it if one is named.
@@ -117,12 +121,16 @@ const ROUTES: &[Route] = &[
     ("GET", "/v2", || get(oip::server_metadata)),
     ("GET", "/v2/health/live", || get(oip::live)),
     ("GET", "/v2/health/ready", || get(oip::ready)),
+    ("GET", "/v2/models/stats", || get(stats::models)),
     ("GET", "/v2/models/{model}", || get(oip::model_metadata)),
     ("GET", "/v2/models/{model}/ready", || get(oip::model_ready)),
     ("POST", "/v2/models/{model}/infer", || post(oip::infer)),
+    ("POST", "/v2/models/{model}/trace", || post(trace::trace)),
+    ("GET", "/v2/models/{model}/stats", || get(stats::model)),
     ("GET", "/v2/models/{model}/versions/{version}", || get(oip::model_metadata)),
     ("GET", "/v2/models/{model}/versions/{version}/ready", || get(oip::model_ready)),
     ("POST", "/v2/models/{model}/versions/{version}/infer", || post(oip::infer)),
+    ("GET", "/v2/models/{model}/versions/{version}/stats", || get(stats::model)),
     ("GET", "/v2/repository/index", || get(repository::index)),
     ("POST", "/v2/repository/index", || post(repository::index)),
     ("POST", "/v2/repository/models/{model}/load", || post(repository::load)),
@@ -130,6 +138,7 @@ const ROUTES: &[Route] = &[
     ("GET", "/v1/models", || get(openai::models)),
     ("GET", "/v1/models/{model}", || get(openai::model)),
     ("POST", "/v1/embeddings", || post(openai::embeddings)),
+    ("GET", "/metrics", || get(metrics::metrics)),
 ];
 
 /// Method and path of each route.

@@ -17,6 +17,8 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -92,8 +94,8 @@ pub async fn serve(
     let api = Api::new(engine.clone());
     log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes));
     let (stopping, stopped) = watch::channel(());
-    let mut server =
-        Server { engine, router: router(api), limit, stopped, connections: JoinSet::new() };
+    let (router, connections) = (router(Arc::clone(&api)), JoinSet::new());
+    let mut server = Server { engine, api, router, limit, stopped, connections };
     server.accept_until(listener, stop).await;
     log::info!("stopping: {} connections are open", server.connections.len());
     drop(stopping);
@@ -103,6 +105,7 @@ pub async fn serve(
 
 struct Server {
     engine: Engine,
+    api: Arc<Api>,
     router: Router,
     limit: usize,
     /// Closed when the daemon stops.
@@ -141,7 +144,11 @@ impl Server {
             },
         };
         let (router, stopped) = (self.router.clone(), self.stopped.clone());
-        self.connections.spawn(connection(stream, router, stopped, grant));
+        let counted = Counted::new(&self.api);
+        self.connections.spawn(async move {
+            let _counted = counted;
+            connection(stream, router, stopped, grant).await;
+        });
     }
 
     async fn drain(&mut self) {
@@ -152,6 +159,22 @@ impl Server {
             log::warn!("{} connections are cut off", self.connections.len());
             self.connections.shutdown().await;
         }
+    }
+}
+
+/// Counts a connection while it is open.
+struct Counted(Arc<Api>);
+
+impl Counted {
+    fn new(api: &Arc<Api>) -> Counted {
+        api.connections.fetch_add(1, Ordering::Relaxed);
+        Counted(Arc::clone(api))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,6 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use hermes::api::client::embed::Print;
 use hermes::api::client::infer::{InferCommand, parse_binding};
 use hermes::api::client::repository::RepositoryCommand;
+use hermes::api::client::watch::WatchCommand;
 use hermes::api::client::{Client, ClientError, EXIT_CODES, default_socket, embed, list};
 use hermes::manual;
 use std::io::Write;
@@ -62,6 +63,8 @@ enum Command {
     },
     #[command(flatten)]
     Repository(RepositoryCommand),
+    #[command(flatten)]
+    Watch(WatchCommand),
     /// Print completions for a shell: source <(hermesctl completions bash).
     Completions {
         /// The shell.
@@ -101,6 +104,7 @@ fn run(args: Args) -> Result<String, ClientError> {
             InferCommand { model, inputs, outputs, request, json }.run(&client)
         }
         Command::Repository(command) => command.run(&client),
+        Command::Watch(command) => command.run(&client),
         Command::Completions { shell } => Ok(completions(shell)),
     }
 }

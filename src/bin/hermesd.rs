@@ -19,7 +19,11 @@ const HELPER_THREADS: usize = 2;
 
 /// Serves neural networks from a store, streaming their weights through a small window.
 #[derive(Parser)]
-#[command(name = "hermesd", version, after_help = "Log level: HERMES_LOG=error|warn|info|debug (default info).")]
+#[command(
+    name = "hermesd",
+    version,
+    after_help = "Log level: HERMES_LOG=error|warn|info|debug (default info)."
+)]
 struct Args {
     /// Folder that hermes-shard built models into.
     #[arg(long)]

@@ -8,3 +8,5 @@ pub mod cgroup;
 pub mod heap;
 pub mod map;
 pub mod memory;
+pub mod refaults;
+pub mod terminal;

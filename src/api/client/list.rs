@@ -22,14 +22,17 @@ pub fn run(client: &Client, print: Print) -> Result<String, ClientError> {
         Print::Human if models.is_empty() => {
             Ok("no models: build one into the store with hermes-shard".to_owned())
         }
-        Print::Human => {
-            let head = ["MODEL", "VERSION", "STATE", "TASK", "VARIANTS"];
-            Ok(table(&head, models.iter().map(row).collect()))
-        }
+        Print::Human => Ok(describe(&models)),
     }
 }
 
-fn row(model: &Value) -> Vec<String> {
+fn describe(models: &[Value]) -> String {
+    let head = ["MODEL", "VERSION", "STATE", "TASK", "VARIANTS"].map(str::to_owned);
+    let rows: Vec<[String; 5]> = std::iter::once(head).chain(models.iter().map(row)).collect();
+    table::lines(&rows)
+}
+
+fn row(model: &Value) -> [String; 5] {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let parameters = &model["parameters"];
     let variants = parameters["variants"].as_array().into_iter().flatten().map(|variant| {
@@ -37,7 +40,7 @@ fn row(model: &Value) -> Vec<String> {
         let bytes = parameters["variant_bytes"][name].as_u64().unwrap_or(0);
         format!("{name} {}", Size(bytes))
     });
-    vec![
+    [
         text(&model["name"]),
         text(&model["versions"][0]),
         text(&parameters["state"]),

@@ -5,6 +5,11 @@ pub mod infer;
 pub mod list;
 mod npy;
 pub mod repository;
+pub mod scrape;
+mod table;
+mod top;
+mod trace;
+pub mod watch;
 
 use super::body::JSON_BYTES_HEADER;
 use http_body_util::{BodyExt, Full};
@@ -103,6 +108,16 @@ impl Client {
         parse(&self.call(Request::get(path), Vec::new())?.1)
     }
 
+    /// The body of a `GET`, as text.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::get`].
+    pub fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        let (_, body) = self.call(Request::get(path), Vec::new())?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// The body of a `POST` of a JSON body.
     ///
     /// # Errors
@@ -189,19 +204,4 @@ fn segment(name: &str) -> String {
         }
     }
     text
-}
-
-/// Rows of text under a head, in columns.
-fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
-    let head = head.iter().map(|cell| (*cell).to_owned()).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
-    let columns = rows[0].len();
-    let width =
-        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
