@@ -22,7 +22,7 @@ help:
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
 	@echo "make test-arm run the unit tests for aarch64 under qemu-user"
-	@echo "make install  copy the programs to \$$(DESTDIR)\$$(PREFIX)/bin, the units beside them"
+	@echo "make install  copy programs, units, man pages and completions below \$$(DESTDIR)"
 	@echo "make clean    remove what was built; fetched models stay"
 
 build:
@@ -57,10 +57,18 @@ cross:
 test-arm:
 	cross/test.sh
 
+BIN = $(DESTDIR)$(PREFIX)/bin
+SHARE = $(DESTDIR)$(PREFIX)/share
+
 install: build
-	install -d "$(DESTDIR)$(PREFIX)/bin"
+	install -d "$(BIN)" "$(SHARE)/man/man1" "$(SHARE)/man/man8" \
+		"$(SHARE)/bash-completion/completions"
 	install -m 755 $(addprefix $${CARGO_TARGET_DIR:-target}/release/,hermesd hermesctl hermes-shard hermes-bench) \
-		"$(DESTDIR)$(PREFIX)/bin"
+		"$(BIN)"
+	"$(BIN)/hermesd" --man-pages "$(SHARE)/man/man8"
+	"$(BIN)/hermesctl" --man-pages "$(SHARE)/man/man1"
+	"$(BIN)/hermes-shard" --man-pages "$(SHARE)/man/man1"
+	"$(BIN)/hermesctl" completions bash >"$(SHARE)/bash-completion/completions/hermesctl"
 	systemd/install.sh "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)"
 
 clean:

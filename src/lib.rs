@@ -12,6 +12,7 @@ pub mod codec;
 pub mod daemon;
 pub mod engine;
 pub mod graph;
+pub mod manual;
 pub mod store;
 pub mod stream;
 pub mod sys;

@@ -3,68 +3,14 @@
 mod common;
 
 use common::daemon::{Daemon, command};
-use common::small_store;
-use hermes::store::Dtype;
+use common::served::{
+    STORE, check_alive, check_error, hermesctl, linear_request, serve, served, slow_request,
+};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
-
-/// Products of the model `slow`: enough for a pass of about a second.
-const SLOW_PRODUCTS: usize = 60;
-
-/// The store of all tests of this file.
-static STORE: LazyLock<TempDir> = LazyLock::new(|| {
-    let store = tempfile::tempdir().unwrap();
-    small_store::write(store.path(), small_store::linear());
-    small_store::write(store.path(), small_store::log());
-    small_store::write(store.path(), small_store::words());
-    small_store::write(store.path(), small_store::slow(SLOW_PRODUCTS));
-    for dtype in Dtype::ALL.into_iter().filter(|dtype| *dtype != Dtype::Bf16) {
-        let name = format!("same-{dtype}").to_lowercase().leak();
-        small_store::write(store.path(), small_store::same(name, dtype));
-    }
-    store
-});
-
-/// A daemon with a folder of its own for its socket.
-struct Served {
-    daemon: Daemon,
-    _folder: TempDir,
-}
-
-fn serve(arguments: &[&str]) -> Served {
-    let folder = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(STORE.path(), &folder.path().join("s"), arguments);
-    Served { daemon, _folder: folder }
-}
-
-fn served() -> Served {
-    serve(&["--budget", "96MiB", "--window", "8MiB"])
-}
-
-/// A request to `linear` for one token.
-fn linear_request() -> Value {
-    json!({"inputs": [{
-        "name": "x", "datatype": "FP32", "shape": [1, 1, 4], "data": [1.0, 2.0, 3.0, 4.0]
-    }]})
-}
-
-/// The daemon answers, and rightly.
-fn check_alive(daemon: &Daemon) {
-    let (status, reply) = daemon.post("/v2/models/linear/infer", &linear_request().to_string());
-    assert_eq!(status, 200, "{reply}");
-    assert_eq!(reply["outputs"][0]["data"], json!([20.0, 120.0, 220.0]));
-}
-
-fn check_error(reply: &(u16, Value), status: u16, expected: &str) {
-    let message = reply.1["error"].as_str().unwrap_or_default();
-    assert_eq!(reply.0, status, "{}", reply.1);
-    assert!(message.contains(expected), "expected {expected:?} in {message:?}");
-}
 
 #[test]
 fn metadata_and_health_follow_the_protocol() {
@@ -318,10 +264,7 @@ fn pipelined_requests_are_answered_in_turn() {
 fn a_client_that_goes_away_cancels_its_pass() {
     let served = served();
     let daemon = &served.daemon;
-    let tokens = 512;
-    let input = json!({"name": "x", "datatype": "FP32", "shape": [1, tokens, 1024],
-                       "data": vec![0; tokens * 1024]});
-    let request = json!({"inputs": [input]}).to_string();
+    let request = slow_request().to_string();
     let path = "/v2/models/slow/infer";
     assert_eq!(daemon.get("/v2/models/slow/ready").0, 200);
     check_alive(daemon);
@@ -424,7 +367,7 @@ fn curl_is_a_client() {
     let reply = curl(&["-H", json, "-d", &body, "http://hermes/v2/models/linear/infer"]);
     assert_eq!(reply["outputs"][0]["data"], json!([20.0, 120.0, 220.0]));
     // curl sends 30 MB and must still see why it was refused.
-    let file = served._folder.path().join("large");
+    let file = served.folder.path().join("large");
     std::fs::write(&file, vec![b' '; 30_000_000]).unwrap();
     let data = format!("@{}", file.display());
     let url = "http://hermes/v2/models/linear/infer";
@@ -474,17 +417,6 @@ fn what_runs_is_finished_before_the_end() {
     served.daemon.signal("-TERM");
     assert_eq!(connection.reply().0, 200);
     assert!(served.daemon.wait().success());
-}
-
-fn hermesctl(socket: &Path, arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_hermesctl"))
-        .arg("--socket")
-        .arg(socket)
-        .args(arguments)
-        .output()
-        .unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::error::ApiError;
 use super::size::Size;
 use crate::stream::{Category, Grant, Ledger};
 use axum::body::Body;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Bytes};
 use std::sync::Arc;
@@ -43,38 +43,50 @@ impl GrantedBody {
     }
 }
 
-/// Refuses a body that says it is something else than JSON.
+/// Bytes of JSON before binary tensor data, in requests and replies.
+pub const JSON_BYTES_HEADER: HeaderName =
+    HeaderName::from_static("inference-header-content-length");
+
+/// Refuses a body that says it is something else than JSON. `curl -d` says so without being asked
+/// (a form, which no path here takes), so that its word is not believed.
 pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    match headers.contains_key(header::CONTENT_TYPE) {
-        true => require(headers, "application/json"),
-        false => require_plain(headers),
-    }
+    require_type(headers, &["application/json", "application/x-www-form-urlencoded"])
 }
 
-/// Refuses a body that does not say it is of type `expected`.
-pub fn require(headers: &HeaderMap, expected: &str) -> Result<(), ApiError> {
-    require_plain(headers)?;
-    let kind = headers.get(header::CONTENT_TYPE);
-    let text = kind.and_then(|kind| kind.to_str().ok()).unwrap_or("");
-    let essence = text.split(';').next().unwrap_or("").trim();
-    if essence.eq_ignore_ascii_case(expected) {
+/// As [`require_json`] for a body that may hold binary tensor data; returns how many bytes of it
+/// are the JSON before them, where there are any.
+pub fn require_json_or_binary(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
+    let mut lengths = headers.get_all(JSON_BYTES_HEADER).iter();
+    let Some(length) = lengths.next() else {
+        return require_json(headers).map(|()| None);
+    };
+    let parsed = length.to_str().ok().and_then(|text| text.parse().ok());
+    let Some(json_bytes) = parsed.filter(|_| lengths.next().is_none()) else {
+        let message = format!("Inference-Header-Content-Length {length:?} is not one length");
+        return Err(ApiError::invalid(message).closing());
+    };
+    let types =
+        ["application/octet-stream", "application/json", "application/x-www-form-urlencoded"];
+    require_type(headers, &types).map(|()| Some(json_bytes))
+}
+
+/// Refuses a body that says it is of another type than those `known`, or is compressed.
+pub fn require_type(headers: &HeaderMap, known: &[&str]) -> Result<(), ApiError> {
+    let refuse =
+        |message: String| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing());
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
+        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+    {
+        return refuse(format!("content-encoding {encoding:?} is not supported: send it plain"));
+    }
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let essence = kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
+    if known.iter().any(|known| essence.eq_ignore_ascii_case(known)) {
         return Ok(());
     }
-    let found = kind.map_or("none".to_owned(), |kind| format!("{kind:?}"));
-    Err(unsupported(format!("content-type {found} is not supported: send {expected}")))
-}
-
-fn require_plain(headers: &HeaderMap) -> Result<(), ApiError> {
-    match headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(
-            unsupported(format!("content-encoding {encoding:?} is not supported: send it plain")),
-        ),
-        _ => Ok(()),
-    }
-}
-
-fn unsupported(message: String) -> ApiError {
-    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing()
+    refuse(format!("content-type {kind:?} is not supported: send {}", known[0]))
 }
 
 /// How long a body that is used while it comes may take: as long as any, and longer by its length.

@@ -1,33 +1,38 @@
-//! The bodies of the Open Inference Protocol's `infer` call: the request read, the reply written.
-//!
-//! A request's tensors are scanned twice, first past and then into, so that `data` may come
-//! before `datatype`. A reply is written piece by piece as the client takes it.
+//! The body of the Open Inference Protocol's `infer` request.
 
+use super::infer_tensor::{
+    MAX_TENSORS, TensorReader, Tensors, field, parameters, parse_number, put, put_binary, put_head,
+};
 use super::json::{JsonError, Scanner};
-use super::pieces::PIECE_BYTES;
-use super::tensor_json::{self, DataError, MAX_RANK, Nulls};
-use crate::engine::Array;
-use crate::store::Dtype;
+use super::tensor_json::Nulls;
 use crate::stream::OverBudget;
-use hyper::body::Bytes;
-use serde::Serialize;
 use thiserror::Error;
-
-/// Most tensors of a request, and most outputs it may name.
-pub const MAX_TENSORS: usize = 256;
 
 /// What a request's tensors may weigh: asked with the total of bytes before each is read.
 pub type Reserve<'a> = dyn FnMut(u64) -> Result<(), OverBudget> + 'a;
 
 /// The body of an `infer` request.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct InferRequest {
     /// Echoed in the reply.
     pub id: Option<String>,
     /// Inputs by name, in the order of the request.
-    pub inputs: Vec<(String, Array)>,
-    /// Names of the outputs that are wanted; all if empty.
-    pub outputs: Vec<String>,
+    pub inputs: Tensors,
+    /// Outputs that are wanted; all if empty.
+    pub outputs: Vec<Wanted>,
+    /// Whether outputs that do not say are wanted as binary data: `binary_data_output`.
+    pub binary_output: bool,
+    /// The time the client will wait, in microseconds: Triton's `timeout`, where 0 is for ever.
+    pub timeout_us: u64,
+}
+
+/// An output that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// Whether it is wanted as binary data, where the request says.
+    pub binary: Option<bool>,
 }
 
 /// A body that is no `infer` request.
@@ -45,388 +50,226 @@ pub enum RequestError {
 }
 
 impl InferRequest {
-    /// Reads a request body.
+    /// Reads the JSON of a request and the binary data behind it.
     ///
     /// # Errors
     ///
-    /// [`RequestError`], naming the input and what was expected; never panics, whatever `text` is.
-    pub fn parse(text: &[u8], reserve: &mut Reserve<'_>) -> Result<InferRequest, RequestError> {
+    /// [`RequestError`], naming the input and what was expected; never panics, whatever the bytes
+    /// are.
+    pub fn parse<'a>(
+        text: &'a [u8],
+        binary: &'a [u8],
+        reserve: &mut Reserve<'_>,
+    ) -> Result<InferRequest, RequestError> {
         let mut scanner = Scanner::new(text);
-        let mut request = InferRequest { id: None, inputs: Vec::new(), outputs: Vec::new() };
+        let mut request = InferRequest::default();
+        let mut reader = TensorReader {
+            kind: "input",
+            nulls: Nulls::Refuse,
+            binary,
+            last_binary: None,
+            reserve: &mut |bytes| reserve(bytes),
+        };
         let mut has_inputs = false;
-        scanner.object(|scanner, key| match key {
-            "id" => {
-                request.id = Some(scanner.string()?.into_owned());
-                Ok(())
+        scanner.object(|scanner, key| -> Result<(), RequestError> {
+            match key {
+                "id" => request.id = Some(scanner.string()?.into_owned()),
+                "inputs" if has_inputs => return Err(field("\"inputs\" is given twice")),
+                "inputs" => {
+                    has_inputs = true;
+                    request.inputs = reader.read(scanner)?;
+                }
+                "outputs" => request.outputs = outputs(scanner)?,
+                "parameters" => parameters(scanner, |scanner, key| request.set(key, scanner))?,
+                _ => drop(scanner.skip()?),
             }
-            "inputs" => {
-                has_inputs = true;
-                request.inputs = tensors(scanner, "input", Nulls::Refuse, reserve)?;
-                Ok(())
-            }
-            "outputs" => {
-                request.outputs = output_names(scanner)?;
-                Ok(())
-            }
-            _ => scanner.skip().map(|_| ()).map_err(RequestError::from),
+            Ok(())
         })?;
         scanner.end()?;
         if !has_inputs {
             return Err(field("\"inputs\" is missing: send {\"inputs\": [{\"name\": .., ..}]}"));
         }
+        reader.end()?;
         Ok(request)
     }
 
-    /// Writes a request body, as a client sends it.
-    pub fn to_json(&self) -> Vec<u8> {
+    fn set(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), RequestError> {
+        match key {
+            "binary_data_output" => self.binary_output = boolean(key, scanner)?,
+            "timeout" => self.timeout_us = parse_number(key, scanner.skip()?).map_err(field)?,
+            _ => drop(scanner.skip()?),
+        }
+        Ok(())
+    }
+
+    /// Whether the output of this name is wanted as binary data.
+    pub fn wants_binary(&self, name: &str) -> bool {
+        let wanted = self.outputs.iter().find(|wanted| wanted.name == name);
+        wanted.and_then(|wanted| wanted.binary).unwrap_or(self.binary_output)
+    }
+
+    /// Writes a request with its inputs as binary data, as a client sends it; returns the body and
+    /// how many bytes of it are the JSON.
+    pub fn encode(&self) -> (Vec<u8>, usize) {
         let mut text = b"{".to_vec();
         if let Some(id) = &self.id {
             text.extend(b"\"id\":");
             put(&mut text, id);
             text.push(b',');
         }
-        if !self.outputs.is_empty() {
-            text.extend(b"\"outputs\":[");
-            for (index, name) in self.outputs.iter().enumerate() {
-                text.extend(if index > 0 { b",".as_slice() } else { b"" });
-                put(&mut text, &Named { name });
+        let (binary, timeout) = (self.binary_output, self.timeout_us);
+        let parameters = format!("{{\"binary_data_output\":{binary},\"timeout\":{timeout}}}");
+        text.extend(format!("\"parameters\":{parameters},\"outputs\":[").bytes());
+        for (index, Wanted { name, binary }) in self.outputs.iter().enumerate() {
+            text.extend(if index > 0 { b",".as_slice() } else { b"" });
+            text.extend(b"{\"name\":");
+            put(&mut text, name);
+            if let Some(binary) = binary {
+                text.extend(format!(",\"parameters\":{{\"binary_data\":{binary}}}").bytes());
             }
-            text.extend(b"],");
+            text.push(b'}');
         }
-        text.extend(b"\"inputs\":[");
+        text.extend(b"],\"inputs\":[");
         for (index, (name, array)) in self.inputs.iter().enumerate() {
             text.extend(if index > 0 { b",".as_slice() } else { b"" });
-            put_head(&mut text, name, array);
-            tensor_json::write(array, 0, element_count(array), &mut text);
-            text.extend(b"]}");
+            put_head(&mut text, name, array.dtype, &array.shape);
+            put_binary(&mut text, array.bytes.len());
         }
         text.extend(b"]}");
-        text
+        let json_bytes = text.len();
+        self.inputs.iter().for_each(|(_, array)| text.extend_from_slice(&array.bytes));
+        (text, json_bytes)
     }
 }
 
-/// Reads the outputs of a reply, as a client does; `null` becomes NaN.
-///
-/// # Errors
-///
-/// [`RequestError`] for a body that is no reply.
-pub fn parse_reply(text: &[u8]) -> Result<Vec<(String, Array)>, RequestError> {
-    let mut scanner = Scanner::new(text);
+fn boolean(name: &str, scanner: &mut Scanner<'_>) -> Result<bool, RequestError> {
+    match scanner.skip()? {
+        b"true" => Ok(true),
+        b"false" => Ok(false),
+        _ => Err(field(format!("{name} is neither true nor false"))),
+    }
+}
+
+fn outputs(scanner: &mut Scanner<'_>) -> Result<Vec<Wanted>, RequestError> {
     let mut outputs = Vec::new();
-    scanner.object(|scanner, key| match key {
-        "outputs" => {
-            outputs = tensors(scanner, "output", Nulls::AreNan, &mut |_| Ok(()))?;
-            Ok(())
-        }
-        _ => scanner.skip().map(|_| ()).map_err(RequestError::from),
-    })?;
-    Ok(outputs)
-}
-
-fn field(what: impl Into<String>) -> RequestError {
-    RequestError::Field(what.into())
-}
-
-fn tensors(
-    scanner: &mut Scanner<'_>,
-    kind: &str,
-    nulls: Nulls,
-    reserve: &mut Reserve<'_>,
-) -> Result<Vec<(String, Array)>, RequestError> {
-    let mut tensors: Vec<(String, Array)> = Vec::new();
-    let mut total_bytes = 0u64;
-    scanner.array(|scanner, index| {
-        if index == MAX_TENSORS {
-            return Err(field(format!("more than {MAX_TENSORS} {kind}s")));
-        }
-        let header = TensorHeader::read(scanner, kind, index)?;
-        if tensors.iter().any(|(name, _)| *name == header.name) {
-            return Err(field(format!("{kind} {:?} is given twice", header.name)));
-        }
-        let (name, array) = header.values(kind, nulls, &mut total_bytes, reserve)?;
-        tensors.push((name, array));
-        Ok(())
-    })?;
-    Ok(tensors)
-}
-
-/// A tensor whose elements are not read yet.
-struct TensorHeader<'a> {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: &'a [u8],
-}
-
-impl<'a> TensorHeader<'a> {
-    fn read(
-        scanner: &mut Scanner<'a>,
-        kind: &str,
-        index: usize,
-    ) -> Result<TensorHeader<'a>, RequestError> {
-        let (mut name, mut datatype, mut shape, mut data) = (None, None, None, None);
-        scanner.object(|scanner, key| -> Result<(), RequestError> {
-            match key {
-                "name" => name = Some(scanner.string()?.into_owned()),
-                "datatype" => datatype = Some(scanner.string()?.into_owned()),
-                "shape" => shape = Some(scanner.skip()?),
-                "data" => data = Some(scanner.skip()?),
-                _ => drop(scanner.skip()?),
-            }
-            Ok(())
-        })?;
-        let name = name.ok_or_else(|| field(format!("{kind}s[{index}]: \"name\" is missing")))?;
-        let missing = |what: &str| field(format!("{kind} {name:?}: {what}"));
-        let datatype = datatype.ok_or_else(|| missing("\"datatype\" is missing"))?;
-        let dtype = parse_dtype(&datatype).map_err(|what| missing(&what))?;
-        let shape = shape.ok_or_else(|| missing("\"shape\" is missing"))?;
-        let shape = parse_shape(shape).map_err(|what| missing(&what))?;
-        let data = data.ok_or_else(|| {
-            missing("\"data\" is missing (binary tensor data is not supported: send JSON data)")
-        })?;
-        Ok(TensorHeader { name, dtype, shape, data })
-    }
-
-    fn values(
-        self,
-        kind: &str,
-        nulls: Nulls,
-        total_bytes: &mut u64,
-        reserve: &mut Reserve<'_>,
-    ) -> Result<(String, Array), RequestError> {
-        let TensorHeader { name, dtype, shape, data } = self;
-        let wrong = |what: String| field(format!("{kind} {name:?}: {what}"));
-        let count = tensor_json::element_count(&shape)
-            .ok_or_else(|| wrong(format!("shape {shape:?} has more elements than 2^64")))?;
-        // What cannot be in the text is not asked of the budget; parse() will say that it lacks.
-        let elements = count.min(data.len() / 2 + 1) as u64;
-        *total_bytes = total_bytes.saturating_add(elements * dtype.size() as u64);
-        reserve(*total_bytes)?;
-        let bytes = tensor_json::parse(data, dtype, &shape, count, nulls).map_err(|e| match e {
-            DataError::Json(e) => wrong(format!("in data, {e}")),
-            e => wrong(e.to_string()),
-        })?;
-        let array = Array::new(dtype, shape, bytes).map_err(|e| wrong(e.to_string()))?;
-        Ok((name, array))
-    }
-}
-
-fn parse_dtype(name: &str) -> Result<Dtype, String> {
-    if let Some(dtype) = Dtype::ALL.into_iter().find(|dtype| dtype.name() == name) {
-        return Ok(dtype);
-    }
-    if name == "BYTES" {
-        return Err("datatype BYTES (strings) is not supported: no model here takes it".to_owned());
-    }
-    let known: Vec<_> = Dtype::ALL.iter().map(|dtype| dtype.name()).collect();
-    Err(format!("unknown datatype {name:?}; expected one of {}", known.join(", ")))
-}
-
-fn parse_shape(text: &[u8]) -> Result<Vec<usize>, String> {
-    let mut shape = Vec::new();
-    let read = Scanner::new(text).array(|scanner, index| -> Result<(), JsonError> {
-        if index == MAX_RANK {
-            return Err(scanner.error("too many dimensions"));
-        }
-        let size = scanner.number()?.parse();
-        shape.push(size.map_err(|_| scanner.error("not a size"))?);
-        Ok(())
-    });
-    read.map(|()| shape).map_err(|_| {
-        let text = String::from_utf8_lossy(&text[..text.len().min(60)]);
-        format!("shape {text} is not an array of at most {MAX_RANK} sizes")
-    })
-}
-
-fn output_names(scanner: &mut Scanner<'_>) -> Result<Vec<String>, RequestError> {
-    let mut names = Vec::new();
     scanner.array(|scanner, index| -> Result<(), RequestError> {
         if index == MAX_TENSORS {
             return Err(field(format!("more than {MAX_TENSORS} outputs")));
         }
-        let mut name = None;
+        let (mut name, mut binary) = (None, None);
         scanner.object(|scanner, key| -> Result<(), RequestError> {
             match key {
                 "name" => name = Some(scanner.string()?.into_owned()),
+                "parameters" => parameters(scanner, |scanner, key| {
+                    match key {
+                        "binary_data" => binary = Some(boolean(key, scanner)?),
+                        _ => drop(scanner.skip()?),
+                    }
+                    Ok(())
+                })?,
                 _ => drop(scanner.skip()?),
             }
             Ok(())
         })?;
-        names.push(name.ok_or_else(|| field(format!("outputs[{index}]: \"name\" is missing")))?);
+        let name = name.ok_or_else(|| field(format!("outputs[{index}]: \"name\" is missing")))?;
+        outputs.push(Wanted { name, binary });
         Ok(())
     })?;
-    Ok(names)
-}
-
-/// The fields of a reply that come before its tensors.
-#[derive(Debug, Serialize)]
-pub struct ReplyHead {
-    /// Name of the model.
-    pub model_name: String,
-    /// The version that answered.
-    pub model_version: String,
-    /// The request's id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// What the pass took.
-    pub parameters: ReplyParameters,
-}
-
-/// What the pass took, as the reply's `parameters`.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct ReplyParameters {
-    /// From the first node to the last, in microseconds.
-    pub latency_us: u64,
-    /// Of which compute waited for the disk, in microseconds.
-    pub stall_us: u64,
-    /// Bytes of weights read from disk.
-    pub bytes_read: u64,
-}
-
-/// A reply body, piece by piece.
-#[derive(Debug)]
-pub struct ReplyPieces {
-    head: Option<Vec<u8>>,
-    outputs: std::vec::IntoIter<(String, Array)>,
-    open: Option<(Array, usize, u64)>,
-    written: usize,
-    ended: bool,
-}
-
-impl ReplyPieces {
-    /// The body for `head` and the outputs.
-    pub fn new(head: &ReplyHead, outputs: Vec<(String, Array)>) -> ReplyPieces {
-        let mut text = Vec::new();
-        put(&mut text, head);
-        text.pop();
-        text.extend(b",\"outputs\":[");
-        let outputs = outputs.into_iter();
-        ReplyPieces { head: Some(text), outputs, open: None, written: 0, ended: false }
-    }
-
-    /// Appends the next run of elements, or the head of the next tensor, or the end.
-    fn step(&mut self, text: &mut Vec<u8>) {
-        if let Some((array, first, nulls)) = &mut self.open {
-            let count = element_count(array);
-            let end = count.min(*first + PIECE_BYTES / 32);
-            text.extend(if *first > 0 && end > *first { b",".as_slice() } else { b"" });
-            *nulls += tensor_json::write(array, *first, end, text);
-            *first = end;
-            if end == count {
-                text.push(b']');
-                if *nulls > 0 {
-                    text.extend(format!(",\"parameters\":{{\"non_finite\":{nulls}}}").bytes());
-                }
-                text.push(b'}');
-                self.open = None;
-            }
-        } else if let Some((name, array)) = self.outputs.next() {
-            text.extend(if self.written > 0 { b",".as_slice() } else { b"" });
-            put_head(text, &name, &array);
-            self.written += 1;
-            self.open = Some((array, 0, 0));
-        } else {
-            text.extend(b"]}");
-            self.ended = true;
-        }
-    }
-}
-
-impl Iterator for ReplyPieces {
-    type Item = Bytes;
-
-    fn next(&mut self) -> Option<Bytes> {
-        if self.ended {
-            return None;
-        }
-        let mut text = self.head.take().unwrap_or_default();
-        while text.len() < PIECE_BYTES / 2 && !self.ended {
-            self.step(&mut text);
-        }
-        Some(text.into())
-    }
-}
-
-#[derive(Serialize)]
-struct Named<'a> {
-    name: &'a str,
-}
-
-fn put(text: &mut Vec<u8>, value: &impl Serialize) {
-    serde_json::to_writer(text, value).expect("a vector takes every write");
-}
-
-/// Appends a tensor's object up to and with the bracket that opens its data.
-fn put_head(text: &mut Vec<u8>, name: &str, array: &Array) {
-    text.extend(b"{\"name\":");
-    put(text, &name);
-    text.extend(format!(",\"datatype\":\"{}\",\"shape\":", array.dtype).bytes());
-    put(text, &array.shape);
-    text.extend(b",\"data\":[");
-}
-
-fn element_count(array: &Array) -> usize {
-    array.bytes.len() / array.dtype.size()
+    Ok(outputs)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::tensor_json;
+    use crate::engine::Array;
+    use crate::store::Dtype;
     use crate::stream::{Category, Ledger};
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<InferRequest, RequestError> {
-        InferRequest::parse(text.as_bytes(), &mut |_| Ok(()))
+        InferRequest::parse(text.as_bytes(), &[], &mut |_| Ok(()))
     }
 
     #[test]
     fn fields_come_in_any_order() {
         let request = parse(
-            r#"{"outputs":[{"parameters":{"binary_data":true},"name":"y"}],"parameters":{"a":[1]},
-                "inputs":[{"data":[1,2],"parameters":{},"shape":[2],"name":"x",
-                "datatype":"UINT8"}],"id":"i"}"#,
+            r#"{"outputs":[{"parameters":{"binary_data":true},"name":"y"},{"name":"z"}],
+                "parameters":{"a":[1],"timeout":7},"inputs":[{"data":[1,2],"parameters":{},
+                "shape":[2],"name":"x","datatype":"UINT8"}],"id":"i"}"#,
         )
         .unwrap();
-        assert_eq!(request.id.as_deref(), Some("i"));
-        assert_eq!(request.outputs, ["y"]);
+        assert_eq!((request.id.as_deref(), request.timeout_us), (Some("i"), 7));
+        assert!(request.wants_binary("y") && !request.wants_binary("z"));
         assert_eq!(request.inputs[0].1.bytes, [1, 2]);
+        let request = parse(
+            r#"{"parameters":{"binary_data_output":true},"inputs":[],
+                "outputs":[{"parameters":{"binary_data":false},"name":"y"}]}"#,
+        )
+        .unwrap();
+        assert!(!request.wants_binary("y") && request.wants_binary("z"));
+    }
+
+    #[test]
+    fn binary_sizes_that_lie_are_refused_by_name() {
+        let check = |fields: &str, binary: &[u8], expected: &str| {
+            let text = format!(
+                r#"{{"inputs":[{{"name":"a","datatype":"UINT8","shape":[1],"parameters":
+                {{"binary_data_size":1}}}},{{"name":"x","datatype":"FP32","shape":[2],{fields}}}]}}"#
+            );
+            let read = InferRequest::parse(text.as_bytes(), binary, &mut |_| Ok(()));
+            match read {
+                Ok(request) => assert_eq!(expected, format!("{:?}", request.inputs[1].1.bytes)),
+                Err(error) => assert!(error.to_string().contains(expected), "{error}"),
+            }
+        };
+        let size = |size: &str| format!(r#""parameters":{{"binary_data_size":{size}}}"#);
+        check(&size("8"), &[0, 1, 2, 3, 4, 5, 6, 7, 8], "[1, 2, 3, 4, 5, 6, 7, 8]");
+        check(
+            &size("8"),
+            &[0; 8],
+            "\"x\": binary_data_size is 8, and 7 bytes of the body are left",
+        );
+        check(&size("8"), &[], "\"a\": binary_data_size is 1, and 0 bytes of the body are left");
+        check(&size("8"), &[0; 10], "\"x\": 1 bytes of the body are left after its binary data");
+        check(&size("7"), &[0; 8], "\"x\": shape [2] of FP32 takes 8 bytes, there are 7");
+        check(&size("-8"), &[0; 9], "\"x\": binary_data_size -8 is not a whole number");
+        check(&size("1e1"), &[0; 9], "binary_data_size 1e1 is not");
+        check(&size("18446744073709551615"), &[0; 9], "\"x\": binary_data_size");
+        check(&size("18446744073709551616"), &[0; 9], "\"x\": binary_data_size");
+        check(&(size("8") + r#","data":[1,2]"#), &[0; 9], "\"x\": has both");
+        check(r#""data":[1,2]"#, &[0; 9], "\"a\": 8 bytes of the body are left after");
+        check(r#""parameters":{}"#, &[0; 9], "\"x\": \"data\" is missing");
+        check(r#""parameters":[]"#, &[0; 9], "expected an object");
+        let read = InferRequest::parse(br#"{"inputs":[]}"#, &[0], &mut |_| Ok(()));
+        let error = read.unwrap_err().to_string();
+        assert_eq!(error, "1 bytes follow the JSON, and no input has a \"binary_data_size\"");
     }
 
     #[test]
     fn tensors_are_asked_for_before_they_are_read() {
         let ledger = Ledger::new(100);
         let mut grant = ledger.try_grant(Category::Request, 0).unwrap();
-        let tensor = |name: &str, count: usize| {
-            let data = vec!["1"; count].join(",");
-            format!(
-                "{{\"name\":\"{name}\",\"datatype\":\"FP64\",\"shape\":[{count}],\"data\":[{data}]}}"
-            )
-        };
-        let mut check = |counts: [usize; 2], fits: bool| {
-            let text =
-                format!("{{\"inputs\":[{},{}]}}", tensor("a", counts[0]), tensor("b", counts[1]));
-            let read = InferRequest::parse(text.as_bytes(), &mut |bytes| grant.resize(bytes));
+        let mut check = |counts: [usize; 2], is_binary: bool, fits: bool| {
+            let tensor = |(name, count): (&str, usize)| {
+                let data = match is_binary {
+                    true => format!("\"parameters\":{{\"binary_data_size\":{}}}", 8 * count),
+                    false => format!("\"data\":[{}]", vec!["1"; count].join(",")),
+                };
+                format!("{{\"name\":\"{name}\",\"datatype\":\"FP64\",\"shape\":[{count}],{data}}}")
+            };
+            let (a, b) = (tensor(("a", counts[0])), tensor(("b", counts[1])));
+            let text = format!("{{\"inputs\":[{a},{b}]}}");
+            let binary = vec![0; if is_binary { 8 * (counts[0] + counts[1]) } else { 0 }];
+            let read =
+                InferRequest::parse(text.as_bytes(), &binary, &mut |bytes| grant.resize(bytes));
             assert_eq!(!matches!(read, Err(RequestError::OverBudget(_))), fits);
         };
-        check([6, 6], true);
-        check([6, 7], false);
-        check([13, 1], false);
-    }
-
-    #[test]
-    fn a_reply_is_read_as_it_was_written() {
-        let values = (0..50_000u32).flat_map(|v| (v as f32 / 7.0).to_le_bytes()).collect();
-        let large = Array::new(Dtype::Fp32, vec![5, 10_000], values).unwrap();
-        let none = Array::new(Dtype::Int64, vec![0, 3], vec![]).unwrap();
-        let outputs = vec![("large \"\u{e9}\"".to_owned(), large), ("none".to_owned(), none)];
-        let parameters = ReplyParameters { latency_us: 1, stall_us: 2, bytes_read: 3 };
-        let (model_name, model_version) = ("m".to_owned(), "1".to_owned());
-        let head = ReplyHead { model_name, model_version, id: None, parameters };
-        let pieces: Vec<Bytes> = ReplyPieces::new(&head, outputs.clone()).collect();
-        assert!(pieces.iter().all(|piece| piece.len() <= 2 * PIECE_BYTES));
-        let text = pieces.concat();
-        assert!(serde_json::from_slice::<serde_json::Value>(&text).is_ok());
-        assert_eq!(parse_reply(&text).unwrap(), outputs);
+        for is_binary in [false, true] {
+            check([6, 6], is_binary, true);
+            check([6, 7], is_binary, false);
+            check([13, 1], is_binary, false);
+        }
     }
 
     fn arrays() -> impl Strategy<Value = Array> {
@@ -443,29 +286,45 @@ mod tests {
         #[test]
         fn requests_round_trip(
             id in prop::option::of(".*"),
-            outputs in prop::collection::vec(".*", 0..3),
+            outputs in prop::collection::vec((".*", any::<Option<bool>>()), 0..3),
             arrays in prop::collection::vec(arrays(), 0..3),
+            (binary_output, timeout_us) in any::<(bool, u64)>(),
         ) {
             let name = |index: usize| format!("{index} \"\\\n");
             let inputs = arrays.into_iter().enumerate().map(|(i, a)| (name(i), a)).collect();
-            let request = InferRequest { id, inputs, outputs };
-            let text = request.to_json();
-            prop_assert_eq!(InferRequest::parse(&text, &mut |_| Ok(())).unwrap(), request);
+            let outputs = outputs.into_iter().map(|(name, binary)| Wanted { name, binary });
+            let outputs = outputs.collect();
+            let request = InferRequest { id, inputs, outputs, binary_output, timeout_us };
+            let (body, json_bytes) = request.encode();
+            let (text, binary) = body.split_at(json_bytes);
+            prop_assert_eq!(InferRequest::parse(text, binary, &mut |_| Ok(())).unwrap(), request);
         }
 
-        /// Requests with a few bytes changed: refused or read, never a panic.
+        /// Requests with a few bytes changed, cut anywhere: refused or read, never a panic.
         #[test]
         fn no_request_panics(
-            arrays in prop::collection::vec(arrays(), 1..3),
+            array in arrays(),
+            is_binary in any::<bool>(),
+            cut in any::<prop::sample::Index>(),
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         ) {
-            let inputs = arrays.into_iter().map(|array| ("x".to_owned(), array)).collect();
-            let mut text = InferRequest { id: None, inputs, outputs: vec![] }.to_json();
-            for (at, byte) in changes {
-                let at = at.index(text.len());
-                text[at] = byte;
+            let inputs = vec![("x".to_owned(), array.clone())];
+            let (mut body, mut end) = InferRequest { inputs, ..Default::default() }.encode();
+            if !is_binary {
+                body = b"{\"inputs\":[".to_vec();
+                put_head(&mut body, "x", array.dtype, &array.shape);
+                body.extend(b",\"data\":[");
+                tensor_json::write(&array, 0, array.bytes.len() / array.dtype.size(), &mut body);
+                body.extend(b"]}]}");
+                end = body.len();
             }
-            let _ = InferRequest::parse(&text, &mut |_| Ok(()));
+            for (at, byte) in &changes {
+                let at = at.index(body.len());
+                body[at] = *byte;
+            }
+            let end = if changes.is_empty() { cut.index(body.len()) } else { end };
+            let (text, binary) = body.split_at(end);
+            let _ = InferRequest::parse(text, binary, &mut |_| Ok(()));
         }
     }
 }

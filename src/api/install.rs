@@ -54,7 +54,7 @@ pub async fn install(
     mut pieces: Body,
 ) -> Result<Json<Value>, OipError> {
     let force = parse_force(uri.query())?;
-    body::require(&headers, "application/x-tar")?;
+    body::require_type(&headers, &["application/x-tar"])?;
     let permit = Arc::clone(&api.installs.0).try_acquire_owned().map_err(|_| {
         ApiError::unavailable("another install is under way: try again later").closing()
     })?;

@@ -6,23 +6,31 @@
 
 mod body;
 pub mod client;
+mod deadline;
 mod embed;
 mod embeddings_json;
 mod error;
 pub mod infer_json;
+pub mod infer_reply;
+mod infer_tensor;
 mod install;
 pub mod json;
+mod metrics;
 mod oip;
 mod openai;
 mod pieces;
+mod repository;
 mod rights;
 mod routes;
 mod server;
-pub use crate::daemon::size;
 mod stall;
+mod stats;
 pub mod tensor_json;
 mod tokenizer;
+mod trace;
 mod versions;
 
+pub use crate::daemon::size;
 pub use error::ApiError;
+pub use routes::routes;
 pub use server::{ServeError, serve};

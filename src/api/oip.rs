@@ -1,13 +1,15 @@
 //! The Open Inference Protocol v2: metadata, health and `infer`.
 
 use super::body::{self, GrantedBody};
+use super::deadline::Deadline;
 use super::error::ApiError;
-use super::infer_json::{InferRequest, ReplyHead, ReplyParameters, ReplyPieces, RequestError};
+use super::infer_json::InferRequest;
+use super::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
 use super::pieces::Pieces;
 use super::routes::{Api, Submitted, error_response, wait};
-use crate::engine::{Array, Cancel, PassStats, Request};
+use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::{Dim, Manifest, Port, Task};
-use crate::stream::{Category, Grant};
+use crate::stream::{Category, Grant, Trace};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -48,14 +50,20 @@ pub struct ModelPath {
     version: Option<String>,
 }
 
-type ModelPathArg = Result<Path<ModelPath>, PathRejection>;
+/// The path's model, or why it has none.
+pub type ModelPathArg = Result<Path<ModelPath>, PathRejection>;
 
 /// `GET /v2`.
 pub async fn server_metadata() -> Json<Value> {
     Json(json!({
         "name": "hermes",
         "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["openai_embeddings"],
+        "extensions": [
+            "binary_tensor_data",
+            "model_repository",
+            "openai_embeddings",
+            "statistics",
+        ],
     }))
 }
 
@@ -98,68 +106,104 @@ pub async fn infer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, OipError> {
-    let manifest = find(&api, path).map_err(ApiError::closing)?;
-    body::require_json(&headers)?;
-    let body = body::read(body, api.body_limit_bytes, api.engine.ledger()).await?;
-    let (request, grant) = match body.bytes.len() <= PARSE_INLINE_BYTES {
-        true => parse(body)?,
-        false => wait(|| parse(body)).await?,
-    };
-    let id = request.id;
-    let request = Request {
-        model: manifest.model.clone(),
-        inputs: request.inputs,
-        outputs: request.outputs,
-        cancel: Cancel::new(),
-        trace: None,
-    };
-    let reply = Submitted::new(&api.engine, request, |reply| reply).wait().await?;
-    // The engine has dropped the inputs by now; what the client still has to take is held here.
-    drop(grant);
-    let held = reply.outputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
-    let grant = api.engine.ledger().try_grant(Category::Request, held).map_err(ApiError::from)?;
-    Ok(infer_response(&manifest, id, reply.outputs, &reply.stats, grant))
+    let done = run(&api, path, &headers, body, None).await?;
+    // What the client still has to take is held here.
+    let held = done.reply.outputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
+    let grant = api.engine.ledger().try_grant(Category::Request, held)?;
+    Ok(infer_response(done, grant))
 }
 
-/// Parses a body; the grant returned covers the tensors alone.
-fn parse(mut body: GrantedBody) -> Result<(InferRequest, Grant), ApiError> {
-    let text_bytes = body.bytes.capacity() as u64;
-    let text = std::mem::take(&mut body.bytes);
+/// A request that was served.
+pub struct Served {
+    /// Of the model that served it.
+    pub manifest: Arc<Manifest>,
+    /// The request, without its inputs.
+    asked: InferRequest,
+    /// The engine's reply.
+    pub reply: Reply,
+}
+
+/// Reads a request and has the engine serve it.
+pub async fn run(
+    api: &Arc<Api>,
+    path: ModelPathArg,
+    headers: &HeaderMap,
+    body: Body,
+    trace: Option<Arc<Trace>>,
+) -> Result<Served, ApiError> {
+    let manifest = find(api, path).map_err(ApiError::closing)?;
+    let deadline = Deadline::from_headers(headers)?;
+    let json_bytes = body::require_json_or_binary(headers)?;
+    let body = body::read(body, api.body_limit_bytes, api.engine.ledger()).await?;
+    let (mut asked, _grant) = match body.bytes.len() <= PARSE_INLINE_BYTES {
+        true => parse(body, json_bytes)?,
+        false => wait(move || parse(body, json_bytes)).await?,
+    };
+    let request = Request {
+        model: manifest.model.clone(),
+        inputs: std::mem::take(&mut asked.inputs),
+        outputs: asked.outputs.iter().map(|wanted| wanted.name.clone()).collect(),
+        cancel: Cancel::new(),
+        trace,
+    };
+    let submitted = Submitted::new(&api.engine, request, |reply| reply);
+    let reply = deadline.within(asked.timeout_us).bound(submitted.wait()).await?;
+    Ok(Served { manifest, asked, reply })
+}
+
+/// Parses a body, of which binary data follows after `json_bytes`; the grant returned covers the
+/// tensors alone.
+fn parse(
+    mut body: GrantedBody,
+    json_bytes: Option<usize>,
+) -> Result<(InferRequest, Grant), ApiError> {
+    let held_bytes = body.bytes.capacity() as u64;
+    let bytes = std::mem::take(&mut body.bytes);
+    let json_bytes = json_bytes.unwrap_or(bytes.len());
+    let Some((text, binary)) = bytes.split_at_checked(json_bytes) else {
+        return Err(ApiError::invalid(format!(
+            "Inference-Header-Content-Length is {json_bytes}, and the body has {} bytes",
+            bytes.len()
+        )));
+    };
     let mut tensor_bytes = 0;
-    let request = InferRequest::parse(&text, &mut |bytes| {
+    let request = InferRequest::parse(text, binary, &mut |bytes| {
         tensor_bytes = bytes;
-        body.grant_mut().resize(text_bytes + bytes)
+        body.grant_mut().resize(held_bytes + bytes)
     });
-    drop(text);
-    let request = request.map_err(|error: RequestError| ApiError::from(error))?;
+    drop(bytes);
+    let request = request.map_err(ApiError::from)?;
     let mut grant = body.into_grant();
     grant.resize(tensor_bytes)?;
     Ok((request, grant))
 }
 
-fn infer_response(
-    manifest: &Manifest,
-    id: Option<String>,
-    outputs: Vec<(String, Array)>,
-    stats: &PassStats,
-    grant: Grant,
-) -> Response {
+fn infer_response(done: Served, grant: Grant) -> Response {
+    let Served { manifest, asked, reply } = done;
     let head = ReplyHead {
         model_name: manifest.model.clone(),
         model_version: manifest.version.clone(),
-        id,
+        id: asked.id.clone(),
         parameters: ReplyParameters {
-            latency_us: stats.latency_us,
-            stall_us: stats.stall_us,
-            bytes_read: stats.bytes_read,
+            latency_us: reply.stats.latency_us,
+            stall_us: reply.stats.stall_us,
+            bytes_read: reply.stats.bytes_read,
         },
     };
-    let body = Body::new(Pieces::new(ReplyPieces::new(&head, outputs), grant));
-    let json = HeaderValue::from_static("application/json");
-    ([(header::CONTENT_TYPE, json)], body).into_response()
+    let pieces = ReplyPieces::new(&head, reply.outputs, |name| asked.wants_binary(name));
+    let json_bytes = pieces.json_bytes();
+    let mut response = Body::new(Pieces::new(pieces, grant)).into_response();
+    let headers = response.headers_mut();
+    if let Some(json_bytes) = json_bytes {
+        headers.insert(body::JSON_BYTES_HEADER, HeaderValue::from(json_bytes));
+    }
+    let kind = if json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
 }
 
-fn find(api: &Api, path: ModelPathArg) -> Result<Arc<Manifest>, ApiError> {
+/// The manifest of the model that the path names.
+pub fn find(api: &Api, path: ModelPathArg) -> Result<Arc<Manifest>, ApiError> {
     let Path(path) = path.map_err(|_| ApiError::not_found("the model's name is not UTF-8"))?;
     api.manifest(&path.model, path.version.as_deref())
 }

@@ -1,6 +1,7 @@
 //! OpenAI's `/v1/models` and `/v1/embeddings`, for programs that speak nothing else.
 
 use super::body;
+use super::deadline::Deadline;
 use super::embed::Embedding;
 use super::embeddings_json::{EmbeddingPieces, EmbeddingsRequest, Input};
 use super::error::ApiError;
@@ -89,6 +90,7 @@ pub async fn embeddings(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, OpenAiError> {
+    let deadline = Deadline::from_headers(&headers)?;
     body::require_json(&headers)?;
     let body = body::read(body, api.body_limit_bytes, api.engine.ledger()).await?;
     let request = EmbeddingsRequest::parse(&body.bytes)?;
@@ -99,7 +101,7 @@ pub async fn embeddings(
     grant.resize(5 * grant.bytes())?;
     let texts = tokenize(&api, Arc::clone(&manifest), request.inputs).await?;
     let token_count = texts.iter().map(Vec::len).sum();
-    let vectors = embed(&api, embedding, texts, &mut grant).await?;
+    let vectors = deadline.bound(embed(&api, embedding, texts, &mut grant)).await?;
     let pieces =
         EmbeddingPieces::new(vectors, request.encoding, manifest.model.clone(), token_count);
     let json = HeaderValue::from_static("application/json");

@@ -4,7 +4,7 @@ use super::error::ApiError;
 use super::install::{self, Installs};
 use super::rights::require;
 use super::tokenizer::Tokenizers;
-use super::{oip, openai, versions};
+use super::{metrics, oip, openai, repository, stats, trace, versions};
 use crate::daemon::rights::Right;
 use crate::engine::{Cancel, Engine, EngineError, Reply, Request};
 use crate::store::manifest::Manifest;
@@ -12,8 +12,9 @@ use axum::Router;
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use tokio::sync::oneshot;
 
 /// Share of the budget that one request body may take.
@@ -32,6 +33,8 @@ pub struct Api {
     pub installs: Installs,
     /// Largest request body.
     pub body_limit_bytes: u64,
+    /// Connections that are open.
+    pub connections: AtomicUsize,
 }
 
 impl Api {
@@ -39,7 +42,8 @@ impl Api {
     pub fn new(engine: Engine) -> Arc<Api> {
         let body_limit_bytes = engine.ledger().budget_bytes() / BODY_SHARE;
         let (tokenizers, installs) = (Tokenizers::default(), Installs::default());
-        Arc::new(Api { engine, tokenizers, installs, body_limit_bytes })
+        let connections = AtomicUsize::new(0);
+        Arc::new(Api { engine, tokenizers, installs, body_limit_bytes, connections })
     }
 
     /// The manifest of a model, and of a version of it if one is named.
@@ -115,39 +119,63 @@ impl<T> Drop for Submitted<T> {
     }
 }
 
-/// All routes.
-pub fn router(api: Arc<Api>) -> Router {
-    let model = |router: Router<Arc<Api>>, path: &str| {
-        router
-            .route(path, get(oip::model_metadata))
-            // Asking whether a model is ready loads it, as inferring does.
-            .route(&format!("{path}/ready"), require(Right::Infer, get(oip::model_ready)))
-            .route(&format!("{path}/infer"), require(Right::Infer, post(oip::infer)))
-    };
-    let router = Router::new()
-        .route("/v2", get(oip::server_metadata))
-        .route("/v2/health/live", get(oip::live))
-        .route("/v2/health/ready", get(oip::ready))
-        .route("/v1/models", get(openai::models))
-        .route("/v1/models/{model}", get(openai::model))
-        .route("/v1/embeddings", require(Right::Infer, post(openai::embeddings)));
-    let router = store_routes(router);
-    let router = model(router, "/v2/models/{model}");
-    let router = model(router, "/v2/models/{model}/versions/{version}");
-    router.fallback(unknown_path).method_not_allowed_fallback(wrong_method).with_state(api)
+/// A method, a path, what callers need to be allowed, and what answers there.
+type Route = (&'static str, &'static str, Option<Right>, fn() -> MethodRouter<Arc<Api>>);
+
+const INFER: Option<Right> = Some(Right::Infer);
+const LOAD: Option<Right> = Some(Right::Load);
+const INSTALL: Option<Right> = Some(Right::Install);
+
+/// All routes; `openapi.json` describes each. Asking whether a model is ready loads it, as
+/// inferring does.
+#[rustfmt::skip]
+const ROUTES: &[Route] = &[
+    ("GET", "/v2", None, || get(oip::server_metadata)),
+    ("GET", "/v2/health/live", None, || get(oip::live)),
+    ("GET", "/v2/health/ready", None, || get(oip::ready)),
+    ("GET", "/v2/models/stats", None, || get(stats::models)),
+    ("GET", "/v2/models/{model}", None, || get(oip::model_metadata)),
+    ("GET", "/v2/models/{model}/ready", INFER, || get(oip::model_ready)),
+    ("POST", "/v2/models/{model}/infer", INFER, || post(oip::infer)),
+    ("POST", "/v2/models/{model}/trace", INFER, || post(trace::trace)),
+    ("GET", "/v2/models/{model}/stats", None, || get(stats::model)),
+    ("GET", "/v2/models/{model}/versions/{version}", None, || get(oip::model_metadata)),
+    ("GET", "/v2/models/{model}/versions/{version}/ready", INFER, || get(oip::model_ready)),
+    ("POST", "/v2/models/{model}/versions/{version}/infer", INFER, || post(oip::infer)),
+    ("GET", "/v2/models/{model}/versions/{version}/stats", None, || get(stats::model)),
+    ("GET", "/v2/repository/index", None, || get(repository::index)),
+    ("POST", "/v2/repository/index", None, || post(repository::index)),
+    ("POST", "/v2/repository/install", INSTALL, || post(install::install)),
+    ("POST", "/v2/repository/gc", INSTALL, || post(versions::collect)),
+    ("POST", "/v2/repository/models/{model}/load", LOAD, || post(repository::load)),
+    ("POST", "/v2/repository/models/{model}/unload", LOAD, || post(repository::unload)),
+    ("POST", "/v2/repository/models/{model}/use", INSTALL, || post(versions::use_version)),
+    ("POST", "/v2/repository/models/{model}/rollback", INSTALL, || post(versions::roll_back)),
+    ("GET", "/v2/repository/models/{model}/versions", None, || get(versions::list)),
+    ("DELETE", "/v2/repository/models/{model}/versions/{version}", INSTALL, || delete(versions::remove)),
+    ("GET", "/v1/models", None, || get(openai::models)),
+    ("GET", "/v1/models/{model}", None, || get(openai::model)),
+    ("POST", "/v1/embeddings", INFER, || post(openai::embeddings)),
+    ("GET", "/metrics", None, || get(metrics::metrics)),
+];
+
+/// Method and path of each route.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|(method, path, ..)| (*method, *path))
 }
 
-/// Routes that change what the store has and serves.
-fn store_routes(router: Router<Arc<Api>>) -> Router<Arc<Api>> {
-    let keep = |routes| require(Right::Install, routes);
-    let of_model = |tail: &str| format!("/v2/repository/models/{{model}}/{tail}");
-    router
-        .route("/v2/repository/install", keep(post(install::install)))
-        .route("/v2/repository/gc", keep(post(versions::collect)))
-        .route(&of_model("versions"), get(versions::list))
-        .route(&of_model("versions/{version}"), keep(delete(versions::remove)))
-        .route(&of_model("use"), keep(post(versions::use_version)))
-        .route(&of_model("rollback"), keep(post(versions::roll_back)))
+/// The router of all routes.
+pub fn router(api: Arc<Api>) -> Router {
+    let add = |router: Router<_>, (_, path, right, handler): &Route| match right {
+        Some(right) => router.route(path, require(*right, handler())),
+        None => router.route(path, handler()),
+    };
+    ROUTES
+        .iter()
+        .fold(Router::new(), add)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(api)
 }
 
 async fn unknown_path(request: HttpRequest) -> Response {
@@ -158,21 +186,23 @@ async fn unknown_path(request: HttpRequest) -> Response {
 
 async fn wrong_method(request: HttpRequest) -> Response {
     let (method, path) = (request.method(), request.uri().path());
-    let expected = expected_method(path);
-    let message = format!("{method} is not allowed for {:?}: use {expected}", shorten(path));
+    let here = routes().filter(|(_, template)| is_path_of(template, path));
+    let allowed: Vec<_> = here.map(|(method, _)| method).collect();
+    let message =
+        format!("{method} is not allowed for {:?}: use {}", shorten(path), allowed.join(" or "));
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
     let mut response = refuse(path, error);
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(expected));
+    if let Ok(allowed) = HeaderValue::from_str(&allowed.join(", ")) {
+        response.headers_mut().insert(header::ALLOW, allowed);
+    }
     response
 }
 
-fn expected_method(path: &str) -> &'static str {
-    match path.strip_prefix("/v2/repository/") {
-        Some(path) if path.contains("/versions/") => "DELETE",
-        Some(path) if !path.ends_with("/versions") => "POST",
-        None if path.ends_with("/infer") || path == "/v1/embeddings" => "POST",
-        _ => "GET",
-    }
+/// Whether `path` is one that `template` stands for.
+fn is_path_of(template: &str, path: &str) -> bool {
+    let is_same = |(part, segment): (&str, &str)| part == segment || part.starts_with('{');
+    template.split('/').count() == path.split('/').count()
+        && template.split('/').zip(path.split('/')).all(is_same)
 }
 
 /// The response of an error, in the shape of the protocol that `path` is of.

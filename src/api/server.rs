@@ -19,6 +19,8 @@ use hyper_util::service::TowerToHyperService;
 use std::future::poll_fn;
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,8 +93,8 @@ pub async fn serve(
     let limit = (limit as usize).max(RESERVED_CONNECTIONS);
     let api = Api::new(engine.clone());
     log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes));
-    let mut server =
-        Server { engine, router: router(api), limit, control, connections: JoinSet::new() };
+    let (router, connections) = (router(Arc::clone(&api)), JoinSet::new());
+    let mut server = Server { engine, api, router, limit, control, connections };
     server.accept(listener).await;
     log::info!("stopping: {} connections are open", server.connections.len());
     server.drain().await;
@@ -101,6 +103,7 @@ pub async fn serve(
 
 struct Server {
     engine: Engine,
+    api: Arc<Api>,
     router: Router,
     limit: usize,
     control: Control,
@@ -142,8 +145,12 @@ impl Server {
             log::warn!("the kernel does not tell who connects: {error}");
         }
         let caller = Caller::new(peer.ok(), self.control.live.clone());
-        let phase = self.control.phase.clone();
-        self.connections.spawn(connection(stream, self.router.clone(), caller, phase, grant));
+        let (router, phase) = (self.router.clone(), self.control.phase.clone());
+        let counted = Counted::new(&self.api);
+        self.connections.spawn(async move {
+            let _counted = counted;
+            connection(stream, router, caller, phase, grant).await;
+        });
     }
 
     async fn drain(&mut self) {
@@ -158,6 +165,22 @@ impl Server {
             log::warn!("{} connections are cut off", self.connections.len());
             self.connections.shutdown().await;
         }
+    }
+}
+
+/// Counts a connection while it is open.
+struct Counted(Arc<Api>);
+
+impl Counted {
+    fn new(api: &Arc<Api>) -> Counted {
+        api.connections.fetch_add(1, Ordering::Relaxed);
+        Counted(Arc::clone(api))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,20 +1,20 @@
 //! The client: asks a running hermesd, for people and for scripts.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use hermes::api::client::embed::Print;
 use hermes::api::client::infer::{InferCommand, parse_binding};
+use hermes::api::client::repository::RepositoryCommand;
 use hermes::api::client::versions::VersionsCommand;
-use hermes::api::client::{Client, ClientError, default_socket, embed, list};
+use hermes::api::client::watch::WatchCommand;
+use hermes::api::client::{Client, ClientError, EXIT_CODES, default_socket, embed, list};
+use hermes::manual;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused by the daemon, 2 usage (arguments or \
-                          files), 3 the daemon cannot be reached.";
-
 /// Asks hermesd to run models.
 #[derive(Parser)]
-#[command(version, after_help = EXIT_CODES)]
+#[command(name = "hermesctl", version, after_help = EXIT_CODES)]
 struct Args {
     /// Unix socket of the daemon [default: $HERMES_SOCKET or /run/hermes/hermes.sock].
     #[arg(long, global = true)]
@@ -63,10 +63,22 @@ enum Command {
         json: bool,
     },
     #[command(flatten)]
+    Repository(RepositoryCommand),
+    #[command(flatten)]
     Versions(VersionsCommand),
+    #[command(flatten)]
+    Watch(WatchCommand),
+    /// Print completions for a shell: source <(hermesctl completions bash).
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = manual::written(Args::command(), "1") {
+        return code;
+    }
     let args = Args::parse();
     match run(args) {
         Ok(text) => {
@@ -95,5 +107,14 @@ fn run(args: Args) -> Result<String, ClientError> {
             let (inputs, outputs) = (input, output);
             InferCommand { model, inputs, outputs, request, json }.run(&client)
         }
+        Command::Repository(command) => command.run(&client),
+        Command::Watch(command) => command.run(&client),
+        Command::Completions { shell } => Ok(completions(shell)),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> String {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "hermesctl", &mut text);
+    String::from_utf8_lossy(&text).trim_end().to_owned()
 }

@@ -1,12 +1,13 @@
 //! The daemon: serves a store of models on a Unix socket within one byte budget.
 
 use anyhow::{Result, anyhow, bail};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use hermes::api;
 use hermes::daemon::config::{self, Bytes, Effective, Settings, Sources};
 use hermes::daemon::socket::{self, SocketFile};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
+use hermes::manual;
 use hermes::sys::heap;
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -27,6 +28,7 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 /// Serves neural networks from a store, streaming their weights through a small window.
 #[derive(Parser)]
 #[command(
+    name = "hermesd",
     version,
     after_help = "Each setting can also stand in the config file, its drop-ins (FILE.d/*.conf) and \
                   the environment (HERMES_STORE, HERMES_LOG=debug, ...). --print-config shows all."
@@ -76,6 +78,9 @@ struct Flags {
 
 fn main() -> ExitCode {
     heap::limit_arenas();
+    if let Some(code) = manual::written(Args::command(), "8") {
+        return code;
+    }
     let args = Args::parse();
     journal::init();
     match run(&args) {

@@ -47,6 +47,11 @@ impl MemoryCgroup {
         self.read(self.files.limit).filter(|limit| *limit < i64::MAX as u64 / 2)
     }
 
+    /// The text of its memory.stat.
+    pub fn stat(&self) -> Option<String> {
+        fs::read_to_string(self.folder.join("memory.stat")).ok()
+    }
+
     fn read(&self, name: &str) -> Option<u64> {
         fs::read_to_string(self.folder.join(name)).ok()?.trim().parse().ok()
     }

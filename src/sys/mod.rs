@@ -10,3 +10,5 @@ pub mod map;
 pub mod memory;
 pub mod passed;
 pub mod peer;
+pub mod refaults;
+pub mod terminal;

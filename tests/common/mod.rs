@@ -5,5 +5,6 @@
 
 pub mod daemon;
 pub mod frozen;
+pub mod served;
 pub mod small_store;
 pub mod tar;

@@ -8,7 +8,8 @@ mod report;
 mod tensor;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use hermes::manual;
 use hermes::store::Store;
 use hermes::sys::heap::CountingAllocator;
 use std::path::PathBuf;
@@ -75,6 +76,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = manual::written(Arguments::command(), "1") {
+        return code;
+    }
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
     match run(Arguments::parse().command) {
         Ok(code) => code,

@@ -1,10 +1,9 @@
 //! `hermesctl infer`: arrays from files, through a model, to files or a summary.
 
 use super::{Client, ClientError, npy, segment};
-use crate::api::infer_json::{self, InferRequest};
+use crate::api::infer_json::{InferRequest, Wanted};
+use crate::api::infer_reply::InferReply;
 use crate::api::tensor_json;
-use crate::engine::Array;
-use serde_json::Value;
 use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
@@ -35,11 +34,16 @@ impl InferCommand {
     /// [`ClientError`]; no output file is written where the daemon refuses.
     pub fn run(&self, client: &Client) -> Result<String, ClientError> {
         let path = format!("/v2/models/{}/infer", segment(&self.model));
-        let reply = client.post(&path, self.body()?)?;
+        let (body, json_bytes) = self.body()?;
+        let (reply, reply_json_bytes) = client.post_binary(&path, body, json_bytes)?;
         let broken = |error: String| ClientError::Broken(error);
-        let outputs = infer_json::parse_reply(&reply).map_err(|error| broken(error.to_string()))?;
+        let (text, binary) = reply
+            .split_at_checked(reply_json_bytes.unwrap_or(reply.len()))
+            .ok_or_else(|| broken("the reply is shorter than its JSON".to_owned()))?;
+        let parsed = InferReply::parse(text, binary).map_err(|error| broken(error.to_string()))?;
         for (name, file) in &self.outputs {
-            let (_, array) = outputs
+            let (_, array) = parsed
+                .outputs
                 .iter()
                 .find(|(given, _)| given == name)
                 .ok_or_else(|| broken(format!("the reply has no output {name:?}")))?;
@@ -54,21 +58,27 @@ impl InferCommand {
                     .map_err(|error| ClientError::Usage(format!("{}: {error}", file.display())))?;
                 Ok(String::new())
             }
-            None => Ok(summary(&outputs, &reply)),
+            None => Ok(summary(&parsed)),
         }
     }
 
-    fn body(&self) -> Result<Vec<u8>, ClientError> {
+    /// The body to send and how many bytes of it are JSON, where binary data follows.
+    fn body(&self) -> Result<(Vec<u8>, Option<usize>), ClientError> {
         if let Some(file) = &self.request {
             return fs::read(file)
+                .map(|body| (body, None))
                 .map_err(|error| ClientError::Usage(format!("{}: {error}", file.display())));
         }
-        let mut inputs = Vec::new();
+        let mut request = InferRequest::default();
         for (name, file) in &self.inputs {
-            inputs.push((name.clone(), npy::read(file)?));
+            request.inputs.push((name.clone(), npy::read(file)?));
         }
-        let outputs = self.outputs.iter().map(|(name, _)| name.clone()).collect();
-        Ok(InferRequest { id: None, inputs, outputs }.to_json())
+        let wanted = |name: &String| Wanted { name: name.clone(), binary: None };
+        request.outputs = self.outputs.iter().map(|(name, _)| wanted(name)).collect();
+        // Who wants JSON wants to see the values.
+        request.binary_output = self.json.is_none();
+        let (body, json_bytes) = request.encode();
+        Ok((body, Some(json_bytes)))
     }
 }
 
@@ -86,10 +96,10 @@ pub fn parse_binding(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-fn summary(outputs: &[(String, Array)], reply: &[u8]) -> String {
+fn summary(reply: &InferReply) -> String {
     let mut lines = Vec::new();
     let mut seen = HashSet::new();
-    for (name, array) in outputs.iter().filter(|(name, _)| seen.insert(name)) {
+    for (name, array) in reply.outputs.iter().filter(|(name, _)| seen.insert(name)) {
         let count = array.bytes.len() / array.dtype.size();
         let mut values = Vec::new();
         tensor_json::write(array, 0, count.min(SHOWN_VALUES), &mut values);
@@ -97,17 +107,11 @@ fn summary(outputs: &[(String, Array)], reply: &[u8]) -> String {
         let more = if count > SHOWN_VALUES { " ..." } else { "" };
         lines.push(format!("{name}  {} {:?}  {values}{more}", array.dtype, array.shape));
     }
-    // Only the head is parsed: the tensors, which may be large, come after it.
-    let head = reply.windows(11).position(|window| window == b",\"outputs\":");
-    let head = head.map(|end| [&reply[..end], b"}"].concat()).unwrap_or_default();
-    if let Ok(head) = serde_json::from_slice::<Value>(&head) {
-        let figure = |name: &str| head["parameters"][name].as_u64().unwrap_or(0);
-        lines.push(format!(
-            "{:.1} ms, of which {:.1} ms waiting for the disk; {:.1} MiB read",
-            figure("latency_us") as f64 / 1e3,
-            figure("stall_us") as f64 / 1e3,
-            figure("bytes_read") as f64 / f64::from(1 << 20),
-        ));
-    }
+    lines.push(format!(
+        "{:.1} ms, of which {:.1} ms waiting for the disk; {:.1} MiB read",
+        reply.parameters.latency_us as f64 / 1e3,
+        reply.parameters.stall_us as f64 / 1e3,
+        reply.parameters.bytes_read as f64 / f64::from(1 << 20),
+    ));
     lines.join("\n")
 }

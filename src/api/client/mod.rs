@@ -4,16 +4,22 @@ pub mod embed;
 pub mod infer;
 pub mod list;
 mod npy;
+pub mod repository;
+pub mod scrape;
 mod table;
+mod top;
+mod trace;
 pub mod versions;
+pub mod watch;
 
+use super::body::JSON_BYTES_HEADER;
 use crate::daemon::config::DEFAULT_SOCKET;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::http::request;
-use hyper::{Method, Request, StatusCode, header};
+use hyper::http::{request, response};
+use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::io;
@@ -21,6 +27,10 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+
+/// The last lines of each command's help.
+pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused by the daemon, 2 usage (arguments or \
+                              files), 3 the daemon cannot be reached.";
 
 /// Why a command failed; [`ClientError::exit_code`] tells scripts.
 #[derive(Debug, Error)]
@@ -95,7 +105,17 @@ impl Client {
     ///
     /// [`ClientError`]: unreachable, refused, or broken off.
     pub fn get(&self, path: &str) -> Result<Value, ClientError> {
-        parse(&self.call(Method::GET, path, Vec::new())?)
+        parse(&self.call(Request::get(path), Vec::new())?.1)
+    }
+
+    /// The body of a `GET`, as text.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::get`].
+    pub fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        let (_, body) = self.call(Request::get(path), Vec::new())?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
     /// The body of a `POST` of a JSON body.
@@ -104,38 +124,63 @@ impl Client {
     ///
     /// As for [`Client::get`].
     pub fn post(&self, path: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
-        self.call(Method::POST, path, body)
+        self.post_binary(path, body, None).map(|(body, _)| body)
     }
 
-    fn call(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
-        let request = Request::builder().method(method).uri(path);
-        let request = request.header(header::CONTENT_TYPE, "application/json");
+    /// As [`Client::post`] for a body of which binary tensor data follows after `json_bytes`;
+    /// returns also how many bytes of the reply are JSON, where binary data follows.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::get`].
+    pub fn post_binary(
+        &self,
+        path: &str,
+        body: Vec<u8>,
+        json_bytes: Option<usize>,
+    ) -> Result<(Bytes, Option<usize>), ClientError> {
+        let mut request = Request::post(path);
+        request = match json_bytes {
+            Some(json_bytes) => request
+                .header(header::CONTENT_TYPE, "application/octet-stream")
+                .header(JSON_BYTES_HEADER, json_bytes),
+            None => request.header(header::CONTENT_TYPE, "application/json"),
+        };
+        let (head, body) = self.call(request, body)?;
+        let json_bytes = head.headers.get(JSON_BYTES_HEADER);
+        Ok((body, json_bytes.and_then(|length| length.to_str().ok()?.parse().ok())))
+    }
+
+    fn call(
+        &self,
+        request: request::Builder,
+        body: Vec<u8>,
+    ) -> Result<(response::Parts, Bytes), ClientError> {
         self.send(request, Full::new(Bytes::from(body)).map_err(io::Error::other).boxed_unsync())
     }
 
-    /// Sends a request on a connection of its own and returns the body of the reply.
+    /// Sends a request on a connection of its own and returns the reply.
     fn send(
         &self,
         request: request::Builder,
         body: UnsyncBoxBody<Bytes, io::Error>,
-    ) -> Result<Bytes, ClientError> {
+    ) -> Result<(response::Parts, Bytes), ClientError> {
+        let request = request
+            .header(header::HOST, "hermes")
+            .body(body)
+            .map_err(|error| ClientError::Usage(format!("no request can be made: {error}")))?;
         self.runtime.block_on(async {
             let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
                 ClientError::Unreachable { socket: self.socket.clone(), source }
             })?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             let connection = tokio::spawn(connection);
-            let request = request
-                .header(header::HOST, "hermes")
-                .body(body)
-                .map_err(|error| ClientError::Usage(format!("not a request: {error}")))?;
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            let body = response.into_body().collect().await?.to_bytes();
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            let body = body.collect().await?.to_bytes();
             connection.abort();
-            match status.is_success() {
-                true => Ok(body),
-                false => Err(refused(status, &body)),
+            match head.status.is_success() {
+                true => Ok((head, body)),
+                false => Err(refused(head.status, &body)),
             }
         })
     }

@@ -7,7 +7,7 @@ use crate::store::Package;
 use clap::Subcommand;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
-use hyper::{Method, Request, header};
+use hyper::{Request, header};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::{self, Read};
@@ -188,15 +188,13 @@ impl Client {
         let package =
             Package::open(source).map_err(|error| ClientError::Usage(error.to_string()))?;
         let query = if force { "?force=true" } else { "" };
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("/v2/repository/install{query}"))
+        let request = Request::post(format!("/v2/repository/install{query}"))
             .header(header::CONTENT_TYPE, "application/x-tar");
         let bar = bar(package.length());
         let body = PackageBody { package, bar: bar.clone(), is_end: false };
         let reply = self.send(request, body.boxed_unsync());
         bar.finish_and_clear();
-        parse(&reply?)
+        parse(&reply?.1)
     }
 }
 

@@ -1,0 +1,120 @@
+//! How long a client will wait: the header `timeout`, or Triton's request parameter of that name.
+
+use super::error::ApiError;
+use axum::http::{HeaderMap, StatusCode};
+use std::future::Future;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// The header. A bare number is microseconds, as it is in Triton's parameter.
+const HEADER: &str = "timeout";
+
+/// Units of the header and their microseconds.
+const UNITS: [(&str, u64); 4] = [("us", 1), ("ms", 1_000), ("s", 1_000_000), ("", 1)];
+
+/// A time by which a request must be answered, if any.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    start: Instant,
+    limit: Option<Duration>,
+}
+
+impl Deadline {
+    /// The deadline that a request's headers set, counted from now.
+    ///
+    /// # Errors
+    ///
+    /// 400 for a header that is no time.
+    pub fn from_headers(headers: &HeaderMap) -> Result<Deadline, ApiError> {
+        let deadline = Deadline { start: Instant::now(), limit: None };
+        let mut values = headers.get_all(HEADER).iter();
+        let Some(value) = values.next() else {
+            return Ok(deadline);
+        };
+        let timeout_us = value.to_str().ok().and_then(parse).filter(|_| values.next().is_none());
+        let timeout_us = timeout_us.ok_or_else(|| {
+            let message =
+                format!("header {HEADER} {value:?} is not a time such as 500ms, 2s or us");
+            ApiError::invalid(message).closing()
+        })?;
+        Ok(deadline.within(timeout_us))
+    }
+
+    /// The same, and not later than `timeout_us` from its start; 0 is for ever.
+    pub fn within(self, timeout_us: u64) -> Deadline {
+        if timeout_us == 0 {
+            return self;
+        }
+        let timeout = Duration::from_micros(timeout_us);
+        let limit = self.limit.map_or(timeout, |limit| limit.min(timeout));
+        Deadline { limit: Some(limit), ..self }
+    }
+
+    /// What `work` answers; it is dropped, which cancels its passes, when the time is over.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`; 504 when the time is over.
+    pub async fn bound<T>(
+        self,
+        work: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        // A time beyond what the clock can say never comes.
+        let end = self.limit.and_then(|limit| Some((limit, self.start.checked_add(limit)?)));
+        let Some((limit, end)) = end else {
+            return work.await;
+        };
+        timeout_at(end, work).await.unwrap_or_else(|_| {
+            let message = format!(
+                "the request was cancelled: no answer within its timeout of {} us",
+                limit.as_micros()
+            );
+            Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, message))
+        })
+    }
+}
+
+fn parse(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let (_, scale) = UNITS.iter().find(|(name, _)| *name == unit.trim_start())?;
+    number.parse::<u64>().ok()?.checked_mul(*scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_units() {
+        let check = |text: &str, expected: Option<u64>| assert_eq!(parse(text), expected, "{text}");
+        check("1500", Some(1500));
+        check("500ms", Some(500_000));
+        check(" 2 s ", Some(2_000_000));
+        check("7us", Some(7));
+        check("0", Some(0));
+        for wrong in
+            ["", "ms", "-1", "1.5s", "1m", "1 h", "99999999999999999999", "20000000000000s"]
+        {
+            check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn the_earlier_of_two_counts() {
+        let check = |header: &str, parameter: u64, expected: Option<u64>| {
+            let headers = HeaderMap::from_iter([(
+                axum::http::HeaderName::from_static(HEADER),
+                header.parse().unwrap(),
+            )]);
+            let deadline = Deadline::from_headers(&headers).unwrap().within(parameter);
+            assert_eq!(deadline.limit, expected.map(Duration::from_micros));
+        };
+        check("0", 0, None);
+        check("5", 0, Some(5));
+        check("0", 5, Some(5));
+        check("5", 7, Some(5));
+        check("7ms", 5, Some(5));
+    }
+}

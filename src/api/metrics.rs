@@ -1,0 +1,256 @@
+//! `GET /metrics`: the daemon's figures in Prometheus' text format 0.0.4.
+//!
+//! Every metric is declared once, in [`METRICS`]; `tests/metrics.rs` fails where one of them never
+//! moves while the daemon works.
+
+use super::routes::Api;
+use crate::engine::{Counted, EngineStats, Loaded, Pressure};
+use crate::stream::{Category, Ledger};
+use crate::sys::memory::{self, ProcessMemory};
+use crate::sys::refaults::{Refaults, refaults};
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// The format's content type.
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A declared metric.
+struct Metric {
+    name: &'static str,
+    kind: Kind,
+    help: &'static str,
+    read: fn(&Snapshot<'_>, &mut Samples<'_>),
+}
+
+/// What a metric's value may do.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Rise, from the daemon's start.
+    Counter,
+    /// Rise and fall.
+    Gauge,
+}
+
+/// What the metrics are read from, at one moment.
+struct Snapshot<'a> {
+    stats: EngineStats,
+    ledger: &'a Ledger,
+    process: ProcessMemory,
+    refaults: Option<Refaults>,
+    connections: usize,
+}
+
+const METRICS: &[Metric] = &[
+    gauge("hermes_build_info", "Always 1; the version is the label.", |_, to| {
+        to.put(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    }),
+    counter(
+        "hermes_requests_total",
+        "Requests of the engine, by model and outcome.",
+        |from, to| {
+            for model in &from.stats.models {
+                let counted = &model.counted;
+                for (outcome, count) in [
+                    ("answered", counted.answered),
+                    ("failed", counted.failed),
+                    ("cancelled", counted.cancelled),
+                    ("refused", counted.refused),
+                ] {
+                    to.put(&[("model", &model.name), ("outcome", outcome)], count as f64);
+                }
+            }
+        },
+    ),
+    counter("hermes_passes_total", "Traversals of the tape.", |from, to| {
+        to.put_counted(from, |counted| counted.passes as f64);
+    }),
+    counter(
+        "hermes_pass_requests_total",
+        "Requests that took part in a pass; more than passes where some shared one.",
+        |from, to| to.put_counted(from, |counted| counted.seats as f64),
+    ),
+    counter("hermes_queue_seconds_total", "Time requests waited for their pass.", |from, to| {
+        to.put_counted(from, |counted| seconds(counted.queue_us));
+    }),
+    counter("hermes_pass_seconds_total", "Time passes took.", |from, to| {
+        to.put_counted(from, |counted| seconds(counted.pass_us));
+    }),
+    counter("hermes_stall_seconds_total", "Time passes waited for the disk.", |from, to| {
+        to.put_counted(from, |counted| seconds(counted.stall_us));
+    }),
+    counter("hermes_read_bytes_total", "Bytes of tape read.", |from, to| {
+        to.put_counted(from, |counted| counted.bytes_read as f64);
+    }),
+    counter("hermes_blocks_released_total", "Blocks whose memory was given back.", |from, to| {
+        to.put_counted(from, |counted| counted.blocks_released as f64);
+    }),
+    counter("hermes_loads_total", "Times a model was loaded.", |from, to| {
+        to.put_counted(from, |counted| counted.loads as f64);
+    }),
+    counter("hermes_load_seconds_total", "Time loading took.", |from, to| {
+        to.put_counted(from, |counted| seconds(counted.load_us));
+    }),
+    gauge("hermes_model_ready", "1 where a loaded model answers, 0 after an error.", |from, to| {
+        for (name, loaded) in from.loaded() {
+            let labels =
+                [("model", name), ("version", &*loaded.version), ("variant", &*loaded.variant)];
+            to.put(&labels, f64::from(u8::from(loaded.in_service)));
+        }
+    }),
+    gauge("hermes_tape_bytes", "Bytes of a loaded model's tape on disk.", |from, to| {
+        to.put_loaded(from, |loaded| loaded.tape_bytes);
+    }),
+    gauge("hermes_graph_bytes", "Bytes of a loaded model's graph in memory.", |from, to| {
+        to.put_loaded(from, |loaded| loaded.graph_bytes);
+    }),
+    gauge("hermes_pinned_bytes", "Bytes of tape that stay in memory.", |from, to| {
+        to.put_loaded(from, |loaded| loaded.pinned_bytes);
+    }),
+    gauge("hermes_waiting_requests", "Requests that wait for their pass.", |from, to| {
+        to.put(&[], from.stats.waiting as f64);
+    }),
+    gauge("hermes_waiting_requests_limit", "Requests that may wait.", |from, to| {
+        to.put(&[], from.stats.waiting_limit as f64);
+    }),
+    gauge("hermes_window_bytes", "Bytes of tape that a pass may hold.", |from, to| {
+        to.put(&[], from.stats.window_bytes as f64);
+    }),
+    gauge("hermes_ledger_bytes", "Bytes held, by what they are held for.", |from, to| {
+        for category in Category::ALL {
+            let held = from.ledger.held_bytes(category) as f64;
+            to.put(&[("category", category.name())], held);
+        }
+    }),
+    gauge("hermes_budget_bytes", "Bytes that the whole process may hold.", |from, to| {
+        to.put(&[], from.ledger.budget_bytes() as f64);
+    }),
+    gauge("hermes_resident_bytes", "Bytes of the process in memory.", |from, to| {
+        to.put(&[], from.process.resident_bytes as f64);
+    }),
+    gauge("hermes_pressure", "1 for the level of memory pressure that holds.", |from, to| {
+        for level in Pressure::ALL {
+            let holds = from.stats.pressure == level;
+            to.put(&[("level", level.name())], f64::from(u8::from(holds)));
+        }
+    }),
+    counter(
+        "hermes_refaults_total",
+        "Pages of files read again soon after the kernel dropped them: workingset_refault_file of \
+         the cgroup's memory.stat or, scope system, of /proc/vmstat.",
+        |from, to| {
+            if let Some(refaults) = from.refaults {
+                to.put(&[("scope", refaults.scope)], refaults.pages as f64);
+            }
+        },
+    ),
+    gauge("hermes_connections", "Connections that are open.", |from, to| {
+        to.put(&[], from.connections as f64);
+    }),
+];
+
+type Read = fn(&Snapshot<'_>, &mut Samples<'_>);
+
+const fn counter(name: &'static str, help: &'static str, read: Read) -> Metric {
+    Metric { name, kind: Kind::Counter, help, read }
+}
+
+const fn gauge(name: &'static str, help: &'static str, read: Read) -> Metric {
+    Metric { name, kind: Kind::Gauge, help, read }
+}
+
+impl Snapshot<'_> {
+    fn loaded(&self) -> impl Iterator<Item = (&str, &Loaded)> {
+        let models = self.stats.models.iter();
+        models.filter_map(|model| Some((&*model.name, model.loaded.as_ref()?)))
+    }
+}
+
+/// The samples of one metric.
+struct Samples<'a> {
+    name: &'static str,
+    text: &'a mut String,
+}
+
+impl Samples<'_> {
+    fn put(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.text.push_str(self.name);
+        for (index, (name, label)) in labels.iter().enumerate() {
+            let label = label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let open = if index == 0 { '{' } else { ',' };
+            write!(self.text, "{open}{name}=\"{label}\"").expect("a string takes every write");
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        writeln!(self.text, "{close} {value}").expect("a string takes every write");
+    }
+
+    fn put_counted(&mut self, from: &Snapshot<'_>, value: impl Fn(&Counted) -> f64) {
+        for model in &from.stats.models {
+            self.put(&[("model", &model.name)], value(&model.counted));
+        }
+    }
+
+    fn put_loaded(&mut self, from: &Snapshot<'_>, value: impl Fn(&Loaded) -> u64) {
+        for (name, loaded) in from.loaded() {
+            self.put(&[("model", name)], value(loaded) as f64);
+        }
+    }
+}
+
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+/// `GET /metrics`.
+pub async fn metrics(State(api): State<Arc<Api>>) -> Response {
+    let snapshot = Snapshot {
+        stats: api.engine.stats(),
+        ledger: api.engine.ledger(),
+        process: memory::process(),
+        refaults: refaults(),
+        connections: api.connections.load(Ordering::Relaxed),
+    };
+    let kind = HeaderValue::from_static(CONTENT_TYPE);
+    ([(header::CONTENT_TYPE, kind)], render(&snapshot)).into_response()
+}
+
+fn render(snapshot: &Snapshot<'_>) -> String {
+    let mut text = String::new();
+    for Metric { name, kind, help, read } in METRICS {
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+        };
+        writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}")
+            .expect("a string takes every write");
+        read(snapshot, &mut Samples { name, text: &mut text });
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped() {
+        let mut text = String::new();
+        let mut samples = Samples { name: "m", text: &mut text };
+        samples.put(&[("a", "x\"\\\ny"), ("b", "")], 1.5);
+        samples.put(&[], 1e15);
+        assert_eq!(text, "m{a=\"x\\\"\\\\\\ny\",b=\"\"} 1.5\nm 1000000000000000\n");
+    }
+
+    #[test]
+    fn names_follow_the_conventions() {
+        for metric in METRICS {
+            let is_counter = matches!(metric.kind, Kind::Counter);
+            assert_eq!(metric.name.ends_with("_total"), is_counter, "{}", metric.name);
+            assert!(metric.help.ends_with('.') && !metric.help.contains(['\n', '\\']));
+            assert_eq!(METRICS.iter().filter(|other| other.name == metric.name).count(), 1);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Triton's model repository extension: what models there are, load, unload.
+
+use super::body;
+use super::error::ApiError;
+use super::oip::{ModelPathArg, OipError, find};
+use super::routes::{Api, wait};
+use crate::store::manifest::Manifest;
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// Most bytes of a body: a few fields.
+const BODY_LIMIT_BYTES: u64 = 16 << 10;
+
+/// A model of the index.
+#[derive(Serialize)]
+pub struct Entry {
+    name: String,
+    version: String,
+    state: &'static str,
+    reason: String,
+}
+
+impl Entry {
+    fn new(api: &Api, manifest: &Manifest) -> Entry {
+        let models = api.engine.stats().models;
+        let model = models.into_iter().find(|model| model.name == manifest.model);
+        let (state, reason) = match model.and_then(|model| model.loaded) {
+            None => ("UNAVAILABLE", "unloaded"),
+            Some(loaded) if loaded.in_service => ("READY", ""),
+            Some(_) => ("UNAVAILABLE", "out of service after an error: load it anew"),
+        };
+        let (name, version) = (manifest.model.clone(), manifest.version.clone());
+        Entry { name, version, state, reason: reason.to_owned() }
+    }
+}
+
+/// The body of `index`, which may be empty.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct IndexRequest {
+    /// Whether only models that are loaded are wanted.
+    ready: bool,
+}
+
+/// The body of `load` and `unload`, which may be empty.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct LoadRequest {
+    parameters: Map<String, Value>,
+}
+
+/// `GET` and `POST /v2/repository/index`.
+pub async fn index(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Vec<Entry>>, OipError> {
+    let request: IndexRequest = read(&api, &headers, body).await?;
+    let entries = wait(move || {
+        let mut entries = Vec::new();
+        for name in api.engine.models()? {
+            let entry = match api.engine.manifest(&name) {
+                Ok(manifest) => Entry::new(&api, &manifest),
+                Err(error) => {
+                    let reason = ApiError::from(error).message;
+                    Entry { name, version: String::new(), state: "UNAVAILABLE", reason }
+                }
+            };
+            entries.push(entry);
+        }
+        Ok(entries)
+    });
+    let mut entries = entries.await?;
+    entries.retain(|entry| !request.ready || entry.state == "READY");
+    Ok(Json(entries))
+}
+
+/// `POST /v2/repository/models/{model}/load`: anew where it is loaded already.
+pub async fn load(
+    State(api): State<Arc<Api>>,
+    path: ModelPathArg,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Entry>, OipError> {
+    let manifest = find(&api, path).map_err(ApiError::closing)?;
+    let request: LoadRequest = read(&api, &headers, body).await?;
+    if let Some(name) = request.parameters.keys().next() {
+        let message = format!(
+            "parameter {name:?} is not supported: what a model is was decided when it was sharded"
+        );
+        return Err(ApiError::invalid(message).into());
+    }
+    api.load(&manifest.model).await?;
+    Ok(Json(Entry::new(&api, &manifest)))
+}
+
+/// `POST /v2/repository/models/{model}/unload`; a model that is not loaded stays so. Parameters
+/// (`unload_dependents`) mean nothing here: no model depends on another.
+pub async fn unload(
+    State(api): State<Arc<Api>>,
+    path: ModelPathArg,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Entry>, OipError> {
+    let manifest = find(&api, path).map_err(ApiError::closing)?;
+    read::<LoadRequest>(&api, &headers, body).await?;
+    let (engine, model) = (api.engine.clone(), manifest.model.clone());
+    wait(move || Ok(engine.unload(&model)?)).await?;
+    Ok(Json(Entry::new(&api, &manifest)))
+}
+
+async fn read<T>(api: &Api, headers: &HeaderMap, body: Body) -> Result<T, ApiError>
+where
+    T: Default + serde::de::DeserializeOwned,
+{
+    body::require_json(headers)?;
+    let body = body::read(body, BODY_LIMIT_BYTES, api.engine.ledger()).await?;
+    if body.bytes.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&body.bytes)
+        .map_err(|error| ApiError::invalid(format!("the request body: {error}")))
+}
