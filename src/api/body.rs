@@ -47,10 +47,14 @@ impl GrantedBody {
 pub const JSON_BYTES_HEADER: HeaderName =
     HeaderName::from_static("inference-header-content-length");
 
+const JSON_TYPE: &str = "application/json";
+const FORM_TYPE: &str = "application/x-www-form-urlencoded";
+const BINARY_TYPE: &str = "application/octet-stream";
+
 /// Refuses a body that says it is something else than JSON. `curl -d` says so without being asked
 /// (a form, which no path here takes), so that its word is not believed.
 pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    require_type(headers, &["application/json", "application/x-www-form-urlencoded"])
+    require_type(headers, &[JSON_TYPE, FORM_TYPE])
 }
 
 /// As [`require_json`] for a body that may hold binary tensor data; returns how many bytes of it
@@ -65,9 +69,7 @@ pub fn require_json_or_binary(headers: &HeaderMap) -> Result<Option<usize>, ApiE
         let message = format!("Inference-Header-Content-Length {length:?} is not one length");
         return Err(ApiError::invalid(message).closing());
     };
-    let types =
-        ["application/octet-stream", "application/json", "application/x-www-form-urlencoded"];
-    require_type(headers, &types).map(|()| Some(json_bytes))
+    require_type(headers, &[BINARY_TYPE, JSON_TYPE, FORM_TYPE]).map(|()| Some(json_bytes))
 }
 
 /// Refuses a body that says it is of another type than those `known`, or is compressed.
@@ -86,7 +88,11 @@ pub fn require_type(headers: &HeaderMap, known: &[&str]) -> Result<(), ApiError>
     if known.iter().any(|known| essence.eq_ignore_ascii_case(known)) {
         return Ok(());
     }
-    refuse(format!("content-type {kind:?} is not supported: send {}", known[0]))
+    let hint = match essence.eq_ignore_ascii_case(BINARY_TYPE) {
+        true => ", or say by Inference-Header-Content-Length how much of it is JSON",
+        false => "",
+    };
+    refuse(format!("content-type {kind:?} is not supported: send {}{hint}", known[0]))
 }
 
 /// How long a body that is used while it comes may take: as long as any, and longer by its length.

@@ -3,15 +3,13 @@
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, Parser};
 use hermes::api;
-use hermes::daemon::config::{self, Bytes, Effective, Settings, Sources};
-use hermes::daemon::socket::{self, SocketFile};
+use hermes::daemon::config::{self, Bytes, Effective, Sources};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
 use hermes::sys::heap;
 use serde::Serialize;
 use std::num::NonZeroUsize;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -121,8 +119,8 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
     let settings = effective.settings.clone();
     let mut lifecycle = Lifecycle::new(sources, effective)?;
     drop(context);
-    let (listener, socket) = listen(&settings)?;
     let engine = Engine::start(settings.engine())?;
+    let (listener, socket) = activation::listen(&settings.socket)?;
     let control = lifecycle.control();
     runtime.block_on(async {
         tokio::select! {
@@ -142,15 +140,4 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
     }
     log::info!("stopped");
     Ok(())
-}
-
-/// The socket that the service manager passed, or else one of our own.
-fn listen(settings: &Settings) -> Result<(UnixListener, Option<SocketFile>)> {
-    if let Some(listener) = activation::listener()? {
-        log::info!("listening on the socket that was passed");
-        return Ok((listener, None));
-    }
-    let (listener, file) = socket::bind(&settings.socket)?;
-    log::info!("listening on {}", settings.socket.display());
-    Ok((listener, Some(file)))
 }

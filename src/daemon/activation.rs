@@ -1,5 +1,7 @@
-//! The socket that the service manager bound for us (sd_listen_fds(3)).
+//! The socket to serve: the one that the service manager bound for us (sd_listen_fds(3)), or else
+//! one of our own.
 
+use super::socket::{self, SocketError, SocketFile};
 use crate::sys::passed;
 use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
@@ -7,6 +9,7 @@ use nix::sys::socket::{
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use thiserror::Error;
 
 /// A passed socket that cannot be served.
@@ -24,14 +27,28 @@ pub enum ActivationError {
          path of a Unix socket"
     )]
     Kind(&'static str),
+    /// None was passed, and ours cannot be bound.
+    #[error(transparent)]
+    Own(#[from] SocketError),
 }
 
-/// The listening socket that was passed to this process; `None` where none was.
+/// The socket that the service manager passed, or else one bound to `path`, with its file.
 ///
 /// # Errors
 ///
-/// [`ActivationError`] where something was passed that is no listening Unix stream socket.
-pub fn listener() -> Result<Option<UnixListener>, ActivationError> {
+/// [`ActivationError`].
+pub fn listen(path: &Path) -> Result<(UnixListener, Option<SocketFile>), ActivationError> {
+    if let Some(listener) = passed()? {
+        log::info!("listening on the socket that was passed");
+        return Ok((listener, None));
+    }
+    let (listener, file) = socket::bind(path)?;
+    log::info!("listening on {}", path.display());
+    Ok((listener, Some(file)))
+}
+
+/// The listening socket that was passed to this process; `None` where none was.
+fn passed() -> Result<Option<UnixListener>, ActivationError> {
     let mut passed = sd_notify::listen_fds()?;
     match passed.len() {
         0 => Ok(None),

@@ -123,7 +123,7 @@ pub enum StoreError {
         what: String,
     },
     /// The disk is too full.
-    #[error("{} has {free_bytes} bytes free, {needed_bytes} are needed\nmake room with hermesctl gc, or give another store", store.display())]
+    #[error("{} has {free_bytes} bytes free, {needed_bytes} are needed\nfree some room (hermesctl gc removes old versions) or give another store", store.display())]
     NoRoom {
         /// The store's folder.
         store: PathBuf,

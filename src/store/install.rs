@@ -40,7 +40,7 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         // A leftover is invisible to readers, and the next build removes it.
-        let _ = fs::remove_dir_all(&self.root);
+        let _ = remove(&self.root);
     }
 }
 
@@ -78,7 +78,8 @@ pub(super) fn clean(store_dir: &Path) -> Result<(u64, u64), StoreError> {
         let name = path.file_name().and_then(|name| name.to_str());
         let is_staging = name.is_some_and(|name| name.starts_with(STAGING_PREFIX));
         if is_staging && is_plain_folder(&path) && is_abandoned(&path) {
-            match tree_bytes(&path).and_then(|bytes| remove_tree(&path).map(|()| bytes)) {
+            let remove = || remove(&path).map_err(|e| StoreError::io("remove", &path, e));
+            match tree_bytes(&path).and_then(|bytes| remove().map(|()| bytes)) {
                 Ok(freed) => bytes += freed,
                 // Another process cleans too.
                 Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -90,8 +91,13 @@ pub(super) fn clean(store_dir: &Path) -> Result<(u64, u64), StoreError> {
     Ok((count, bytes))
 }
 
-fn remove_tree(path: &Path) -> Result<(), StoreError> {
-    fs::remove_dir_all(path).map_err(|e| StoreError::io("remove", path, e))
+/// Removes a staging folder, the lock file last: who dies on the way leaves one that the next
+/// build knows for abandoned.
+fn remove(root: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(root.join(CONTENT_NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::remove_dir_all(root),
+    }
 }
 
 /// Whether no living process holds the folder's lock. A folder without a lock file is one whose

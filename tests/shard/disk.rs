@@ -42,7 +42,11 @@ fn needed_bytes(said: &str) -> u64 {
 fn a_disk_too_small_is_noticed_before_writing() {
     let place = Place::with_synth(&["bert-tiny"]);
     let Some(_small) = Mount::new(place.store(), "size=1m") else { return };
-    let words = ["bytes", "free", "free some room, give another --store, or fewer --variants"];
+    let words = [
+        "bytes",
+        "free",
+        "free some room (hermesctl gc removes old versions) or give another store",
+    ];
     place.refuse(&["--variants", "f32,q8"], &words);
     let output = place.command(&["--variants", "f32,q8"]).output().unwrap();
     let needed = needed_bytes(&stderr(&output));

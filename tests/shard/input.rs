@@ -1,10 +1,9 @@
 //! Models that are broken, lie, or cannot be run.
 
-use super::common::small_store::port;
 use super::model::{linear, linear_outside, linear_then, linear_with, weight};
 use super::{Place, files, stderr};
-use hermes::store::Dtype;
 use std::fs;
+use tract_onnx::pb::{AttributeProto, attribute_proto::AttributeType};
 
 #[test]
 fn what_is_no_onnx_model_is_told_with_its_offset() {
@@ -82,12 +81,17 @@ fn names_that_nothing_makes_are_told() {
     place.refuse(&[], &["nothing makes the output \"nobody\""]);
 }
 
-/// Tract's rules for the shape of a product take a scalar's missing axis and panic.
+/// Tract takes the axes of a transposition as they are.
 #[test]
 fn what_makes_tract_panic_is_refused() {
     let place = Place::new();
-    let mut model = linear();
-    model.graph.as_mut().unwrap().input[0] = port("x", Dtype::Fp32, &[]);
+    let mut model = linear_then("Transpose", "/head/transpose");
+    model.graph.as_mut().unwrap().node[1].attribute.push(AttributeProto {
+        name: "perm".to_string(),
+        r#type: AttributeType::Ints as i32,
+        ints: vec![0, 2, 7],
+        ..AttributeProto::default()
+    });
     place.save(&model);
     let output = place.command(&[]).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
