@@ -32,9 +32,9 @@ impl Drop for Mount {
     }
 }
 
-/// The number behind "needs up to" of a refusal.
+/// How many bytes a refusal says are needed.
 fn needed_bytes(said: &str) -> u64 {
-    let (_, rest) = said.split_once("needs up to ").unwrap_or_else(|| panic!("{said}"));
+    let (_, rest) = said.split_once("bytes free, ").unwrap_or_else(|| panic!("{said}"));
     rest.split_once(' ').unwrap().0.parse().unwrap()
 }
 
