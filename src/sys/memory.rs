@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::Range;
 
-/// This process's figures from /proc/self/status, in bytes (proc_pid_status(5)).
+/// A process's figures from /proc/PID/status, in bytes (proc_pid_status(5)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessMemory {
     /// Resident now: anonymous and file-backed pages.
@@ -17,6 +17,11 @@ pub struct ProcessMemory {
 /// Reads the figures; zeros where /proc is not there.
 pub fn process() -> ProcessMemory {
     parse_status(&fs::read_to_string("/proc/self/status").unwrap_or_default())
+}
+
+/// The figures of the process `id`; zeros where there is none.
+pub fn process_of(id: u32) -> ProcessMemory {
+    parse_status(&fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default())
 }
 
 /// Begins a new measurement of the peak (proc_pid_clear_refs(5), value 5). False where the

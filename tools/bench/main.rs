@@ -2,8 +2,11 @@
 //!
 //! Each subcommand is one file or folder beside this one; none of them is linked into the daemon.
 
+mod daemon;
 mod pass;
 mod setup;
+mod soak;
+mod socket;
 mod switch;
 mod synth;
 mod together;
@@ -29,6 +32,10 @@ enum Command {
     Together(together::Arguments),
     /// Measure what it costs to turn from one model to another
     Switch(switch::Arguments),
+    /// Measure what the socket adds to a pass, and what idle clients hold
+    Socket(socket::Arguments),
+    /// Send a great many requests, some given up, and watch the daemon's memory
+    Soak(soak::Arguments),
 }
 
 #[global_allocator]
@@ -42,5 +49,7 @@ fn main() -> anyhow::Result<()> {
         Command::Pass(arguments) => pass::run(&arguments),
         Command::Together(arguments) => together::run(&arguments),
         Command::Switch(arguments) => switch::run(&arguments),
+        Command::Socket(arguments) => socket::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
     }
 }

@@ -7,7 +7,7 @@ mod bert;
 mod file;
 mod gpt2;
 mod onnx;
-mod random;
+pub mod random;
 mod vit;
 
 use anyhow::Result;

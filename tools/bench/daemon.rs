@@ -1,0 +1,88 @@
+//! A hermesd of its own for a benchmark: the program beside this one, on a socket in a folder of
+//! its own.
+
+use anyhow::{Context, Result, bail};
+use hermes::api::client::Client;
+use hermes::api::infer_json::InferRequest;
+use hermes::engine::Request;
+use hermes::sys::memory;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// Time for the daemon to listen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running daemon, stopped on drop.
+pub struct Daemon {
+    child: Child,
+    folder: PathBuf,
+    /// Its socket.
+    pub socket: PathBuf,
+}
+
+impl Daemon {
+    /// Starts hermesd on `store` and waits until it listens.
+    pub fn start(store: &Path, budget_bytes: u64, variant: Option<&str>) -> Result<Daemon> {
+        let folder = std::env::temp_dir().join(format!("hermes-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let (program, socket) = (beside_us("hermesd")?, folder.join("socket"));
+        let mut command = Command::new(&program);
+        command.env("HERMES_LOG", "error").arg("--store").arg(store).arg("--socket").arg(&socket);
+        command.args(["--budget", &budget_bytes.to_string()]);
+        command.args(variant.into_iter().flat_map(|variant| ["--variant", variant]));
+        let child = command.spawn().with_context(|| program.display().to_string())?;
+        let mut daemon = Daemon { child, folder, socket };
+        let began = Instant::now();
+        while UnixStream::connect(&daemon.socket).is_err() {
+            if let Some(status) = daemon.child.try_wait()? {
+                bail!("hermesd ended at its start: {status}");
+            }
+            if began.elapsed() > PATIENCE {
+                bail!("hermesd does not listen");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(daemon)
+    }
+
+    /// A caller of it.
+    pub fn client(&self) -> Result<Client> {
+        Ok(Client::new(&self.socket)?)
+    }
+
+    /// What it holds resident now.
+    pub fn resident_bytes(&self) -> u64 {
+        memory::process_of(self.child.id()).resident_bytes
+    }
+
+    /// The most it held.
+    pub fn peak_bytes(&self) -> u64 {
+        memory::process_of(self.child.id()).peak_bytes
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already; there is nothing else to be done about it here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A program of this build.
+fn beside_us(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    match path.exists() {
+        true => Ok(path),
+        false => bail!("{} is not there: build all programs of the project", path.display()),
+    }
+}
+
+/// The body of an infer call with binary tensors, and how many bytes of it are JSON.
+pub fn body(request: Request, binary_output: bool, timeout_us: u64) -> (Vec<u8>, usize) {
+    let inputs = request.inputs;
+    InferRequest { inputs, binary_output, timeout_us, ..InferRequest::default() }.encode()
+}
