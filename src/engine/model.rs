@@ -186,10 +186,9 @@ impl Model {
     }
 
     /// What a pass over inputs of these shapes, in the plan's order, will hold besides weights.
-    pub(super) fn footprint(&self, inputs: &TVec<TValue>) -> Result<Footprint, EngineError> {
+    pub(super) fn footprint(&self, inputs: &TVec<TValue>) -> Footprint {
         let shapes: Vec<Vec<usize>> = inputs.iter().map(|value| value.shape().to_vec()).collect();
-        graph::footprint(self.plan.plan(), &shapes)
-            .map_err(|error| EngineError::Invalid(format!("the shapes do not fit: {error:#}")))
+        self.plan.footprint(&shapes)
     }
 }
 

@@ -4,6 +4,7 @@
 //! node needs the tape, the block is leased once: a linear multiplies the columns of all requests
 //! side by side, a constant is assembled once and shared.
 
+use super::memory::{Footprint, Liveness};
 use super::ops::{Constant, Linear, TapeFeed};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub struct Lockstep {
     plan: Arc<TypedSimplePlan>,
     /// Nodes whose values nobody needs once a step's inputs are taken, by step.
     flush: Vec<TVec<usize>>,
+    liveness: Liveness,
 }
 
 /// One request on its way through the plan.
@@ -37,12 +39,13 @@ impl Lockstep {
         let model = plan.model();
         let kept = |node: &TypedNode| !node.op_is::<Const>();
         let flush = build_flush_list(model, plan.order_without_consts(), &model.outputs, kept);
-        Lockstep { plan, flush }
+        let liveness = Liveness::of(&plan, &flush);
+        Lockstep { plan, flush, liveness }
     }
 
-    /// The plan.
-    pub fn plan(&self) -> &TypedSimplePlan {
-        &self.plan
+    /// What a request with inputs of these shapes, in the plan's order, will hold besides weights.
+    pub fn footprint(&self, inputs: &[Vec<usize>]) -> Footprint {
+        self.liveness.footprint(inputs)
     }
 
     /// Evaluates the plan once for all of `requests`, each given as its inputs in the plan's

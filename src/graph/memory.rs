@@ -3,7 +3,6 @@
 use super::ops::{Constant, Linear};
 use std::collections::HashMap;
 use tract_core::internal::*;
-use tract_core::model::memory::eval_tmp_memory_usage;
 use tract_core::ops::konst::Const;
 
 /// Peak bytes of a pass besides weights.
@@ -23,55 +22,100 @@ const WORKING_COPIES: u64 = 2;
 /// The same for a linear of a pass that is shared.
 const LINEAR_COPIES_TOGETHER: u64 = 3;
 
-/// Estimates a pass with `inputs` shapes from the liveness of the plan's values.
-///
-/// Errors where the shapes do not agree with the model's symbols.
-pub fn footprint(plan: &TypedSimplePlan, inputs: &[Vec<usize>]) -> TractResult<Footprint> {
-    let model = plan.model();
-    let symbols = bind(model, inputs)?;
-    let order: Vec<usize> = plan.order_without_consts().to_vec();
-    let steps = eval_tmp_memory_usage(model, &order, |node| !node.op_is::<Const>())?;
-    let mut sizes: HashMap<usize, u64> = HashMap::new();
-    let mut footprint = Footprint::default();
-    for (node, live) in &steps {
-        let node = model.node(*node);
-        let mut largest = output_bytes(node, &symbols);
-        for input in &node.inputs {
-            let source = model.node(input.node);
-            let size = *sizes.entry(source.id).or_insert_with(|| output_bytes(source, &symbols));
-            largest = largest.max(if source.op_is::<Const>() { 0 } else { size });
-        }
-        let live = bytes_of(live, &symbols);
-        let (alone, together) = match node {
-            node if node.op_is::<Constant>() => (1, 1),
-            node if node.op_is::<Linear>() => (1, LINEAR_COPIES_TOGETHER),
-            _ => (WORKING_COPIES, WORKING_COPIES),
-        };
-        footprint.alone_bytes = footprint.alone_bytes.max(live + alone * largest);
-        footprint.together_bytes = footprint.together_bytes.max(live + together * largest);
-    }
-    Ok(footprint)
+/// What is needed to foretell the footprint of any request: which value lives when, and the size
+/// of each as an expression of the model's symbols. Values have few different sizes, each of which
+/// is evaluated once a request.
+#[derive(Debug)]
+pub struct Liveness {
+    /// The shapes of the plan's inputs.
+    inputs: Vec<TVec<TDim>>,
+    /// Different sizes of values, in bytes.
+    sizes: Vec<TDim>,
+    /// Which of `sizes` a node's outputs have together; none for constants.
+    size_of: Vec<Option<usize>>,
+    steps: Vec<Step>,
 }
 
-fn output_bytes(node: &TypedNode, symbols: &SymbolValues) -> u64 {
-    node.outputs.iter().map(|o| bytes_of(&o.fact.mem_size(), symbols)).sum()
+/// A node in the plan's order.
+#[derive(Debug)]
+struct Step {
+    node: usize,
+    /// Nodes it reads, each once.
+    reads: TVec<usize>,
+    /// Nodes whose values nobody needs once this one has them.
+    frees: TVec<usize>,
+    /// Copies of the largest value it touches that it makes alone and together.
+    copies: (u64, u64),
+}
+
+impl Liveness {
+    /// Looks at a plan; `frees` are the nodes whose values each step is the last to need.
+    pub fn of(plan: &TypedSimplePlan, frees: &[TVec<usize>]) -> Liveness {
+        let model = plan.model();
+        let (mut sizes, mut size_of) = (vec![], vec![None; model.nodes.len()]);
+        let mut index_of = HashMap::new();
+        for node in model.nodes.iter().filter(|node| !node.op_is::<Const>()) {
+            let size: TDim = node.outputs.iter().map(|output| output.fact.mem_size()).sum();
+            size_of[node.id] = Some(*index_of.entry(size).or_insert_with_key(|size| {
+                sizes.push(size.clone());
+                sizes.len() - 1
+            }));
+        }
+        let step = |(step, node): (usize, &usize)| {
+            let node = model.node(*node);
+            let mut reads: TVec<usize> = node.inputs.iter().map(|input| input.node).collect();
+            reads.sort_unstable();
+            reads.dedup();
+            let copies = match node {
+                node if node.op_is::<Constant>() => (1, 1),
+                node if node.op_is::<Linear>() => (1, LINEAR_COPIES_TOGETHER),
+                _ => (WORKING_COPIES, WORKING_COPIES),
+            };
+            Step { node: node.id, reads, frees: frees[step].clone(), copies }
+        };
+        let steps = plan.order_without_consts().iter().enumerate().map(step).collect();
+        let fact = |outlet: &OutletId| &model.node(outlet.node).outputs[outlet.slot].fact;
+        let inputs = model.inputs.iter().map(|outlet| fact(outlet).shape.to_tvec()).collect();
+        Liveness { inputs, sizes, size_of, steps }
+    }
+
+    /// What a pass over inputs of these shapes will hold.
+    pub fn footprint(&self, inputs: &[Vec<usize>]) -> Footprint {
+        let symbols = self.bind(inputs);
+        let sizes: Vec<u64> = self.sizes.iter().map(|size| bytes_of(size, &symbols)).collect();
+        let size = |node: usize| self.size_of[node].map_or(0, |index| sizes[index]);
+        let (mut is_live, mut live) = (vec![false; self.size_of.len()], 0);
+        let mut footprint = Footprint::default();
+        for Step { node, reads, frees, copies: (alone, together) } in &self.steps {
+            for freed in frees.iter().filter(|node| std::mem::take(&mut is_live[**node])) {
+                live -= size(*freed);
+            }
+            let read = reads.iter().filter(|node| !is_live[**node]).map(|node| size(*node));
+            let held = live + read.sum::<u64>() + size(*node);
+            let largest = reads.iter().map(|node| size(*node)).max().unwrap_or(0).max(size(*node));
+            footprint.alone_bytes = footprint.alone_bytes.max(held + alone * largest);
+            footprint.together_bytes = footprint.together_bytes.max(held + together * largest);
+            is_live[*node] = true;
+            live += size(*node);
+        }
+        footprint
+    }
+
+    /// Binds the model's symbols to the inputs' shapes.
+    fn bind(&self, inputs: &[Vec<usize>]) -> SymbolValues {
+        let mut symbols = SymbolValues::default();
+        for (shape, sizes) in self.inputs.iter().zip(inputs) {
+            for (dim, size) in shape.iter().zip(sizes) {
+                if let TDim::Sym(symbol) = dim {
+                    symbols.set(symbol, *size as i64);
+                }
+            }
+        }
+        symbols
+    }
 }
 
 /// A size in bytes; what the symbols do not decide (data-dependent shapes) counts as nothing.
 fn bytes_of(size: &TDim, symbols: &SymbolValues) -> u64 {
     size.eval(symbols).to_i64().ok().and_then(|v| u64::try_from(v).ok()).unwrap_or(0)
-}
-
-/// Binds the model's symbols to the inputs' shapes.
-fn bind(model: &TypedModel, inputs: &[Vec<usize>]) -> TractResult<SymbolValues> {
-    let mut symbols = SymbolValues::default();
-    for (outlet, shape) in model.inputs.iter().zip(inputs) {
-        let fact = model.outlet_fact(*outlet)?;
-        for (dim, size) in fact.shape.iter().zip(shape) {
-            if let TDim::Sym(symbol) = dim {
-                symbols.set(symbol, *size as i64);
-            }
-        }
-    }
-    Ok(symbols)
 }

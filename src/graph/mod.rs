@@ -18,5 +18,5 @@ pub use error::GraphError;
 pub use import::{Imported, UseKind, WeightUse, datum_of, dtype_of, import, streamed_slots};
 pub use kernel::{Kernels, READ_AHEAD_BYTES};
 pub use lockstep::{Lockstep, Outcomes};
-pub use memory::{Footprint, footprint};
+pub use memory::Footprint;
 pub use ops::{Feed, IndexOutOfRange, Lease, TapeFeed};
