@@ -7,7 +7,7 @@ use super::queue::Queue;
 use super::service::{Reply, Request, lock};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Called once with a result, from the engine's thread.
 pub type Answer<T> = Box<dyn FnOnce(Result<T, EngineError>) + Send>;
@@ -52,6 +52,8 @@ pub enum Turn {
     Control(Control),
     /// A pass for the requests of this model.
     Pass(String),
+    /// Nothing, for a while.
+    Idle,
 }
 
 /// Where requests wait, in the order in which they are served.
@@ -125,8 +127,9 @@ impl Inbox {
         self.changed.notify_one();
     }
 
-    /// Waits for what is to be done next; `None` once closed.
-    pub fn next(&self) -> Option<Turn> {
+    /// Waits for what is to be done next, which is [`Turn::Idle`] where there was nothing for as
+    /// long as `patience`; `None` once closed.
+    pub fn next(&self, patience: Option<Duration>) -> Option<Turn> {
         let mut state = lock(&self.state);
         loop {
             if state.closed {
@@ -140,7 +143,17 @@ impl Inbox {
             {
                 return Some(Turn::Pass(model));
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match patience {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(patience) => {
+                    let waited = self.changed.wait_timeout(state, patience);
+                    let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+                    if waited.timed_out() {
+                        return Some(Turn::Idle);
+                    }
+                    state
+                }
+            }
         }
     }
 

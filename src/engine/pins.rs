@@ -55,6 +55,11 @@ impl Pins {
         }
     }
 
+    /// Bytes granted for blocks that the coming pass is to keep.
+    pub fn coming_bytes(&self) -> u64 {
+        self.lock().coming.bytes()
+    }
+
     /// Takes the blocks that the pass has kept, and gives back what was granted for others.
     pub fn take(&self, kept: Vec<(usize, Arc<Loaded>)>) {
         let mut state = self.lock();

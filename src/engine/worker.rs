@@ -15,7 +15,7 @@ use crate::sys::{affinity, heap, memory};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tract_linalg::multithread::{Executor, multithread_tract_scope, set_threading_panel_threshold};
 
 /// Panels below which tract computes a product on one thread; blocks are smaller than the
@@ -24,6 +24,10 @@ const PANEL_THRESHOLD: usize = 16;
 
 /// Most requests that share a pass: more gain little, and delay the first of them.
 const MAX_SEATS: usize = 32;
+
+/// Time without work after which the heap gives back what it keeps. While there is work, the next
+/// pass takes it; giving it back takes a millisecond and taking it anew another.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Share of the budget that pins leave free, for requests and for what models need to load.
 const UNPINNED_SHARE: u64 = 4;
@@ -91,9 +95,12 @@ impl Worker {
 
     /// Takes turns until the inbox is closed.
     pub fn serve(self, shared: &Shared) {
-        while let Some(turn) = shared.inbox.next() {
+        let mut patience = None;
+        while let Some(turn) = shared.inbox.next(patience) {
             shared.busy.store(true, Ordering::Relaxed);
+            patience = (!matches!(turn, Turn::Idle)).then_some(QUIET);
             match turn {
+                Turn::Idle => heap::trim(),
                 Turn::Pass(model) => self.take_turn(shared, &model),
                 Turn::Control(Control::Load(model, answer)) => answer(self.load(shared, &model)),
                 Turn::Control(Control::Unload(model, answer)) => {
@@ -137,7 +144,6 @@ impl Worker {
             beats: Arc::clone(&shared.beats),
         };
         self.run(shared, &pass, began, seats);
-        heap::trim();
     }
 
     /// Admits requests for `model` in their order; those that cannot be served are answered.
@@ -270,7 +276,12 @@ impl Worker {
         let reserve = shared.ledger.budget_bytes() / UNPINNED_SHARE;
         let spare = shared.ledger.free_bytes().saturating_sub(reserve);
         let wanted = self.config.pin_bytes.saturating_sub(model.pinned_bytes());
-        model.pins.plan(&model.blocks, spare.min(wanted))
+        let keep = model.pins.plan(&model.blocks, spare.min(wanted));
+        if model.pins.coming_bytes() > 0 {
+            // What passes have left in the heap is free by the ledger, and about to be used.
+            heap::trim();
+        }
+        keep
     }
 
     fn flow(
@@ -318,6 +329,7 @@ impl Worker {
 
     fn load(&self, shared: &Shared, name: &str) -> Result<Arc<Model>, EngineError> {
         let began = Instant::now();
+        heap::trim();
         let loaded = loop {
             let dir = shared.find(name).inspect_err(|_| {
                 unload(shared, name);
