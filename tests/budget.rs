@@ -101,3 +101,39 @@ fn too_small_a_budget_is_refused_with_the_one_that_would_do() {
         assert!(refusals < 12, "{budget_bytes} bytes still do not do");
     }
 }
+
+/// Tract keeps scratch memory by thread and state; what requests that share passes are given must
+/// all be gone after them.
+#[test]
+fn requests_that_share_passes_leave_nothing_in_the_heap() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, store) = (folder.path().join("tiny.onnx"), folder.path().join("store"));
+    let mut synth = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+    assert!(synth.args(["synth", "bert-tiny", "-o"]).arg(&file).status().unwrap().success());
+    shard(&file, &store, "tiny");
+    let daemon = Daemon::start(&store, &folder.path().join("hermes.sock"), &["--budget", "96MiB"]);
+    let tensor = |name: &str| json!({ "name": name, "datatype": "INT64", "shape": [1, 16], "data": [vec![1; 16]] });
+    let inputs = ["input_ids", "attention_mask", "token_type_ids"].map(tensor);
+    let request = json!({ "inputs": inputs }).to_string();
+    let path = "/v2/models/tiny/infer";
+    let rounds = |count: usize| {
+        for _ in 0..count {
+            let asked: Vec<_> = (0..8).map(|_| daemon.connect().post(path, &request)).collect();
+            asked.into_iter().for_each(|mut asked| assert_eq!(asked.reply().0, 200));
+        }
+        let mut connection = daemon.connect().send("GET /metrics HTTP/1.1\r\nhost: h\r\n\r\n");
+        let metrics = String::from_utf8(connection.response().2).unwrap();
+        let value = |name: &str| -> f64 {
+            let line = metrics.lines().find(|line| line.starts_with(name)).expect(name);
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        let seats = value("hermes_pass_requests_total{") / value("hermes_passes_total{");
+        (value("hermes_heap_bytes "), seats)
+    };
+    rounds(20);
+    let (before, _) = rounds(5);
+    let (after, seats) = rounds(100);
+    assert!(seats > 1.5, "passes are shared: {seats} requests in one");
+    // What the last replies hold may not be gone yet.
+    assert!(after < before + 65536.0, "the heap has grown from {before} to {after} bytes");
+}

@@ -6,6 +6,7 @@
 use super::routes::Api;
 use crate::engine::{Counted, EngineStats, Loaded, Pressure};
 use crate::stream::{Category, Ledger};
+use crate::sys::heap;
 use crate::sys::memory::{self, ProcessMemory};
 use crate::sys::refaults::{Refaults, refaults};
 use axum::extract::State;
@@ -130,6 +131,9 @@ const METRICS: &[Metric] = &[
     }),
     gauge("hermes_resident_bytes", "Bytes of the process in memory.", |from, to| {
         to.put(&[], from.process.resident_bytes as f64);
+    }),
+    gauge("hermes_heap_bytes", "Bytes allocated and not freed.", |_, to| {
+        to.put(&[], heap::live_bytes() as f64);
     }),
     gauge("hermes_pressure", "1 for the level of memory pressure that holds.", |from, to| {
         for level in Pressure::ALL {

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use tract_core::internal::*;
 use tract_core::model::order::build_flush_list;
 use tract_core::ops::konst::Const;
+use tract_core::ops::matmul::optimized::OptMatMul;
+use tract_core::plan::SessionId;
 
 /// A plan that several requests can walk through in lockstep.
 pub struct Lockstep {
@@ -61,6 +63,21 @@ impl Lockstep {
     ) -> TractResult<Outcomes> {
         let mut seats: Vec<Seat> =
             requests.into_iter().map(|inputs| self.seat(feed, inputs)).collect();
+        let walked = self.walk(feed, &mut seats, watch, enter);
+        if seats.len() > 1 {
+            rayon::broadcast(|_| self.forget());
+        }
+        walked?;
+        Ok(seats.into_iter().map(Seat::finish).collect())
+    }
+
+    fn walk<T>(
+        &self,
+        feed: &TapeFeed,
+        seats: &mut [Seat],
+        watch: Watch,
+        enter: &dyn Fn(&str) -> T,
+    ) -> TractResult<()> {
         for (step, node) in self.plan.order_without_consts().iter().enumerate() {
             let node = self.plan.model().node(*node);
             let _entered = enter(&node.name);
@@ -76,7 +93,15 @@ impl Lockstep {
             }
             self.step(feed, step, node, &mut live)?;
         }
-        Ok(seats.into_iter().map(Seat::finish).collect())
+        Ok(())
+    }
+
+    /// Lets go of what tract keeps in this thread for [`Seat::compute_beside`].
+    fn forget(&self) {
+        let mut products = self.plan.model().nodes.iter().filter(|n| n.op_is::<OptMatMul>());
+        if let Some(node) = products.next() {
+            node.op.drop_session(SessionId::NONE, node.id);
+        }
     }
 
     fn seat(&self, feed: &TapeFeed, inputs: TVec<TValue>) -> Seat {
@@ -124,7 +149,7 @@ impl Lockstep {
             // A single request has tract's own threads within its nodes.
             [seat] => seat.compute(node, flush),
             // Several are computed beside each other, each on one thread.
-            _ => live.par_iter_mut().for_each(|seat| seat.compute(node, flush)),
+            _ => live.par_iter_mut().for_each(|seat| seat.compute_beside(node, flush)),
         }
         Ok(())
     }
@@ -137,6 +162,21 @@ impl Seat {
             .and_then(|inputs| self.state.compute_one_with_inputs(node.id, inputs));
         match computed {
             Ok(()) => self.resolve(node),
+            Err(error) => self.end(error),
+        }
+    }
+
+    /// The same on any thread of the pool. Tract keeps scratch memory for a state in each thread
+    /// that evaluates it, and lets go of that of the dropping thread alone; so all requests of a
+    /// pass share what tract keeps for none, which is dropped in every thread at the pass's end.
+    fn compute_beside(&mut self, node: &TypedNode, flush: &[usize]) {
+        let computed = self.take_inputs(node, flush).and_then(|inputs| {
+            let context = self.state.turn_state.context(SessionId::NONE, node.id);
+            let op_state = self.state.op_states[node.id].as_deref_mut();
+            tract_core::plan::eval(&context, op_state, node, inputs)
+        });
+        match computed {
+            Ok(values) => self.store(node, values),
             Err(error) => self.end(error),
         }
     }
