@@ -25,9 +25,12 @@ const PANEL_THRESHOLD: usize = 16;
 /// Most requests that share a pass: more gain little, and delay the first of them.
 const MAX_SEATS: usize = 32;
 
-/// Time without work after which the heap gives back what it keeps. While there is work, the next
-/// pass takes it; giving it back takes a millisecond and taking it anew another.
+/// Time without work after which the heap gives back what it keeps.
 const QUIET: Duration = Duration::from_millis(100);
+
+/// Bytes that the heap may keep from one pass to the next: giving them back takes a millisecond,
+/// and taking them anew another.
+const KEPT_BYTES: u64 = 4 << 20;
 
 /// Share of the budget that pins leave free, for requests and for what models need to load.
 const UNPINNED_SHARE: u64 = 4;
@@ -42,6 +45,8 @@ pub(super) struct Worker {
     loaders: Loaders,
     kernels: Arc<Kernels>,
     window_bytes: u64,
+    /// Anonymous memory beside the heap: stacks, the programs' own data.
+    unheaped_bytes: u64,
     _grants: Vec<Grant>,
 }
 
@@ -89,6 +94,7 @@ impl Worker {
             loaders: Loaders::start(&loader_cores).map_err(EngineError::Thread)?,
             kernels: Arc::new(Kernels::native()),
             window_bytes,
+            unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
             _grants: grants,
         })
     }
@@ -144,6 +150,10 @@ impl Worker {
             beats: Arc::clone(&shared.beats),
         };
         self.run(shared, &pass, began, seats);
+        let used_bytes = heap::live_bytes() + self.unheaped_bytes;
+        if memory::process().anonymous_bytes > used_bytes + KEPT_BYTES {
+            heap::trim();
+        }
     }
 
     /// Admits requests for `model` in their order; those that cannot be served are answered.

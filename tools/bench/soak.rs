@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Arguments of `hermes-bench soak`.
 #[derive(Args)]
@@ -51,6 +51,9 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
 }
+
+/// Time after which the daemon is at rest.
+const REST: Duration = Duration::from_secs(1);
 
 /// What a client does with a request.
 enum Manner {
@@ -112,13 +115,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let last = daemon.client()?.get("/v2/health/live").context("the daemon is gone")?;
     ensure!(last["live"] == json!(true), "the daemon is not live: {last}");
     let (warm, end) = (warm_bytes.into_inner(), daemon.resident_bytes());
-    report(arguments, &ends, seconds, [warm, end, daemon.peak_bytes()]);
+    std::thread::sleep(REST);
+    let rest = daemon.resident_bytes();
+    report(arguments, &ends, seconds, [warm, end, rest, daemon.peak_bytes()]);
     let failures = ends.failures.into_inner().unwrap_or_default();
     ensure!(failures.is_empty(), "{} requests failed: {}", failures.len(), failures.join("; "));
     Ok(())
 }
 
-fn report(arguments: &Arguments, ends: &Ends, seconds: f64, [warm, end, peak]: [u64; 3]) {
+fn report(arguments: &Arguments, ends: &Ends, seconds: f64, [warm, end, rest, peak]: [u64; 4]) {
     let count = |ends: &AtomicU64| ends.load(Ordering::Relaxed);
     let (answered, late) = (count(&ends.answered), count(&ends.late));
     let (left, busy) = (count(&ends.left), count(&ends.busy));
@@ -126,7 +131,8 @@ fn report(arguments: &Arguments, ends: &Ends, seconds: f64, [warm, end, peak]: [
     if arguments.json {
         let report = json!({
             "requests": arguments.requests, "answered": answered, "late": late, "left": left,
-            "busy": busy, "seconds": seconds, "warm_bytes": warm, "end_bytes": end, "peak_bytes": peak,
+            "busy": busy, "seconds": seconds, "warm_bytes": warm, "end_bytes": end, "rest_bytes": rest,
+            "peak_bytes": peak,
         });
         println!("{report}");
         return;
@@ -135,6 +141,7 @@ fn report(arguments: &Arguments, ends: &Ends, seconds: f64, [warm, end, peak]: [
     println!("answered {answered}, too late {late}, not waited for {left}, queue full {busy}");
     println!("after {:6}   {:8.1} MiB resident", arguments.warm, mib(warm));
     println!("at the end     {:8.1} MiB resident ({growth:+.1} %)", mib(end));
+    println!("at rest        {:8.1} MiB resident", mib(rest));
     println!("at its peak    {:8.1} MiB resident", mib(peak));
 }
 
