@@ -240,6 +240,36 @@ fn nothing_is_collected_where_nothing_is_served() {
     assert_eq!(opened.collect(0).unwrap().removed.len(), 2);
 }
 
+/// The file `current` was whole and its version gone or damaged: the others were taken for spare
+/// and removed, the good ones among them.
+#[test]
+fn nothing_is_collected_where_the_served_version_is_lost() {
+    let store = linear_store(4);
+    let opened = Store::open(store.path()).unwrap();
+    let served = store.path().join("linear/4");
+    fs::write(served.join("manifest.json"), "{").unwrap();
+    assert_eq!(opened.collect(0).unwrap().removed, []);
+    fs::remove_dir_all(&served).unwrap();
+    assert_eq!(opened.collect(0).unwrap().removed, []);
+    assert_eq!(installed(store.path()).len(), 3);
+}
+
+/// Every block of what was received may be wrong: a list of them all would take more memory than
+/// was granted.
+#[test]
+fn what_was_received_is_read_up_to_the_first_problem() {
+    let store = tempfile::tempdir().unwrap();
+    let mut entries = good_entries();
+    entries[1].content[9] ^= 1;
+    entries[2].content[65536] ^= 1;
+    let archive = Archive::open(std::io::Cursor::new(tar::archive(&entries))).unwrap();
+    let received = archive.receive(store.path(), false, |_| ()).unwrap();
+    let mut read_bytes = 0;
+    let error = received.verify(|bytes| read_bytes += bytes).unwrap_err();
+    assert!(error.to_string().starts_with("graph.onnx has checksum"), "{error}");
+    assert_eq!(read_bytes, entries[1].content.len() as u64, "the layer file was not read");
+}
+
 #[test]
 fn the_served_version_cannot_be_removed() {
     let board = board(linear_store(3));
@@ -601,13 +631,16 @@ fn a_killed_install_leaves_the_old_version_or_the_new() {
     }
     assert!(old > 0, "some were killed before their end: {old} old, {new} new");
     opened.collect(9).unwrap();
-    let left: Vec<_> = tree(store.path()).into_iter().filter(|(p, _)| p.contains("/.")).collect();
+    let root = format!("{}/", store.path().display());
+    let names = tree(store.path()).into_iter().map(|(path, _)| path.replacen(&root, "", 1));
+    let left: Vec<_> = names.filter(|name| name.split('/').any(|p| p.starts_with('.'))).collect();
     // A folder that was made and not yet locked when its builder died: the next minute's
     // collection removes it.
-    assert!(
-        left.iter().all(|(path, _)| path.rsplit('/').next().unwrap().starts_with(".staging-")),
-        "of what was killed there is left {left:?}"
-    );
+    let is_young = |name: &String| match name.split_once('/') {
+        None => name.starts_with(".staging-"),
+        Some((folder, file)) => folder.starts_with(".staging-") && file == ".lock-next",
+    };
+    assert!(left.iter().all(is_young), "of what was killed there is left {left:?}");
     assert!(shard_install(store.path(), &folder, &["--force"]).status.success());
     assert_eq!(opened.current("slow").unwrap().manifest.version, "2");
     let board = board(store);

@@ -10,6 +10,7 @@ use super::oip::OipError;
 use super::routes::Api;
 use super::versions::serve_current;
 use crate::engine::Cancel;
+use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::store::{Archive, BUFFER_BYTES};
 use crate::stream::{Category, Grant};
 use axum::Json;
@@ -29,9 +30,6 @@ const QUEUE_PIECES: usize = 4;
 /// the buffers of receiving and of verifying; what the thread touches of its stack.
 const INSTALL_BYTES: u64 =
     (QUEUE_PIECES as u64 + 2) * (32 << 10) + BUFFER_BYTES as u64 + (1 << 20) + (64 << 10);
-
-/// What a manifest takes for each of its bytes while it is parsed, its text included.
-const MANIFEST_BYTES_PER_BYTE: u64 = 8;
 
 /// What a layer file's index takes for each of its bytes while its blocks are verified.
 const INDEX_BYTES_PER_BYTE: u64 = 4;
@@ -107,7 +105,7 @@ impl Job {
     fn run(mut self, input: PieceReader) -> Result<Value, ApiError> {
         let store = self.api.engine.store().clone();
         let archive = Archive::open(input)?;
-        let manifest_bytes = archive.manifest_bytes().saturating_mul(MANIFEST_BYTES_PER_BYTE);
+        let manifest_bytes = archive.manifest_bytes().saturating_mul(HEAP_BYTES_PER_BYTE);
         self.grant.resize(INSTALL_BYTES.saturating_add(manifest_bytes))?;
         let received = archive.receive(store.path(), self.force, |_| ())?;
         let index_bytes = received.largest_index_bytes()?.saturating_mul(INDEX_BYTES_PER_BYTE);

@@ -1,6 +1,7 @@
 //! The client: asks a running hermesd, for people and for scripts.
 
 use clap::{CommandFactory, Parser, Subcommand};
+use hermes::api::client::doctor::{self, DOCTOR_EXIT_CODES};
 use hermes::api::client::embed::Print;
 use hermes::api::client::infer::{InferCommand, parse_binding};
 use hermes::api::client::repository::RepositoryCommand;
@@ -68,6 +69,18 @@ enum Command {
     Versions(VersionsCommand),
     #[command(flatten)]
     Watch(WatchCommand),
+    /// Tell what this board offers, what stands in the way, and how to mend it.
+    ///
+    /// Needs neither root nor a daemon. Reads the store's disk for a second.
+    #[command(after_help = DOCTOR_EXIT_CODES)]
+    Doctor {
+        /// Folder of the models, whose disk is read [default: /var/lib/hermes].
+        #[arg(long, value_name = "DIR")]
+        store: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print completions for a shell: source <(hermesctl completions bash).
     Completions {
         /// The shell.
@@ -81,11 +94,11 @@ fn main() -> ExitCode {
     }
     let args = Args::parse();
     match run(args) {
-        Ok(text) => {
+        Ok((text, code)) => {
             // A closed pipe, as of `| head`, is no failure.
             let end = if text.is_empty() { "" } else { "\n" };
             let _ = write!(std::io::stdout(), "{text}{end}");
-            ExitCode::SUCCESS
+            code
         }
         Err(error) => {
             eprintln!("hermesctl: {error}");
@@ -94,12 +107,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> Result<String, ClientError> {
+fn run(args: Args) -> Result<(String, ExitCode), ClientError> {
     let socket = args.socket.unwrap_or_else(default_socket);
     let client = Client::new(&socket)
         .map_err(|source| ClientError::Unreachable { socket: socket.clone(), source })?;
     let print = |json: bool| if json { Print::Json } else { Print::Human };
-    match args.command {
+    let text = match args.command {
         Command::Ls { json } => list::run(&client, print(json)),
         Command::Versions(command) => command.run(&client),
         Command::Embed { model, text, json } => embed::run(&client, &model, &text, print(json)),
@@ -110,7 +123,12 @@ fn run(args: Args) -> Result<String, ClientError> {
         Command::Repository(command) => command.run(&client),
         Command::Watch(command) => command.run(&client),
         Command::Completions { shell } => Ok(completions(shell)),
-    }
+        Command::Doctor { store, json } => {
+            let diagnosis = doctor::run(&client, store.as_deref(), json)?;
+            return Ok((diagnosis.text, ExitCode::from(u8::from(!diagnosis.is_well))));
+        }
+    };
+    text.map(|text| (text, ExitCode::SUCCESS))
 }
 
 fn completions(shell: clap_complete::Shell) -> String {

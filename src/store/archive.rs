@@ -230,7 +230,7 @@ impl Received {
             StoreError::Format { path, source } => self.refuse(&path, source.to_string()),
             other => other,
         })?;
-        match self.dir.verify(progress).into_iter().next() {
+        match self.dir.first_problem(progress) {
             Some(problem) => Err(self.refuse(&problem.path, problem.what)),
             None => Ok(Verified(self)),
         }

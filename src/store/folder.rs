@@ -6,6 +6,7 @@ use super::{
 };
 use nix::sys::statvfs::statvfs;
 use std::{
+    collections::HashMap,
     fs,
     io::{self, Read},
     os::unix::fs::MetadataExt,
@@ -156,8 +157,11 @@ impl ModelDir {
 
     /// Compares the tensors of a layer file with the manifest's weights.
     fn check_tensors(&self, file: &LayerFile) -> Result<(), StoreError> {
+        // A stranger's manifest and index may have a million entries each.
+        let weights = self.manifest.weights.iter().map(|weight| (weight.name.as_str(), weight));
+        let weights: HashMap<&str, &Weight> = weights.collect();
         for tensor in &file.index.tensors {
-            let weight = self.manifest.weights.iter().find(|weight| weight.name == tensor.name);
+            let weight = weights.get(tensor.name.as_str()).copied();
             let is_same = |w: &Weight| w.dtype == tensor.dtype && w.shape == tensor.dims;
             if !weight.is_some_and(is_same) {
                 let TensorEntry { name, dtype, dims, .. } = tensor;

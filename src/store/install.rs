@@ -53,19 +53,29 @@ pub fn staging(store_dir: &Path) -> Result<Staging, StoreError> {
     fs::create_dir_all(store_dir).map_err(|e| StoreError::io("create", store_dir, e))?;
     clean(store_dir)?;
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let root = store_dir.join(format!("{STAGING_PREFIX}{}-{number}", process::id()));
+    let root = loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let root = store_dir.join(format!("{STAGING_PREFIX}{}-{number}", process::id()));
+        match fs::create_dir(&root) {
+            Ok(()) => break root,
+            // In containers that share a store, builders have the same process id.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(StoreError::io("create", &root, e)),
+        }
+    };
     let content = root.join(CONTENT_NAME);
-    fs::create_dir(&root).map_err(|e| StoreError::io("create", &root, e))?;
-    let lock = lock_new(&root.join(LOCK_NAME));
-    let lock = lock.map_err(|e| StoreError::io("lock", &root, e))?;
+    let lock = lock_new(&root).map_err(|e| StoreError::io("lock", &root, e))?;
     fs::create_dir(&content).map_err(|e| StoreError::io("create", &content, e))?;
     Ok(Staging { root, content, _lock: lock })
 }
 
-fn lock_new(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+/// Makes the lock file, which gets its name once it is locked: unlocked it would stand for a
+/// builder that died.
+fn lock_new(root: &Path) -> io::Result<File> {
+    let unnamed = root.join(".lock-next");
+    let file = OpenOptions::new().write(true).create_new(true).open(&unnamed)?;
     file.lock()?;
+    fs::rename(&unnamed, root.join(LOCK_NAME))?;
     Ok(file)
 }
 
@@ -219,4 +229,36 @@ fn sync_tree(folder: &Path) -> Result<(), StoreError> {
 pub(super) fn sync(path: &Path) -> Result<(), StoreError> {
     let result = File::open(path).and_then(|file| file.sync_all());
     result.map_err(|e| StoreError::io("sync", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each build begins by removing what dead builders left. One that came between another's
+    /// making of its lock file and locking it took that one for dead, and removed its folder.
+    #[test]
+    fn builders_at_the_same_time_leave_each_other_alone() {
+        let store = tempfile::tempdir().unwrap();
+        let build = || {
+            for _ in 0..200 {
+                let staging = staging(store.path()).unwrap();
+                fs::write(staging.path().join("file"), "content").unwrap();
+                assert_eq!(fs::read(staging.path().join("file")).unwrap(), b"content");
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(build))));
+        assert_eq!(fs::read_dir(store.path()).unwrap().count(), 0);
+    }
+
+    /// Two containers with one store: in both the builder is process 1.
+    #[test]
+    fn names_that_another_builder_took_are_passed_over() {
+        let store = tempfile::tempdir().unwrap();
+        for number in 0..2000 {
+            let name = format!("{STAGING_PREFIX}{}-{number}", process::id());
+            fs::create_dir(store.path().join(name)).unwrap();
+        }
+        assert!(staging(store.path()).unwrap().path().is_dir());
+    }
 }

@@ -1,8 +1,15 @@
 //! `manifest.json`: what a version of a model consists of.
 
 use super::Dtype;
-use serde::{Deserialize, Serialize, de::Error};
-use std::collections::{BTreeMap, HashSet};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, SeqAccess, Visitor},
+};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    marker::PhantomData,
+};
 
 /// Version of the manifest's own format; a reader refuses any other.
 pub const FORMAT: u64 = 1;
@@ -12,6 +19,19 @@ pub const MANIFEST_NAME: &str = "manifest.json";
 
 /// Limit of a model's or version's name.
 pub const MAX_NAME_BYTES: usize = 128;
+
+/// What parsing takes of the heap for each byte of the text at most, the text included: the limits
+/// below keep small text from becoming large lists.
+pub const HEAP_BYTES_PER_BYTE: u64 = 16;
+
+/// Limit of a shape's dimensions.
+const MAX_RANK: usize = 32;
+
+/// Limit of a version's variants.
+const MAX_VARIANTS: usize = 32;
+
+/// Limit of a string as it is written; errors quote them.
+const MAX_STRING_BYTES: usize = 4096;
 
 /// One version of one model, as `manifest.json` describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +51,7 @@ pub struct Manifest {
     /// Layers in tape order.
     pub layers: Vec<Layer>,
     /// Names of the variants that every layer has, best first.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_VARIANTS>")]
     pub variants: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<FileEntry>,
@@ -71,6 +92,7 @@ impl Manifest {
         struct OnlyFormat {
             format: u64,
         }
+        check_strings(json)?;
         let OnlyFormat { format } = serde_json::from_slice(json)?;
         if format != FORMAT {
             return Err(ManifestError::Format { found: format });
@@ -146,6 +168,54 @@ impl Manifest {
     }
 }
 
+/// Refuses strings that are too long, before any of them is held.
+fn check_strings(json: &[u8]) -> Result<(), ManifestError> {
+    let (mut start, mut is_escaped) = (None, false);
+    for (at, byte) in json.iter().enumerate() {
+        match (start, byte) {
+            (None, b'"') => start = Some(at),
+            (None, _) => {}
+            (Some(start), _) if at - start > MAX_STRING_BYTES => {
+                let what = format!("is a string of more than {MAX_STRING_BYTES} bytes");
+                return Err(ManifestError::Field { field: format!("at byte {start}"), what });
+            }
+            (Some(_), _) if is_escaped => is_escaped = false,
+            (Some(_), b'\\') => is_escaped = true,
+            (Some(_), b'"') => start = None,
+            (Some(_), _) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Reads a list of at most `MAX` items, and holds no more.
+fn at_most<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct AtMost<T, const MAX: usize>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for AtMost<T, MAX> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {MAX}")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(item) = items.next_element()? {
+                if list.len() == MAX {
+                    return Err(A::Error::custom(format!("a list has more than {MAX} items")));
+                }
+                list.push(item);
+            }
+            Ok(list)
+        }
+    }
+    deserializer.deserialize_seq(AtMost::<T, MAX>(PhantomData))
+}
+
 fn check_unique<'a>(
     field: &str,
     names: impl Iterator<Item = &'a String>,
@@ -186,6 +256,7 @@ fn is_inner_path(path: &str) -> bool {
 pub struct Port {
     pub name: String,
     pub dtype: Dtype,
+    #[serde(deserialize_with = "at_most::<_, _, MAX_RANK>")]
     pub shape: Vec<Dim>,
 }
 
@@ -204,6 +275,7 @@ pub enum Dim {
 pub struct Weight {
     pub name: String,
     pub dtype: Dtype,
+    #[serde(deserialize_with = "at_most::<_, _, MAX_RANK>")]
     pub shape: Vec<u64>,
 }
 
@@ -404,6 +476,11 @@ mod tests {
         check("/variants", json!(["f32", "q4"]), &["layers[0].files lacks variant \"q4\""]);
         check("/variants", json!(["f32", "f32"]), &["field variants has \"f32\" twice"]);
         check("/task/output", json!("pooled"), &["field task.output"]);
+        check("/weights/0/shape", json!(vec![1; 33]), &["more than 32 items", "line 1"]);
+        check("/inputs/0/shape", json!(vec![1; 33]), &["more than 32 items"]);
+        check("/variants", json!(vec!["f32"; 33]), &["more than 32 items"]);
+        let long = "\\\"".repeat(2000);
+        check("/outputs/0/name", json!(long), &["at byte", "more than 4096 bytes"]);
         check("/graph/checksum", json!("+123456789abcdef"), &["is not a checksum"]);
         check("/graph/checksum", json!("ff"), &["is not a checksum"]);
         check("/graph/bytes", json!(-1), &["not a manifest"]);

@@ -12,7 +12,7 @@ pub mod layer_file;
 pub mod manifest;
 mod package;
 mod served;
-mod tar;
+pub mod tar;
 mod verify;
 mod versions;
 

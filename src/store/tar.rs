@@ -17,6 +17,9 @@ const MAX_EXTRA_BYTES: u64 = 64 << 10;
 /// How many such records may precede an entry.
 const MAX_EXTRAS: usize = 8;
 
+/// How much of a name an error shows, which goes to logs and clients.
+const MAX_SHOWN_CHARS: usize = 200;
+
 /// Zeros that may follow the archive's end: tar pads to whole tapes' blocks.
 const MAX_PADDING_BYTES: u64 = 1 << 20;
 
@@ -48,7 +51,7 @@ const COMPRESSED: [(&[u8], &str); 4] =
 
 /// An entry's name and length.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub struct Entry {
     /// As the archive has it, but for a leading `./`; a folder's ends with a slash or is empty.
     pub name: String,
     /// Length of its content; 0 for a folder.
@@ -59,7 +62,7 @@ pub(super) struct Entry {
 
 /// Reads an archive entry by entry.
 #[derive(Debug)]
-pub(super) struct TarReader<R> {
+pub struct TarReader<R> {
     input: R,
     /// Bytes read so far.
     offset: u64,
@@ -71,6 +74,7 @@ pub(super) struct TarReader<R> {
 }
 
 impl<R: Read> TarReader<R> {
+    /// A reader at the archive's start.
     pub fn new(input: R) -> TarReader<R> {
         TarReader { input, offset: 0, entry_offset: 0, left: 0, padding: 0 }
     }
@@ -202,7 +206,11 @@ fn broken(error: io::Error) -> StoreError {
 }
 
 fn refused(offset: u64, name: &str, what: impl Into<String>) -> StoreError {
-    StoreError::Archive { entry: name.to_owned(), offset, what: what.into() }
+    let mut entry: String = name.chars().take(MAX_SHOWN_CHARS).collect();
+    if entry.len() < name.len() {
+        entry.push_str("...");
+    }
+    StoreError::Archive { entry, offset, what: what.into() }
 }
 
 /// Zeros behind `bytes` of content.
@@ -428,6 +436,15 @@ mod tests {
             let head = Head { name: "a".to_owned(), bytes, kind: b'0' };
             assert_eq!(Head::parse(&head.write()), Ok(head));
         }
+    }
+
+    /// A name may have 64 KiB, each byte of which takes eight characters where it is quoted.
+    #[test]
+    fn errors_show_no_more_of_a_name_than_a_line() {
+        let name = "\u{1}".repeat(60_000);
+        let error = TarReader::new(&b""[..])
+            .refuse(&Entry { name, bytes: 0, is_folder: false }, "is odd".to_owned());
+        assert!(error.to_string().len() < 2000, "{error}");
     }
 
     #[test]

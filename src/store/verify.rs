@@ -38,16 +38,32 @@ impl ModelDir {
     /// Reads every file of the version and checks every checksum; an empty list means that all is
     /// well. `progress` is called with the bytes read since the last call. Holds about a MiB, and
     /// leaves no file in the page cache.
-    pub fn verify(&self, mut progress: impl FnMut(u64)) -> Vec<Problem> {
-        let mut reader = Reader { progress: &mut progress, buffer: Vec::new() };
+    pub fn verify(&self, progress: impl FnMut(u64)) -> Vec<Problem> {
+        self.problems(usize::MAX, progress)
+    }
+
+    /// As [`ModelDir::verify`], up to the first problem: in what a stranger sent, every block may
+    /// be one, and a list of them larger than what was granted for its index.
+    pub(super) fn first_problem(&self, progress: impl FnMut(u64)) -> Option<Problem> {
+        self.problems(1, progress).pop()
+    }
+
+    fn problems(&self, limit: usize, mut progress: impl FnMut(u64)) -> Vec<Problem> {
+        let mut reader = Reader { progress: &mut progress, buffer: Vec::new(), limit };
         let mut problems = Vec::new();
         let manifest = &self.manifest;
         for entry in [&manifest.graph].into_iter().chain(&manifest.tokenizer) {
+            if problems.len() >= limit {
+                return problems;
+            }
             let result = self.file_path(&entry.path);
             let result = result.and_then(|path| reader.verify_file(&path, entry));
             problems.extend(result.err().map(|error| self.problem(&entry.path, error)));
         }
         for entry in manifest.layers.iter().flat_map(|layer| layer.files.values()) {
+            if problems.len() >= limit {
+                return problems;
+            }
             let result = self.file_path(&entry.path);
             let result = result.and_then(|path| reader.verify_layer(&path, entry, &mut problems));
             problems.extend(result.err().map(|error| self.problem(&entry.path, error)));
@@ -80,6 +96,8 @@ impl ModelDir {
 struct Reader<'a> {
     progress: &'a mut dyn FnMut(u64),
     buffer: Vec<u8>,
+    /// How many problems are looked for.
+    limit: usize,
 }
 
 impl Reader<'_> {
@@ -101,6 +119,9 @@ impl Reader<'_> {
         let mut dropped = 0;
         let mut reported = 0;
         for (number, block) in layer.index.blocks.iter().enumerate() {
+            if problems.len() >= self.limit {
+                return Ok(());
+            }
             let what = self.verify_block(&layer, block)?;
             problems.extend(what.map(|what| {
                 let name = &layer.index.tensors[block.tensor].name;

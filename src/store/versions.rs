@@ -170,8 +170,8 @@ impl Store {
     }
 
     /// Removes of every model the versions that are neither served nor were before, nor among its
-    /// `keep` newest, and what interrupted builds left behind. A model without a served version
-    /// is left alone: each of its versions may be the only copy.
+    /// `keep` newest, and what interrupted builds left behind. A model whose served version
+    /// is lost or cannot be believed is left alone: each of the others may be the only good copy.
     ///
     /// # Errors
     /// The system's; what was removed until then stays removed.
@@ -182,7 +182,8 @@ impl Store {
         for model in self.models()? {
             let folder = self.model_path(&model)?;
             let _lock = lock_model(&folder)?;
-            if Served::read(&folder).is_err() {
+            if Served::read(&folder).and_then(|s| self.version(&model, &s.current)).is_err() {
+                log::warn!("model {model} has no good version in service: none is removed");
                 continue;
             }
             remove_unfinished(&folder)?;

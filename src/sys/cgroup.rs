@@ -43,8 +43,7 @@ impl MemoryCgroup {
 
     /// The limit, `None` where there is none.
     pub fn limit_bytes(&self) -> Option<u64> {
-        // Version 1 says "none" as the largest multiple of the page size.
-        self.read(self.files.limit).filter(|limit| *limit < i64::MAX as u64 / 2)
+        parse_limit(&fs::read_to_string(self.folder.join(self.files.limit)).ok()?)
     }
 
     /// The text of its memory.stat.
@@ -121,6 +120,17 @@ fn candidates(groups: &str, mounts: &str) -> Vec<MemoryCgroup> {
     }
     found.sort_by_key(|group| group.files == V2);
     found
+}
+
+/// A limit as either version writes it, `None` where there is none.
+pub(super) fn parse_limit(text: &str) -> Option<u64> {
+    // Version 1 says "none" as the largest multiple of the page size, version 2 says "max".
+    text.trim().parse().ok().filter(|limit| *limit < i64::MAX as u64 / 2)
+}
+
+/// Where cgroups of `kind` with `controller` are mounted, by the text of mountinfo.
+pub(super) fn mount_point(mounts: &str, kind: &str, controller: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| mount_of(line, kind, controller)).map(|found| found.point.into())
 }
 
 struct Mount {

@@ -69,6 +69,22 @@ impl MappedFile {
         drop_cached(&self.file, range);
     }
 
+    /// How many of the pages of `range`, which begins at a page, are in memory, by mincore(2): of
+    /// a file that the process neither owns nor may write, it says that all are.
+    pub fn resident_pages(&self, range: Range<usize>) -> usize {
+        let mut pages = vec![0u8; range.len().div_ceil(page_size())];
+        let start = self.map[range.clone()].as_ptr();
+        // SAFETY: the range lies within the mapping, or the slice would have panicked, and `pages`
+        // has a byte for each of its pages.
+        let asked =
+            unsafe { libc::mincore(start.cast_mut().cast(), range.len(), pages.as_mut_ptr()) };
+        match asked {
+            0 => pages.iter().filter(|page| **page & 1 != 0).count(),
+            // What cannot be told is taken for resident, as the kernel does.
+            _ => pages.len(),
+        }
+    }
+
     /// Reads `out.len()` bytes at `offset`.
     pub fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(out, offset)
@@ -142,6 +158,7 @@ mod tests {
                 map.populate(0..map.len()).unwrap();
             }
             assert_eq!(map.bytes(65536..1 << 20), &content[65536..]);
+            assert_eq!(map.resident_pages(65536..1 << 20), ((1 << 20) - 65536) / page_size());
             map.release(65536..1 << 20);
         }
         let mut tail = [0; 5];

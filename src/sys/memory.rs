@@ -92,7 +92,8 @@ fn parse_status(text: &str) -> ProcessMemory {
     }
 }
 
-fn kib_field(text: &str, name: &str) -> Option<u64> {
+/// A field of a file of /proc that is in kB, in bytes.
+pub(super) fn kib_field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(name))?;
     let kib: u64 = line[name.len()..].split_whitespace().next()?.parse().ok()?;
     kib.checked_mul(1024)

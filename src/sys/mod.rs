@@ -4,7 +4,9 @@
 //! knows what a model is.
 
 pub mod affinity;
+pub mod board;
 pub mod cgroup;
+pub mod disk;
 pub mod heap;
 pub mod map;
 pub mod memory;

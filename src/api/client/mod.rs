@@ -1,5 +1,6 @@
 //! What hermesctl says to hermesd, and how it prints the answers.
 
+pub mod doctor;
 pub mod embed;
 pub mod infer;
 pub mod list;

@@ -1,7 +1,7 @@
 //! hermesctl's commands for versions: install, versions, use, rollback, gc.
 
 use super::embed::Print;
-use super::{Client, ClientError, parse, segment, table};
+use super::{Client, ClientError, EXIT_CODES, parse, segment, table};
 use crate::api::size::Size;
 use crate::store::Package;
 use clap::Subcommand;
@@ -22,6 +22,7 @@ const PIECE_BYTES: usize = 64 << 10;
 #[derive(Clone, Debug, Subcommand)]
 pub enum VersionsCommand {
     /// Send a version to the daemon, which verifies, installs and serves it.
+    #[command(after_help = EXIT_CODES)]
     Install {
         /// Folder of a version, or a tar of one with manifest.json first.
         #[arg(value_name = "DIR|TAR")]
@@ -34,6 +35,7 @@ pub enum VersionsCommand {
         json: bool,
     },
     /// List the versions of a model, the newest first.
+    #[command(after_help = EXIT_CODES)]
     Versions {
         /// Name of the model.
         model: String,
@@ -42,6 +44,7 @@ pub enum VersionsCommand {
         json: bool,
     },
     /// Serve another version of a model.
+    #[command(after_help = EXIT_CODES)]
     Use {
         /// Name of the model.
         model: String,
@@ -52,6 +55,7 @@ pub enum VersionsCommand {
         json: bool,
     },
     /// Serve the version that was served before.
+    #[command(after_help = EXIT_CODES)]
     Rollback {
         /// Name of the model.
         model: String,
@@ -60,6 +64,7 @@ pub enum VersionsCommand {
         json: bool,
     },
     /// Remove versions that are neither served nor were before, and what broken builds left.
+    #[command(after_help = EXIT_CODES)]
     Gc {
         /// Keep the N newest versions of each model too.
         #[arg(long, value_name = "N", default_value_t = 0)]
@@ -161,7 +166,9 @@ fn collected(reply: &Value) -> String {
 fn date(seconds: u64) -> String {
     const DAYS_IN_400_YEARS: u64 = 146_097;
     let (days, minutes) = (seconds / 86_400, seconds % 86_400 / 60);
-    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let (mut year, mut day) = (1970 + days / DAYS_IN_400_YEARS * 400, days % DAYS_IN_400_YEARS);
     while day >= 365 + u64::from(is_leap(year)) {
         day -= 365 + u64::from(is_leap(year));

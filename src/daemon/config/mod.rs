@@ -29,7 +29,7 @@ pub const DEFAULT_PATH: &str = "/etc/hermes/hermesd.toml";
 pub const DEFAULT_SOCKET: &str = "/run/hermes/hermes.sock";
 
 /// The store, if nothing else is said.
-const DEFAULT_STORE: &str = "/var/lib/hermes";
+pub const DEFAULT_STORE: &str = "/var/lib/hermes";
 
 /// Seconds to drain, if nothing else is said.
 const DEFAULT_DRAIN_S: u32 = 10;
