@@ -439,7 +439,7 @@ fn the_journal_gets_priorities_and_others_plain_text() {
         command.env("JOURNAL_STREAM", stream(file));
     });
     assert!(journal.lines().any(|line| line.starts_with("<3>")), "{journal}");
-    assert!(journal.lines().any(|line| line.starts_with("<6>listening on ")), "{journal}");
+    assert!(journal.lines().any(|line| line.starts_with("<6>the budget is ")), "{journal}");
     assert!(journal.lines().all(|line| line.starts_with('<')), "{journal}");
     for wrong in ["1:1", "nonsense"] {
         let plain = said(&|command, _| {
