@@ -7,7 +7,7 @@ use hermes::daemon::config::{self, Bytes, Effective, Sources};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
-use hermes::sys::heap;
+use hermes::sys::{heap, memory};
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -122,6 +122,8 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
     let engine = Engine::start(settings.engine())?;
     let (listener, socket) = activation::listen(&settings.socket)?;
     let control = lifecycle.control();
+    // Of the code that was needed to start, most will not be needed again.
+    memory::release_code();
     runtime.block_on(async {
         tokio::select! {
             // The server first: the lifecycle begins by saying that it serves.
