@@ -62,6 +62,25 @@ pub struct MappedSource {
     /// Bytes behind a block that stay readable with it. A block with fewer of the file behind it
     /// is copied, not mapped.
     read_ahead_bytes: usize,
+    trail: Arc<Trail>,
+}
+
+/// The file of the block that was released last. Folios at a file's end may have been held by
+/// neighbours when their block was released; they go when the tape has come to another file.
+#[derive(Default)]
+struct Trail(Mutex<Option<Arc<MappedFile>>>);
+
+impl Trail {
+    fn pass(&self, file: &Arc<MappedFile>) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref().is_some_and(|last| Arc::ptr_eq(last, file)) {
+            return;
+        }
+        if let Some(left) = last.replace(Arc::clone(file)) {
+            drop(last);
+            left.drop_all();
+        }
+    }
 }
 
 impl MappedSource {
@@ -77,13 +96,14 @@ impl MappedSource {
                 Err(error) => Err(io_error(path, 0..0, error)),
             })
             .collect::<Result<_, _>>()?;
-        Ok(MappedSource { files, read_ahead_bytes })
+        Ok(MappedSource { files, read_ahead_bytes, trail: Arc::default() })
     }
 }
 
 struct MappedBlock {
     file: Arc<MappedFile>,
     range: Range<usize>,
+    trail: Arc<Trail>,
 }
 
 impl AsRef<[u8]> for MappedBlock {
@@ -95,6 +115,7 @@ impl AsRef<[u8]> for MappedBlock {
 impl Drop for MappedBlock {
     fn drop(&mut self) {
         self.file.release(self.range.clone());
+        self.trail.pass(&self.file);
     }
 }
 
@@ -108,7 +129,7 @@ impl WeightSource for MappedSource {
         if readable.end > file.len() {
             return read_block(path, file, wanted);
         }
-        let held = MappedBlock { file: Arc::clone(file), range };
+        let held = MappedBlock { file: Arc::clone(file), range, trail: Arc::clone(&self.trail) };
         file.populate(readable).map_err(|e| io_error(path.clone(), wanted, e))?;
         Ok(Loaded(Box::new(held)))
     }

@@ -51,8 +51,8 @@ impl MappedFile {
 
     /// Unmaps the pages of `range` and asks the kernel to drop everything of the file up to its
     /// end from the page cache: a folio may be larger than a block, so a range that starts at
-    /// the block would leave the folio that both share. Mapped pages, pinned blocks among them,
-    /// survive.
+    /// the block would leave the folio that both share. Where less than a page is behind the
+    /// range, it goes too. Mapped pages, pinned blocks among them, survive.
     pub fn release(&self, range: Range<usize>) {
         // SAFETY: the mapping is a read-only file mapping: dropped pages read back the same.
         let unmapped = unsafe {
@@ -61,7 +61,13 @@ impl MappedFile {
         if let Err(error) = unmapped {
             log::warn!("madvise(DONTNEED) failed: {error}");
         }
-        self.drop_cached(0..range.end as u64);
+        let end = if self.len() - range.end < page_size() { self.len() } else { range.end };
+        self.drop_cached(0..end as u64);
+    }
+
+    /// Asks the kernel to drop the whole file from the page cache, where nobody maps it.
+    pub fn drop_all(&self) {
+        self.drop_cached(0..self.len() as u64);
     }
 
     /// Asks the kernel to drop `range` of the file from the page cache, where nobody maps it.

@@ -6,12 +6,11 @@ use hermes::api::client::Client;
 use hermes::api::infer_json::InferRequest;
 use hermes::engine::Request;
 use hermes::sys::memory;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-/// Time for the daemon to listen.
+/// Time for the daemon to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running daemon, stopped on drop.
@@ -23,7 +22,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts hermesd on `store` and waits until it listens.
+    /// Starts hermesd on `store` and waits until it answers.
     pub fn start(store: &Path, budget_bytes: u64, variant: Option<&str>) -> Result<Daemon> {
         let folder = std::env::temp_dir().join(format!("hermes-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -35,12 +34,12 @@ impl Daemon {
         let child = command.spawn().with_context(|| program.display().to_string())?;
         let mut daemon = Daemon { child, folder, socket };
         let began = Instant::now();
-        while UnixStream::connect(&daemon.socket).is_err() {
+        while daemon.client()?.get("/v2/health/live").is_err() {
             if let Some(status) = daemon.child.try_wait()? {
                 bail!("hermesd ended at its start: {status}");
             }
             if began.elapsed() > PATIENCE {
-                bail!("hermesd does not listen");
+                bail!("hermesd does not answer");
             }
             std::thread::sleep(Duration::from_millis(5));
         }
