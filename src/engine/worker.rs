@@ -28,9 +28,9 @@ const MAX_SEATS: usize = 32;
 /// Time without work after which the heap gives back what it keeps.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// Bytes that the heap may keep from one pass to the next: giving them back takes a millisecond,
-/// and taking them anew another.
-const KEPT_BYTES: u64 = 4 << 20;
+/// Bytes of free memory that the C library's heap may lose between what is used, from one pass to
+/// the next: giving them back takes a millisecond, and taking them anew another.
+const LOST_BYTES: u64 = 4 << 20;
 
 /// Share of the budget that pins leave free, for requests and for what models need to load.
 const UNPINNED_SHARE: u64 = 4;
@@ -141,6 +141,7 @@ impl Worker {
         if !model.blocks.is_empty() && flow.wait_for(0).is_ok() {
             self.admit(shared, &model, &mut seats);
         }
+        heap::keep_within(seats.iter().map(|seat| seat.grant.bytes()).sum());
         let pass = Pass {
             model,
             flow,
@@ -150,8 +151,8 @@ impl Worker {
             beats: Arc::clone(&shared.beats),
         };
         self.run(shared, &pass, began, seats);
-        let used_bytes = heap::live_bytes() + self.unheaped_bytes;
-        if memory::process().anonymous_bytes > used_bytes + KEPT_BYTES {
+        let known_bytes = heap::live_bytes() + heap::kept_bytes() + self.unheaped_bytes;
+        if memory::process().anonymous_bytes > known_bytes + LOST_BYTES {
             heap::trim();
         }
     }
