@@ -1,10 +1,8 @@
-//! Real clients, and bytes that no honest client sends.
+//! Real clients: shells, man, Python's packages, hermesctl.
 
 mod common;
 
-use common::served::{check_alive, check_error, linear_request, served, slow_request};
-use serde_json::{Value, json};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 #[test]
 fn bash_completes_commands_and_options() {
