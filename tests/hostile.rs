@@ -176,7 +176,7 @@ fn no_route_takes_a_name_that_is_none() {
     let long = "n".repeat(300);
     let wrong =
         ["nobody", "..", "%2e%2e", "a%2fb", "..%2f..%2fetc", "a/b", "%00", "%ff", "%", &long];
-    for (method, template) in routes() {
+    for (method, template, _) in routes() {
         for name in wrong {
             if template.contains("{model}") {
                 check(method, template, name, "1");
@@ -194,7 +194,8 @@ fn every_route_refuses_what_it_says_it_cannot_read() {
     let served = served();
     // These two read no body.
     let takes_none = |path: &str| path.ends_with("/rollback") || path.ends_with("/stats");
-    for (_, template) in routes().filter(|(method, path)| *method == "POST" && !takes_none(path)) {
+    let posts = routes().filter(|(method, path, _)| *method == "POST" && !takes_none(path));
+    for (_, template, _) in posts {
         let path = path_of(template, "linear", "1");
         let request = format!(
             "POST {path} HTTP/1.1\r\nhost: h\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\
