@@ -38,8 +38,8 @@ impl Served {
             Some((current, previous)) => (current, Some(previous)),
             None => (text, None),
         };
-        let names = [current].into_iter().chain(previous);
-        for name in names.filter(|name| !is_name(name)) {
+        let mut names = [current].into_iter().chain(previous);
+        if let Some(name) = names.find(|name| !is_name(name)) {
             return Err(StoreError::corrupt(&path, format!("{name:?} is no version name")));
         }
         Ok(Served { current: current.to_owned(), previous: previous.map(str::to_owned) })
