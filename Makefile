@@ -10,7 +10,11 @@ SYSCONFDIR ?= /etc
 HERMES_MODELS ?= $(CURDIR)/models
 export HERMES_MODELS
 
-.PHONY: all build demo test lint unit models bench cross test-arm install clean help
+# Where the Python packages are, or are fetched to, that clients are tested with: 46 MB.
+HERMES_PYTHON ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/python
+export HERMES_PYTHON
+
+.PHONY: all build demo test lint unit models clients bench cross test-arm install clean help
 
 all: build
 
@@ -41,12 +45,16 @@ lint:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
 
-unit: models
+unit: models clients
 	$(CARGO) test --locked --no-fail-fast
 
 models:
 	@tools/check_machine.sh models
 	tools/fetch_models.sh "$(HERMES_MODELS)"
+
+clients:
+	@tools/check_machine.sh models
+	tools/fetch_clients.sh "$(HERMES_PYTHON)"
 
 bench:
 	tools/bench.sh

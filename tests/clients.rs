@@ -2,7 +2,73 @@
 
 mod common;
 
+use common::served::{check_error, served};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// Where tools/fetch_clients.sh put Python's packages, or an end that says how to get them.
+fn python_packages() -> PathBuf {
+    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("python");
+    let folder = std::env::var_os("HERMES_PYTHON").map_or_else(default, PathBuf::from);
+    assert!(
+        folder.join("fetched").is_file(),
+        "{} has not Python's packages; fetch them with tools/fetch_clients.sh {}",
+        folder.display(),
+        folder.display()
+    );
+    folder
+}
+
+/// What a program of `tests/python` prints about the daemon at `socket`.
+fn python(program: &str, socket: &Path) -> Value {
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
+    let output = Command::new("python3")
+        .arg("-B")
+        .arg(programs.join(program))
+        .arg(socket)
+        .env("PYTHONPATH", python_packages())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn openais_python_client_is_a_client() {
+    let served = served();
+    let seen = python("openai_client.py", &served.daemon.socket);
+    let models: Vec<&str> =
+        seen["models"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert!(models.contains(&"words") && models.contains(&"linear"), "{models:?}");
+    assert_eq!((&seen["words"], &seen["usage"]), (&json!("hermes"), &json!(2)));
+    let vector = |value: &Value| -> Vec<f64> { serde_json::from_value(value.clone()).unwrap() };
+    // Its floats come as base64 unless it is told otherwise.
+    for cat in [&seen["cat"], &seen["floats"], &seen["both"][1]] {
+        let expected = [0.5, 1.0, 0.5, 0.5].map(|value| value / 1.75f64.sqrt());
+        let cat = vector(cat);
+        assert_eq!(cat.len(), 4);
+        assert!(cat.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{cat:?}");
+    }
+    assert_eq!(seen["tokens"], json!([0, 1]));
+    let unknown = json!({"status": 404, "code": "model_not_found", "param": "model"});
+    assert_eq!(seen["unknown"], unknown);
+    assert_eq!(seen["empty"], json!({"status": 400, "code": null, "param": "input"}));
+    assert_eq!(seen["slow"], json!({"status": 504, "code": null, "param": null}));
+}
+
+#[test]
+fn python_sends_and_takes_binary_tensors() {
+    let served = served();
+    let seen = python("binary_tensors.py", &served.daemon.socket);
+    assert_eq!(seen["server"], "hermes");
+    assert_eq!((&seen["load"], &seen["unload"]), (&json!("READY"), &json!("UNAVAILABLE")));
+    assert_eq!(seen["one"], json!({"shape": [1, 1, 3], "data": [20.0, 120.0, 220.0]}));
+    let row = [0.0, 10.0, 20.0];
+    assert_eq!(seen["many"], json!({"shape": [1, 5000, 3], "data": row.repeat(5000)}));
+    check_error(&(400, json!({"error": seen["wrong"][1]})), 400, "\"x\" is missing");
+    assert_eq!((&seen["wrong"][0], &seen["unknown"]), (&json!(400), &json!(404)));
+}
 
 #[test]
 fn bash_completes_commands_and_options() {

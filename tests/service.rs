@@ -472,7 +472,7 @@ fn a_store_that_cannot_be_read_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
     fs::create_dir(&store).unwrap();
-    fs::set_permissions(&store, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o000)).unwrap();
     let socket = folder.path().join("s");
     let mut plain = command(&store, &socket, &["--budget", "96MiB"]);
     // Root reads everything, but for one without capabilities.
