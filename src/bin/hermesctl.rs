@@ -1,6 +1,6 @@
 //! The client: asks a running hermesd, for people and for scripts.
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use hermes::api::client::embed::Print;
 use hermes::api::client::infer::{InferCommand, parse_binding};
 use hermes::api::client::repository::RepositoryCommand;
@@ -26,14 +26,12 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// List the models.
-    #[command(after_help = EXIT_CODES)]
     Ls {
         /// Print the daemon's JSON.
         #[arg(long)]
         json: bool,
     },
     /// Run a model on arrays from .npy files.
-    #[command(after_help = EXIT_CODES)]
     Infer {
         /// Name of the model.
         model: String,
@@ -51,7 +49,6 @@ enum Command {
         json: Option<PathBuf>,
     },
     /// Print the vector of a text, or how alike several texts are.
-    #[command(after_help = EXIT_CODES)]
     Embed {
         /// Name of the model.
         model: String,
@@ -76,10 +73,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = manual::written(Args::command(), "1") {
+    if let Some(code) = manual::written(command(), "1") {
         return code;
     }
-    let args = Args::parse();
+    let args = Args::from_arg_matches(&command().get_matches());
+    let args = args.unwrap_or_else(|error| error.exit());
     match run(args) {
         Ok(text) => {
             // A closed pipe, as of `| head`, is no failure.
@@ -92,6 +90,11 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The command line; each command's help ends with the exit codes.
+fn command() -> clap::Command {
+    Args::command().mut_subcommands(|command| command.after_help(EXIT_CODES))
 }
 
 fn run(args: Args) -> Result<String, ClientError> {
@@ -115,6 +118,6 @@ fn run(args: Args) -> Result<String, ClientError> {
 
 fn completions(shell: clap_complete::Shell) -> String {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "hermesctl", &mut text);
+    clap_complete::generate(shell, &mut command(), "hermesctl", &mut text);
     String::from_utf8_lossy(&text).trim_end().to_owned()
 }
