@@ -21,7 +21,7 @@ all: build
 help:
 	@echo "make          build the four programs into target/release"
 	@echo "make demo     build, fetch a sentence model, shard it, serve it in 48 MiB, ask it"
-	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models)"
+	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models, 46 of Python)"
 	@echo "make bench    measure BERT-Large through a 16 MiB window (3 GB of disk)"
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"

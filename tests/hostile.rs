@@ -8,6 +8,8 @@ use common::frozen::Frozen;
 use common::served::{check_alive, check_error, linear_request, serve, served};
 use hermes::api::client::scrape::Scrape;
 use hermes::api::routes;
+use proptest::prelude::*;
+use proptest::sample::Index;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::thread;
@@ -119,6 +121,52 @@ fn heads_that_are_no_heads_are_refused() {
     let mut other = served.daemon.connect().send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     assert!(other.is_closed());
     check_alive(&served.daemon);
+}
+
+#[test]
+fn small_calls_take_small_bodies() {
+    let served = served();
+    let long = " ".repeat(20_000);
+    for path in ["models/linear/use", "models/linear/load", "models/linear/unload", "gc", "index"] {
+        let reply = served.daemon.post(&format!("/v2/repository/{path}"), &long);
+        check_error(&reply, 413, "the request body has 20000 bytes; the limit is ");
+        check_alive(&served.daemon);
+    }
+}
+
+/// What is done to a good request: bytes from some place on are dropped, and others put there.
+fn damage() -> impl Strategy<Value = Vec<(Index, usize, Vec<u8>)>> {
+    let piece = prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..6),
+        Just(b"\r\n".to_vec()),
+        Just(b"\r\ncontent-length: 9\r\n".to_vec()),
+        Just(b"\r\ntransfer-encoding: chunked\r\n".to_vec()),
+        Just(b"99999999999999999999".to_vec()),
+        Just(b"[[[[{\"".to_vec()),
+    ];
+    proptest::collection::vec((any::<Index>(), 0..9usize, piece), 1..4)
+}
+
+/// Whatever is sent, what is answered is HTTP and no fault of ours, and the daemon lives on.
+#[test]
+fn damaged_requests_do_no_damage() {
+    let served = served();
+    let body = linear_request().to_string();
+    let good = format!("{INFER}content-length: {}\r\n\r\n{body}", body.len()).into_bytes();
+    let config = ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() };
+    proptest!(config, |(damages in damage())| {
+        let mut request = good.clone();
+        for (at, dropped, put) in damages {
+            let at = at.index(request.len());
+            let end = request.len().min(at + dropped);
+            request.splice(at..end, put);
+        }
+        let answer = served.daemon.connect().send(&request).rest();
+        let answer = String::from_utf8_lossy(&answer);
+        prop_assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 "), "{answer}");
+        prop_assert!(!answer.contains("HTTP/1.1 5"), "{answer}");
+        check_alive(&served.daemon);
+    });
 }
 
 #[test]

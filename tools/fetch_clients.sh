@@ -18,8 +18,8 @@ tmp=$(mktemp -d "$dir.fetch-XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
 echo "fetching Python's packages"
 # The list is complete: nothing is to be resolved, nor compared with what the system has.
-python3 -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: \
-    --root-user-action=ignore --target "$tmp" --requirement "$list"
+PIP_ROOT_USER_ACTION=ignore python3 -m pip --disable-pip-version-check install --quiet --no-deps \
+    --only-binary :all: --target "$tmp" --requirement "$list"
 printf '%s\n' "$wanted" >"$tmp/fetched"
 chmod 755 "$tmp"
 rm -rf "$dir"
