@@ -1,6 +1,6 @@
 //! The client: asks a running hermesd, for people and for scripts.
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use hermes::api::client::embed::Print;
 use hermes::api::client::infer::{InferCommand, parse_binding};
 use hermes::api::client::repository::RepositoryCommand;
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     if let Some(code) = manual::written(command(), "1") {
         return code;
     }
-    let args = Args::from_arg_matches(&command().get_matches());
+    let args = <Args as clap::FromArgMatches>::from_arg_matches(&command().get_matches());
     let args = args.unwrap_or_else(|error| error.exit());
     match run(args) {
         Ok(text) => {
@@ -90,11 +90,6 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-/// The command line; each command's help ends with the exit codes.
-fn command() -> clap::Command {
-    Args::command().mut_subcommands(|command| command.after_help(EXIT_CODES))
 }
 
 fn run(args: Args) -> Result<String, ClientError> {
@@ -120,4 +115,12 @@ fn completions(shell: clap_complete::Shell) -> String {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut command(), "hermesctl", &mut text);
     String::from_utf8_lossy(&text).trim_end().to_owned()
+}
+
+/// The command line; the help of a command that has no exit codes of its own ends with the usual.
+fn command() -> clap::Command {
+    Args::command().mut_subcommands(|command| match command.get_after_help() {
+        Some(_) => command,
+        None => command.after_help(EXIT_CODES),
+    })
 }
