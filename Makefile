@@ -10,14 +10,18 @@ SYSCONFDIR ?= /etc
 HERMES_MODELS ?= $(CURDIR)/models
 export HERMES_MODELS
 
-.PHONY: all build demo test lint unit models bench cross test-arm install clean help
+# Where the Python packages are, or are fetched to, that clients are tested with: 46 MB.
+HERMES_PYTHON ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/python
+export HERMES_PYTHON
+
+.PHONY: all build demo test lint unit models clients bench cross test-arm install clean help
 
 all: build
 
 help:
 	@echo "make          build the four programs into target/release"
 	@echo "make demo     build, fetch a sentence model, shard it, serve it in 48 MiB, ask it"
-	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models)"
+	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models, 46 of Python)"
 	@echo "make bench    measure BERT-Large through a 16 MiB window (3 GB of disk)"
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
@@ -41,12 +45,16 @@ lint:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
 
-unit: models
+unit: models clients
 	$(CARGO) test --locked --no-fail-fast
 
 models:
 	@tools/check_machine.sh models
 	tools/fetch_models.sh "$(HERMES_MODELS)"
+
+clients:
+	@tools/check_machine.sh models
+	tools/fetch_clients.sh "$(HERMES_PYTHON)"
 
 bench:
 	tools/bench.sh

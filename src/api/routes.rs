@@ -126,7 +126,7 @@ const INFER: Option<Right> = Some(Right::Infer);
 const LOAD: Option<Right> = Some(Right::Load);
 const INSTALL: Option<Right> = Some(Right::Install);
 
-/// All routes; `openapi.json` describes each. Asking whether a model is ready loads it, as
+/// All routes; `openapi.json` beside this file describes each. Asking whether a model is ready loads it, as
 /// inferring does.
 #[rustfmt::skip]
 const ROUTES: &[Route] = &[
@@ -159,9 +159,9 @@ const ROUTES: &[Route] = &[
     ("GET", "/metrics", None, || get(metrics::metrics)),
 ];
 
-/// Method and path of each route.
-pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
-    ROUTES.iter().map(|(method, path, ..)| (*method, *path))
+/// Method and path of each route, and the right that a caller needs.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str, Option<Right>)> {
+    ROUTES.iter().map(|(method, path, right, _)| (*method, *path, *right))
 }
 
 /// The router of all routes.
@@ -186,8 +186,8 @@ async fn unknown_path(request: HttpRequest) -> Response {
 
 async fn wrong_method(request: HttpRequest) -> Response {
     let (method, path) = (request.method(), request.uri().path());
-    let here = routes().filter(|(_, template)| is_path_of(template, path));
-    let allowed: Vec<_> = here.map(|(method, _)| method).collect();
+    let here = routes().filter(|(_, template, _)| is_path_of(template, path));
+    let allowed: Vec<_> = here.map(|(method, ..)| method).collect();
     let message =
         format!("{method} is not allowed for {:?}: use {}", shorten(path), allowed.join(" or "));
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);

@@ -103,6 +103,7 @@ fn describe(event: &Event, thread: usize) -> Value {
             (format!("release {block}"), "release", json!({ "block": block }))
         }
         What::Wait { block } => (format!("wait {block}"), "wait", json!({ "block": block })),
+        What::Lease { block } => (format!("lease {block}"), "lease", json!({ "block": block })),
         What::Node { name } => (name.clone(), "node", json!({})),
     };
     json!({

@@ -27,14 +27,12 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// List the models.
-    #[command(after_help = EXIT_CODES)]
     Ls {
         /// Print the daemon's JSON.
         #[arg(long)]
         json: bool,
     },
     /// Run a model on arrays from .npy files.
-    #[command(after_help = EXIT_CODES)]
     Infer {
         /// Name of the model.
         model: String,
@@ -52,7 +50,6 @@ enum Command {
         json: Option<PathBuf>,
     },
     /// Print the vector of a text, or how alike several texts are.
-    #[command(after_help = EXIT_CODES)]
     Embed {
         /// Name of the model.
         model: String,
@@ -89,10 +86,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = manual::written(Args::command(), "1") {
+    if let Some(code) = manual::written(command(), "1") {
         return code;
     }
-    let args = Args::parse();
+    let args = <Args as clap::FromArgMatches>::from_arg_matches(&command().get_matches());
+    let args = args.unwrap_or_else(|error| error.exit());
     match run(args) {
         Ok((text, code)) => {
             // A closed pipe, as of `| head`, is no failure.
@@ -133,6 +131,14 @@ fn run(args: Args) -> Result<(String, ExitCode), ClientError> {
 
 fn completions(shell: clap_complete::Shell) -> String {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "hermesctl", &mut text);
+    clap_complete::generate(shell, &mut command(), "hermesctl", &mut text);
     String::from_utf8_lossy(&text).trim_end().to_owned()
+}
+
+/// The command line; the help of a command that has no exit codes of its own ends with the usual.
+fn command() -> clap::Command {
+    Args::command().mut_subcommands(|command| match command.get_after_help() {
+        Some(_) => command,
+        None => command.after_help(EXIT_CODES),
+    })
 }

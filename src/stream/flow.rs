@@ -122,7 +122,8 @@ impl Flow {
         let state = self.wait(index)?;
         self.beats.fetch_add(1, Ordering::Relaxed);
         let loaded = state.arrived[index].clone().expect("a ready block has arrived");
-        Ok(BlockLease { flow: Arc::clone(self), index, loaded: Some(loaded) })
+        let since = Instant::now();
+        Ok(BlockLease { flow: Arc::clone(self), index, since, loaded: Some(loaded) })
     }
 
     /// Ends the traversal with a failure that compute and loaders will see.
@@ -277,6 +278,7 @@ pub fn load_verified(source: &dyn WeightSource, block: &Block) -> Result<Loaded,
 pub struct BlockLease {
     flow: Arc<Flow>,
     index: usize,
+    since: Instant,
     loaded: Option<Arc<Loaded>>,
 }
 
@@ -289,6 +291,9 @@ impl AsRef<[u8]> for BlockLease {
 impl Drop for BlockLease {
     fn drop(&mut self) {
         let loaded = self.loaded.take().expect("a lease is dropped once");
+        if let Some(trace) = &self.flow.trace {
+            trace.note(What::Lease { block: self.index }, self.since);
+        }
         self.flow.give_back(self.index, loaded);
     }
 }

@@ -30,6 +30,8 @@ pub enum What {
     Release { block: usize },
     /// Compute waited for a block.
     Wait { block: usize },
+    /// Compute held a lease of a block.
+    Lease { block: usize },
     /// A node of the graph was evaluated.
     Node { name: String },
 }
@@ -43,6 +45,15 @@ impl Trace {
     /// Begins an event, which ends when the span is dropped.
     pub fn span(&self, what: What) -> Span<'_> {
         Span { trace: self, what: Some(what), since: Instant::now() }
+    }
+
+    /// Notes an event that began at `since` and ends now, on this thread.
+    pub fn note(&self, what: What, since: Instant) {
+        let start_us = since.saturating_duration_since(self.began).as_micros() as u64;
+        let length_us = since.elapsed().as_micros() as u64;
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_string();
+        let event = Event { thread, what, start_us, length_us };
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
     }
 
     /// The events so far.
@@ -61,11 +72,8 @@ pub struct Span<'a> {
 
 impl Drop for Span<'_> {
     fn drop(&mut self) {
-        let Some(what) = self.what.take() else { return };
-        let start_us = self.since.duration_since(self.trace.began).as_micros() as u64;
-        let length_us = self.since.elapsed().as_micros() as u64;
-        let thread = std::thread::current().name().unwrap_or("unnamed").to_string();
-        let event = Event { thread, what, start_us, length_us };
-        self.trace.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        if let Some(what) = self.what.take() {
+            self.trace.note(what, self.since);
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! A real hermesd, and raw bytes to and from its socket.
 
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -171,6 +172,17 @@ impl Connection {
             self.chunks(&mut body);
         }
         (status, head, body)
+    }
+
+    /// Sends no more and reads everything until the daemon closes the connection.
+    pub fn rest(mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // A daemon that has given up takes nothing more, and may say so by a reset.
+        let _ = self.reader.get_mut().shutdown(Shutdown::Write);
+        match self.reader.read_to_end(&mut rest) {
+            Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
+            _ => rest,
+        }
     }
 
     /// Whether the daemon closes the connection.

@@ -5,6 +5,7 @@
 
 pub mod daemon;
 pub mod frozen;
+pub mod schema;
 pub mod served;
 pub mod small_store;
 pub mod tar;

@@ -1,16 +1,14 @@
 //! `hermesctl load` and `unload`: which models are in memory.
 
-use super::{Client, ClientError, EXIT_CODES, parse, segment};
+use super::{Client, ClientError, parse, segment};
 use clap::{Args, Subcommand};
 
 /// Commands that say which models are loaded.
 #[derive(Clone, Debug, Subcommand)]
 pub enum RepositoryCommand {
     /// Load a model, anew where it is loaded already.
-    #[command(after_help = EXIT_CODES)]
     Load(ModelArgs),
     /// Unload a model; a request loads it again.
-    #[command(after_help = EXIT_CODES)]
     Unload(ModelArgs),
 }
 

@@ -2,7 +2,7 @@
 
 use super::top;
 use super::trace::TraceCommand;
-use super::{Client, ClientError, EXIT_CODES, segment, table};
+use super::{Client, ClientError, segment, table};
 use crate::api::size::Size;
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -11,14 +11,12 @@ use serde_json::{Value, json};
 #[derive(Clone, Debug, Subcommand)]
 pub enum WatchCommand {
     /// List the models that are loaded.
-    #[command(after_help = EXIT_CODES)]
     Ps {
         /// Print the daemon's JSON.
         #[arg(long)]
         json: bool,
     },
     /// Show what models have done since the daemon's start.
-    #[command(after_help = EXIT_CODES)]
     Stats {
         /// Name of the model [default: all that did something].
         model: Option<String>,
@@ -27,14 +25,12 @@ pub enum WatchCommand {
         json: bool,
     },
     /// Show the daemon at work, once a second; q ends it.
-    #[command(after_help = EXIT_CODES)]
     Top {
         /// Show one frame and end, as where the output is no terminal.
         #[arg(long)]
         once: bool,
     },
     /// Run a model once and write what happened when, for Perfetto or Chrome.
-    #[command(after_help = EXIT_CODES)]
     Trace(TraceCommand),
 }
 

@@ -1,0 +1,262 @@
+//! What the daemon says of itself: every declared metric moves while it works, its text is of
+//! Prometheus' format, and the statistics of Triton's shape agree with what was done.
+
+mod common;
+
+use common::daemon::Daemon;
+use common::frozen::Frozen;
+use common::served::{check_alive, check_error, linear_request, served, slow_request};
+use common::small_store::{self, SmallModel};
+use hermes::api::client::scrape::Scrape;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything that must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Requests that may wait: `engine::inbox` has the limit.
+const QUEUE_LIMIT: usize = 256;
+
+/// Texts of one request that wait at once: `api::openai` has the number.
+const IN_FLIGHT: usize = 16;
+
+/// Where a small layer file's blocks begin.
+const FIRST_BLOCK: u64 = 64 << 10;
+
+/// Metrics that stand for a setting, and stay.
+const SETTINGS: [&str; 4] = [
+    "hermes_build_info",
+    "hermes_budget_bytes",
+    "hermes_waiting_requests_limit",
+    "hermes_window_bytes",
+];
+
+/// Metrics that only the kernel's or the machine's memory moves.
+const MACHINE: [&str; 2] = ["hermes_pressure", "hermes_refaults_total"];
+
+/// The text of `/metrics`.
+fn text(daemon: &Daemon) -> String {
+    let request = "GET /metrics HTTP/1.1\r\nhost: h\r\n\r\n";
+    let (status, head, body) = daemon.connect().send(request).response();
+    assert_eq!(status, 200);
+    assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
+    String::from_utf8(body).unwrap()
+}
+
+/// A metric's name and its labels.
+type Key = (String, BTreeMap<String, String>);
+
+/// Every value that each sample has had; one that came later was 0 before.
+#[derive(Default)]
+struct Seen(BTreeMap<Key, BTreeSet<u64>>);
+
+impl Seen {
+    fn look(&mut self, daemon: &Daemon) -> Scrape {
+        let scrape = Scrape::parse(&text(daemon)).unwrap();
+        let is_first = self.0.is_empty();
+        for sample in scrape.samples() {
+            let key = (sample.name.clone(), sample.labels.clone());
+            let before = if is_first { BTreeSet::new() } else { BTreeSet::from([0]) };
+            self.0.entry(key).or_insert(before).insert(sample.value.to_bits());
+        }
+        scrape
+    }
+
+    /// Looks until the metrics are as `is_so` wants them.
+    fn look_until(&mut self, daemon: &Daemon, what: &str, is_so: impl Fn(&Scrape) -> bool) {
+        let start = Instant::now();
+        while !is_so(&self.look(daemon)) {
+            assert!(start.elapsed() < PATIENCE, "{what} is not seen");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether a sample of `name` moved, of those that have the label `label` if one is given.
+    fn moved(&self, name: &str, label: Option<(&str, &str)>) -> bool {
+        let is_of = |labels: &BTreeMap<String, String>| {
+            label.is_none_or(|(label, value)| labels.get(label).is_some_and(|v| v == value))
+        };
+        let mut samples = self.0.iter().filter(|((n, labels), _)| n == name && is_of(labels));
+        samples.any(|(_, values)| values.len() > 1)
+    }
+}
+
+/// A store with `linear`, `words`, `slow` and `broken`, a `linear` whose weight is damaged.
+fn store() -> tempfile::TempDir {
+    let store = tempfile::tempdir().unwrap();
+    small_store::write(store.path(), small_store::linear());
+    small_store::write(store.path(), small_store::words());
+    small_store::write(store.path(), small_store::slow(30));
+    small_store::write(store.path(), SmallModel { name: "broken", ..small_store::linear() });
+    let layers = fs::read_dir(store.path().join("broken/1/layers")).unwrap();
+    for layer in layers {
+        let file = fs::File::options().write(true).open(layer.unwrap().path()).unwrap();
+        file.write_all_at(&[0x55; 16], FIRST_BLOCK).unwrap();
+    }
+    store
+}
+
+fn serve(store: &Path, folder: &Path) -> Daemon {
+    // Too little for pins: blocks are read and released anew in each pass.
+    Daemon::start(store, &folder.join("s"), &["--budget", "48MiB", "--window", "8MiB"])
+}
+
+#[test]
+fn every_declared_metric_moves() {
+    let (store, folder) = (store(), tempfile::tempdir().unwrap());
+    let daemon = serve(store.path(), folder.path());
+    let mut seen = Seen::default();
+    let look = |seen: &mut Seen| drop(seen.look(&daemon));
+    look(&mut seen);
+
+    // Answered, in one pass and in several.
+    check_alive(&daemon);
+    look(&mut seen);
+    check_alive(&daemon);
+    let words = json!({"model": "words", "input": ["cat", "dog"]}).to_string();
+    assert_eq!(daemon.post("/v1/embeddings", &words).0, 200);
+    look(&mut seen);
+
+    // Failed: a wrong request, and a weight that is damaged.
+    let mut wrong = linear_request();
+    wrong["inputs"][0]["name"] = json!("z");
+    let reply = daemon.post("/v2/models/linear/infer", &wrong.to_string());
+    check_error(&reply, 400, "\"z\"");
+    assert_eq!(daemon.get("/v2/models/broken/ready").0, 200);
+    look(&mut seen);
+    let request = linear_request().to_string();
+    let reply = daemon.post("/v2/models/broken/infer", &request);
+    check_error(&reply, 500, "broken");
+    look(&mut seen);
+
+    // A pass long enough to be seen from outside.
+    let slow = slow_request().to_string();
+    thread::scope(|scope| {
+        let pass = scope.spawn(|| daemon.post("/v2/models/slow/infer", &slow).0);
+        seen.look_until(&daemon, "a pass", |now| {
+            now.of("hermes_ledger_bytes", "category", "activations") > 0.0
+        });
+        assert_eq!(pass.join().unwrap(), 200);
+    });
+    look(&mut seen);
+
+    // Waiting, cancelled and refused.
+    let frozen = Frozen::new(daemon.id(), &["engine"]);
+    let path = "/v2/models/linear/infer";
+    let late = format!(
+        "POST {path} HTTP/1.1\r\nhost: h\r\ntimeout: 1ms\r\ncontent-length: {}\r\n\r\n{request}",
+        request.len()
+    );
+    check_error(&daemon.connect().send(late).reply(), 504, "timeout");
+    let texts = json!({"model": "words", "input": vec!["cat"; IN_FLIGHT]}).to_string();
+    let mut waiting: Vec<_> = (0..QUEUE_LIMIT / IN_FLIGHT)
+        .map(|_| daemon.connect().post("/v1/embeddings", &texts))
+        .collect();
+    seen.look_until(&daemon, "a full queue", |now| {
+        now.sum("hermes_waiting_requests") == QUEUE_LIMIT as f64
+    });
+    check_error(&daemon.post(path, &request), 503, "is full");
+    drop(frozen);
+    waiting.iter_mut().for_each(|connection| assert_eq!(connection.reply().0, 200));
+    drop(waiting);
+    for model in ["linear", "words", "slow"] {
+        assert_eq!(daemon.post(&format!("/v2/repository/models/{model}/unload"), "").0, 200);
+    }
+    seen.look_until(&daemon, "rest", |now| now.sum("hermes_connections") == 1.0);
+
+    let text = text(&daemon);
+    let declared: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    assert!(declared.len() > 20, "{declared:?}");
+    let moving = declared.iter().map(|line| line.split(' ').next().unwrap());
+    let unmoved: Vec<_> = moving
+        .filter(|name| !SETTINGS.contains(name) && !MACHINE.contains(name))
+        .filter(|name| !seen.moved(name, None))
+        .collect();
+    assert!(unmoved.is_empty(), "these never moved: {unmoved:?}");
+    for outcome in ["answered", "failed", "cancelled", "refused"] {
+        assert!(seen.moved("hermes_requests_total", Some(("outcome", outcome))), "{outcome}");
+    }
+    for category in ["graph", "tokenizer", "pins", "activations", "request"] {
+        assert!(seen.moved("hermes_ledger_bytes", Some(("category", category))), "{category}");
+    }
+    let last = Scrape::parse(&text).unwrap();
+    assert_eq!(last.of("hermes_model_ready", "model", "broken"), 0.0);
+    for name in SETTINGS {
+        assert!(last.sum(name) > 0.0 && !seen.moved(name, None), "{name}");
+    }
+    assert_eq!(last.sum("hermes_budget_bytes"), f64::from(48 << 20));
+    assert_eq!(last.sum("hermes_pressure"), 1.0);
+    // The kernel of a test machine tells at least the whole system's.
+    assert_eq!(last.named("hermes_refaults_total").count(), 1);
+    let held: f64 = last.named("hermes_ledger_bytes").map(|sample| sample.value).sum();
+    assert!(held > 0.0 && held <= last.sum("hermes_budget_bytes"), "{held}");
+}
+
+#[test]
+fn the_metrics_are_of_prometheus_format() {
+    let served = served();
+    check_alive(&served.daemon);
+    let text = text(&served.daemon);
+    assert!(text.ends_with('\n'));
+    let mut families = BTreeSet::new();
+    let mut lines = text.lines().peekable();
+    while let Some(help) = lines.next() {
+        let (name, help) = help.strip_prefix("# HELP ").unwrap().split_once(' ').unwrap();
+        assert!(!help.is_empty() && families.insert(name), "{name}");
+        let kind = lines.next().unwrap().strip_prefix(&format!("# TYPE {name} ")).unwrap();
+        assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+        assert!(matches!(kind, "counter" | "gauge"), "{name} is a {kind}");
+        let mut samples = BTreeSet::new();
+        while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
+            let (sample, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<f64>().unwrap() >= 0.0, "{line}");
+            assert_eq!(sample.split('{').next(), Some(name), "{line}");
+            assert!(samples.insert(sample), "{line} is there twice");
+        }
+    }
+    let scrape = Scrape::parse(&text).unwrap();
+    assert!(scrape.samples().iter().all(|sample| families.contains(&*sample.name)));
+}
+
+#[test]
+fn statistics_have_tritons_shape_and_what_was_done() {
+    let served = served();
+    let daemon = &served.daemon;
+    assert_eq!(daemon.get("/v2/models/stats").1, json!({"model_stats": []}));
+    let of = |path: &str| {
+        let (status, stats) = daemon.get(path);
+        assert_eq!(status, 200, "{stats}");
+        stats["model_stats"].as_array().unwrap().clone()
+    };
+    let before = of("/v2/models/linear/stats");
+    assert_eq!((before.len(), &before[0]["inference_count"]), (1, &json!(0)));
+    assert_eq!(before[0]["hermes"]["state"], "unloaded");
+    (0..3).for_each(|_| check_alive(daemon));
+    let wrong = linear_request().to_string().replace("FP32", "FP64");
+    check_error(&daemon.post("/v2/models/linear/infer", &wrong), 400, "FP32");
+
+    let stats = &of("/v2/models/linear/versions/1/stats")[0];
+    assert_eq!((&stats["name"], &stats["version"]), (&json!("linear"), &json!("1")));
+    assert_eq!((&stats["inference_count"], &stats["execution_count"]), (&json!(3), &json!(3)));
+    let times = &stats["inference_stats"];
+    assert_eq!((&times["success"]["count"], &times["fail"]["count"]), (&json!(3), &json!(1)));
+    for part in ["queue", "compute_input", "compute_infer", "compute_output"] {
+        assert!(times[part]["count"].is_u64() && times[part]["ns"].is_u64(), "{part}: {times}");
+    }
+    let number = |value: &Value| value.as_u64().unwrap();
+    let spent = number(&times["queue"]["ns"]) + number(&times["compute_infer"]["ns"]);
+    assert_eq!(number(&times["success"]["ns"]), spent);
+    assert!(number(&times["compute_infer"]["ns"]) > 0);
+    assert_eq!(
+        (&stats["hermes"]["state"], &stats["hermes"]["loads"]),
+        (&json!("ready"), &json!(1))
+    );
+    assert_eq!(of("/v2/models/stats"), std::slice::from_ref(stats));
+    let reply = daemon.get("/v2/models/linear/versions/2/stats");
+    check_error(&reply, 404, "it serves");
+}
