@@ -9,9 +9,11 @@ use nix::unistd::mkfifo;
 use serde_json::json;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::net::UnixDatagram;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -70,14 +72,18 @@ impl Pressed {
         self.daemon.post("/v2/models/linear/infer", &request()).0
     }
 
-    /// Does `what` until `done`.
-    fn until(&self, mut what: impl FnMut(), done: impl Fn(&Pressed) -> bool) {
+    /// Waits until `done`.
+    fn until(&self, done: impl Fn(&Pressed) -> bool) {
         let start = Instant::now();
         while !done(self) {
             assert!(start.elapsed() < PATIENCE, "it does not happen:\n{}", self.log());
-            what();
-            std::thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until `text` is in the log.
+    fn wait_logged(&self, text: &str) {
+        self.until(|service| service.log().contains(text));
     }
 }
 
@@ -88,6 +94,22 @@ fn request() -> String {
     .to_string()
 }
 
+/// What the service manager was told of the level, in order, until the daemon stopped.
+fn statuses(manager: &UnixDatagram) -> Vec<&'static str> {
+    let mut buffer = [0; 4096];
+    let mut found = vec![];
+    loop {
+        let bytes = manager.recv(&mut buffer).unwrap();
+        let text = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+        if text.contains("STOPPING") {
+            return found;
+        }
+        let ends = |level: &&str| text.trim_end().ends_with(&format!("; memory pressure: {level}"));
+        found.extend(LEVELS.into_iter().find(ends));
+        found.dedup();
+    }
+}
+
 /// Pins go first, then the window, then requests wait; all comes back by itself.
 #[test]
 fn what_is_given_up_under_pressure_comes_back_by_itself() {
@@ -96,47 +118,41 @@ fn what_is_given_up_under_pressure_comes_back_by_itself() {
     mkfifo(&fifo, Mode::S_IRWXU).unwrap();
     let manager = UnixDatagram::bind(folder.path().join("manager")).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = thread::spawn(move || statuses(&manager));
     let mut service = Pressed::start(folder, &fifo);
-    service.until(|| (), |service| service.log().contains("memory pressure is told by"));
+    service.wait_logged("memory pressure is told by");
     assert_eq!(service.level(), 0);
     assert_eq!(service.infer(), 200);
     assert!(service.has_pins());
 
+    // Signs come as long as they are wanted, however slow this machine is.
     let mut teller = OpenOptions::new().write(true).open(&fifo).unwrap();
-    let mut tell = || teller.write_all(&[1]).unwrap();
-    tell();
-    service.until(|| (), |service| service.level() == 1);
-    assert!(!service.has_pins());
-    assert_eq!(service.infer(), 200);
-    assert!(!service.has_pins(), "nothing is pinned anew");
-    service.until(&mut tell, |service| service.level() == 2);
-    assert_eq!(service.infer(), 200);
-    service.until(&mut tell, |service| service.level() == 3);
-    let mut held = service.daemon.connect().post("/v2/models/linear/infer", &request());
-    service.until(&mut tell, |service| service.metric("hermes_waiting_requests ").is_some());
-    // The event loop is not held.
-    assert_eq!(service.daemon.get("/v2/health/live").0, 200);
-    tell();
-
-    assert_eq!(held.reply().0, 200);
-    assert!(service.level() < 3);
-    service.until(|| (), |service| service.level() == 0);
+    let is_short = AtomicBool::new(true);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let start = Instant::now();
+            while is_short.load(Ordering::Relaxed) && start.elapsed() < PATIENCE {
+                teller.write_all(&[1]).unwrap();
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        service.until(|service| service.level() > 0);
+        assert!(!service.has_pins());
+        service.until(|service| service.level() == 3);
+        let mut held = service.daemon.connect().post("/v2/models/linear/infer", &request());
+        service.until(|service| service.metric("hermes_waiting_requests ").is_some());
+        // The event loop is not held.
+        assert_eq!(service.daemon.get("/v2/health/live").0, 200);
+        is_short.store(false, Ordering::Relaxed);
+        assert_eq!(held.reply().0, 200);
+    });
+    service.until(|service| service.level() == 0);
     assert_eq!(service.infer(), 200);
     assert!(service.has_pins());
 
-    let mut buffer = [0; 4096];
-    let mut statuses = vec![];
-    while statuses.len() < 4 {
-        let bytes = manager.recv(&mut buffer).unwrap();
-        let text = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
-        statuses.extend(
-            LEVELS.into_iter().find(|level| {
-                text.trim_end().ends_with(&format!("held; memory pressure: {level}"))
-            }),
-        );
-        statuses.dedup();
-    }
-    assert_eq!(statuses, ["pins", "window", "hold", "window"]);
+    service.daemon.signal("-TERM");
+    assert!(service.daemon.wait().success());
+    assert_eq!(manager.join().unwrap(), ["pins", "window", "hold", "window", "pins"]);
     let log = service.log();
     for change in [
         "pins after none: told by",
@@ -148,8 +164,25 @@ fn what_is_given_up_under_pressure_comes_back_by_itself() {
     ] {
         assert_eq!(log.matches(change).count(), 1, "{change:?} in\n{log}");
     }
-    service.daemon.signal("-TERM");
-    assert!(service.daemon.wait().success());
+}
+
+/// Where the other end of a socket goes, the daemon looks for itself from then on.
+#[test]
+fn a_teller_that_goes_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("teller");
+    let listener = UnixListener::bind(&path).unwrap();
+    let service = Pressed::start(folder, &path);
+    let (mut teller, _) = listener.accept().unwrap();
+    let mut asked = [0; 4];
+    teller.read_exact(&mut asked).unwrap();
+    assert_eq!(&asked, b"some", "MEMORY_PRESSURE_WRITE, decoded");
+    teller.write_all(&[1]).unwrap();
+    service.wait_logged("memory pressure: pins after none: told by");
+    drop(teller);
+    service.wait_logged("is looked for in the figures each second: ");
+    assert!(service.log().contains("teller: the other end is closed"), "{}", service.log());
+    assert_eq!(service.infer(), 200);
 }
 
 /// What systemd names and is of no use is told, and left as it is; another way is found.
@@ -170,7 +203,7 @@ fn a_watch_that_cannot_be_watched_is_told_and_replaced() {
             log.contains("memory pressure is told by")
                 || log.contains("memory pressure is looked for in the figures each second")
         };
-        service.until(|| (), |service| found(&service.log()));
+        service.until(|service| found(&service.log()));
         let log = service.log();
         let complaint = format!("MEMORY_PRESSURE_WATCH={}: {expected}", watch.display());
         assert!(log.contains(&complaint), "{log}");
@@ -184,7 +217,7 @@ fn a_watch_that_cannot_be_watched_is_told_and_replaced() {
 #[test]
 fn systemd_can_turn_the_watch_off() {
     let service = Pressed::start(tempfile::tempdir().unwrap(), "/dev/null");
-    service.until(|| (), |service| service.log().contains("memory pressure is not watched"));
+    service.wait_logged("memory pressure is not watched");
     let log = service.log();
     assert!(!log.contains("is told by") && !log.contains("is looked for"), "{log}");
 }

@@ -61,12 +61,14 @@ impl MemoryCgroup {
             .find(|group| group.folder.join(group.files.current).exists())
     }
 
-    /// memory.pressure of this process's cgroup of version 2, where the kernel has it.
+    /// memory.pressure of this process's cgroup of version 2, where the kernel has it. The root's
+    /// is the whole system's, and left out; unlike all others it has no cgroup.events.
     pub fn pressure_file() -> Option<PathBuf> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let version2 = candidates(&groups, &mounts).into_iter().filter(|group| group.files == V2);
-        let mut files = version2.map(|group| group.folder.join("memory.pressure"));
+        let below_root = version2.filter(|group| group.folder.join("cgroup.events").exists());
+        let mut files = below_root.map(|group| group.folder.join("memory.pressure"));
         files.find(|file| file.exists())
     }
 

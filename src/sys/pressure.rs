@@ -34,8 +34,10 @@ pub struct Places {
 pub enum Found {
     /// Whoever runs the service wishes that pressure is not watched.
     Off,
-    /// This tells.
+    /// This tells of the service, or of the cgroup.
     Teller(Teller),
+    /// This tells of the whole system, of other cgroups that are short within their own limits too.
+    Systems(Teller),
     /// Nobody tells: look for yourself.
     Nobody,
 }
@@ -74,13 +76,12 @@ impl Places {
                 ),
             }
         }
-        for path in self.cgroup.iter().chain([&self.system]) {
-            match Teller::open(path, TRIGGER) {
-                Ok(teller) => return Found::Teller(teller),
-                Err(error) => log::debug!("{}: {error}", path.display()),
-            }
-        }
-        Found::Nobody
+        let told = |path: &Path| {
+            let opened = Teller::open(path, TRIGGER);
+            opened.inspect_err(|error| log::debug!("{}: {error}", path.display())).ok()
+        };
+        let cgroups = self.cgroup.as_deref().and_then(told).map(Found::Teller);
+        cgroups.or_else(|| told(&self.system).map(Found::Systems)).unwrap_or(Found::Nobody)
     }
 
     /// What the service manager wants to be written first.
@@ -200,14 +201,16 @@ mod tests {
             cgroup: (!cgroup.is_empty()).then(|| path(cgroup)),
             system: path(system),
         };
+        let name = |teller: Teller| {
+            assert!(!teller.is_kernels);
+            assert!(!teller.discard().unwrap(), "nothing has come yet");
+            teller.path().file_name().unwrap().to_str().unwrap().to_string()
+        };
         let found = match places.open() {
             Found::Off => "off".to_string(),
             Found::Nobody => "nobody".to_string(),
-            Found::Teller(teller) => {
-                assert!(!teller.is_kernels);
-                assert!(!teller.discard().unwrap(), "nothing has come yet");
-                teller.path().file_name().unwrap().to_str().unwrap().to_string()
-            }
+            Found::Teller(teller) => name(teller),
+            Found::Systems(teller) => format!("system's {}", name(teller)),
         };
         assert_eq!(found, expected, "{places:?}");
         assert_eq!(fs::read(path("plain")).unwrap(), b"as it was");
@@ -221,8 +224,8 @@ mod tests {
         check("plain", "c29tZQ==", "other", "fifo", "other");
         check("fifo", "no base64!", "other", "fifo", "other");
         check(".", "", "other", "fifo", "other");
-        check("", "", "plain", "fifo", "fifo");
-        check("", "", "", "fifo", "fifo");
+        check("", "", "plain", "fifo", "system's fifo");
+        check("", "", "", "fifo", "system's fifo");
         check("plain", "", "none", "plain", "nobody");
         check("/dev/null", "", "fifo", "fifo", "off");
         check("/dev/zero", "", "", "none", "nobody");
@@ -255,7 +258,7 @@ mod tests {
         let system = PathBuf::from("/proc/pressure/memory");
         let places = Places { watch: None, write: None, cgroup: None, system };
         match places.open() {
-            Found::Teller(teller) => {
+            Found::Systems(teller) => {
                 assert!(teller.is_kernels);
                 let (stop, stopper) = io::pipe().unwrap();
                 drop(stopper);

@@ -9,6 +9,9 @@ use crate::sys::memory::{self, MachineMemory};
 const SHORT_SHARE: u64 = 10;
 const AMPLE_SHARE: u64 = 8;
 
+/// Where the machine can give this part of what it has, it is not the machine that is short.
+const PLENTY_SHARE: u64 = 4;
+
 /// A cgroup is short where this many tenths of its limit are held, and tight below that.
 const SHORT_TENTHS: u64 = 9;
 const TIGHT_TENTHS: u64 = 8;
@@ -47,6 +50,12 @@ impl Looker {
         self.judge(memory::machine(), filling)
     }
 
+    /// Whether neither the machine nor a limit of ours can be what is short.
+    pub fn is_plenty(&self) -> bool {
+        let filling = self.group.as_ref().and_then(MemoryCgroup::filling);
+        is_plenty(memory::machine(), filling)
+    }
+
     fn judge(&mut self, machine: Option<MachineMemory>, filling: Option<Filling>) -> Look {
         let group = filling.map_or(Look::Ample, |filling| self.judge_group(filling));
         match (machine.map_or(Look::Ample, judge_machine), group) {
@@ -59,17 +68,26 @@ impl Looker {
     fn judge_group(&mut self, filling: Filling) -> Look {
         let Filling { held_bytes, limit_bytes, hits } = filling;
         let before = self.hits.replace(hits).unwrap_or(hits);
-        let holds = |tenths: u64| held_bytes / tenths >= limit_bytes / 10;
-        let hit = hits > before && holds(HIT_TENTHS);
-        if hit || holds(SHORT_TENTHS) {
+        let hit = hits > before && holds(filling, HIT_TENTHS);
+        if hit || holds(filling, SHORT_TENTHS) {
             let (held, limit) = (Size(held_bytes), Size(limit_bytes));
             let count = hits.saturating_sub(before);
             return Look::Short(format!(
                 "the cgroup holds {held} of {limit} and came up against its limit {count} times"
             ));
         }
-        if holds(TIGHT_TENTHS) { Look::Tight } else { Look::Ample }
+        if holds(filling, TIGHT_TENTHS) { Look::Tight } else { Look::Ample }
     }
+}
+
+fn is_plenty(machine: Option<MachineMemory>, filling: Option<Filling>) -> bool {
+    let machine = machine.is_some_and(|of| of.available_bytes >= of.total_bytes / PLENTY_SHARE);
+    machine && filling.is_none_or(|filling| !holds(filling, HIT_TENTHS))
+}
+
+/// Whether a cgroup holds this many tenths of its limit.
+fn holds(filling: Filling, tenths: u64) -> bool {
+    filling.held_bytes / tenths >= filling.limit_bytes / 10
 }
 
 fn judge_machine(machine: MachineMemory) -> Look {
@@ -126,9 +144,16 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_can_be_looked_at() {
-        let mut looker = Looker::of_self();
-        assert!(memory::machine().is_some_and(|machine| machine.total_bytes > MIB));
-        looker.look();
+    fn plenty_is_a_quarter_of_the_machine_and_half_of_the_limit() {
+        let check = |available: u64, held: Option<u64>, expected: bool| {
+            let machine = MachineMemory { total_bytes: 400, available_bytes: available };
+            let filling = held.map(|held| Filling { held_bytes: held, limit_bytes: 100, hits: 9 });
+            assert_eq!(is_plenty(Some(machine), filling), expected, "{available}, {held:?}");
+        };
+        check(100, None, true);
+        check(99, None, false);
+        check(100, Some(49), true);
+        check(100, Some(50), false);
+        assert!(!is_plenty(None, None), "who knows nothing doubts nobody");
     }
 }

@@ -29,8 +29,15 @@ pub struct PressureWatch {
 #[derive(Debug)]
 enum Signs {
     Never,
-    Told(Listener),
-    Looked { looker: Looker, ticks: Interval },
+    /// By one that may mean others, where there is a looker to doubt it.
+    Told {
+        listener: Listener,
+        doubt: Option<Looker>,
+    },
+    Looked {
+        looker: Looker,
+        ticks: Interval,
+    },
 }
 
 impl PressureWatch {
@@ -71,19 +78,20 @@ impl PressureWatch {
 
 impl Signs {
     fn find(places: &Places) -> Signs {
-        let teller = match places.open() {
+        let (teller, doubt) = match places.open() {
             Found::Off => {
                 log::info!("memory pressure is not watched: MEMORY_PRESSURE_WATCH says so");
                 return Signs::Never;
             }
             Found::Nobody => return Signs::looked("nobody tells"),
-            Found::Teller(teller) => teller,
+            Found::Teller(teller) => (teller, None),
+            Found::Systems(teller) => (teller, Some(Looker::of_self())),
         };
         let path = teller.path().display().to_string();
         match Listener::start(teller) {
             Ok(listener) => {
                 log::info!("memory pressure is told by {path}");
-                Signs::Told(listener)
+                Signs::Told { listener, doubt }
             }
             Err(error) => Signs::looked(&format!("{path}: {error}")),
         }
@@ -104,7 +112,10 @@ impl Signs {
                     ticks.tick().await;
                     return looker.look();
                 }
-                Signs::Told(listener) => match listener.next().await {
+                Signs::Told { listener, doubt } => match listener.next().await {
+                    Ok(why) if doubt.as_ref().is_some_and(Looker::is_plenty) => {
+                        log::debug!("not ours: memory pressure {why}, but there is plenty");
+                    }
                     Ok(why) => return Look::Short(why),
                     Err(why) => *self = Signs::looked(&why),
                 },
