@@ -3,10 +3,11 @@
 use super::config::{ConfigError, Effective, Sources};
 use super::journal;
 use super::notify::Manager;
+use super::pressure::PressureWatch;
 use super::rights::Rights;
 use super::size::Size;
 use super::watchdog::Watchdog;
-use crate::engine::{Engine, Progress};
+use crate::engine::{Engine, Pressure, Progress};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -106,6 +107,7 @@ impl Lifecycle {
         let mut seen = None;
         self.tell_status(engine, &mut seen);
         self.manager.ready();
+        let mut pressure = PressureWatch::begin();
         let interval_of_watchdog = self.manager.watchdog().filter(|whole| !whole.is_zero());
         let mut feeding = interval_of_watchdog.map(|whole| every(whole / 2));
         let mut watchdog = Watchdog::new(interval_of_watchdog.unwrap_or_default(), Instant::now());
@@ -123,6 +125,11 @@ impl Lifecycle {
                     ),
                 },
                 () = tick(&mut looking) => self.tell_progress(engine, &mut seen),
+                level = pressure.changed() => {
+                    engine.set_pressure(level);
+                    seen = None;
+                    self.tell_progress(engine, &mut seen);
+                }
             }
         }
     }
@@ -210,7 +217,11 @@ fn status(engine: &Engine) -> String {
         1..=STATUS_MODELS => format!("loaded: {}", models.join(", ")),
         count => format!("loaded: {} and more, {count} in all", models[..STATUS_MODELS].join(", ")),
     };
-    format!("{names}; {} of {budget} held", Size(held_bytes))
+    let pressure = match engine.stats().pressure {
+        Pressure::None => String::new(),
+        level => format!("; memory pressure: {}", level.name()),
+    };
+    format!("{names}; {} of {budget} held{pressure}", Size(held_bytes))
 }
 
 fn every(period: Duration) -> Interval {

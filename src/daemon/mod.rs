@@ -1,7 +1,7 @@
 //! What makes the engine a system service: config, signals, the service manager, who may do what.
 //!
 //! `config` reads the settings, `lifecycle` obeys signals and talks to the service manager by
-//! `notify` and `watchdog`, `rights` says what a client may do. Nothing here knows HTTP; the event
+//! `notify` and `watchdog`, `pressure` follows how short memory is, `rights` says what a client may do. Nothing here knows HTTP; the event
 //! loop that `api` serves on is the only thing they share.
 
 pub mod activation;
@@ -9,6 +9,7 @@ pub mod config;
 pub mod journal;
 mod lifecycle;
 mod notify;
+mod pressure;
 pub mod rights;
 pub mod size;
 pub mod socket;

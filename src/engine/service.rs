@@ -284,7 +284,6 @@ impl Engine {
         if before == level {
             return;
         }
-        log::info!("memory pressure: {} after {}", level.name(), before.name());
         if before == Pressure::None {
             for model in lock(&self.0.models).values() {
                 model.pins.release();

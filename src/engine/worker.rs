@@ -246,6 +246,10 @@ impl Worker {
         let latency_us = began.elapsed().as_micros() as u64;
         let failure = flow.failure();
         model.pins.take(flow.end());
+        // The level may have risen since the pass was told what to keep.
+        if shared.pressure.get() > Pressure::None {
+            model.pins.release();
+        }
         let counted = flow.counters();
         count_pass(&counters, latency_us, asked.len(), counted);
         if let Some(failure) = failure.filter(|_| !shared.stopping.is_cancelled()) {

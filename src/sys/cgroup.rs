@@ -16,14 +16,39 @@ struct Files {
     current: &'static str,
     peak: &'static str,
     limit: &'static str,
+    events: &'static str,
+    /// Fields of memory.stat: page cache in all, and what of it is of no use to reclaim.
+    cache: &'static str,
+    in_use: [&'static str; 2],
 }
 
 const V1: Files = Files {
     current: "memory.usage_in_bytes",
     peak: "memory.max_usage_in_bytes",
     limit: "memory.limit_in_bytes",
+    events: "memory.failcnt",
+    cache: "total_cache",
+    in_use: ["total_mapped_file", "total_shmem"],
 };
-const V2: Files = Files { current: "memory.current", peak: "memory.peak", limit: "memory.max" };
+const V2: Files = Files {
+    current: "memory.current",
+    peak: "memory.peak",
+    limit: "memory.max",
+    events: "memory.events",
+    cache: "file",
+    in_use: ["file_mapped", "shmem"],
+};
+
+/// How full a memory cgroup with a limit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filling {
+    /// Bytes charged, without page cache that nothing maps.
+    pub held_bytes: u64,
+    /// The limit.
+    pub limit_bytes: u64,
+    /// Times the charge came up against a limit.
+    pub hits: u64,
+}
 
 impl MemoryCgroup {
     /// The cgroup of this process, from /proc/self/cgroup and mountinfo; `None` where the
@@ -34,6 +59,29 @@ impl MemoryCgroup {
         candidates(&groups, &mounts)
             .into_iter()
             .find(|group| group.folder.join(group.files.current).exists())
+    }
+
+    /// memory.pressure of this process's cgroup of version 2, where the kernel has it. The root's
+    /// is the whole system's, and left out; unlike all others it has no cgroup.events.
+    pub fn pressure_file() -> Option<PathBuf> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let version2 = candidates(&groups, &mounts).into_iter().filter(|group| group.files == V2);
+        let below_root = version2.filter(|group| group.folder.join("cgroup.events").exists());
+        let mut files = below_root.map(|group| group.folder.join("memory.pressure"));
+        files.find(|file| file.exists())
+    }
+
+    /// How full it is; `None` where it has no limit.
+    pub fn filling(&self) -> Option<Filling> {
+        let limit_bytes = self.limit_bytes()?;
+        let stat = self.stat()?;
+        let stat = |name| field(&stat, name).unwrap_or(0);
+        let in_use: u64 = self.files.in_use.into_iter().map(stat).sum();
+        let unused_cache = stat(self.files.cache).saturating_sub(in_use);
+        let held_bytes = self.read(self.files.current)?.saturating_sub(unused_cache);
+        let events = fs::read_to_string(self.folder.join(self.files.events)).unwrap_or_default();
+        Some(Filling { held_bytes, limit_bytes, hits: hits(&events) })
     }
 
     /// Largest charge on record.
@@ -93,6 +141,17 @@ impl Drop for OwnCgroup {
             log::warn!("{}: cannot remove the cgroup: {error}", self.own.folder.display());
         }
     }
+}
+
+/// A field of memory.stat or memory.events.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// Version 1 has one number; of memory.events the two that come before a kill count.
+fn hits(events: &str) -> u64 {
+    let both = ["high", "max"].map(|name| field(events, name).unwrap_or(0));
+    events.trim().parse().unwrap_or(both.iter().sum())
 }
 
 /// Folders where this process's memory cgroup may be, version 1 first where it has the
@@ -177,5 +236,27 @@ mod tests {
         );
         check("", "", &[]);
         check("nonsense\n1:memory\n", "also nonsense\n", &[]);
+    }
+
+    #[test]
+    fn filling_leaves_out_page_cache_that_nothing_maps() {
+        let check = |files: Files, texts: [&str; 4], expected| {
+            let folder = tempfile::tempdir().unwrap();
+            let names = [files.current, files.limit, files.events, "memory.stat"];
+            for (name, text) in names.iter().zip(texts) {
+                fs::write(folder.path().join(name), text).unwrap();
+            }
+            let group = MemoryCgroup { folder: folder.path().to_owned(), files };
+            let filling = group.filling();
+            assert_eq!(filling.map(|f| (f.held_bytes, f.limit_bytes, f.hits)), expected);
+        };
+        let stat = "anon 10\nfile 60\nfile_mapped 20\nfile_dirty 1\nshmem 5\n";
+        let events = "low 9\nhigh 3\nmax 4\noom 9\noom_kill 9\n";
+        check(V2, ["90\n", "200\n", events, stat], Some((55, 200, 7)));
+        check(V2, ["90\n", "max\n", events, stat], None);
+        check(V2, ["90\n", "200\n", "", ""], Some((90, 200, 0)));
+        let stat = "cache 1\ntotal_cache 60\ntotal_mapped_file 60\ntotal_shmem 0\n";
+        check(V1, ["90\n", "200\n", "12\n", stat], Some((90, 200, 12)));
+        check(V1, ["90\n", "9223372036854771712\n", "12\n", stat], None);
     }
 }

@@ -76,10 +76,20 @@ fn clean_code(smaps: &str) -> Vec<Range<usize>> {
     found
 }
 
-/// Memory the machine can give without swapping, in bytes (MemAvailable of proc_meminfo(5)).
-pub fn available_bytes() -> Option<u64> {
+/// The machine's figures from /proc/meminfo, in bytes (proc_meminfo(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineMemory {
+    /// What there is.
+    pub total_bytes: u64,
+    /// What the machine can give without swapping (MemAvailable).
+    pub available_bytes: u64,
+}
+
+/// Reads the figures; `None` where /proc is not there.
+pub fn machine() -> Option<MachineMemory> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    kib_field(&text, "MemAvailable:")
+    let total_bytes = kib_field(&text, "MemTotal:")?;
+    Some(MachineMemory { total_bytes, available_bytes: kib_field(&text, "MemAvailable:")? })
 }
 
 fn parse_status(text: &str) -> ProcessMemory {

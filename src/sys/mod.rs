@@ -12,5 +12,6 @@ pub mod map;
 pub mod memory;
 pub mod passed;
 pub mod peer;
+pub mod pressure;
 pub mod refaults;
 pub mod terminal;

@@ -111,11 +111,11 @@ fn answers(socket: &Path) -> std::io::Result<()> {
     stream.read_exact(&mut [0; 4])
 }
 
-/// hermesd with these arguments.
+/// hermesd with these arguments, and blind for how short memory is on this machine.
 pub fn command(store: &Path, socket: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hermesd"));
     command.arg("--store").arg(store).arg("--socket").arg(socket);
-    command.args(arguments).stdin(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).env("MEMORY_PRESSURE_WATCH", "/dev/null");
     command
 }
 

@@ -88,7 +88,7 @@ impl Settings {
             return budget.0;
         }
         let limit = MemoryCgroup::of_self().and_then(|group| group.limit_bytes());
-        budget_for(memory::available_bytes(), limit)
+        budget_for(memory::machine().map(|machine| machine.available_bytes), limit)
     }
 
     /// The engine that these settings ask for.

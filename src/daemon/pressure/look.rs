@@ -1,0 +1,159 @@
+//! Looking for oneself how short memory is, where nobody tells.
+
+use crate::daemon::size::Size;
+use crate::sys::cgroup::{Filling, MemoryCgroup};
+use crate::sys::memory::{self, MachineMemory};
+
+/// Memory is short where the machine can give less than this part of what it has, and abounds
+/// where it can give more than the other.
+const SHORT_SHARE: u64 = 10;
+const AMPLE_SHARE: u64 = 8;
+
+/// Where the machine can give this part of what it has, it is not the machine that is short.
+const PLENTY_SHARE: u64 = 4;
+
+/// A cgroup is short where this many tenths of its limit are held, and tight below that.
+const SHORT_TENTHS: u64 = 9;
+const TIGHT_TENTHS: u64 = 8;
+
+/// Tenths of its limit that must be held for a hit of the limit to count: page cache that nobody
+/// maps, such as that of a model being installed, hits it without harm.
+const HIT_TENTHS: u64 = 5;
+
+/// How a look at the figures turned out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Memory is short, and why.
+    Short(String),
+    /// Neither nor.
+    Tight,
+    /// There is enough.
+    Ample,
+}
+
+/// Compares the figures with limits and with those before.
+#[derive(Debug)]
+pub struct Looker {
+    group: Option<MemoryCgroup>,
+    hits: Option<u64>,
+}
+
+impl Looker {
+    /// For this process.
+    pub fn of_self() -> Looker {
+        Looker { group: MemoryCgroup::of_self(), hits: None }
+    }
+
+    /// Looks.
+    pub fn look(&mut self) -> Look {
+        let filling = self.group.as_ref().and_then(MemoryCgroup::filling);
+        self.judge(memory::machine(), filling)
+    }
+
+    /// Whether neither the machine nor a limit of ours can be what is short.
+    pub fn is_plenty(&self) -> bool {
+        let filling = self.group.as_ref().and_then(MemoryCgroup::filling);
+        is_plenty(memory::machine(), filling)
+    }
+
+    fn judge(&mut self, machine: Option<MachineMemory>, filling: Option<Filling>) -> Look {
+        let group = filling.map_or(Look::Ample, |filling| self.judge_group(filling));
+        match (machine.map_or(Look::Ample, judge_machine), group) {
+            (Look::Short(why), _) | (_, Look::Short(why)) => Look::Short(why),
+            (Look::Ample, Look::Ample) => Look::Ample,
+            _ => Look::Tight,
+        }
+    }
+
+    fn judge_group(&mut self, filling: Filling) -> Look {
+        let Filling { held_bytes, limit_bytes, hits } = filling;
+        let before = self.hits.replace(hits).unwrap_or(hits);
+        let hit = hits > before && holds(filling, HIT_TENTHS);
+        if hit || holds(filling, SHORT_TENTHS) {
+            let (held, limit) = (Size(held_bytes), Size(limit_bytes));
+            let count = hits.saturating_sub(before);
+            return Look::Short(format!(
+                "the cgroup holds {held} of {limit} and came up against its limit {count} times"
+            ));
+        }
+        if holds(filling, TIGHT_TENTHS) { Look::Tight } else { Look::Ample }
+    }
+}
+
+fn is_plenty(machine: Option<MachineMemory>, filling: Option<Filling>) -> bool {
+    let machine = machine.is_some_and(|of| of.available_bytes >= of.total_bytes / PLENTY_SHARE);
+    machine && filling.is_none_or(|filling| !holds(filling, HIT_TENTHS))
+}
+
+/// Whether a cgroup holds this many tenths of its limit.
+fn holds(filling: Filling, tenths: u64) -> bool {
+    filling.held_bytes / tenths >= filling.limit_bytes / 10
+}
+
+fn judge_machine(machine: MachineMemory) -> Look {
+    let MachineMemory { total_bytes, available_bytes } = machine;
+    if available_bytes < total_bytes / SHORT_SHARE {
+        let (available, total) = (Size(available_bytes), Size(total_bytes));
+        return Look::Short(format!("MemAvailable is {available} of {total}"));
+    }
+    if available_bytes < total_bytes / AMPLE_SHARE { Look::Tight } else { Look::Ample }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn what_the_machine_can_give_is_judged_by_what_it_has() {
+        let check = |available: u64, expected: Look| {
+            let machine =
+                MachineMemory { total_bytes: 1000 * MIB, available_bytes: available * MIB };
+            let mut looker = Looker { group: None, hits: None };
+            assert_eq!(looker.judge(Some(machine), None), expected, "{available} MiB");
+        };
+        check(99, Look::Short("MemAvailable is 99 MiB of 1000 MiB".to_string()));
+        check(100, Look::Tight);
+        check(124, Look::Tight);
+        check(125, Look::Ample);
+        assert_eq!(Looker { group: None, hits: None }.judge(None, None), Look::Ample);
+    }
+
+    #[test]
+    fn a_cgroup_is_judged_by_its_limit_and_how_often_it_was_hit() {
+        let mut looker = Looker { group: None, hits: None };
+        let mut check = |held: u64, hits: u64, expected: &str| {
+            let filling = Filling { held_bytes: held * MIB, limit_bytes: 100 * MIB, hits };
+            let ample = MachineMemory { total_bytes: 8, available_bytes: 8 };
+            let said = match looker.judge(Some(ample), Some(filling)) {
+                Look::Short(why) => why,
+                look => format!("{look:?}"),
+            };
+            assert!(said.contains(expected), "{held} MiB, {hits} hits: {said}");
+        };
+        // Hits from before the first look say nothing of now.
+        check(60, 7, "Ample");
+        check(60, 7, "Ample");
+        check(60, 9, "60 MiB of 100 MiB and came up against its limit 2 times");
+        check(60, 9, "Ample");
+        check(40, 99, "Ample");
+        check(80, 99, "Tight");
+        check(90, 99, "90 MiB of 100 MiB and came up against its limit 0 times");
+        check(100, 100, "100 MiB of 100 MiB");
+    }
+
+    #[test]
+    fn plenty_is_a_quarter_of_the_machine_and_half_of_the_limit() {
+        let check = |available: u64, held: Option<u64>, expected: bool| {
+            let machine = MachineMemory { total_bytes: 400, available_bytes: available };
+            let filling = held.map(|held| Filling { held_bytes: held, limit_bytes: 100, hits: 9 });
+            assert_eq!(is_plenty(Some(machine), filling), expected, "{available}, {held:?}");
+        };
+        check(100, None, true);
+        check(99, None, false);
+        check(100, Some(49), true);
+        check(100, Some(50), false);
+        assert!(!is_plenty(None, None), "who knows nothing doubts nobody");
+    }
+}
