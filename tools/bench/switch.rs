@@ -53,7 +53,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { store, models, tokens, repeat, .. } = arguments;
     ensure!(*repeat > 0, "--repeat takes at least 1");
     let config = Config::new(store, arguments.budget);
-    let engine = Engine::start(Config { variant: arguments.variant.clone(), ..config })?;
+    // What pins would save a pass after its own model is no cost of the switch.
+    let engine =
+        Engine::start(Config { variant: arguments.variant.clone(), pin_bytes: 0, ..config })?;
     let requests: Vec<Request> =
         models.iter().map(|model| setup::request(store, model, *tokens)).collect::<Result<_>>()?;
     let mut figures: Vec<Figures> = models.iter().map(|_| Figures::default()).collect();
