@@ -286,6 +286,24 @@ fn pins_come_with_a_pass_and_give_way_to_pressure() {
     assert_eq!(pinned(), 0);
 }
 
+/// A pass that was told to keep its blocks when memory still sufficed once brought the pins back
+/// that had just been dropped.
+#[test]
+fn a_pass_under_way_pins_nothing_once_memory_is_short() {
+    let slow = SourceKind::Throttled { bytes_per_s: 4 << 20 };
+    let config = Config { source: slow, pin_bytes: u64::MAX, ..config() };
+    let engine = Engine::start(config).unwrap();
+    engine.load("bert-tiny").unwrap();
+    let pinned = || engine.ledger().held_bytes(Category::Pins);
+    let waiting = submit(&engine, fitting(&engine, request("bert-tiny", 16)));
+    while pinned() == 0 {
+        std::thread::yield_now();
+    }
+    engine.set_pressure(Pressure::Pins);
+    waiting.recv().unwrap().unwrap();
+    assert_eq!(pinned(), 0);
+}
+
 /// A version that is installed while the daemon runs is served from the next request on.
 #[test]
 fn another_version_is_served_once_the_store_says_so() {

@@ -15,7 +15,7 @@ const CALM: Duration = Duration::from_secs(4);
 pub struct Ladder {
     level: Pressure,
     changed: Instant,
-    /// When calm began.
+    /// The last sign of what the level is for.
     unrest: Instant,
 }
 
@@ -30,16 +30,22 @@ impl Ladder {
         self.level
     }
 
-    /// Memory is short. Whether the level has changed.
-    pub fn climb(&mut self, now: Instant) -> bool {
-        self.stay(now);
-        let may = self.level == Pressure::None || now.duration_since(self.changed) >= DWELL;
+    /// Memory is short, as far as `most` says. Whether the level has changed.
+    pub fn climb(&mut self, most: Pressure, now: Instant) -> bool {
+        if most < self.level {
+            return false;
+        }
+        self.unrest = now;
+        let has_dwelt = now.duration_since(self.changed) >= DWELL;
+        let may = most > self.level && (has_dwelt || self.level == Pressure::None);
         may && self.step(usize::from(self.level as u8) + 1, now)
     }
 
-    /// Memory is not short, but does not abound.
+    /// Memory is not short, but not so plentiful that anything should be pinned again.
     pub fn stay(&mut self, now: Instant) {
-        self.unrest = now;
+        if self.level == Pressure::Pins {
+            self.unrest = now;
+        }
     }
 
     /// When [`Ladder::descend`] is due unless there is a sign before.
@@ -74,7 +80,9 @@ mod tests {
             let now = start + Duration::from_millis(*ms);
             let before = ladder.level();
             let changed = match *what {
-                "short" => ladder.climb(now),
+                "short" => ladder.climb(Hold, now),
+                "at most window" => ladder.climb(Window, now),
+                "at most pins" => ladder.climb(Pins, now),
                 "tight" => {
                     ladder.stay(now);
                     false
@@ -121,6 +129,28 @@ mod tests {
             (25999, "", Pins),
             (26000, "", None),
             (26001, "short", Pins),
+        ]);
+    }
+
+    /// A shortage that lasts, and is mild, has nobody wait for ever.
+    #[test]
+    fn a_mild_sign_holds_no_higher_level() {
+        check(&[
+            (0, "at most pins", Pins),
+            (2000, "at most pins", Pins),
+            (3000, "at most window", Window),
+            (5000, "at most window", Window),
+            (6000, "short", Hold),
+            (7000, "at most window", Hold),
+            (9000, "tight", Hold),
+            (10000, "", Window),
+            (13000, "at most window", Window),
+            (14000, "", Window),
+            (16000, "at most pins", Window),
+            (17000, "", Pins),
+            (20000, "at most pins", Pins),
+            (23999, "", Pins),
+            (24000, "", None),
         ]);
     }
 }

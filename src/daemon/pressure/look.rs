@@ -1,19 +1,23 @@
 //! Looking for oneself how short memory is, where nobody tells.
 
 use crate::daemon::size::Size;
+use crate::engine::Pressure;
 use crate::sys::cgroup::{Filling, MemoryCgroup};
 use crate::sys::memory::{self, MachineMemory};
 
-/// Memory is short where the machine can give less than this part of what it has, and abounds
-/// where it can give more than the other.
-const SHORT_SHARE: u64 = 10;
+/// Memory is short where the machine can give less than this part of what it has, and how far that
+/// counts. A small board may live with little for ever; work is held where the end is near.
+const SHORT_SHARES: [(u64, Pressure); 3] =
+    [(40, Pressure::Hold), (20, Pressure::Window), (10, Pressure::Pins)];
+
+/// Memory abounds where the machine can give more than this part.
 const AMPLE_SHARE: u64 = 8;
 
 /// Where the machine can give this part of what it has, it is not the machine that is short.
 const PLENTY_SHARE: u64 = 4;
 
-/// A cgroup is short where this many tenths of its limit are held, and tight below that.
-const SHORT_TENTHS: u64 = 9;
+/// A cgroup is nearly full where this many tenths of its limit are held, and tight below that.
+const NEARLY_TENTHS: u64 = 9;
 const TIGHT_TENTHS: u64 = 8;
 
 /// Tenths of its limit that must be held for a hit of the limit to count: page cache that nobody
@@ -21,14 +25,14 @@ const TIGHT_TENTHS: u64 = 8;
 const HIT_TENTHS: u64 = 5;
 
 /// How a look at the figures turned out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Look {
-    /// Memory is short, and why.
-    Short(String),
-    /// Neither nor.
-    Tight,
     /// There is enough.
     Ample,
+    /// Neither nor.
+    Tight,
+    /// Memory is short, as far as `most` says.
+    Short { most: Pressure, why: String },
 }
 
 /// Compares the figures with limits and with those before.
@@ -58,23 +62,20 @@ impl Looker {
 
     fn judge(&mut self, machine: Option<MachineMemory>, filling: Option<Filling>) -> Look {
         let group = filling.map_or(Look::Ample, |filling| self.judge_group(filling));
-        match (machine.map_or(Look::Ample, judge_machine), group) {
-            (Look::Short(why), _) | (_, Look::Short(why)) => Look::Short(why),
-            (Look::Ample, Look::Ample) => Look::Ample,
-            _ => Look::Tight,
-        }
+        // What is worse counts.
+        machine.map_or(Look::Ample, judge_machine).max(group)
     }
 
     fn judge_group(&mut self, filling: Filling) -> Look {
         let Filling { held_bytes, limit_bytes, hits } = filling;
         let before = self.hits.replace(hits).unwrap_or(hits);
-        let hit = hits > before && holds(filling, HIT_TENTHS);
-        if hit || holds(filling, SHORT_TENTHS) {
-            let (held, limit) = (Size(held_bytes), Size(limit_bytes));
-            let count = hits.saturating_sub(before);
-            return Look::Short(format!(
-                "the cgroup holds {held} of {limit} and came up against its limit {count} times"
-            ));
+        let why = format!("the cgroup holds {} of {}", Size(held_bytes), Size(limit_bytes));
+        if hits > before && holds(filling, HIT_TENTHS) {
+            let why = format!("{why} and hit its limit {} times", hits - before);
+            return Look::Short { most: Pressure::Hold, why };
+        }
+        if holds(filling, NEARLY_TENTHS) {
+            return Look::Short { most: Pressure::Window, why };
         }
         if holds(filling, TIGHT_TENTHS) { Look::Tight } else { Look::Ample }
     }
@@ -92,9 +93,10 @@ fn holds(filling: Filling, tenths: u64) -> bool {
 
 fn judge_machine(machine: MachineMemory) -> Look {
     let MachineMemory { total_bytes, available_bytes } = machine;
-    if available_bytes < total_bytes / SHORT_SHARE {
-        let (available, total) = (Size(available_bytes), Size(total_bytes));
-        return Look::Short(format!("MemAvailable is {available} of {total}"));
+    let short = SHORT_SHARES.iter().find(|(share, _)| available_bytes < total_bytes / share);
+    if let Some((_, most)) = short {
+        let why = format!("MemAvailable is {} of {}", Size(available_bytes), Size(total_bytes));
+        return Look::Short { most: *most, why };
     }
     if available_bytes < total_bytes / AMPLE_SHARE { Look::Tight } else { Look::Ample }
 }
@@ -107,13 +109,20 @@ mod tests {
 
     #[test]
     fn what_the_machine_can_give_is_judged_by_what_it_has() {
+        let short = |most, mib| {
+            let why = format!("MemAvailable is {mib} MiB of 1000 MiB");
+            Look::Short { most, why }
+        };
         let check = |available: u64, expected: Look| {
             let machine =
                 MachineMemory { total_bytes: 1000 * MIB, available_bytes: available * MIB };
             let mut looker = Looker { group: None, hits: None };
             assert_eq!(looker.judge(Some(machine), None), expected, "{available} MiB");
         };
-        check(99, Look::Short("MemAvailable is 99 MiB of 1000 MiB".to_string()));
+        check(24, short(Pressure::Hold, 24));
+        check(25, short(Pressure::Window, 25));
+        check(50, short(Pressure::Pins, 50));
+        check(99, short(Pressure::Pins, 99));
         check(100, Look::Tight);
         check(124, Look::Tight);
         check(125, Look::Ample);
@@ -127,20 +136,34 @@ mod tests {
             let filling = Filling { held_bytes: held * MIB, limit_bytes: 100 * MIB, hits };
             let ample = MachineMemory { total_bytes: 8, available_bytes: 8 };
             let said = match looker.judge(Some(ample), Some(filling)) {
-                Look::Short(why) => why,
+                Look::Short { most, why } => format!("{}: {why}", most.name()),
                 look => format!("{look:?}"),
             };
-            assert!(said.contains(expected), "{held} MiB, {hits} hits: {said}");
+            assert_eq!(said, expected, "{held} MiB, {hits} hits");
         };
         // Hits from before the first look say nothing of now.
         check(60, 7, "Ample");
-        check(60, 7, "Ample");
-        check(60, 9, "60 MiB of 100 MiB and came up against its limit 2 times");
+        check(60, 9, "hold: the cgroup holds 60 MiB of 100 MiB and hit its limit 2 times");
         check(60, 9, "Ample");
         check(40, 99, "Ample");
         check(80, 99, "Tight");
-        check(90, 99, "90 MiB of 100 MiB and came up against its limit 0 times");
-        check(100, 100, "100 MiB of 100 MiB");
+        check(90, 99, "window: the cgroup holds 90 MiB of 100 MiB");
+        check(90, 100, "hold: the cgroup holds 90 MiB of 100 MiB and hit its limit 1 times");
+    }
+
+    #[test]
+    fn what_is_worse_counts() {
+        let mut looker = Looker { group: None, hits: None };
+        let filling = Filling { held_bytes: 90, limit_bytes: 100, hits: 0 };
+        let mut most = |available_bytes| {
+            let machine = MachineMemory { total_bytes: 1000, available_bytes };
+            match looker.judge(Some(machine), Some(filling)) {
+                Look::Short { most, .. } => most,
+                look => panic!("{look:?}"),
+            }
+        };
+        assert_eq!(most(99), Pressure::Window);
+        assert_eq!(most(24), Pressure::Hold);
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl PressureWatch {
             };
             let now = Instant::now();
             let why = match look {
-                Some(Look::Short(why)) => self.ladder.climb(now).then_some(why),
+                Some(Look::Short { most, why }) => self.ladder.climb(most, now).then_some(why),
                 Some(Look::Tight) => {
                     self.ladder.stay(now);
                     None
@@ -116,7 +116,7 @@ impl Signs {
                     Ok(why) if doubt.as_ref().is_some_and(Looker::is_plenty) => {
                         log::debug!("not ours: memory pressure {why}, but there is plenty");
                     }
-                    Ok(why) => return Look::Short(why),
+                    Ok(why) => return Look::Short { most: Pressure::Hold, why },
                     Err(why) => *self = Signs::looked(&why),
                 },
             }
