@@ -4,7 +4,7 @@
 //! T_compute, the same pass with everything pinned. All three are measured in one run, in turns,
 //! and compared by their medians.
 
-use super::setup::{self, Times};
+use super::setup::{self, Subject, Times};
 use anyhow::{Result, ensure};
 use clap::Args;
 use hermes::api::size;
@@ -12,21 +12,13 @@ use hermes::engine::{Config, Engine, Reply, Request, SourceKind};
 use hermes::sys::cgroup::OwnCgroup;
 use hermes::sys::memory;
 use serde_json::json;
-use std::path::PathBuf;
 use std::time::Instant;
 
 /// Arguments of `hermes-bench pass`.
 #[derive(Args)]
 pub struct Arguments {
-    /// Folder of the store
-    #[arg(long)]
-    store: PathBuf,
-    /// Name of the model
-    #[arg(long)]
-    model: String,
-    /// Variant; the model's best by default
-    #[arg(long)]
-    variant: Option<String>,
+    #[command(flatten)]
+    subject: Subject,
     /// Bytes of tape ahead of and under compute
     #[arg(long, value_parser = size::parse, default_value = "16MiB")]
     window: u64,
@@ -62,7 +54,8 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.repeat > 0, "--repeat takes at least 1");
-    let request = setup::request(&arguments.store, &arguments.model, arguments.tokens)?;
+    let request =
+        setup::request(&arguments.subject.store, &arguments.subject.model, arguments.tokens)?;
     let mut report = Report::default();
     let streamed = streamed(arguments, &request, &mut report)?;
     if !arguments.no_resident {
@@ -78,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 impl Arguments {
     fn chill(&self) -> Result<()> {
-        if self.cold { setup::chill(&self.store, &self.model) } else { Ok(()) }
+        if self.cold { setup::chill(&self.subject.store, &self.subject.model) } else { Ok(()) }
     }
 }
 
@@ -105,7 +98,7 @@ fn streamed(arguments: &Arguments, request: &Request, report: &mut Report) -> Re
     memory::reset_peak();
     let engine = Engine::start(config)?;
     let started = Instant::now();
-    engine.load(&arguments.model)?;
+    engine.load(&arguments.subject.model)?;
     report.load_us = started.elapsed().as_micros() as u64;
     let mut last = engine.infer(request.clone())?;
     for _ in 0..arguments.repeat {
@@ -118,7 +111,7 @@ fn streamed(arguments: &Arguments, request: &Request, report: &mut Report) -> Re
         report.anonymous_bytes = figures.anonymous_bytes;
         report.charged_bytes = cgroup.as_ref().and_then(OwnCgroup::peak_bytes);
         arguments.chill()?;
-        report.io_us.push(engine.play(&arguments.model)?.latency_us);
+        report.io_us.push(engine.play(&arguments.subject.model)?.latency_us);
     }
     report.bytes_read = last.stats.bytes_read;
     report.activation_bytes = last.stats.activation_bytes;
@@ -156,9 +149,9 @@ fn config(arguments: &Arguments, budget_bytes: u64) -> Config {
         pin_bytes: 0,
         threads: arguments.threads,
         loaders: arguments.loaders,
-        variant: arguments.variant.clone(),
+        variant: arguments.subject.variant.clone(),
         source,
-        ..Config::new(&arguments.store, budget_bytes)
+        ..Config::new(&arguments.subject.store, budget_bytes)
     }
 }
 
@@ -176,7 +169,10 @@ impl Report {
     fn print(&self, arguments: &Arguments) {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let times = |us: &[u64]| Times(us.to_vec()).line();
-        println!("{} of {} tokens, {} passes", arguments.model, arguments.tokens, arguments.repeat);
+        println!(
+            "{} of {} tokens, {} passes",
+            arguments.subject.model, arguments.tokens, arguments.repeat
+        );
         println!("load       {:8.1} ms", self.load_us as f64 / 1e3);
         println!("latency    {}", times(&self.latency_us));
         println!("T_io       {}", times(&self.io_us));
@@ -208,8 +204,8 @@ impl Report {
         println!(
             "{}",
             json!({
-                "model": arguments.model,
-                "variant": arguments.variant,
+                "model": arguments.subject.model,
+                "variant": arguments.subject.variant,
                 "tokens": arguments.tokens,
                 "window_bytes": arguments.window,
                 "load_us": self.load_us,

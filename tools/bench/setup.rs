@@ -1,13 +1,28 @@
 //! What the benchmarks share: requests a model accepts, cold files, figures of repeated times.
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use hermes::engine::{Array, Cancel, Request};
 use hermes::store::manifest::{Dim, Port};
 use hermes::store::{Dtype, Store};
 use hermes::sys::map;
 use serde_json::json;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// What is measured.
+#[derive(Args)]
+pub struct Subject {
+    /// Folder of the store
+    #[arg(long)]
+    pub store: PathBuf,
+    /// Name of the model
+    #[arg(long)]
+    pub model: String,
+    /// Variant; the model's best by default
+    #[arg(long)]
+    pub variant: Option<String>,
+}
 
 /// Median, smallest and largest of some times.
 pub struct Times(pub Vec<u64>);

@@ -2,7 +2,7 @@
 //! clients; the daemon must answer the others and hold no more at the end than at the beginning.
 
 use super::daemon::{self, Daemon};
-use super::setup;
+use super::setup::{self, Subject};
 use super::synth::random::split_mix;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -12,7 +12,6 @@ use hermes::engine::Request;
 use serde_json::json;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,15 +19,8 @@ use std::time::{Duration, Instant};
 /// Arguments of `hermes-bench soak`.
 #[derive(Args)]
 pub struct Arguments {
-    /// Folder of the store
-    #[arg(long)]
-    store: PathBuf,
-    /// Name of the model
-    #[arg(long)]
-    model: String,
-    /// Variant; the model's best by default
-    #[arg(long)]
-    variant: Option<String>,
+    #[command(flatten)]
+    subject: Subject,
     /// Requests in all
     #[arg(long, default_value_t = 100_000)]
     requests: u64,
@@ -86,9 +78,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { requests, warm, clients, tokens, .. } = arguments;
     ensure!(*clients > 0 && *tokens > 0, "--clients and --tokens take at least 1");
     ensure!(warm < requests, "--warm takes less than --requests");
-    let daemon = Daemon::start(&arguments.store, arguments.budget, arguments.variant.as_deref())?;
+    let daemon = Daemon::start(
+        &arguments.subject.store,
+        arguments.budget,
+        arguments.subject.variant.as_deref(),
+    )?;
     let shapes: Vec<Request> = (1..=*tokens)
-        .map(|tokens| setup::request(&arguments.store, &arguments.model, tokens))
+        .map(|tokens| setup::request(&arguments.subject.store, &arguments.subject.model, tokens))
         .collect::<Result<_>>()?;
     let (ends, next, warm_bytes) = (Ends::default(), AtomicU64::new(0), AtomicU64::new(0));
     let began = Instant::now();

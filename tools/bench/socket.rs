@@ -1,7 +1,7 @@
 //! `hermes-bench socket`: what the socket and HTTP add to a pass, and what idle clients hold.
 
 use super::daemon::{self, Daemon};
-use super::setup::{self, Times};
+use super::setup::{self, Subject, Times};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use hermes::api::infer_reply::InferReply;
@@ -10,21 +10,13 @@ use hermes::engine::Request;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::Instant;
 
 /// Arguments of `hermes-bench socket`.
 #[derive(Args)]
 pub struct Arguments {
-    /// Folder of the store
-    #[arg(long)]
-    store: PathBuf,
-    /// Name of the model
-    #[arg(long)]
-    model: String,
-    /// Variant; the model's best by default
-    #[arg(long)]
-    variant: Option<String>,
+    #[command(flatten)]
+    subject: Subject,
     /// Size of every open dimension of the inputs
     #[arg(long, default_value_t = 128)]
     tokens: usize,
@@ -51,7 +43,9 @@ struct Overheads {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let Arguments { store, model, variant, tokens, repeat, idle, budget, .. } = arguments;
+    let Arguments {
+        subject: Subject { store, model, variant }, tokens, repeat, idle, budget, ..
+    } = arguments;
     ensure!(*repeat > 0 && *idle > 0, "--repeat and --idle take at least 1");
     let daemon = Daemon::start(store, *budget, variant.as_deref())?;
     let empty_bytes = daemon.resident_bytes();

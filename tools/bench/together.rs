@@ -1,27 +1,19 @@
 //! `hermes-bench together`: what several requests for one model cost beside one alone.
 
-use super::setup::{self, Times};
+use super::setup::{self, Subject, Times};
 use anyhow::{Result, ensure};
 use clap::Args;
 use hermes::api::size;
 use hermes::engine::{Config, Engine, Reply, Request, SourceKind};
 use serde_json::json;
-use std::path::PathBuf;
 use std::sync::Barrier;
 use std::time::Instant;
 
 /// Arguments of `hermes-bench together`.
 #[derive(Args)]
 pub struct Arguments {
-    /// Folder of the store
-    #[arg(long)]
-    store: PathBuf,
-    /// Name of the model
-    #[arg(long)]
-    model: String,
-    /// Variant; the model's best by default
-    #[arg(long)]
-    variant: Option<String>,
+    #[command(flatten)]
+    subject: Subject,
     /// Requests that come at once
     #[arg(long, default_value_t = 16)]
     requests: usize,
@@ -44,13 +36,15 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let Arguments { store, model, requests, tokens, repeat, throttle, .. } = arguments;
+    let Arguments {
+        subject: Subject { store, model, .. }, requests, tokens, repeat, throttle, ..
+    } = arguments;
     ensure!(*repeat > 0 && *requests > 0, "--repeat and --requests take at least 1");
     let source = match *throttle {
         Some(bytes_per_s) => SourceKind::Throttled { bytes_per_s },
         None => SourceKind::Board,
     };
-    let variant = arguments.variant.clone();
+    let variant = arguments.subject.variant.clone();
     let config = Config::new(store, arguments.budget);
     let engine = Engine::start(Config { variant, source, pin_bytes: 0, ..config })?;
     let request = setup::request(store, model, *tokens)?;
