@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measure the passes that SPECIFICATION.md gives figures of: tools/bench.sh [DIR]
 # Writes BERT-Large with random weights (1.3 GB) and its store (1.7 GB) into DIR, by default
-# target/bench, once; then plays cold and warm passes of 128 tokens through a 16 MiB window.
+# target/bench, once; then plays cold and warm passes of 128 tokens through a 16 MiB window, and
+# sixteen requests at once from a disk of 200 MB/s.
 # Run it on an idle machine. HERMES_BIN=DIR takes programs that are built already.
 set -euo pipefail
 
@@ -25,3 +26,8 @@ for variant in f32 q8; do
             --variant "$variant" --window 16MiB --tokens 128 $cold
     done
 done
+echo "== 16 requests of 16 tokens at once, a disk of 200 MB/s"
+"$HERMES_BIN/hermes-bench" together --store "$dir/store" --model bert-large --variant f32 \
+    --throttle 190.7MiB
+echo "== what the socket adds, and what idle clients hold"
+"$HERMES_BIN/hermes-bench" socket --store "$dir/store" --model bert-large --variant q8 --repeat 9
