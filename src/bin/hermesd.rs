@@ -3,13 +3,12 @@
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, Parser};
 use hermes::api;
-use hermes::daemon::config::{self, Bytes, Effective, Sources};
+use hermes::daemon::config::{self, Bytes, Effective, Sources, Threads};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
 use hermes::sys::{heap, memory};
 use serde::Serialize;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -62,10 +61,10 @@ struct Flags {
     window: Option<Bytes>,
     /// Compute threads [default: one a core].
     #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    threads: Option<Threads>,
     /// Threads that read from disk [default: chosen].
     #[arg(long)]
-    loaders: Option<NonZeroUsize>,
+    loaders: Option<Threads>,
     /// Variant of the weights to serve, such as f32 or q8 [default: the best the model has].
     #[arg(long)]
     variant: Option<String>,

@@ -17,7 +17,7 @@ use crate::sys::{cgroup::MemoryCgroup, memory};
 use log::LevelFilter;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -50,9 +50,9 @@ pub struct Settings {
     /// Bytes of tape ahead of and under compute.
     pub window: Option<Bytes>,
     /// Compute threads.
-    pub threads: Option<NonZeroUsize>,
+    pub threads: Option<Threads>,
     /// Loader threads.
-    pub loaders: Option<NonZeroUsize>,
+    pub loaders: Option<Threads>,
     /// Variant of every model.
     pub variant: Option<String>,
     /// Seconds for running requests to end after the daemon was told to stop.
@@ -99,8 +99,8 @@ impl Settings {
         }
         Config {
             window_bytes: self.window.map(|window| window.0),
-            threads: self.threads.map(NonZeroUsize::get),
-            loaders: self.loaders.map(NonZeroUsize::get),
+            threads: self.threads.map(|threads| threads.0.get().into()),
+            loaders: self.loaders.map(|threads| threads.0.get().into()),
             variant: self.variant.clone(),
             ..Config::new(&self.store, budget_bytes)
         }
@@ -156,6 +156,33 @@ impl Key {
     /// The environment variable that sets it.
     pub fn variable(&self) -> String {
         format!("HERMES_{}", self.name.replace('.', "_").to_uppercase())
+    }
+}
+
+/// A number of threads: 1 to 255, beyond any board's cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Threads(
+    /// How many.
+    pub NonZeroU8,
+);
+
+impl TryFrom<i64> for Threads {
+    type Error = String;
+
+    fn try_from(count: i64) -> Result<Threads, String> {
+        let threads = u8::try_from(count).ok().and_then(NonZeroU8::new);
+        threads.map(Threads).ok_or_else(|| format!("{count} threads: give 1 to 255"))
+    }
+}
+
+impl FromStr for Threads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Threads, String> {
+        let count: i64 =
+            text.parse().map_err(|_| format!("{text:?} is no number: give 1 to 255"))?;
+        Threads::try_from(count)
     }
 }
 

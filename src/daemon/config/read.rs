@@ -387,7 +387,8 @@ mod tests {
         check("\n\nbudget = \"64MB\"", "c.toml:3: \"64MB\" is not a size");
         check("budget = -1", "c.toml:1: invalid value: integer `-1`, expected a size");
         check("budget = true", "c.toml:1: invalid type: boolean `true`, expected a size");
-        check("threads = 0", "c.toml:1: invalid value: integer `0`, expected a nonzero");
+        check("threads = 0", "c.toml:1: 0 threads: give 1 to 255");
+        check("loaders = 99999", "c.toml:1: 99999 threads: give 1 to 255");
         check("drain = 1.5", "c.toml:1: invalid type: floating point `1.5`, expected u32");
         check("log = \"loud\"", "c.toml:1: unknown variant `loud`, expected one of `error`");
         check("rights = 3", "c.toml:1: there is no key \"rights\"");
@@ -427,7 +428,7 @@ mod tests {
         let settings = &effective.settings;
         assert_eq!(settings.budget, Some(Bytes(66 << 20)));
         assert_eq!(settings.window, Some(Bytes(4 << 20)));
-        assert_eq!(settings.threads.unwrap().get(), 3);
+        assert_eq!(settings.threads.unwrap().0.get(), 3);
         assert_eq!((settings.drain, settings.log), (3, Level::Warn));
         assert_eq!(settings.rights.texts(Right::Infer), ["1", "2", "@3"]);
         assert_eq!(settings.rights.texts(Right::Load), ["7"]);
@@ -461,6 +462,6 @@ mod tests {
         running.take_live(newer);
         assert_eq!(running.settings.drain, 2);
         assert_eq!(running.settings.budget, Some(Bytes(64 << 20)));
-        assert_eq!(running.settings.threads.unwrap().get(), 2);
+        assert_eq!(running.settings.threads.unwrap().0.get(), 2);
     }
 }
