@@ -46,6 +46,9 @@ struct Figures {
     switch_us: Vec<u64>,
     /// Loading the first block, in those.
     first_block_us: Vec<u64>,
+    /// Reading the tape alone, after the same model's and after the other's.
+    stay_io_us: Vec<u64>,
+    switch_io_us: Vec<u64>,
 }
 
 /// Runs the command.
@@ -77,6 +80,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             figures.first_block_us.push(first.unwrap_or(0));
             figures.stay_us.push(time(&engine, request, None)?);
         }
+        for (model, figures) in models.iter().zip(&mut figures) {
+            figures.switch_io_us.push(engine.play(model)?.latency_us);
+            figures.stay_io_us.push(engine.play(model)?.latency_us);
+        }
     }
     engine.shutdown();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -87,12 +94,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             mib(arguments.budget)
         );
     }
-    for (model, Figures { stay_us, switch_us, first_block_us }) in models.iter().zip(figures) {
-        let (stay, switch, first) = (Times(stay_us), Times(switch_us), Times(first_block_us));
+    for (model, figures) in models.iter().zip(figures) {
+        let (stay, switch) = (Times(figures.stay_us), Times(figures.switch_us));
+        let (stay_io, switch_io) = (Times(figures.stay_io_us), Times(figures.switch_io_us));
+        let first = Times(figures.first_block_us);
         if arguments.json {
             let report = json!({
                 "model": model, "budget_bytes": arguments.budget, "tape_bytes": tape_bytes,
                 "stay_us": stay.json(), "switch_us": switch.json(), "first_block_us": first.json(),
+                "stay_io_us": stay_io.json(), "switch_io_us": switch_io.json(),
             });
             println!("{report}");
         } else {
@@ -100,6 +110,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             println!("  after itself     {}", stay.line());
             println!("  after the other  {}", switch.line());
             println!("  its first block  {}", first.line());
+            println!("reading alone");
+            println!("  after itself     {}", stay_io.line());
+            println!("  after the other  {}", switch_io.line());
         }
     }
     Ok(())
