@@ -127,7 +127,6 @@ fn streamed_outputs_are_the_resident_ones_to_the_bit() {
                 assert!(found.outputs == expected.outputs, "{model} {variant}, half pinned");
                 for engine in [&direct, &half_direct] {
                     let found = infer(engine, model, tokens);
-                    assert!(found.stats.bytes_read > 0);
                     assert!(found.outputs == expected.outputs, "{model} {variant}, direct");
                 }
             }
