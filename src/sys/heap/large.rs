@@ -174,7 +174,7 @@ mod tests {
     fn classes_waste_an_eighth_at_most() {
         for bytes in (LARGE_BYTES..64 << 20).step_by(77_777) {
             let class = class(bytes);
-            assert!(class >= bytes && class % page_size() == 0);
+            assert!(class >= bytes && class.is_multiple_of(page_size()));
             assert!(class <= bytes + bytes / 8 + page_size(), "{bytes}: {class}");
             assert_eq!(super::class(class), class);
         }
