@@ -5,6 +5,7 @@ use hermes::engine::{
     Array, Cancel, Config, Engine, EngineError, ErrorKind, Pressure, Reply, Request, SourceKind,
 };
 use hermes::stream::{Category, Faults, StreamError};
+use hermes::sys::disk::Disk;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -109,8 +110,11 @@ fn streamed_outputs_are_the_resident_ones_to_the_bit() {
         let config = Config { variant: Some(variant.to_string()), ..config() };
         let streamed = Engine::start(config.clone()).unwrap();
         let resident = Engine::start(Config { pin_bytes: u64::MAX, ..config.clone() }).unwrap();
-        let half =
-            Engine::start(Config { pin_bytes: 1 << 20, threads: Some(1), ..config }).unwrap();
+        let half = Config { pin_bytes: 1 << 20, threads: Some(1), ..config.clone() };
+        let half = Engine::start(half).unwrap();
+        let direct = Config { source: SourceKind::Direct, ..config.clone() };
+        let half_direct = Engine::start(Config { pin_bytes: 1 << 20, ..direct.clone() }).unwrap();
+        let direct = Engine::start(direct).unwrap();
         for model in ["bert-tiny", "gpt2-tiny"] {
             for tokens in [1, 3, 16, 61] {
                 infer(&resident, model, tokens);
@@ -121,9 +125,35 @@ fn streamed_outputs_are_the_resident_ones_to_the_bit() {
                 assert!(found.outputs == expected.outputs, "{model} {variant}, {tokens} tokens");
                 let found = infer(&half, model, tokens);
                 assert!(found.outputs == expected.outputs, "{model} {variant}, half pinned");
+                for engine in [&direct, &half_direct] {
+                    let found = infer(engine, model, tokens);
+                    assert!(found.outputs == expected.outputs, "{model} {variant}, direct");
+                }
             }
         }
     }
+}
+
+/// Which source brings a model's blocks in where direct reads are asked for.
+fn source_asked_direct(store: &Path) -> (&'static str, Reply) {
+    let source = SourceKind::Direct;
+    let engine = Engine::start(Config { source, store: store.to_owned(), ..config() }).unwrap();
+    let name = engine.load("bert-tiny").unwrap().source_name();
+    (name, infer(&engine, "bert-tiny", 9))
+}
+
+#[test]
+fn direct_reads_fall_back_where_they_are_refused() {
+    let store = store().join("store");
+    let (on_disk, expected) = source_asked_direct(&store);
+    if !Disk::of("/".as_ref(), &store).is_some_and(|disk| disk.is_memory()) {
+        assert_eq!(on_disk, "direct", "the file system of {} refuses direct reads", path(&store));
+    }
+    let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return };
+    run("cp", &["-r", path(&store), path(memory.path())]);
+    let (in_memory, found) = source_asked_direct(&memory.path().join("store"));
+    assert_ne!(in_memory, "direct");
+    assert!(found.outputs == expected.outputs);
 }
 
 /// A causal model's first rows do not depend on what follows. tract's own passes folded the mask

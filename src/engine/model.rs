@@ -9,11 +9,13 @@ use crate::graph::{self, Footprint, GraphError, Imported, Lockstep, READ_AHEAD_B
 use crate::store::manifest::{Dim, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{
-    Block, Category, FaultySource, Grant, Ledger, MappedSource, ReadSource, StreamError,
-    ThrottledSource, WeightSource,
+    Block, Category, DirectSource, FaultySource, Grant, Ledger, MappedSource, ReadSource, Slots,
+    StreamError, ThrottledSource, WeightSource,
 };
+use crate::sys::direct::DirectFile;
 use crate::sys::{heap, map};
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use tract_core::internal::*;
@@ -51,6 +53,7 @@ impl Model {
         serving: Serving,
         variant: Option<&str>,
         source: SourceKind,
+        slots: &Arc<Slots>,
         idle_bytes: u64,
         ledger: &Arc<Ledger>,
     ) -> Result<Model, EngineError> {
@@ -68,7 +71,7 @@ impl Model {
             layers.map(|layer| dir.open_layer(layer, &variant)).collect::<Result<_, _>>()?;
         let tape = Tape::build(manifest, &files, &imported.uses)?;
         let files = files.into_iter().map(|layer| (layer.path, layer.file)).collect();
-        let source = open_source(files, source)?;
+        let source = open_source(files, source, slots)?;
         let peak = heap::peak_bytes().saturating_sub(held);
         log::debug!("loading held {peak} bytes at its peak, {expected} were expected");
         heap::trim();
@@ -76,7 +79,8 @@ impl Model {
         if measured > 0 {
             grant.resize(measured)?;
         }
-        let pins = Pins::none(tape.blocks.len(), ledger)?;
+        let held = tape.blocks.iter().map(|block| source.held_bytes(block));
+        let pins = Pins::none(held.collect(), ledger)?;
         Ok(Model {
             blocks: tape.blocks.clone().into(),
             serving,
@@ -111,6 +115,16 @@ impl Model {
     /// Bytes of the tape.
     pub fn tape_bytes(&self) -> u64 {
         self.tape.bytes()
+    }
+
+    /// Most bytes of memory that one of its blocks takes.
+    pub(super) fn largest_block_bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| self.source.held_bytes(block)).max().unwrap_or(0)
+    }
+
+    /// What brings its blocks in: "mapped", "read" or "direct".
+    pub fn source_name(&self) -> &'static str {
+        self.source.name()
     }
 
     /// Takes the model out of service.
@@ -218,20 +232,41 @@ fn check_ports(manifest: &Manifest, imported: &Imported) -> Result<(), GraphErro
 }
 
 fn open_source(
-    files: Vec<(PathBuf, std::fs::File)>,
+    files: Vec<(PathBuf, File)>,
     kind: SourceKind,
+    slots: &Arc<Slots>,
 ) -> Result<Arc<dyn WeightSource>, StreamError> {
+    let direct = match kind {
+        SourceKind::Direct => open_direct(&files),
+        _ => None,
+    };
     let board: Arc<dyn WeightSource> = if map::populate_supported() {
         Arc::new(MappedSource::new(files, READ_AHEAD_BYTES)?)
     } else {
         log::warn!("this kernel has no MADV_POPULATE_READ: blocks are read, not mapped");
         Arc::new(ReadSource::new(files)?)
     };
-    Ok(match kind {
-        SourceKind::Board => board,
-        SourceKind::Throttled { bytes_per_s } => Arc::new(ThrottledSource::new(board, bytes_per_s)),
-        SourceKind::Faulty(faults) => Arc::new(FaultySource::new(board, faults)),
+    Ok(match (kind, direct) {
+        (SourceKind::Board | SourceKind::Direct, None) => board,
+        (SourceKind::Throttled { bytes_per_s }, _) => {
+            Arc::new(ThrottledSource::new(board, bytes_per_s))
+        }
+        (SourceKind::Faulty(faults), _) => Arc::new(FaultySource::new(board, faults)),
+        (_, Some(direct)) => {
+            Arc::new(DirectSource::new(direct, board, READ_AHEAD_BYTES, Arc::clone(slots)))
+        }
     })
+}
+
+/// The files for direct reads; none where one of them refuses.
+fn open_direct(files: &[(PathBuf, File)]) -> Option<Vec<DirectFile>> {
+    let open = |(path, file): &(PathBuf, File)| {
+        DirectFile::reopen(file).inspect_err(|error| {
+            let path = path.display();
+            log::warn!("{path}: no direct reads here ({error}): the file is mapped instead");
+        })
+    };
+    files.iter().map(open).collect::<Result<_, _>>().ok()
 }
 
 /// Checks one input's type and shape; `bound` holds the sizes that symbols have so far.

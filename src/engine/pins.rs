@@ -4,13 +4,15 @@
 //! letting them go. They are the first thing to give way when memory is needed.
 
 use super::error::EngineError;
-use crate::stream::{Block, Category, Grant, Ledger, Loaded};
+use crate::stream::{Category, Grant, Ledger, Loaded};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A model's pins: the head of its tape, as far as the ledger grants it.
 pub struct Pins(Mutex<State>);
 
 struct State {
+    /// Bytes of memory that each block of the tape takes.
+    sizes: Vec<u64>,
     /// By index on the tape; each carries the grant of its bytes.
     blocks: Vec<Option<Arc<Loaded>>>,
     /// Bytes granted for blocks that the running pass is to keep.
@@ -18,10 +20,11 @@ struct State {
 }
 
 impl Pins {
-    /// Nothing pinned of a tape of `blocks` blocks.
-    pub fn none(blocks: usize, ledger: &Arc<Ledger>) -> Result<Pins, EngineError> {
+    /// Nothing pinned of a tape whose blocks take so many bytes of memory each.
+    pub fn none(sizes: Vec<u64>, ledger: &Arc<Ledger>) -> Result<Pins, EngineError> {
         let coming = ledger.try_grant(Category::Pins, 0)?;
-        Ok(Pins(Mutex::new(State { blocks: vec![None; blocks], coming })))
+        let blocks = vec![None; sizes.len()];
+        Ok(Pins(Mutex::new(State { sizes, blocks, coming })))
     }
 
     /// The pinned blocks, by index on the tape.
@@ -31,17 +34,18 @@ impl Pins {
 
     /// Bytes pinned.
     pub fn bytes(&self) -> u64 {
-        let pinned = |block: &Arc<Loaded>| (**block).as_ref().len() as u64;
-        self.lock().blocks.iter().flatten().map(pinned).sum()
+        let state = self.lock();
+        let pinned = state.sizes.iter().zip(&state.blocks).filter(|(_, block)| block.is_some());
+        pinned.map(|(bytes, _)| bytes).sum()
     }
 
     /// Has up to `more_bytes` granted for further blocks of the tape's head. Returns the index
     /// below which the coming pass is to keep what passes.
-    pub fn plan(&self, tape: &[Block], more_bytes: u64) -> usize {
+    pub fn plan(&self, more_bytes: u64) -> usize {
         let mut state = self.lock();
         let (mut keep, mut bytes) = (0, 0);
-        for (block, pinned) in tape.iter().zip(&state.blocks) {
-            let more = if pinned.is_some() { 0 } else { block.bytes };
+        for (held, pinned) in state.sizes.iter().zip(&state.blocks) {
+            let more = if pinned.is_some() { 0 } else { *held };
             if bytes + more > more_bytes {
                 break;
             }
@@ -64,7 +68,7 @@ impl Pins {
     pub fn take(&self, kept: Vec<(usize, Arc<Loaded>)>) {
         let mut state = self.lock();
         for (index, loaded) in kept {
-            let bytes = (*loaded).as_ref().len() as u64;
+            let bytes = state.sizes[index];
             if state.blocks[index].is_none() && state.coming.bytes() >= bytes {
                 let grant = state.coming.split(bytes);
                 state.blocks[index] = Some(Arc::new(Loaded::granted(loaded, grant)));

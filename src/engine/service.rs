@@ -62,6 +62,8 @@ impl Config {
 pub enum SourceKind {
     /// The board's disk, by the best way the kernel has.
     Board,
+    /// The same past the page cache, where the file system lets us.
+    Direct,
     /// The same, slowed down.
     Throttled { bytes_per_s: u64 },
     /// The same, failing by seed.

@@ -114,9 +114,4 @@ impl Tape {
     pub fn bytes(&self) -> u64 {
         self.blocks.iter().map(|block| block.bytes).sum()
     }
-
-    /// Bytes of the largest block.
-    pub fn largest_block_bytes(&self) -> u64 {
-        self.blocks.iter().map(|block| block.bytes).max().unwrap_or(0)
-    }
 }

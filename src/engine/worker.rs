@@ -10,7 +10,7 @@ use super::service::{Config, Reply, Shared, lock};
 use super::stats::Counters;
 use crate::graph::Kernels;
 use crate::store::ModelDir;
-use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaders, Trace};
+use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaders, Slots, Trace};
 use crate::sys::{affinity, heap, memory};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -45,6 +45,8 @@ pub(super) struct Worker {
     loaders: Loaders,
     kernels: Arc<Kernels>,
     window_bytes: u64,
+    /// Where blocks of direct sources go, within the window.
+    slots: Arc<Slots>,
     /// Anonymous memory beside the heap: stacks, the programs' own data.
     unheaped_bytes: u64,
     _grants: Vec<Grant>,
@@ -94,6 +96,7 @@ impl Worker {
             loaders: Loaders::start(&loader_cores).map_err(EngineError::Thread)?,
             kernels: Arc::new(Kernels::native()),
             window_bytes,
+            slots: Arc::default(),
             unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
             _grants: grants,
         })
@@ -106,11 +109,12 @@ impl Worker {
             shared.busy.store(true, Ordering::Relaxed);
             patience = (!matches!(turn, Turn::Idle)).then_some(QUIET);
             match turn {
-                Turn::Idle => heap::trim(),
+                Turn::Idle => self.rest(),
                 Turn::Pass(model) => self.take_turn(shared, &model),
                 Turn::Control(Control::Load(model, answer)) => answer(self.load(shared, &model)),
                 Turn::Control(Control::Unload(model, answer)) => {
                     unload(shared, &model);
+                    self.rest();
                     answer(Ok(()));
                 }
                 Turn::Control(Control::Play(model, answer)) => answer(self.play(shared, &model)),
@@ -122,6 +126,12 @@ impl Worker {
         control.into_iter().for_each(|control| control.refuse(EngineError::Cancelled));
         waiting.into_iter().for_each(|waiting| (waiting.answer)(Err(EngineError::Cancelled)));
         lock(&shared.models).clear();
+    }
+
+    /// Gives back what is kept for the next pass.
+    fn rest(&self) {
+        self.slots.keep_within(0);
+        heap::trim();
     }
 
     /// One pass for the requests that wait for `name`, as many as fit.
@@ -151,7 +161,8 @@ impl Worker {
             beats: Arc::clone(&shared.beats),
         };
         self.run(shared, &pass, began, seats);
-        let known_bytes = heap::live_bytes() + heap::kept_bytes() + self.unheaped_bytes;
+        let heap_bytes = heap::live_bytes() + heap::kept_bytes();
+        let known_bytes = heap_bytes + self.slots.bytes() + self.unheaped_bytes;
         if memory::process().anonymous_bytes > known_bytes + LOST_BYTES {
             heap::trim();
         }
@@ -291,7 +302,7 @@ impl Worker {
         let reserve = shared.ledger.budget_bytes() / UNPINNED_SHARE;
         let spare = shared.ledger.free_bytes().saturating_sub(reserve);
         let wanted = self.config.pin_bytes.saturating_sub(model.pinned_bytes());
-        let keep = model.pins.plan(&model.blocks, spare.min(wanted));
+        let keep = model.pins.plan(spare.min(wanted));
         if model.pins.coming_bytes() > 0 {
             // What passes have left in the heap is free by the ledger, and about to be used.
             heap::trim();
@@ -306,11 +317,12 @@ impl Worker {
         keep: usize,
         trace: Option<Arc<Trace>>,
     ) -> Arc<Flow> {
-        let smallest = SMALLEST_WINDOW_BLOCKS * model.tape.largest_block_bytes();
+        let smallest = SMALLEST_WINDOW_BLOCKS * model.largest_block_bytes();
         let window_bytes = match shared.pressure.get() >= Pressure::Window {
             true => smallest.min(self.window_bytes),
             false => self.window_bytes,
         };
+        self.slots.keep_within(window_bytes);
         let pins = model.pins.blocks();
         let beats = Arc::clone(&shared.beats);
         let course = Course { window_bytes, pins: &pins, keep, trace, beats };
@@ -344,7 +356,8 @@ impl Worker {
 
     fn load(&self, shared: &Shared, name: &str) -> Result<Arc<Model>, EngineError> {
         let began = Instant::now();
-        heap::trim();
+        // Loading may use the window's bytes.
+        self.rest();
         let loaded = loop {
             let dir = shared.find(name).inspect_err(|_| {
                 unload(shared, name);
@@ -367,11 +380,12 @@ impl Worker {
         let Config { variant, source, .. } = &self.config;
         let (variant, idle) = (variant.as_deref(), self.window_bytes);
         let serving = shared.store.serving(&dir.manifest.model)?;
-        let loading = || Model::load(dir, serving, variant, *source, idle, &shared.ledger);
+        let loading =
+            || Model::load(dir, serving, variant, *source, &self.slots, idle, &shared.ledger);
         let loaded = catch_unwind(AssertUnwindSafe(loading))
             .unwrap_or_else(|panic| Err(EngineError::Internal(panic_text(&*panic))))?;
         memory::release_code();
-        let block_bytes = loaded.tape.largest_block_bytes();
+        let block_bytes = loaded.largest_block_bytes();
         if block_bytes > self.window_bytes {
             return Err(EngineError::WindowTooSmall {
                 model: loaded.name().to_string(),

@@ -76,8 +76,8 @@ impl Flow {
     pub fn new(source: Arc<dyn WeightSource>, tape: Arc<[Block]>, course: Course) -> Arc<Flow> {
         let Course { window_bytes, pins, keep, trace, beats } = course;
         let pinned = |index: usize| pins.get(index).is_some_and(Option::is_some);
-        let window =
-            Window::new(window_bytes, tape.iter().enumerate().map(|(i, b)| (b.bytes, pinned(i))));
+        let sizes = tape.iter().enumerate().map(|(i, b)| (source.held_bytes(b), pinned(i)));
+        let window = Window::new(window_bytes, sizes);
         let arrived = (0..tape.len()).map(|i| pins.get(i).cloned().flatten()).collect();
         let state = State { window, arrived, leaving: vec![], failure: None, busy: 0 };
         Arc::new(Flow {

@@ -59,10 +59,11 @@ impl Drop for Loaders {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Block, Course, Faults, FaultySource, Loaded, MappedSource, ReadSource, StreamError,
-        ThrottledSource, WeightSource,
+        Block, Category, Course, DirectSource, Faults, FaultySource, Ledger, Loaded, MappedSource,
+        ReadSource, Slots, StreamError, ThrottledSource, WeightSource,
     };
     use super::*;
+    use crate::sys::direct::DirectFile;
     use std::io::Write;
     use std::path::PathBuf;
     use std::time::{Duration, Instant};
@@ -105,6 +106,15 @@ mod tests {
             Arc::new(MappedSource::new(self.files(), 64).unwrap())
         }
 
+        /// None where temporary files have no direct reads.
+        fn direct(&self, slots: &Arc<Slots>) -> Option<Arc<dyn WeightSource>> {
+            let reopen = |(_, file): &(PathBuf, std::fs::File)| {
+                DirectFile::reopen(file).inspect_err(|error| eprintln!("not tested: {error}")).ok()
+            };
+            let files = self.files().iter().map(reopen).collect::<Option<_>>()?;
+            Some(Arc::new(DirectSource::new(files, self.mapped(), 64, Arc::clone(slots))))
+        }
+
         /// Plays the tape and returns what compute saw.
         fn play(
             &self,
@@ -112,7 +122,7 @@ mod tests {
             pins: &[Option<Arc<Loaded>>],
         ) -> Result<Vec<u8>, StreamError> {
             let loaders = Loaders::start(&[0, 0]).unwrap();
-            let window_bytes = 3 * BLOCK_BYTES as u64;
+            let window_bytes = 3 * source.held_bytes(&self.tape[0]);
             let course = Course { window_bytes, pins, ..Course::default() };
             let flow = Flow::new(source, Arc::clone(&self.tape), course);
             loaders.serve(&flow);
@@ -134,6 +144,44 @@ mod tests {
         for source in [fixture.mapped(), read, slow] {
             assert!(fixture.play(source, &[]).unwrap() == fixture.content);
         }
+    }
+
+    #[test]
+    fn direct_blocks_take_turns_in_the_windows_slots() {
+        let fixture = fixture(20);
+        let slots = Arc::<Slots>::default();
+        let Some(source) = fixture.direct(&slots) else { return };
+        let held_bytes = source.held_bytes(&fixture.tape[0]);
+        assert!(held_bytes >= BLOCK_BYTES as u64 + 64, "a kernel reads ahead");
+        slots.keep_within(3 * held_bytes);
+        for pinned in [0, 7] {
+            let mut pins = vec![None; 20];
+            for (index, pin) in pins.iter_mut().enumerate().take(pinned) {
+                let grant = Ledger::new(0).try_grant(Category::Pins, 0).unwrap();
+                let loaded = Arc::new(source.load(&fixture.tape[index]).unwrap());
+                *pin = Some(Arc::new(Loaded::granted(loaded, grant)));
+            }
+            assert!(fixture.play(Arc::clone(&source), &pins).unwrap() == fixture.content);
+            let bytes = slots.bytes() - pinned as u64 * held_bytes;
+            assert!((1..=3 * held_bytes).contains(&bytes), "{bytes} bytes wait for the next pass");
+        }
+        slots.keep_within(0);
+        assert_eq!(slots.bytes(), 0, "pins have gone with their blocks");
+    }
+
+    /// The file may be damaged after it was opened.
+    #[test]
+    fn a_file_that_was_cut_is_an_error_of_direct_reads() {
+        let fixture = fixture(8);
+        let slots = Arc::<Slots>::default();
+        let Some(source) = fixture.direct(&slots) else { return };
+        let file = std::fs::File::options().write(true).open(&fixture.path).unwrap();
+        for bytes in [BLOCK_BYTES * 5 + 1000, BLOCK_BYTES * 5, 0] {
+            file.set_len(bytes as u64).unwrap();
+            let text = fixture.play(Arc::clone(&source), &[]).unwrap_err().to_string();
+            assert!(text.contains("the file ends before it") && text.contains("layer"), "{text}");
+        }
+        assert_eq!(slots.bytes(), 0);
     }
 
     #[test]
@@ -197,9 +245,12 @@ mod tests {
                 delay_every: 5,
                 delay: Duration::from_micros(300),
             };
-            let source = Arc::new(FaultySource::new(fixture.mapped(), faults));
-            if let Ok(seen) = fixture.play(source, &[]) {
-                assert!(seen == fixture.content, "seed {seed}");
+            let direct = fixture.direct(&Arc::default());
+            for source in [Some(fixture.mapped()), direct].into_iter().flatten() {
+                let source = Arc::new(FaultySource::new(source, faults));
+                if let Ok(seen) = fixture.play(source, &[]) {
+                    assert!(seen == fixture.content, "seed {seed}");
+                }
             }
         }
     }

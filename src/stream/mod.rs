@@ -1,11 +1,12 @@
 //! The flow of weights: ledger, window, sources, loader threads.
 //!
-//! `window` decides, `flow` moves, `source` reads, `ledger` counts. Nothing here knows tract or
+//! `window` decides, `flow` moves, `source` reads (into `slots`), `ledger` counts. Nothing here knows tract or
 //! what a block means; nothing above reads a weight by another way.
 
 mod flow;
 mod ledger;
 mod loaders;
+mod slots;
 mod source;
 mod trace;
 mod window;
@@ -13,8 +14,10 @@ mod window;
 pub use flow::{BlockLease, Course, Flow, FlowCounters, load_verified};
 pub use ledger::{Category, Grant, Ledger, OverBudget};
 pub use loaders::Loaders;
+pub use slots::Slots;
 pub use source::{
-    Faults, FaultySource, Loaded, MappedSource, ReadSource, ThrottledSource, WeightSource,
+    DirectSource, Faults, FaultySource, Loaded, MappedSource, ReadSource, ThrottledSource,
+    WeightSource,
 };
 pub use trace::{Event, Span, Trace, What};
 pub use window::{Claim, Window};

@@ -6,7 +6,7 @@
 
 use super::setup::{self, Subject, Times};
 use anyhow::{Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hermes::api::size;
 use hermes::engine::{Config, Engine, Reply, Request, SourceKind};
 use hermes::sys::cgroup::OwnCgroup;
@@ -40,8 +40,11 @@ pub struct Arguments {
     /// Drop the model from the page cache before every pass
     #[arg(long)]
     cold: bool,
+    /// How blocks are brought in; mapped where the file system has no direct reads
+    #[arg(long, value_enum, default_value = "mapped")]
+    source: Source,
     /// Hold the disk to this many bytes a second
-    #[arg(long, value_parser = size::parse)]
+    #[arg(long, value_parser = size::parse, conflicts_with = "source")]
     throttle: Option<u64>,
     /// Leave out the resident passes, and with them T_compute and the ratio
     #[arg(long)]
@@ -49,6 +52,12 @@ pub struct Arguments {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Source {
+    Mapped,
+    Direct,
 }
 
 /// Runs the command.
@@ -77,6 +86,7 @@ impl Arguments {
 
 #[derive(Default)]
 struct Report {
+    source: &'static str,
     load_us: u64,
     latency_us: Vec<u64>,
     stall_us: Vec<u64>,
@@ -98,7 +108,7 @@ fn streamed(arguments: &Arguments, request: &Request, report: &mut Report) -> Re
     memory::reset_peak();
     let engine = Engine::start(config)?;
     let started = Instant::now();
-    engine.load(&arguments.subject.model)?;
+    report.source = engine.load(&arguments.subject.model)?.source_name();
     report.load_us = started.elapsed().as_micros() as u64;
     let mut last = engine.infer(request.clone())?;
     for _ in 0..arguments.repeat {
@@ -141,9 +151,10 @@ fn resident(
 }
 
 fn config(arguments: &Arguments, budget_bytes: u64) -> Config {
-    let source = match arguments.throttle {
-        Some(bytes_per_s) => SourceKind::Throttled { bytes_per_s },
-        None => SourceKind::Board,
+    let source = match (arguments.throttle, arguments.source) {
+        (Some(bytes_per_s), _) => SourceKind::Throttled { bytes_per_s },
+        (None, Source::Mapped) => SourceKind::Board,
+        (None, Source::Direct) => SourceKind::Direct,
     };
     Config {
         pin_bytes: 0,
@@ -173,6 +184,7 @@ impl Report {
             "{} of {} tokens, {} passes",
             arguments.subject.model, arguments.tokens, arguments.repeat
         );
+        println!("source     {:>8}", self.source);
         println!("load       {:8.1} ms", self.load_us as f64 / 1e3);
         println!("latency    {}", times(&self.latency_us));
         println!("T_io       {}", times(&self.io_us));
@@ -208,6 +220,7 @@ impl Report {
                 "variant": arguments.subject.variant,
                 "tokens": arguments.tokens,
                 "window_bytes": arguments.window,
+                "source": self.source,
                 "load_us": self.load_us,
                 "latency_us": times(&self.latency_us),
                 "io_us": times(&self.io_us),

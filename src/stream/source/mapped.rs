@@ -1,60 +1,12 @@
-//! Where blocks come from: the mapped file, the read file, and two that misbehave on purpose.
+//! Blocks of the mapped file; blocks of the same read where the kernel cannot bring pages in.
 
-use super::{Block, Grant, StreamError};
+use super::{AlignedBuffer, Loaded, Memory, WeightSource, cut_short, io_error};
+use crate::stream::{Block, StreamError};
 use crate::sys::map::MappedFile;
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-/// Brings blocks into memory. What it returns is the block's memory: dropping it gives the
-/// memory back.
-pub trait WeightSource: Send + Sync {
-    /// Loads one block, unverified.
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError>;
-
-    /// Reads the rows of a table that `ranges` of one file hold, handing each range's bytes to
-    /// `sink` in order.
-    fn read(
-        &self,
-        file: usize,
-        ranges: &[Range<u64>],
-        sink: &mut dyn FnMut(usize, &[u8]),
-    ) -> Result<(), StreamError>;
-
-    /// Path of a file, for errors.
-    fn path(&self, file: usize) -> PathBuf;
-}
-
-/// A block in memory.
-pub struct Loaded(Box<dyn AsRef<[u8]> + Send + Sync>);
-
-impl Loaded {
-    /// The block together with the grant of its bytes: both go when nobody holds it any more.
-    pub fn granted(loaded: Arc<Loaded>, grant: Grant) -> Loaded {
-        Loaded(Box::new(GrantedBlock { loaded, _grant: grant }))
-    }
-}
-
-struct GrantedBlock {
-    loaded: Arc<Loaded>,
-    _grant: Grant,
-}
-
-impl AsRef<[u8]> for GrantedBlock {
-    fn as_ref(&self) -> &[u8] {
-        (*self.loaded).as_ref()
-    }
-}
-
-impl AsRef<[u8]> for Loaded {
-    fn as_ref(&self) -> &[u8] {
-        (*self.0).as_ref()
-    }
-}
 
 /// Layer files mapped into memory, a block at a time.
 pub struct MappedSource {
@@ -106,6 +58,8 @@ struct MappedBlock {
     trail: Arc<Trail>,
 }
 
+impl Memory for MappedBlock {}
+
 impl AsRef<[u8]> for MappedBlock {
     fn as_ref(&self) -> &[u8] {
         self.file.bytes(self.range.clone())
@@ -147,6 +101,10 @@ impl WeightSource for MappedSource {
     fn path(&self, file: usize) -> PathBuf {
         self.files[file].0.clone()
     }
+
+    fn name(&self) -> &'static str {
+        "mapped"
+    }
 }
 
 /// Layer files read into buffers of our own: for kernels without MADV_POPULATE_READ, where
@@ -181,6 +139,10 @@ impl WeightSource for ReadSource {
 
     fn path(&self, file: usize) -> PathBuf {
         self.files[file].0.clone()
+    }
+
+    fn name(&self) -> &'static str {
+        "read"
     }
 }
 
@@ -217,175 +179,9 @@ fn read_ranges(
     Ok(())
 }
 
-/// A buffer aligned for the widest vectors, with room for a kernel to read ahead.
-struct AlignedBuffer {
-    storage: Vec<u8>,
-    range: Range<usize>,
-}
-
-const BUFFER_ALIGN: usize = 64;
-
-impl AlignedBuffer {
-    fn zeroed(bytes: usize) -> AlignedBuffer {
-        let storage = vec![0; bytes + 2 * BUFFER_ALIGN];
-        let start =
-            storage.as_ptr().addr().next_multiple_of(BUFFER_ALIGN) - storage.as_ptr().addr();
-        AlignedBuffer { storage, range: start..start + bytes }
-    }
-
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.storage[self.range.clone()]
-    }
-}
-
-impl AsRef<[u8]> for AlignedBuffer {
-    fn as_ref(&self) -> &[u8] {
-        &self.storage[self.range.clone()]
-    }
-}
-
-/// A source held to a bandwidth, as an SD card or eMMC would be.
-pub struct ThrottledSource {
-    inner: Arc<dyn WeightSource>,
-    bytes_per_s: u64,
-    free_at: Mutex<Instant>,
-}
-
-impl ThrottledSource {
-    /// Slows `inner` to `bytes_per_s`, over all loaders together.
-    pub fn new(inner: Arc<dyn WeightSource>, bytes_per_s: u64) -> ThrottledSource {
-        ThrottledSource {
-            inner,
-            bytes_per_s: bytes_per_s.max(1),
-            free_at: Mutex::new(Instant::now()),
-        }
-    }
-
-    fn wait_for(&self, bytes: u64) {
-        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
-        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = (*free_at).max(Instant::now()) + takes;
-        *free_at = done;
-        drop(free_at);
-        std::thread::sleep(done.saturating_duration_since(Instant::now()));
-    }
-}
-
-impl WeightSource for ThrottledSource {
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
-        let loaded = self.inner.load(block)?;
-        self.wait_for(block.bytes);
-        Ok(loaded)
-    }
-
-    fn read(
-        &self,
-        file: usize,
-        ranges: &[Range<u64>],
-        sink: &mut dyn FnMut(usize, &[u8]),
-    ) -> Result<(), StreamError> {
-        self.wait_for(ranges.iter().map(|range| range.end - range.start).sum());
-        self.inner.read(file, ranges, sink)
-    }
-
-    fn path(&self, file: usize) -> PathBuf {
-        self.inner.path(file)
-    }
-}
-
-/// What a [`FaultySource`] does, each as one in how many loads; 0 is never.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    pub seed: u64,
-    /// The read fails with EIO.
-    pub error_every: u64,
-    /// The read ends early.
-    pub short_every: u64,
-    /// One bit is flipped.
-    pub corrupt_every: u64,
-    /// The read takes `delay` longer.
-    pub delay_every: u64,
-    pub delay: Duration,
-}
-
-/// A source that fails as disks do, by seed.
-pub struct FaultySource {
-    inner: Arc<dyn WeightSource>,
-    faults: Faults,
-    loads: AtomicU64,
-}
-
-impl FaultySource {
-    /// Makes `inner` fail as `faults` say.
-    pub fn new(inner: Arc<dyn WeightSource>, faults: Faults) -> FaultySource {
-        FaultySource { inner, faults, loads: AtomicU64::new(0) }
-    }
-}
-
-/// SplitMix64's output function: a well-mixed number from a counter.
-fn mix(mut z: u64) -> u64 {
-    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-impl WeightSource for FaultySource {
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
-        let Faults { seed, error_every, short_every, corrupt_every, delay_every, delay } =
-            self.faults;
-        let count = self.loads.fetch_add(1, Ordering::Relaxed);
-        let strikes = |every: u64, kind: u64| {
-            every > 0 && mix(seed ^ mix(count ^ (kind << 56))).is_multiple_of(every)
-        };
-        let wanted = block.offset..block.offset + block.bytes;
-        if strikes(delay_every, 1) {
-            std::thread::sleep(delay);
-        }
-        if strikes(error_every, 2) {
-            let error = io::Error::from_raw_os_error(libc::EIO);
-            return Err(io_error(self.path(block.file), wanted, error));
-        }
-        if strikes(short_every, 3) {
-            return Err(io_error(self.path(block.file), wanted, cut_short()));
-        }
-        let loaded = self.inner.load(block)?;
-        if !strikes(corrupt_every, 4) || block.bytes == 0 {
-            return Ok(loaded);
-        }
-        let mut copy = AlignedBuffer::zeroed(block.bytes as usize);
-        copy.as_mut().copy_from_slice(loaded.as_ref());
-        let at = (mix(seed ^ count) % block.bytes) as usize;
-        copy.as_mut()[at] ^= 0x10;
-        Ok(Loaded(Box::new(copy)))
-    }
-
-    fn read(
-        &self,
-        file: usize,
-        ranges: &[Range<u64>],
-        sink: &mut dyn FnMut(usize, &[u8]),
-    ) -> Result<(), StreamError> {
-        self.inner.read(file, ranges, sink)
-    }
-
-    fn path(&self, file: usize) -> PathBuf {
-        self.inner.path(file)
-    }
-}
-
 fn usize_range(range: &Range<u64>, limit: usize) -> Option<Range<usize>> {
     let end = usize::try_from(range.end).ok().filter(|end| *end <= limit)?;
     Some(usize::try_from(range.start).ok()?..end)
-}
-
-fn cut_short() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before it")
-}
-
-fn io_error(path: PathBuf, range: Range<u64>, error: io::Error) -> StreamError {
-    let (offset, bytes) = (range.start, range.end - range.start);
-    StreamError::Io { path, offset, bytes, error: Arc::new(error) }
 }
 
 #[cfg(test)]

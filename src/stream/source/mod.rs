@@ -1,0 +1,119 @@
+//! Where blocks come from: the mapped file, the read file, the disk past the page cache, and two
+//! that misbehave on purpose.
+
+mod direct;
+mod faulty;
+mod mapped;
+mod throttled;
+
+pub use direct::DirectSource;
+pub use faulty::{Faults, FaultySource};
+pub use mapped::{MappedSource, ReadSource};
+pub use throttled::ThrottledSource;
+
+use super::{Block, Grant, StreamError};
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Brings blocks into memory. What it returns is the block's memory: dropping it gives the
+/// memory back.
+pub trait WeightSource: Send + Sync {
+    /// Loads one block, unverified.
+    fn load(&self, block: &Block) -> Result<Loaded, StreamError>;
+
+    /// Reads the rows of a table that `ranges` of one file hold, handing each range's bytes to
+    /// `sink` in order.
+    fn read(
+        &self,
+        file: usize,
+        ranges: &[Range<u64>],
+        sink: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), StreamError>;
+
+    /// Path of a file, for errors.
+    fn path(&self, file: usize) -> PathBuf;
+
+    /// Bytes of memory that a block takes when it is loaded.
+    fn held_bytes(&self, block: &Block) -> u64 {
+        block.bytes
+    }
+
+    /// What brings the blocks in: "mapped", "read" or "direct".
+    fn name(&self) -> &'static str;
+}
+
+/// A block in memory.
+pub struct Loaded(Box<dyn Memory>);
+
+/// What holds a block's bytes.
+trait Memory: AsRef<[u8]> + Send + Sync {
+    /// From now on the memory is not the window's.
+    fn leave_window(&self) {}
+}
+
+impl Loaded {
+    /// The block together with the grant of its bytes: both go when nobody holds it any more.
+    pub fn granted(loaded: Arc<Loaded>, grant: Grant) -> Loaded {
+        loaded.0.leave_window();
+        Loaded(Box::new(GrantedBlock { loaded, _grant: grant }))
+    }
+}
+
+struct GrantedBlock {
+    loaded: Arc<Loaded>,
+    _grant: Grant,
+}
+
+impl Memory for GrantedBlock {}
+
+impl AsRef<[u8]> for GrantedBlock {
+    fn as_ref(&self) -> &[u8] {
+        (*self.loaded).as_ref()
+    }
+}
+
+impl AsRef<[u8]> for Loaded {
+    fn as_ref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
+/// A buffer aligned for the widest vectors, with room for a kernel to read ahead.
+struct AlignedBuffer {
+    storage: Vec<u8>,
+    range: Range<usize>,
+}
+
+const BUFFER_ALIGN: usize = 64;
+
+impl AlignedBuffer {
+    fn zeroed(bytes: usize) -> AlignedBuffer {
+        let storage = vec![0; bytes + 2 * BUFFER_ALIGN];
+        let start =
+            storage.as_ptr().addr().next_multiple_of(BUFFER_ALIGN) - storage.as_ptr().addr();
+        AlignedBuffer { storage, range: start..start + bytes }
+    }
+
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.storage[self.range.clone()]
+    }
+}
+
+impl Memory for AlignedBuffer {}
+
+impl AsRef<[u8]> for AlignedBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.storage[self.range.clone()]
+    }
+}
+
+fn cut_short() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before it")
+}
+
+fn io_error(path: PathBuf, range: Range<u64>, error: io::Error) -> StreamError {
+    let (offset, bytes) = (range.start, range.end - range.start);
+    StreamError::Io { path, offset, bytes, error: Arc::new(error) }
+}
