@@ -4,12 +4,12 @@
 use hermes::engine::{
     Array, Cancel, Config, Engine, EngineError, ErrorKind, Pressure, Reply, Request, SourceKind,
 };
-use hermes::stream::{Category, Faults, StreamError};
+use hermes::stream::{Category, Faults, StreamError, Trace, What};
 use hermes::sys::disk::Disk;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 const BUDGET_BYTES: u64 = 1 << 30;
@@ -290,6 +290,35 @@ fn requests_that_wait_share_a_pass() {
         assert_eq!((counted.passes, counted.seats), (6, 11));
         assert_eq!((counted.answered, counted.failed, counted.cancelled), (10, 1, 1));
     }
+}
+
+/// A trace has the whole of its request's pass, whoever waits beside it.
+#[test]
+fn traced_requests_take_passes_of_their_own() {
+    let engine = Engine::start(config()).unwrap();
+    let traced = || {
+        let trace = Arc::new(Trace::begin());
+        let request = fitting(&engine, request("bert-tiny", 5));
+        (Arc::clone(&trace), submit(&engine, Request { trace: Some(trace), ..request }))
+    };
+    let plain = || submit(&engine, fitting(&engine, request("bert-tiny", 5)));
+    engine.set_pressure(Pressure::Hold);
+    let (first, second) = (plain(), plain());
+    let (one, two) = (traced(), traced());
+    let last = plain();
+    engine.set_pressure(Pressure::None);
+    let seats = |waiting: Receiver<Result<Reply, EngineError>>| {
+        waiting.recv().unwrap().unwrap().stats.seats
+    };
+    assert_eq!([seats(first), seats(second)], [2, 2]);
+    for (trace, waiting) in [one, two] {
+        assert_eq!(seats(waiting), 1);
+        let events = trace.events();
+        let nodes = events.iter().filter(|event| matches!(event.what, What::Node { .. })).count();
+        let loads = events.iter().filter(|event| matches!(event.what, What::Load { .. })).count();
+        assert!(nodes > 20 && loads > 2, "{nodes} nodes, {loads} loads");
+    }
+    assert_eq!(seats(last), 1);
 }
 
 /// What passes stays as far as the ledger grants it, and goes when memory is short.

@@ -171,9 +171,15 @@ impl Worker {
     /// Admits requests for `model` in their order; those that cannot be served are answered.
     fn admit(&self, shared: &Shared, model: &Arc<Model>, seats: &mut Vec<Admitted>) {
         let counters = shared.counters.of(model.name());
+        let traced = |waiting: &Waiting| waiting.request.trace.is_some();
         while seats.len() < MAX_SEATS
+            && !seats.first().is_some_and(|first| traced(&first.waiting))
             && let Some(waiting) = shared.inbox.pop(model.name())
         {
+            // A trace is of a pass of its own.
+            if traced(&waiting) && !seats.is_empty() {
+                return shared.inbox.put_back(waiting);
+            }
             if waiting.request.cancel.is_cancelled() {
                 Counters::add(&counters.cancelled, 1);
                 (waiting.answer)(Err(EngineError::Cancelled));
