@@ -81,7 +81,12 @@ impl From<EngineError> for ApiError {
 
 impl From<OverBudget> for ApiError {
     fn from(error: OverBudget) -> ApiError {
-        ApiError::unavailable(format!("no room for this request now: {error}; try again"))
+        match error.can_fit() {
+            true => {
+                ApiError::unavailable(format!("no room for this request now: {error}; try again"))
+            }
+            false => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+        }
     }
 }
 

@@ -61,9 +61,16 @@ pub struct OverBudget {
     pub need_bytes: u64,
     pub free_bytes: u64,
     pub budget_bytes: u64,
+    /// Held for as long as the process lives: for itself and for the window.
+    pub fixed_bytes: u64,
 }
 
 impl OverBudget {
+    /// Whether it would be granted if all were given back that can be.
+    pub fn can_fit(&self) -> bool {
+        self.need_bytes <= self.budget_bytes.saturating_sub(self.fixed_bytes)
+    }
+
     /// The smallest budget that would have granted it, all else as it was.
     pub fn smallest_budget_bytes(&self) -> u64 {
         self.budget_bytes - self.free_bytes + self.need_bytes
@@ -112,8 +119,13 @@ impl Ledger {
         let mut held = self.lock();
         let free_bytes = self.budget_bytes - held.iter().sum::<u64>();
         if bytes > free_bytes {
-            let budget_bytes = self.budget_bytes;
-            return Err(OverBudget { category, need_bytes: bytes, free_bytes, budget_bytes });
+            return Err(OverBudget {
+                category,
+                need_bytes: bytes,
+                free_bytes,
+                budget_bytes: self.budget_bytes,
+                fixed_bytes: held[Category::Process as usize] + held[Category::Window as usize],
+            });
         }
         held[category as usize] += bytes;
         Ok(())
@@ -167,6 +179,18 @@ impl Drop for Grant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is fixed is the process's and the window's; all else can be given back.
+    #[test]
+    fn what_can_never_fit_is_told_from_what_may_later() {
+        let ledger = Ledger::new(100);
+        let fixed = [(Category::Process, 20), (Category::Window, 10)];
+        let _fixed = fixed.map(|(category, bytes)| ledger.try_grant(category, bytes).unwrap());
+        let _pins = ledger.try_grant(Category::Pins, 50).unwrap();
+        let can_fit = |bytes| ledger.try_grant(Category::Tokenizer, bytes).unwrap_err().can_fit();
+        assert!(can_fit(70));
+        assert!(!can_fit(71));
+    }
 
     #[test]
     fn the_sum_never_exceeds_the_budget() {
