@@ -11,7 +11,7 @@ const PARTS: [(&str, &[&str]); 8] = [
     ("graph", &["codec", "store"]),
     ("stream", &["sys"]),
     ("engine", &["codec", "graph", "store", "stream", "sys"]),
-    ("daemon", &["engine", "sys"]),
+    ("daemon", &["codec", "engine", "sys"]),
     ("api", &["daemon", "engine", "store", "stream", "sys"]),
 ];
 

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, Parser};
 use hermes::api;
-use hermes::daemon::config::{self, Bytes, Effective, Sources, Threads};
+use hermes::daemon::config::{self, Bytes, Effective, Sources, Threads, Variant};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
@@ -67,7 +67,7 @@ struct Flags {
     loaders: Option<Threads>,
     /// Variant of the weights to serve, such as f32 or q8 [default: the best the model has].
     #[arg(long)]
-    variant: Option<String>,
+    variant: Option<Variant>,
     /// Seconds for running requests to end after SIGTERM [default: 10].
     #[arg(long)]
     drain: Option<u32>,
@@ -114,11 +114,12 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
         .max_blocking_threads(HELPER_THREADS)
         .build()
         .map_err(|error| anyhow!("cannot start the event loop: {error}"))?;
-    let context = runtime.enter();
     let settings = effective.settings.clone();
+    let engine = Engine::start(settings.engine())?;
+    // Until here a signal ends the process, as nothing has to be drained.
+    let context = runtime.enter();
     let mut lifecycle = Lifecycle::new(sources, effective)?;
     drop(context);
-    let engine = Engine::start(settings.engine())?;
     let (listener, socket) = activation::listen(&settings.socket)?;
     let control = lifecycle.control();
     // Of the code that was needed to start, most will not be needed again.

@@ -12,6 +12,7 @@ pub use show::show;
 
 use super::rights::Rights;
 use super::size;
+use crate::codec;
 use crate::engine::Config;
 use crate::sys::{cgroup::MemoryCgroup, memory};
 use log::LevelFilter;
@@ -54,7 +55,7 @@ pub struct Settings {
     /// Loader threads.
     pub loaders: Option<Threads>,
     /// Variant of every model.
-    pub variant: Option<String>,
+    pub variant: Option<Variant>,
     /// Seconds for running requests to end after the daemon was told to stop.
     pub drain: u32,
     /// The gravest messages that are not logged begin below this.
@@ -101,7 +102,7 @@ impl Settings {
             window_bytes: self.window.map(|window| window.0),
             threads: self.threads.map(|threads| threads.0.get().into()),
             loaders: self.loaders.map(|threads| threads.0.get().into()),
-            variant: self.variant.clone(),
+            variant: self.variant.as_ref().map(|variant| variant.0.clone()),
             ..Config::new(&self.store, budget_bytes)
         }
     }
@@ -183,6 +184,34 @@ impl FromStr for Threads {
         let count: i64 =
             text.parse().map_err(|_| format!("{text:?} is no number: give 1 to 255"))?;
         Threads::try_from(count)
+    }
+}
+
+/// A variant that there is a codec for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Variant(
+    /// Its name.
+    pub String,
+);
+
+impl TryFrom<String> for Variant {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Variant, String> {
+        if codec::by_name(&name).is_some() {
+            return Ok(Variant(name));
+        }
+        let known: Vec<&str> = codec::ALL.iter().map(|codec| codec.name()).collect();
+        Err(format!("there is no variant {name:?}: there are {}", known.join(", ")))
+    }
+}
+
+impl FromStr for Variant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Variant, String> {
+        Variant::try_from(name.to_string())
     }
 }
 

@@ -390,6 +390,7 @@ mod tests {
         check("threads = 0", "c.toml:1: 0 threads: give 1 to 255");
         check("loaders = 99999", "c.toml:1: 99999 threads: give 1 to 255");
         check("drain = 1.5", "c.toml:1: invalid type: floating point `1.5`, expected u32");
+        check("variant = \"q9\"", "c.toml:1: there is no variant \"q9\": there are f32, bf16");
         check("log = \"loud\"", "c.toml:1: unknown variant `loud`, expected one of `error`");
         check("rights = 3", "c.toml:1: there is no key \"rights\"");
         check(
