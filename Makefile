@@ -67,12 +67,16 @@ test-arm:
 
 BIN = $(DESTDIR)$(PREFIX)/bin
 SHARE = $(DESTDIR)$(PREFIX)/share
+BUILT = $(or $(CARGO_TARGET_DIR),target)/release
+PROGRAMS = $(addprefix $(BUILT)/,hermesd hermesctl hermes-shard hermes-bench)
 
-install: build
+install:
+	@for program in $(PROGRAMS); do \
+		[ -x "$$program" ] || { echo "$$program is not there: run make build first"; exit 1; }; \
+	done
 	install -d "$(BIN)" "$(SHARE)/man/man1" "$(SHARE)/man/man8" \
 		"$(SHARE)/bash-completion/completions"
-	install -m 755 $(addprefix $${CARGO_TARGET_DIR:-target}/release/,hermesd hermesctl hermes-shard hermes-bench) \
-		"$(BIN)"
+	install -m 755 $(PROGRAMS) "$(BIN)"
 	"$(BIN)/hermesd" --man-pages "$(SHARE)/man/man8"
 	"$(BIN)/hermesctl" --man-pages "$(SHARE)/man/man1"
 	"$(BIN)/hermes-shard" --man-pages "$(SHARE)/man/man1"
