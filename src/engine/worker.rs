@@ -32,6 +32,10 @@ const QUIET: Duration = Duration::from_millis(100);
 /// the next: giving them back takes a millisecond, and taking them anew another.
 const LOST_BYTES: u64 = 4 << 20;
 
+/// Share of what is free that a pass may take to keep freed tensors in; the rest is for whoever
+/// comes meanwhile.
+const SPARE_SHARE: u64 = 4;
+
 /// Share of the budget that pins leave free, for requests and for what models need to load.
 const UNPINNED_SHARE: u64 = 4;
 
@@ -151,7 +155,12 @@ impl Worker {
         if !model.blocks.is_empty() && flow.wait_for(0).is_ok() {
             self.admit(shared, &model, &mut seats);
         }
-        heap::keep_within(seats.iter().map(|seat| seat.grant.bytes()).sum());
+        let granted_bytes = seats.iter().map(|seat| seat.grant.bytes()).sum();
+        // Freed tensors of all sizes find the next of their size in up to twice the room that those
+        // in use take at once.
+        let spare_bytes = granted_bytes.min(shared.ledger.free_bytes() / SPARE_SHARE);
+        let spare = shared.ledger.try_grant(Category::Activations, spare_bytes).ok();
+        heap::keep_within(granted_bytes + spare.as_ref().map_or(0, Grant::bytes));
         let pass = Pass {
             model,
             flow,
@@ -161,6 +170,8 @@ impl Worker {
             beats: Arc::clone(&shared.beats),
         };
         self.run(shared, &pass, began, seats);
+        heap::keep_within(granted_bytes);
+        drop(spare);
         let heap_bytes = heap::live_bytes() + heap::kept_bytes();
         let known_bytes = heap_bytes + self.slots.bytes() + self.unheaped_bytes;
         if memory::process().anonymous_bytes > known_bytes + LOST_BYTES {
