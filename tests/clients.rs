@@ -203,6 +203,39 @@ fn hermesctl_top_shows_one_frame_where_nobody_looks() {
     }
 }
 
+#[test]
+fn hermesctl_top_prints_one_frame_as_json() {
+    let served = served();
+    check_alive(&served.daemon);
+    let text = printed(&served.daemon.socket, &["top", "--json"]);
+    let frame: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(frame["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!((&frame["budget_bytes"], &frame["waiting_limit"]), (&json!(96 << 20), &json!(256)));
+    let ledger = frame["ledger_bytes"].as_object().unwrap();
+    assert_eq!(ledger.len(), Category::ALL.len());
+    let held = |category: &Category| ledger[category.name()].as_u64().unwrap();
+    let held: u64 = Category::ALL.iter().map(held).sum();
+    assert!(held > 0 && held <= 96 << 20, "{frame}");
+    let models = frame["models"].as_array().unwrap();
+    let linear = models.iter().find(|model| model["name"] == "linear").unwrap();
+    let stats = &served.daemon.get("/v2/models/linear/stats").1["model_stats"][0]["hermes"];
+    let same = [
+        "variant",
+        "state",
+        "answered",
+        "passes",
+        "pass_requests",
+        "pass_us",
+        "stall_us",
+        "bytes_read",
+        "pinned_bytes",
+    ];
+    assert_eq!((&linear["answered"], &linear["state"]), (&json!(1), &json!("ready")));
+    for name in same {
+        assert_eq!(linear[name], stats[name], "{name}: {frame}");
+    }
+}
+
 /// `top` on a terminal draws until it is told to end, and leaves the terminal as it was.
 #[test]
 fn hermesctl_top_ends_at_a_key() {
@@ -276,6 +309,17 @@ fn a_trace_tells_what_happened_in_a_pass() {
     let begin = begin.clone().map(|event| number(&event["ts"])).min().unwrap();
     let ends = nodes.iter().map(|node| number(&node["ts"]) + number(&node["dur"]));
     assert!(ends.max().unwrap() - begin <= latency_us);
+
+    let in_json: Vec<_> = arguments.into_iter().chain(["--json"]).collect();
+    let said: Value = serde_json::from_str(&printed(socket, &in_json)).unwrap();
+    let trace: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let report = json!({
+        "model": "slow",
+        "output": file,
+        "events": trace["traceEvents"].as_array().unwrap().len(),
+        "latency_us": trace["otherData"]["latency_us"],
+    });
+    assert_eq!(said, report);
 
     // Nothing is written where the daemon refuses, nor where nothing can be made up.
     std::fs::remove_file(&file).unwrap();

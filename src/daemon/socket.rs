@@ -19,6 +19,14 @@ pub enum SocketError {
     /// Something else has the name.
     #[error("{0}: exists and is not a socket; remove it or choose another --socket")]
     NotASocket(PathBuf),
+    /// There is nowhere to put it.
+    #[error("{path}: there is no folder {folder}; make it or choose another --socket")]
+    NoFolder {
+        /// The socket.
+        path: PathBuf,
+        /// The folder it would be in.
+        folder: PathBuf,
+    },
     /// The kernel refused.
     #[error("{path}: {what}: {source}")]
     Io {
@@ -46,8 +54,8 @@ pub struct SocketFile {
 ///
 /// # Errors
 ///
-/// [`SocketError`] where a live daemon or a file that is no socket has the name, and where the
-/// kernel refuses.
+/// [`SocketError`] where a live daemon or a file that is no socket has the name, where its folder
+/// is missing, and where the kernel refuses.
 pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
     let failed = |path: &Path, what| {
         let path = path.to_owned();
@@ -81,7 +89,12 @@ fn lock(path: &Path) -> Result<File, SocketError> {
     let failed = |source| SocketError::Io { path: name.clone(), what: "cannot lock", source };
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600);
-    let file = options.open(&name).map_err(failed)?;
+    let file = options.open(&name).map_err(|source| match path.parent() {
+        Some(folder) if source.kind() == io::ErrorKind::NotFound && !folder.exists() => {
+            SocketError::NoFolder { path: path.to_owned(), folder: folder.to_owned() }
+        }
+        _ => failed(source),
+    })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(SocketError::Live(path.to_owned())),

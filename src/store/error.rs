@@ -89,15 +89,17 @@ pub enum StoreError {
         name: String,
     },
     /// The store has no such model or version.
-    #[error("{} has no {what}\nlist what it has with hermesctl ls, or build it with hermes-shard build", store.display())]
+    #[error("{} has no {what}\nlist what it has with hermesctl {}, or build it with hermes-shard build", store.display(), listing(.model.as_deref()))]
     Missing {
         /// The store's folder.
         store: PathBuf,
         /// What was looked for.
         what: String,
+        /// The model that is there, where only a part of it is missing.
+        model: Option<String>,
     },
     /// A version of this name is there already.
-    #[error("{} exists already\nreplace it with --force, serve it with hermesctl use, or choose another --version", path.display())]
+    #[error("{} exists already\nreplace it with --force, serve it with hermesctl use, or build the new one with another --version", path.display())]
     Exists {
         /// The version's folder.
         path: PathBuf,
@@ -152,6 +154,11 @@ pub enum StoreError {
         /// Which rule.
         what: String,
     },
+}
+
+/// The command of hermesctl that lists what there is instead.
+fn listing(model: Option<&str>) -> String {
+    model.map_or_else(|| "ls".to_owned(), |model| format!("versions {model}"))
 }
 
 fn name_entry(entry: &str) -> String {

@@ -89,7 +89,8 @@ impl Store {
         let path = self.model_path(model)?.join(checked(version)?);
         if !is_plain_folder(&path) {
             let what = format!("version {version} of {model}");
-            return Err(StoreError::Missing { store: self.path.clone(), what });
+            let (store, model) = (self.path.clone(), Some(model.to_owned()));
+            return Err(StoreError::Missing { store, what, model });
         }
         let dir = ModelDir::open(&path)?;
         if dir.manifest.model != model || dir.manifest.version != version {
@@ -104,7 +105,7 @@ impl Store {
         let path = self.path.join(checked(model)?);
         if !is_plain_folder(&path) {
             let what = format!("model {model}");
-            return Err(StoreError::Missing { store: self.path.clone(), what });
+            return Err(StoreError::Missing { store: self.path.clone(), what, model: None });
         }
         Ok(path)
     }
@@ -148,7 +149,8 @@ impl ModelDir {
         let files = self.manifest.layers.get(layer).map(|layer| &layer.files);
         let entry = files.and_then(|files| files.get(variant)).ok_or_else(|| {
             let what = format!("layer {layer} in variant {variant}");
-            StoreError::Missing { store: self.path.clone(), what }
+            let model = Some(self.manifest.model.clone());
+            StoreError::Missing { store: self.path.clone(), what, model }
         })?;
         let file = LayerFile::open(&self.file_path(&entry.path)?, Some(entry))?;
         self.check_tensors(&file)?;

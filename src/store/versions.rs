@@ -158,7 +158,8 @@ impl Store {
         }
         if !self.versions(model)?.iter().any(|known| known == version) {
             let what = format!("version {version} of {model}");
-            return Err(StoreError::Missing { store: self.path().to_owned(), what });
+            let (store, model) = (self.path().to_owned(), Some(model.to_owned()));
+            return Err(StoreError::Missing { store, what, model });
         }
         if let Some(served) = served.filter(|served| served.previous.as_deref() == Some(version)) {
             Served { previous: None, ..served }.write(&folder)?;

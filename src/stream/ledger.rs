@@ -51,7 +51,7 @@ impl Category {
 /// A grant that was refused, with the numbers.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
-    "{what} needs {need_bytes} bytes, {free_bytes} of the budget of {budget_bytes} are free\n\
+    "{what}: {need_bytes} bytes are needed, {free_bytes} of the budget of {budget_bytes} are free\n\
      a budget of {smallest} would do: give --budget at least that, or make the window or the request smaller",
     what = .category.name(),
     smallest = self.smallest_budget_bytes()
@@ -200,6 +200,8 @@ mod tests {
         let refused = ledger.try_grant(Category::Graph, 11).unwrap_err();
         assert_eq!((refused.need_bytes, refused.free_bytes), (11, 10));
         assert_eq!(refused.smallest_budget_bytes(), 101);
+        let told = "graph: 11 bytes are needed, 10 of the budget of 100 are free\na budget of 101 would do";
+        assert!(refused.to_string().starts_with(told), "{refused}");
         assert!(request.resize(41).is_err());
         assert_eq!((request.bytes(), ledger.held_bytes(Category::Request)), (30, 30));
         request.resize(40).unwrap();

@@ -1,10 +1,11 @@
 //! What `build`, `inspect` and `verify` say, to people and to programs.
 
-use super::{Place, check_refusal, stderr, stdout};
+use super::{Place, TOOL, check_refusal, stderr, stdout};
 use hermes::store::layer_file::LayerFile;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 #[test]
 fn a_build_tells_size_and_error_of_each_variant() {
@@ -15,6 +16,8 @@ fn a_build_tells_size_and_error_of_each_variant() {
     for line in ["  graph ", "  f32 ", "  q8 ", "  q4 "] {
         assert!(report.lines().any(|l| l.starts_with(line)), "no line of {line}: {report}");
     }
+    let one = stdout(&Place::with_linear().build(&[]));
+    assert!(one.starts_with("small version 1: 1 layer in "), "{one}");
     let built = place.build(&["--force", "--json"]);
     let report: Value = serde_json::from_slice(&built.stdout).unwrap();
     assert_eq!((&report["model"], &report["version"]), (&json!("small"), &json!("1")));
@@ -41,6 +44,19 @@ fn errors_of_variants_are_in_their_order() {
     }
 }
 
+#[test]
+fn help_tells_what_the_tool_is_and_its_exit_codes() {
+    let output = Command::new(TOOL).arg("--help").output().unwrap();
+    let help = stdout(&output);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(help.starts_with("Cuts ONNX models into layer files for hermesd\n"), "{help}");
+    assert!(help.contains("Exit codes: 0 done, 1 refused or failed, 2 usage"), "{help}");
+    let code = |arguments: &[&str]| Command::new(TOOL).args(arguments).output().unwrap().status;
+    assert_eq!(code(&["inspect", "nobody", "--store", "/none"]).code(), Some(1));
+    assert_eq!(code(&["inspect", "nobody"]).code(), Some(2));
+    assert_eq!(code(&[]).code(), Some(2));
+}
+
 /// Bars and colours are for terminals: a log that takes the output gets whole lines.
 #[test]
 fn lines_are_quiet_where_there_is_no_terminal() {
@@ -52,9 +68,13 @@ fn lines_are_quiet_where_there_is_no_terminal() {
         }
     }
     let lines = stderr(&place.build(&["--force"]));
-    let layers: Vec<&str> =
-        lines.lines().map(|line| line.split_once(" MiB  ").expect("done of all").1).collect();
+    let lines: Vec<(&str, &str)> =
+        lines.lines().map(|line| line.split_once(" MiB  ").expect("done of all")).collect();
+    let layers: Vec<&str> = lines.iter().map(|(_, layer)| *layer).collect();
     assert_eq!(layers, ["embeddings", "encoder.0", "encoder.1"]);
+    let (done, all) = lines[2].0.trim().split_once(" of ").unwrap();
+    assert!(done == all && all != "0.0", "the last line is the end: {lines:?}");
+    assert_eq!(stderr(&place.build(&["--force", "--json"])), "");
     assert_eq!(stderr(&place.tool("verify", &[])), "");
 }
 
@@ -92,10 +112,13 @@ fn what_is_not_in_the_store_is_told() {
     place.build(&[]);
     for command in ["inspect", "verify"] {
         let output = place.tool(command, &["--version", "2"]);
-        check_refusal(&output, &["has no version 2 of small", "hermesctl ls"]);
+        check_refusal(&output, &["has no version 2 of small", "hermesctl versions small"]);
         let output = place.tool(command, &["--version", "../1"]);
         check_refusal(&output, &["\"../1\" is no name", "use letters"]);
     }
+    let nobody = ["inspect", "nobody", "--store"];
+    let output = Command::new(TOOL).args(nobody).arg(place.store()).output().unwrap();
+    check_refusal(&output, &["has no model nobody", "hermesctl ls"]);
 }
 
 /// Flips one byte of a file.

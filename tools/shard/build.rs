@@ -100,7 +100,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     let task = pick_task(options, &imported, tokenizer.is_some())?;
     let graph = write_file(staging.path(), GRAPH_NAME, &skim.skeleton)?;
-    let progress = Progress::new(plan.source_bytes());
+    let progress = Progress::new(plan.source_bytes(), options.json);
     let layers = plan.write(staging.path(), &options.variants, &progress)?;
     progress.finish();
     let manifest = Manifest {
@@ -312,7 +312,17 @@ impl<'a> Plan<'a> {
                 for tensor in next {
                     sources.prefetch(&self.skim.weights[tensor.weight].location)?;
                 }
-                self.write_layer(folder, index, name, tensors, variants, &mut sources, progress)
+                let layer = self.write_layer(
+                    folder,
+                    index,
+                    name,
+                    tensors,
+                    variants,
+                    &mut sources,
+                    progress,
+                )?;
+                progress.layer_done(name);
+                Ok(layer)
             })
             .collect()
     }

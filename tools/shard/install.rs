@@ -12,15 +12,15 @@ use std::process::ExitCode;
 pub fn run(source: &Path, store_dir: &Path, force: bool, json: bool) -> Result<ExitCode> {
     let package = Package::open(source)?;
     let archive = Archive::open(package).with_context(|| format!("{}", source.display()))?;
-    let mut progress = Progress::new(0);
+    let mut progress = Progress::new(0, json);
     let received = archive.receive(store_dir, force, |event| match event {
-        store::Progress::Expect(bytes) => progress = Progress::new(bytes),
+        store::Progress::Expect(bytes) => progress = Progress::new(bytes, json),
         store::Progress::Wrote(bytes) => progress.advance(bytes),
     });
     progress.finish();
     let received = received.with_context(|| format!("{}", source.display()))?;
     let bytes = received.bytes();
-    let progress = Progress::new(bytes);
+    let progress = Progress::new(bytes, json);
     let verified = received.verify(|bytes| progress.advance(bytes));
     progress.finish();
     let dir = verified.and_then(|verified| verified.install(force));

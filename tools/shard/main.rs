@@ -18,9 +18,12 @@ use std::process::ExitCode;
 #[global_allocator]
 static HEAP: CountingAllocator = CountingAllocator;
 
-/// Cut ONNX models into layer files that hermesd streams.
+/// The last line of the help.
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 usage (arguments).";
+
+/// Cuts ONNX models into layer files for hermesd.
 #[derive(Parser)]
-#[command(name = "hermes-shard", version, about)]
+#[command(name = "hermes-shard", version, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -9,34 +9,40 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// A bar with bytes and time left on a terminal, a line a layer elsewhere.
+/// A bar with bytes and time left on a terminal, a line for each finished layer elsewhere.
 pub struct Progress {
     bar: ProgressBar,
-    quiet: bool,
+    has_lines: bool,
 }
 
 impl Progress {
-    /// Progress over `bytes` of source.
-    pub fn new(bytes: u64) -> Progress {
-        let quiet = !std::io::stderr().is_terminal();
-        let target =
-            if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    /// Progress over `bytes` of source; none is shown to programs, which ask for JSON.
+    pub fn new(bytes: u64, json: bool) -> Progress {
+        let is_terminal = std::io::stderr().is_terminal();
+        let target = match is_terminal && !json {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
         let style = ProgressStyle::with_template(
             "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left  {msg}",
         )
         .expect("the template is valid");
         Progress {
             bar: ProgressBar::with_draw_target(Some(bytes), target).with_style(style),
-            quiet,
+            has_lines: !is_terminal && !json,
         }
     }
 
     /// A layer begins.
     pub fn layer(&self, name: &str) {
         self.bar.set_message(name.to_string());
-        if self.quiet {
-            let (done, all) = (self.bar.position() >> 20, self.bar.length().unwrap_or(0) >> 20);
-            eprintln!("{done:6} of {all} MiB  {name}");
+    }
+
+    /// The layer is done.
+    pub fn layer_done(&self, name: &str) {
+        if self.has_lines {
+            let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
+            eprintln!("{:8.1} of {:.1} MiB  {name}", mib(done), mib(all));
         }
     }
 
@@ -78,8 +84,11 @@ pub fn built(dir: &ModelDir, took: Duration, json: bool) -> Result<ExitCode> {
     }
     let (model, version) = (&manifest.model, &manifest.version);
     println!(
-        "{model} version {version}: {} layers in {:.1} s",
-        manifest.layers.len(),
+        "{model} version {version}: {} in {:.1} s",
+        match manifest.layers.len() {
+            1 => "1 layer".to_owned(),
+            count => format!("{count} layers"),
+        },
         took.as_secs_f64()
     );
     println!("  graph    {:9.1} MiB", mib(manifest.graph.bytes));
@@ -144,7 +153,7 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
 
 /// Checks every checksum.
 pub fn verify(dir: &ModelDir, json: bool) -> Result<ExitCode> {
-    let progress = Progress::new(dir.verify_bytes());
+    let progress = Progress::new(dir.verify_bytes(), json);
     let problems = dir.verify(|bytes| progress.advance(bytes));
     progress.finish();
     let (model, version) = (&dir.manifest.model, &dir.manifest.version);

@@ -48,7 +48,7 @@ pub enum ClientError {
     #[error("{0}")]
     Usage(String),
     /// Nobody answers on the socket.
-    #[error("{socket}: cannot reach hermesd: {source}; is it running? --socket says where")]
+    #[error("{socket}: cannot reach hermesd: {source}; {}", advice(.source))]
     Unreachable {
         /// The socket.
         socket: PathBuf,
@@ -58,6 +58,15 @@ pub enum ClientError {
     /// The daemon went away in the middle.
     #[error("the connection to hermesd broke off: {0}")]
     Broken(String),
+}
+
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "you must be in the socket's group: join it and log in again"
+        }
+        _ => "is it running? --socket says where",
+    }
 }
 
 impl ClientError {
@@ -214,4 +223,20 @@ fn segment(name: &str) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_connect_is_told_of_the_group() {
+        let told = |errno| {
+            let source = io::Error::from_raw_os_error(errno);
+            ClientError::Unreachable { socket: "/s".into(), source }.to_string()
+        };
+        let (denied, refused) = (told(libc::EACCES), told(libc::ECONNREFUSED));
+        assert!(denied.contains("socket's group") && !denied.contains("running"), "{denied}");
+        assert!(refused.contains("is it running?") && !refused.contains("group"), "{refused}");
+    }
 }

@@ -4,6 +4,7 @@ use super::scrape::{Sample, Scrape};
 use super::{Client, ClientError, table};
 use crate::api::size::Size;
 use crate::sys::terminal::{self, Keys, Woken};
+use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -52,6 +53,15 @@ pub fn run(client: &Client, once: bool) -> Result<String, ClientError> {
             }
         }
     }
+}
+
+/// What one frame shows, as one JSON object: sizes in bytes, counters since the daemon's start.
+///
+/// # Errors
+///
+/// [`ClientError`].
+pub fn json(client: &Client) -> Result<String, ClientError> {
+    Ok(report(&Moment::read(client)?.scrape).to_string())
 }
 
 /// The other screen, left again on drop.
@@ -104,17 +114,14 @@ type Rate<'a> = dyn Fn(&str, &str) -> Option<f64> + 'a;
 
 fn frame(now: &Moment, before: Option<&Moment>) -> String {
     let scrape = &now.scrape;
-    let version = scrape.named("hermes_build_info").next().and_then(|s| s.labels.get("version"));
-    let pressure = scrape.named("hermes_pressure").find(|sample| sample.value > 0.0);
-    let pressure = pressure.and_then(|sample| sample.labels.get("level"));
     let size = |name: &str| Size(scrape.sum(name) as u64);
     let mut text = format!(
         "hermesd {}  budget {}  resident {}  window {}\npressure {}  connections {}  waiting {} of {}\n\n",
-        version.map_or("-", String::as_str),
+        version(scrape).unwrap_or("-"),
         size("hermes_budget_bytes"),
         size("hermes_resident_bytes"),
         size("hermes_window_bytes"),
-        pressure.map_or("-", String::as_str),
+        pressure(scrape).unwrap_or("-"),
         scrape.sum("hermes_connections"),
         scrape.sum("hermes_waiting_requests"),
         scrape.sum("hermes_waiting_requests_limit"),
@@ -134,6 +141,78 @@ fn frame(now: &Moment, before: Option<&Moment>) -> String {
     };
     write!(text, "\n{}", models(scrape, &rate)).expect("a string takes every write");
     text
+}
+
+fn version(scrape: &Scrape) -> Option<&str> {
+    let info = scrape.named("hermes_build_info").next()?;
+    info.labels.get("version").map(String::as_str)
+}
+
+fn pressure(scrape: &Scrape) -> Option<&str> {
+    let level = scrape.named("hermes_pressure").find(|sample| sample.value > 0.0)?;
+    level.labels.get("level").map(String::as_str)
+}
+
+/// The names of the models, in the order of the metrics.
+fn names(scrape: &Scrape) -> impl Iterator<Item = &String> {
+    scrape.named("hermes_passes_total").filter_map(|sample| sample.labels.get("model"))
+}
+
+/// The variant a model is loaded in, and its state.
+fn state<'a>(scrape: &'a Scrape, model: &str) -> (Option<&'a str>, &'static str) {
+    let mut ready = scrape.named("hermes_model_ready");
+    let ready = ready.find(|sample| sample.labels.get("model").is_some_and(|name| name == model));
+    let state = match ready.map(|sample| sample.value > 0.0) {
+        None => "unloaded",
+        Some(true) => "ready",
+        Some(false) => "failed",
+    };
+    (ready.and_then(|sample| sample.labels.get("variant")).map(String::as_str), state)
+}
+
+/// Requests of a model that ended as `outcome`.
+fn ended(scrape: &Scrape, model: &str, outcome: &str) -> f64 {
+    let is = |sample: &Sample, label, value| sample.labels.get(label).is_some_and(|l| l == value);
+    let of = scrape.named("hermes_requests_total");
+    let of = of.filter(|sample| is(sample, "model", model) && is(sample, "outcome", outcome));
+    of.map(|sample| sample.value).sum()
+}
+
+/// What a frame shows, with the counters that its rates are made of.
+fn report(scrape: &Scrape) -> Value {
+    let sum = |name: &str| scrape.sum(name) as u64;
+    let ledger = scrape.named("hermes_ledger_bytes").filter_map(|sample| {
+        Some((sample.labels.get("category")?.clone(), json!(sample.value as u64)))
+    });
+    let models = names(scrape).map(|model| {
+        let (variant, state) = state(scrape, model);
+        let count = |name: &str| scrape.of(name, "model", model) as u64;
+        let us = |name: &str| (scrape.of(name, "model", model) * 1e6).round() as u64;
+        json!({
+            "name": model,
+            "variant": variant,
+            "state": state,
+            "answered": ended(scrape, model, "answered") as u64,
+            "passes": count("hermes_passes_total"),
+            "pass_requests": count("hermes_pass_requests_total"),
+            "pass_us": us("hermes_pass_seconds_total"),
+            "stall_us": us("hermes_stall_seconds_total"),
+            "bytes_read": count("hermes_read_bytes_total"),
+            "pinned_bytes": count("hermes_pinned_bytes"),
+        })
+    });
+    json!({
+        "version": version(scrape),
+        "pressure": pressure(scrape),
+        "budget_bytes": sum("hermes_budget_bytes"),
+        "resident_bytes": sum("hermes_resident_bytes"),
+        "window_bytes": sum("hermes_window_bytes"),
+        "connections": sum("hermes_connections"),
+        "waiting": sum("hermes_waiting_requests"),
+        "waiting_limit": sum("hermes_waiting_requests_limit"),
+        "ledger_bytes": ledger.collect::<Map<_, _>>(),
+        "models": models.collect::<Vec<_>>(),
+    })
 }
 
 fn bar(text: &mut String, name: &str, value: f64, whole: f64) {
@@ -157,16 +236,8 @@ fn models(scrape: &Scrape, rate: &Rate<'_>) -> String {
         "PINNED",
     ];
     let mut rows = vec![head.map(str::to_owned)];
-    for Sample { labels, .. } in scrape.named("hermes_passes_total") {
-        let Some(model) = labels.get("model") else { continue };
-        let ready = scrape.named("hermes_model_ready");
-        let ready = ready.into_iter().find(|sample| sample.labels.get("model") == Some(model));
-        let variant = ready.and_then(|sample| sample.labels.get("variant"));
-        let state = match ready.map(|sample| sample.value > 0.0) {
-            None => "unloaded",
-            Some(true) => "ready",
-            Some(false) => "failed",
-        };
+    for model in names(scrape) {
+        let (variant, state) = state(scrape, model);
         let per_second = |name: &str| match rate(name, model) {
             Some(rate) => format!("{rate:.1}"),
             None => "-".to_owned(),
@@ -174,15 +245,11 @@ fn models(scrape: &Scrape, rate: &Rate<'_>) -> String {
         let read = rate("hermes_read_bytes_total", model);
         let pass = rate("hermes_pass_seconds_total", model).filter(|pass| *pass > 0.0);
         let stall = rate("hermes_stall_seconds_total", model).zip(pass);
-        let answered = scrape
-            .named("hermes_requests_total")
-            .filter(|s| s.labels.get("model") == Some(model))
-            .filter(|s| s.labels.get("outcome").is_some_and(|outcome| outcome == "answered"));
         rows.push([
             model.clone(),
-            variant.map_or("-", String::as_str).to_owned(),
+            variant.unwrap_or("-").to_owned(),
             state.to_owned(),
-            answered.map(|sample| sample.value).sum::<f64>().to_string(),
+            ended(scrape, model, "answered").to_string(),
             per_second("hermes_pass_requests_total"),
             per_second("hermes_passes_total"),
             read.map_or("-".to_owned(), |read| Size(read.max(0.0) as u64).to_string()),

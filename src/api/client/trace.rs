@@ -6,7 +6,7 @@ use crate::api::infer_json::InferRequest;
 use crate::engine::Array;
 use crate::store::Dtype;
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// Most elements of an input that is made up.
@@ -26,6 +26,9 @@ pub struct TraceCommand {
     /// File to write: JSON in Chrome's trace event format.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 impl TraceCommand {
@@ -52,12 +55,22 @@ impl TraceCommand {
         let parsed = parse(&trace)?;
         std::fs::write(&self.output, &trace)
             .map_err(|error| ClientError::Usage(format!("{}: {error}", self.output.display())))?;
-        let ms = |name: &str| parsed["otherData"][name].as_f64().unwrap_or(0.0) / 1e3;
+        let about = &parsed["otherData"];
+        let events = parsed["traceEvents"].as_array().map_or(0, Vec::len);
+        if self.json {
+            let report = json!({
+                "model": self.model,
+                "output": self.output.to_string_lossy(),
+                "events": events,
+                "latency_us": about["latency_us"],
+            });
+            return Ok(report.to_string());
+        }
+        let ms = |name: &str| about[name].as_f64().unwrap_or(0.0) / 1e3;
         Ok(format!(
-            "{}: {} events of a pass of {:.1} ms, of which {:.1} ms waiting for the disk; open it \
+            "{}: {events} events of a pass of {:.1} ms, of which {:.1} ms waiting for the disk; open it \
              with Perfetto or at chrome://tracing",
             self.output.display(),
-            parsed["traceEvents"].as_array().map_or(0, Vec::len),
             ms("latency_us"),
             ms("stall_us"),
         ))

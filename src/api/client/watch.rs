@@ -29,6 +29,9 @@ pub enum WatchCommand {
         /// Show one frame and end, as where the output is no terminal.
         #[arg(long)]
         once: bool,
+        /// Print what one frame shows as one JSON object, and end.
+        #[arg(long)]
+        json: bool,
     },
     /// Run a model once and write what happened when, for Perfetto or Chrome.
     Trace(TraceCommand),
@@ -62,7 +65,8 @@ impl WatchCommand {
                     false => Ok(done(list(&mut stats))),
                 }
             }
-            WatchCommand::Top { once } => top::run(client, *once),
+            WatchCommand::Top { json: true, .. } => top::json(client),
+            WatchCommand::Top { once, .. } => top::run(client, *once),
             WatchCommand::Trace(command) => command.run(client),
         }
     }
