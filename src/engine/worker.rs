@@ -155,7 +155,7 @@ impl Worker {
         if !model.blocks.is_empty() && flow.wait_for(0).is_ok() {
             self.admit(shared, &model, &mut seats);
         }
-        let granted_bytes = seats.iter().map(|seat| seat.grant.bytes()).sum();
+        let granted_bytes: u64 = seats.iter().map(|seat| seat.grant.bytes()).sum();
         // Freed tensors of all sizes find the next of their size in up to twice the room that those
         // in use take at once.
         let spare_bytes = granted_bytes.min(shared.ledger.free_bytes() / SPARE_SHARE);
