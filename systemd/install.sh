@@ -22,3 +22,8 @@ put memory.conf.example "$prefix/share/doc/hermes" memory.conf.example
 put hermesd.toml "$prefix/share/doc/hermes" hermesd.toml.example
 [[ -e $destination$sysconfdir/hermes/hermesd.toml ]] ||
     put hermesd.toml "$sysconfdir/hermes" hermesd.toml
+
+if [[ -z $destination ]]; then
+    echo "Next: systemd-sysusers && systemd-tmpfiles --create"
+    echo "      systemctl daemon-reload && systemctl enable --now hermesd.socket"
+fi
