@@ -240,11 +240,12 @@ fn open_source(
         SourceKind::Direct => open_direct(&files),
         _ => None,
     };
+    let mapped = MappedSource::new(files, READ_AHEAD_BYTES)?;
     let board: Arc<dyn WeightSource> = if map::populate_supported() {
-        Arc::new(MappedSource::new(files, READ_AHEAD_BYTES)?)
+        Arc::new(mapped)
     } else {
         log::warn!("this kernel has no MADV_POPULATE_READ: blocks are read, not mapped");
-        Arc::new(ReadSource::new(files)?)
+        Arc::new(ReadSource::new(mapped, READ_AHEAD_BYTES, Arc::clone(slots)))
     };
     Ok(match (kind, direct) {
         (SourceKind::Board | SourceKind::Direct, None) => board,

@@ -106,6 +106,11 @@ mod tests {
             Arc::new(MappedSource::new(self.files(), 64).unwrap())
         }
 
+        fn read(&self, slots: &Arc<Slots>) -> Arc<dyn WeightSource> {
+            let files = MappedSource::new(self.files(), 64).unwrap();
+            Arc::new(ReadSource::new(files, 64, Arc::clone(slots)))
+        }
+
         /// None where temporary files have no direct reads.
         fn direct(&self, slots: &Arc<Slots>) -> Option<Arc<dyn WeightSource>> {
             let reopen = |(_, file): &(PathBuf, std::fs::File)| {
@@ -139,18 +144,24 @@ mod tests {
     #[test]
     fn every_source_plays_the_same_tape() {
         let fixture = fixture(20);
-        let read = Arc::new(ReadSource::new(fixture.files()).unwrap());
         let slow = Arc::new(ThrottledSource::new(fixture.mapped(), 100 << 20));
-        for source in [fixture.mapped(), read, slow] {
+        for source in [fixture.mapped(), fixture.read(&Arc::default()), slow] {
             assert!(fixture.play(source, &[]).unwrap() == fixture.content);
         }
     }
 
     #[test]
-    fn direct_blocks_take_turns_in_the_windows_slots() {
+    fn read_blocks_take_turns_in_the_windows_slots() {
         let fixture = fixture(20);
         let slots = Arc::<Slots>::default();
-        let Some(source) = fixture.direct(&slots) else { return };
+        check_slots(&fixture, fixture.read(&slots), &slots);
+        let slots = Arc::<Slots>::default();
+        if let Some(source) = fixture.direct(&slots) {
+            check_slots(&fixture, source, &slots);
+        }
+    }
+
+    fn check_slots(fixture: &Fixture, source: Arc<dyn WeightSource>, slots: &Slots) {
         let held_bytes = source.held_bytes(&fixture.tape[0]);
         assert!(held_bytes >= BLOCK_BYTES as u64 + 64, "a kernel reads ahead");
         slots.keep_within(3 * held_bytes);

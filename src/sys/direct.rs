@@ -124,6 +124,12 @@ impl PageBuffer {
     }
 }
 
+impl AsMut<[u8]> for PageBuffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
 impl AsRef<[u8]> for PageBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.0

@@ -51,8 +51,8 @@ impl MappedFile {
 
     /// Unmaps the pages of `range` and asks the kernel to drop everything of the file up to its
     /// end from the page cache: a folio may be larger than a block, so a range that starts at
-    /// the block would leave the folio that both share. Where less than a page is behind the
-    /// range, it goes too. Mapped pages, pinned blocks among them, survive.
+    /// the block would leave the folio that both share. Mapped pages, pinned blocks among them,
+    /// survive.
     pub fn release(&self, range: Range<usize>) {
         // SAFETY: the mapping is a read-only file mapping: dropped pages read back the same.
         let unmapped = unsafe {
@@ -61,8 +61,14 @@ impl MappedFile {
         if let Err(error) = unmapped {
             log::warn!("madvise(DONTNEED) failed: {error}");
         }
-        let end = if self.len() - range.end < page_size() { self.len() } else { range.end };
-        self.drop_cached(0..end as u64);
+        self.drop_consumed(range.end as u64);
+    }
+
+    /// Asks the kernel to drop everything of the file up to `end` from the page cache, and what is
+    /// behind it where that is less than a page.
+    pub fn drop_consumed(&self, end: u64) {
+        let is_last = (self.len() as u64).saturating_sub(end) < page_size() as u64;
+        self.drop_cached(0..if is_last { self.len() as u64 } else { end });
     }
 
     /// Asks the kernel to drop the whole file from the page cache, where nobody maps it.

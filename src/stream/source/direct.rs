@@ -1,9 +1,8 @@
 //! Blocks read past the page cache.
 
-use super::{Loaded, Memory, WeightSource, cut_short, io_error};
-use crate::stream::slots::Slot;
+use super::{Loaded, SlotBlock, WeightSource, cut_short, io_error};
 use crate::stream::{Block, Slots, StreamError};
-use crate::sys::direct::{DirectFile, PageBuffer};
+use crate::sys::direct::DirectFile;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,23 +29,6 @@ impl DirectSource {
     }
 }
 
-struct DirectBlock {
-    slot: Slot,
-    bytes: usize,
-}
-
-impl AsRef<[u8]> for DirectBlock {
-    fn as_ref(&self) -> &[u8] {
-        &self.slot.buffer().as_ref()[..self.bytes]
-    }
-}
-
-impl Memory for DirectBlock {
-    fn leave_window(&self) {
-        self.slot.pin();
-    }
-}
-
 impl WeightSource for DirectSource {
     fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
         let bytes = block.bytes as usize;
@@ -58,7 +40,7 @@ impl WeightSource for DirectSource {
         if read.map_err(failed)? < bytes {
             return Err(failed(cut_short()));
         }
-        Ok(Loaded(Box::new(DirectBlock { slot, bytes })))
+        Ok(Loaded(Box::new(SlotBlock { slot, bytes })))
     }
 
     fn read(
@@ -74,9 +56,8 @@ impl WeightSource for DirectSource {
         self.buffered.path(file)
     }
 
-    /// The whole pages of its slot.
     fn held_bytes(&self, block: &Block) -> u64 {
-        PageBuffer::rounded(block.bytes as usize + self.read_ahead_bytes) as u64
+        SlotBlock::held_bytes(block, self.read_ahead_bytes)
     }
 
     fn name(&self) -> &'static str {

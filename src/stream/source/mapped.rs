@@ -1,4 +1,4 @@
-//! Blocks of the mapped file; blocks of the same read where the kernel cannot bring pages in.
+//! Blocks of the mapped file.
 
 use super::{AlignedBuffer, Loaded, Memory, WeightSource, cut_short, io_error};
 use crate::stream::{Block, StreamError};
@@ -49,6 +49,14 @@ impl MappedSource {
             })
             .collect::<Result<_, _>>()?;
         Ok(MappedSource { files, read_ahead_bytes, trail: Arc::default() })
+    }
+}
+
+impl MappedSource {
+    /// A file, and its path for errors.
+    pub(super) fn file(&self, index: usize) -> (&Path, &MappedFile) {
+        let (path, file) = &self.files[index];
+        (path, file)
     }
 }
 
@@ -104,45 +112,6 @@ impl WeightSource for MappedSource {
 
     fn name(&self) -> &'static str {
         "mapped"
-    }
-}
-
-/// Layer files read into buffers of our own: for kernels without MADV_POPULATE_READ, where
-/// touching a page with a bad sector behind it would kill the process.
-pub struct ReadSource {
-    files: Vec<(PathBuf, Arc<MappedFile>)>,
-}
-
-impl ReadSource {
-    /// Opens `files` for reading; nothing is read.
-    pub fn new(files: Vec<(PathBuf, File)>) -> Result<ReadSource, StreamError> {
-        MappedSource::new(files, 0).map(|mapped| ReadSource { files: mapped.files })
-    }
-}
-
-impl WeightSource for ReadSource {
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
-        let (path, file) = &self.files[block.file];
-        let wanted = block.offset..block.offset + block.bytes;
-        read_block(path, file, wanted)
-    }
-
-    fn read(
-        &self,
-        file: usize,
-        ranges: &[Range<u64>],
-        sink: &mut dyn FnMut(usize, &[u8]),
-    ) -> Result<(), StreamError> {
-        let (path, file) = &self.files[file];
-        read_ranges(path, file, ranges, sink)
-    }
-
-    fn path(&self, file: usize) -> PathBuf {
-        self.files[file].0.clone()
-    }
-
-    fn name(&self) -> &'static str {
-        "read"
     }
 }
 

@@ -4,14 +4,18 @@
 mod direct;
 mod faulty;
 mod mapped;
+mod read;
 mod throttled;
 
 pub use direct::DirectSource;
 pub use faulty::{Faults, FaultySource};
-pub use mapped::{MappedSource, ReadSource};
+pub use mapped::MappedSource;
+pub use read::ReadSource;
 pub use throttled::ThrottledSource;
 
+use super::slots::Slot;
 use super::{Block, Grant, StreamError};
+use crate::sys::direct::PageBuffer;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -77,6 +81,31 @@ impl AsRef<[u8]> for GrantedBlock {
 impl AsRef<[u8]> for Loaded {
     fn as_ref(&self) -> &[u8] {
         (*self.0).as_ref()
+    }
+}
+
+/// A block at the beginning of a slot.
+struct SlotBlock {
+    slot: Slot,
+    bytes: usize,
+}
+
+impl SlotBlock {
+    /// Bytes that a block takes with what is readable behind it: the whole pages of its slot.
+    fn held_bytes(block: &Block, read_ahead_bytes: usize) -> u64 {
+        PageBuffer::rounded(block.bytes as usize + read_ahead_bytes) as u64
+    }
+}
+
+impl AsRef<[u8]> for SlotBlock {
+    fn as_ref(&self) -> &[u8] {
+        &self.slot.buffer().as_ref()[..self.bytes]
+    }
+}
+
+impl Memory for SlotBlock {
+    fn leave_window(&self) {
+        self.slot.pin();
     }
 }
 
