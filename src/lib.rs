@@ -4,8 +4,8 @@
 //! disk in the order in which a pass consumes them and flow through a window of a few MiB. See
 //! ARCHITECTURE.md for the whole in ten minutes.
 //!
-//! Dependencies point one way: `codec <- store <- graph` and `sys <- stream`, both `<- engine <-
-//! daemon <- api`; `tests/architecture.rs` keeps it so.
+//! Dependencies point one way: `codec <- store <- graph` and `sys <- stream <- plan`, both `<-
+//! engine <- daemon <- api`; `tests/architecture.rs` keeps it so.
 
 pub mod api;
 pub mod codec;
@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod engine;
 pub mod graph;
 pub mod manual;
+pub mod plan;
 pub mod store;
 pub mod stream;
 pub mod sys;

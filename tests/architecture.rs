@@ -4,15 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A part and the parts it may know.
-const PARTS: [(&str, &[&str]); 8] = [
+const PARTS: [(&str, &[&str]); 9] = [
     ("sys", &[]),
     ("codec", &[]),
     ("store", &["codec", "sys"]),
     ("graph", &["codec", "store"]),
     ("stream", &["sys"]),
-    ("engine", &["codec", "graph", "store", "stream", "sys"]),
+    ("plan", &["stream", "sys"]),
+    ("engine", &["codec", "graph", "plan", "store", "stream", "sys"]),
     ("daemon", &["codec", "engine", "sys"]),
-    ("api", &["daemon", "engine", "store", "stream", "sys"]),
+    ("api", &["daemon", "engine", "plan", "store", "stream", "sys"]),
 ];
 
 #[test]
@@ -54,7 +55,7 @@ fn only_api_knows_http_and_only_the_manifest_json_beside_it() {
     for word in ["axum", "hyper::", "hyper_util", "http_body"] {
         check_absent(word, &["."], &["api/"]);
     }
-    check_absent("serde_json", &["."], &["api/", "store/manifest.rs"]);
+    check_absent("serde_json", &["."], &["api/", "plan/profile.rs", "store/manifest.rs"]);
 }
 
 #[test]

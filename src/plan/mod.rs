@@ -1,0 +1,89 @@
+//! What this board can do for a model, and what is best done with it.
+//!
+//! `profile` is what was measured, `forecast` plays a pass by it without touching a disk,
+//! `planner` tries plans on the forecast and picks one. Nothing here measures, reads a weight or
+//! knows tract: `engine` measures, and plays what is planned.
+
+use serde::{Deserialize, Serialize};
+
+/// How a model's passes are played.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub source: Way,
+    pub loaders: usize,
+    /// Compute threads.
+    pub threads: usize,
+    pub placement: Placement,
+    pub grouping: Grouping,
+    pub turns: Turns,
+    pub release: Release,
+    /// Most bytes held of units that are not pinned.
+    pub window_bytes: u64,
+    /// Most bytes that stay between passes.
+    pub pin_bytes: u64,
+    pub pins: PinPlace,
+}
+
+/// How blocks are brought in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// Mapped, or read through the page cache where the kernel cannot populate a mapping.
+    Mapped,
+    /// Read past the page cache into recycled slots.
+    Direct,
+}
+
+/// Which cores loaders and compute get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// Compute has all cores, loaders share the last ones with it.
+    Shared,
+    /// Loaders have the last cores to themselves, compute has the others.
+    Apart,
+}
+
+/// What is loaded, waited for and released as one: the units of a pass.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grouping {
+    /// Each block.
+    Blocks,
+    /// Each layer, as in PIPELOAD.
+    Layers,
+    /// Runs of layers, as in PipeSwitch: how many layers each has, the sum being all.
+    Runs(Vec<usize>),
+    /// The whole tape.
+    Whole,
+}
+
+/// Which unit a loader takes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Turns {
+    /// The next that nobody has taken.
+    Next,
+    /// Loader i of m takes units i, i + m, i + 2m and so on, as PIPELOAD's loading agents do.
+    Stride,
+}
+
+/// When the memory of a unit goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Release {
+    /// When compute has used it.
+    AfterUse,
+    /// When the pass has ended.
+    AtEnd,
+}
+
+/// Which blocks are pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PinPlace {
+    /// The first of the tape: they hide the first loads of a pass that comes alone.
+    Head,
+    /// Every so many blocks, evenly: reading overlaps all of compute.
+    Spread,
+}
