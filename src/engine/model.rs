@@ -75,7 +75,7 @@ const LOADING_FIXED_BYTES: u64 = 1 << 20;
 impl Model {
     /// Loads the graph of `dir`. No weight is read: what is to be pinned stays as it passes.
     /// `plan` is asked how its tape, whose blocks take so many bytes each, is to be played.
-    pub fn load(
+    pub(super) fn load(
         dir: ModelDir,
         serving: Serving,
         terms: &Terms,
@@ -151,16 +151,17 @@ impl Model {
         Arc::clone(&lock(&self.playing))
     }
 
-    /// Its passes are played by `plan` from now on.
-    pub(super) fn play_by(&self, plan: Plan) {
-        let playing = Playing::of(plan, &self.tape, &self.sources);
-        self.pins.resize(self.held_bytes(&playing));
-        *lock(&self.playing) = Arc::new(playing);
+    /// What a plan means for it.
+    pub(super) fn playing_by(&self, plan: Plan) -> Playing {
+        Playing::of(plan, &self.tape, &self.sources)
     }
 
-    /// Bytes of memory that each block takes.
-    pub(super) fn held_bytes(&self, playing: &Playing) -> Vec<u64> {
-        self.blocks.iter().map(|block| playing.source.held_bytes(block)).collect()
+    /// Its passes are played by `plan` from now on.
+    pub(super) fn play_by(&self, plan: Plan) {
+        let playing = self.playing_by(plan);
+        let held = self.blocks.iter().map(|block| playing.source.held_bytes(block));
+        self.pins.resize(held.collect());
+        *lock(&self.playing) = Arc::new(playing);
     }
 
     /// Where its blocks come from.

@@ -13,7 +13,7 @@ use super::tape::Tape;
 use crate::graph::Kernels;
 use crate::plan::{Plan, Release};
 use crate::store::ModelDir;
-use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Slots, Trace};
+use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaded, Slots, Trace};
 use crate::sys::{affinity, heap, memory};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -47,10 +47,10 @@ const SMALLEST_WINDOW_UNITS: u64 = 2;
 
 /// What the engine's thread works with.
 pub(super) struct Worker {
-    config: Config,
-    crew: Crew,
-    kernels: Arc<Kernels>,
-    cores: Vec<usize>,
+    pub(super) config: Config,
+    pub(super) crew: Crew,
+    pub(super) kernels: Arc<Kernels>,
+    pub(super) cores: Vec<usize>,
     /// What suits the budget, where nothing else is planned.
     window_bytes: u64,
     /// The bytes of the window.
@@ -335,14 +335,16 @@ impl Worker {
             Release::AfterUse => self.pins_wanted(shared, model, &playing.plan),
             Release::AtEnd => [].into(),
         };
-        self.begin(shared, model, &playing, keep, trace)
+        self.begin(shared, model, &playing, &model.pins.blocks(), keep, trace)
     }
 
-    fn begin(
+    /// Begins to load as `playing` has it; `pins` are there already.
+    pub(super) fn begin(
         &mut self,
         shared: &Shared,
         model: &Model,
         playing: &Playing,
+        pins: &[Option<Arc<Loaded>>],
         keep: Arc<[bool]>,
         trace: Option<Arc<Trace>>,
     ) -> Result<Arc<Flow>, EngineError> {
@@ -355,13 +357,12 @@ impl Worker {
         let window_bytes = self.open_window(shared, model, wanted, playing.largest_unit_bytes)?;
         self.gather_crew(plan)?;
         self.slots.keep_within(window_bytes);
-        let pins = model.pins.blocks();
         let course = Course {
             window_bytes,
             units: &playing.units,
             turns: plan.turns,
             release: plan.release,
-            pins: &pins,
+            pins,
             keep,
             trace,
             beats: Arc::clone(&shared.beats),
@@ -424,8 +425,9 @@ impl Worker {
 
     fn play(&mut self, shared: &Shared, model: &str) -> Result<PassStats, EngineError> {
         let model = self.serving(shared, model)?;
+        let pins = model.pins.blocks();
         let began = Instant::now();
-        let flow = self.begin(shared, &model, &model.playing(), [].into(), None)?;
+        let flow = self.begin(shared, &model, &model.playing(), &pins, [].into(), None)?;
         let played = (0..model.blocks.len()).try_for_each(|block| flow.lease(block).map(drop));
         let latency_us = began.elapsed().as_micros() as u64;
         flow.end();
