@@ -13,6 +13,7 @@ mod pass;
 mod pins;
 mod policy;
 mod pressure;
+mod profiler;
 mod queue;
 mod sample;
 mod service;

@@ -174,6 +174,11 @@ impl Model {
         self.playing().source.name()
     }
 
+    /// Name of the layer that is file `index`.
+    pub(super) fn layer_name(&self, index: usize) -> String {
+        self.dir.manifest.layers[index].name.clone()
+    }
+
     /// Takes the model out of service.
     pub(super) fn fail(&self, cause: &StreamError) {
         let cause = cause.to_string().lines().next().unwrap_or_default().to_string();

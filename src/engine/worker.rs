@@ -407,6 +407,18 @@ impl Worker {
         Ok(window_bytes)
     }
 
+    /// Lets so many bytes be held by reading beside a pass: the window's, and what is missing there.
+    pub(super) fn hold_for_reading(
+        &mut self,
+        shared: &Shared,
+        bytes: u64,
+    ) -> Result<Grant, EngineError> {
+        let more = bytes.saturating_sub(self.window.bytes());
+        let grant = shared.ledger.try_grant(Category::Window, more)?;
+        self.slots.keep_within(bytes);
+        Ok(grant)
+    }
+
     /// Sets up the threads as the plan wants them, on the cores that there are now.
     fn gather_crew(&mut self, plan: &Plan) -> Result<(), EngineError> {
         let cores = affinity::allowed_cores();
