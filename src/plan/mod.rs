@@ -4,9 +4,11 @@
 //! `planner` tries plans on the forecast and picks one. Nothing here measures, reads a weight or
 //! knows tract: `engine` measures, and plays what is planned.
 
+mod grouping;
 mod pins;
 
 pub use crate::stream::{Release, Turns};
+pub use grouping::pipeswitch_groups;
 pub use pins::pinned_units;
 
 use serde::{Deserialize, Serialize};
