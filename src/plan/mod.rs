@@ -4,12 +4,21 @@
 //! `planner` tries plans on the forecast and picks one. Nothing here measures, reads a weight or
 //! knows tract: `engine` measures, and plays what is planned.
 
+#[cfg(test)]
+mod fixture;
 mod grouping;
 mod pins;
+mod profile;
+mod stale;
 
 pub use crate::stream::{Release, Turns};
 pub use grouping::pipeswitch_groups;
 pub use pins::pinned_units;
+pub use profile::{
+    BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError, ReadRate,
+    Subject,
+};
+pub use stale::{Board, Core, Stale};
 
 use serde::{Deserialize, Serialize};
 
