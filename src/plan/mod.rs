@@ -4,20 +4,27 @@
 //! `planner` tries plans on the forecast and picks one. Nothing here measures, reads a weight or
 //! knows tract: `engine` measures, and plays what is planned.
 
+mod cost;
+mod disk;
 #[cfg(test)]
 mod fixture;
+mod forecast;
 mod grouping;
 mod pins;
 mod profile;
+mod simulate;
+mod speeds;
 mod stale;
 
 pub use crate::stream::{Release, Turns};
+pub use forecast::{Bound, Forecast, ForecastError, Passing, forecast, forecast_spans};
 pub use grouping::pipeswitch_groups;
 pub use pins::pinned_units;
 pub use profile::{
     BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError, ReadRate,
     Subject,
 };
+pub use simulate::{Doing, Span};
 pub use stale::{Board, Core, Stale};
 
 use serde::{Deserialize, Serialize};

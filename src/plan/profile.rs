@@ -14,8 +14,9 @@ pub const FORMAT: u32 = 1;
 /// Limit of the file. A profile of 10,000 layers takes 2 MiB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// Most blocks of a tape, 1 TiB of them: a count beyond it is damage.
+/// Most blocks of a tape, and bytes of a block: what is beyond is damage, and would not add up.
 const MAX_BLOCKS: usize = 1 << 20;
+const MAX_BLOCK_BYTES: u64 = 1 << 40;
 
 /// What was measured on one board for one version and variant of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -279,7 +280,11 @@ impl Profile {
             at_least(layer.error, 0.0, || format!("layers[{index}].error"))?;
             for run in &layer.blocks {
                 blocks = blocks.saturating_add(run.count);
-                if run.bytes == 0 || run.bytes > run.mapped_bytes.min(run.direct_bytes) {
+                let (least, most) = (
+                    run.mapped_bytes.min(run.direct_bytes),
+                    run.mapped_bytes.max(run.direct_bytes),
+                );
+                if run.bytes == 0 || run.bytes > least || most > MAX_BLOCK_BYTES {
                     return Err(format!("layers[{index}].blocks: a block holds its bytes"));
                 }
             }
