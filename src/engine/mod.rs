@@ -11,6 +11,7 @@ mod inbox;
 mod model;
 mod pass;
 mod pins;
+mod planning;
 mod policy;
 mod pressure;
 mod profiler;

@@ -8,12 +8,13 @@ use super::service::{DiskKind, lock};
 use super::sources::Sources;
 use super::tape::Tape;
 use crate::graph::{self, Footprint, GraphError, Imported, Lockstep};
-use crate::plan::{Plan, Way};
+use crate::plan::{Plan, Profile, Way};
 use crate::store::manifest::{Dim, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
 use crate::sys::heap;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use tract_core::internal::*;
 
@@ -30,6 +31,9 @@ pub struct Model {
     pub(super) pins: Pins,
     sources: Sources,
     playing: Mutex<Arc<Playing>>,
+    profile: Mutex<Option<Arc<Profile>>>,
+    /// It was tried to measure it, in vain.
+    is_given_up: AtomicBool,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     failure: OnceLock<String>,
@@ -118,6 +122,8 @@ impl Model {
             pins,
             sources,
             playing: Mutex::new(Arc::new(playing)),
+            profile: Mutex::default(),
+            is_given_up: AtomicBool::new(false),
             inputs: imported.inputs,
             outputs: imported.outputs,
             failure: OnceLock::new(),
@@ -149,6 +155,26 @@ impl Model {
     /// How its passes are played.
     pub(super) fn playing(&self) -> Arc<Playing> {
         Arc::clone(&lock(&self.playing))
+    }
+
+    /// What was measured of it on this board.
+    pub(super) fn profile(&self) -> Option<Arc<Profile>> {
+        lock(&self.profile).clone()
+    }
+
+    /// Whether nothing is known of it, and could be.
+    pub(super) fn is_to_be_measured(&self) -> bool {
+        !self.blocks.is_empty()
+            && !self.is_given_up.load(Ordering::Relaxed)
+            && lock(&self.profile).is_none()
+    }
+
+    pub(super) fn give_up_measuring(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_profile(&self, profile: Arc<Profile>) {
+        *lock(&self.profile) = Some(profile);
     }
 
     /// What a plan means for it.

@@ -8,14 +8,15 @@ use super::service::{DiskKind, Shared};
 use super::trials::{self, ComputeTrial, ReadTrial, StreamTrial};
 use super::worker::Worker;
 use crate::plan::{
-    BlockRun, Board, BytesAt, Contention, Core, FORMAT, Grouping, LayerCost, PassTime, Placement,
-    Plan, Profile, ReadRate, Way,
+    BlockRun, Board, BytesAt, Contention, Core, FORMAT, Grouping, LayerCost, PassTime, Passing,
+    Placement, Plan, Profile, ReadRate, Way, forecast,
 };
-use crate::stream::{Category, WeightSource};
+use crate::stream::Category;
 use crate::sys::board::{processor, release};
 use crate::sys::disk::Disk;
 use crate::sys::map::page_size;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,6 +31,18 @@ const REQUEST_BYTES: [u64; 3] = [64 << 10, 256 << 10, 4 << 20];
 
 /// How often a pass is tried; the fastest counts.
 const REPEATS: usize = 2;
+
+/// A figure of contention.
+type Field = fn(&mut Contention) -> &mut f64;
+
+/// What the figures of contention are sought in, and how finely.
+const FIT_RANGES: [(Field, Range<f64>); 3] = [
+    (|contention| &mut contention.loader_slowdown, 1.0..4.0),
+    (|contention| &mut contention.compute_loss, 0.0..3.0),
+    (|contention| &mut contention.memory_slowdown, 1.0..2.0),
+];
+const FIT_STEPS: u32 = 15;
+const FIT_ROUNDS: usize = 3;
 
 /// Measuring under way.
 pub(super) struct Profiler {
@@ -171,7 +184,7 @@ impl Profiler {
             }
         }
         activations.sort_by_key(|at| at.tokens);
-        Profile {
+        let mut profile = Profile {
             format: FORMAT,
             hermes: env!("CARGO_PKG_VERSION").to_owned(),
             model: manifest.model.clone(),
@@ -187,7 +200,37 @@ impl Profiler {
             activations,
             kv_bytes_per_token: 0,
             contention: Contention::default(),
+        };
+        profile.contention = self.contention(&profile);
+        profile
+    }
+
+    /// How loaders and compute slow each other, as it fits the streamed passes best: one figure
+    /// after the other is moved over its range, a few times round.
+    fn contention(&self, profile: &Profile) -> Contention {
+        let mut profile = profile.clone();
+        let error = |profile: &Profile| -> f64 {
+            let of = |(plan, tokens, trial): &(Plan, usize, StreamTrial)| {
+                let forecast = forecast(profile, plan, *tokens as u64, Passing::First).ok()?;
+                Some((forecast.latency_us / trial.latency_us as f64).ln().powi(2))
+            };
+            self.streamed.iter().filter_map(of).sum()
+        };
+        let mut least = error(&profile);
+        for _ in 0..FIT_ROUNDS {
+            for (field, range) in FIT_RANGES {
+                for step in 0..=FIT_STEPS {
+                    let mut tried = profile.clone();
+                    let part = f64::from(step) / f64::from(FIT_STEPS);
+                    *field(&mut tried.contention) = range.start + part * (range.end - range.start);
+                    let error = error(&tried);
+                    if error < least {
+                        (least, profile) = (error, tried);
+                    }
+                }
+            }
         }
+        profile.contention
     }
 
     fn layers(&self, threads: usize) -> Vec<LayerCost> {

@@ -7,11 +7,12 @@ use super::inbox::{Control, Turn, Waiting};
 use super::model::{Model, Playing, Terms};
 use super::pass::{Pass, PassStats, Seat};
 use super::pressure::Pressure;
+use super::profiler::Profiler;
 use super::service::{Config, Reply, Shared, lock};
 use super::stats::Counters;
 use super::tape::Tape;
 use crate::graph::Kernels;
-use crate::plan::{Plan, Release};
+use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
 use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaded, Slots, Trace};
 use crate::sys::{affinity, heap, memory};
@@ -52,13 +53,17 @@ pub(super) struct Worker {
     pub(super) kernels: Arc<Kernels>,
     pub(super) cores: Vec<usize>,
     /// What suits the budget, where nothing else is planned.
-    window_bytes: u64,
+    pub(super) window_bytes: u64,
     /// The bytes of the window.
     window: Grant,
     /// Where blocks that are read go, within the window.
     slots: Arc<Slots>,
     /// Anonymous memory beside the heap: stacks, the programs' own data.
     unheaped_bytes: u64,
+    /// Measuring that is done while nothing waits.
+    pub(super) profiler: Option<Profiler>,
+    /// The board, once it was looked at.
+    pub(super) board: Option<Board>,
     _process: Grant,
 }
 
@@ -94,6 +99,8 @@ impl Worker {
             window,
             slots: Arc::default(),
             unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
+            profiler: None,
+            board: None,
             _process: process,
         })
     }
@@ -105,7 +112,7 @@ impl Worker {
             shared.busy.store(true, Ordering::Relaxed);
             patience = (!matches!(turn, Turn::Idle)).then_some(QUIET);
             match turn {
-                Turn::Idle => self.rest(),
+                Turn::Idle => self.use_leisure(shared, &mut patience),
                 Turn::Pass(model) => self.take_turn(shared, &model),
                 Turn::Control(Control::Load(model, answer)) => answer(self.load(shared, &model)),
                 Turn::Control(Control::Unload(model, answer)) => {
@@ -114,6 +121,9 @@ impl Worker {
                     answer(Ok(()));
                 }
                 Turn::Control(Control::Play(model, answer)) => answer(self.play(shared, &model)),
+                Turn::Control(Control::Profile(model, answer)) => {
+                    answer(self.measure(shared, &model));
+                }
             }
             shared.beats.fetch_add(1, Ordering::Relaxed);
             shared.busy.store(false, Ordering::Relaxed);
@@ -125,7 +135,7 @@ impl Worker {
     }
 
     /// Gives back what is kept for the next pass.
-    fn rest(&self) {
+    pub(super) fn rest(&self) {
         self.slots.keep_within(0);
         heap::trim();
     }
@@ -456,7 +466,11 @@ impl Worker {
     }
 
     /// The model as it is to be served now: another version is loaded where the store says so.
-    fn serving(&mut self, shared: &Shared, name: &str) -> Result<Arc<Model>, EngineError> {
+    pub(super) fn serving(
+        &mut self,
+        shared: &Shared,
+        name: &str,
+    ) -> Result<Arc<Model>, EngineError> {
         if let Some(model) = shared.loaded(name) {
             if shared.store.serving(name).ok().as_ref() == Some(&model.serving) {
                 return model.check_service().map(|()| model);
@@ -481,6 +495,7 @@ impl Worker {
                 loaded => break Arc::new(loaded?),
             }
         };
+        self.recall(shared, &loaded);
         lock(&shared.models).insert(name.to_string(), Arc::clone(&loaded));
         let counters = shared.counters.of(name);
         Counters::add(&counters.loads, 1);

@@ -314,4 +314,3 @@ proptest! {
         prop_assert!(fast.latency_us <= slow.latency_us * 1.01, "{fast:?} {slow:?}");
     }
 }
-

@@ -12,6 +12,7 @@ mod forecast;
 mod grouping;
 mod pins;
 mod profile;
+mod report;
 mod simulate;
 mod speeds;
 mod stale;
