@@ -3,7 +3,7 @@
 use super::super::fixture::{self, MIB, blocks};
 use super::super::profile::{Contention, LayerCost, ReadRate};
 use super::super::simulate::Doing;
-use super::super::{PinPlace, Placement, Turns};
+use super::super::{Grouping, PinPlace, Placement, Turns};
 use super::*;
 use proptest::prelude::*;
 
@@ -314,4 +314,3 @@ proptest! {
         prop_assert!(fast.latency_us <= slow.latency_us * 1.01, "{fast:?} {slow:?}");
     }
 }
-
