@@ -1,7 +1,9 @@
 //! What a profile says of compute and memory at counts that were not measured.
 
-use super::profile::{BytesAt, Profile};
-use super::{Way, profile::BlockRun};
+use super::forecast::ForecastError;
+use super::profile::{BlockRun, BytesAt, Profile};
+use super::{Grouping, Way};
+use std::ops::Range;
 
 impl Profile {
     /// Time of each layer's nodes, all blocks resident, with so many compute threads: the layers'
@@ -99,6 +101,32 @@ impl Profile {
     /// Bytes of the largest block in memory.
     pub fn largest_block_bytes(&self, way: Way) -> u64 {
         self.runs().map(|run| run.held_bytes(way)).max().unwrap_or(0)
+    }
+
+    /// Bytes in memory of a grouping's largest unit.
+    pub(super) fn largest_unit_bytes(
+        &self,
+        way: Way,
+        grouping: &Grouping,
+    ) -> Result<u64, ForecastError> {
+        if *grouping == Grouping::Blocks {
+            return Ok(self.largest_block_bytes(way));
+        }
+        let sizes: Vec<u64> = self
+            .runs()
+            .flat_map(|run| std::iter::repeat_n(run.held_bytes(way), run.count))
+            .collect();
+        let units = self.units(grouping)?;
+        Ok(units.into_iter().map(|unit| sizes[unit].iter().sum()).max().unwrap_or(0))
+    }
+
+    /// The blocks of each unit of a grouping.
+    pub(super) fn units(&self, grouping: &Grouping) -> Result<Vec<Range<usize>>, ForecastError> {
+        let layer_blocks = self.layer_blocks();
+        grouping.units(&layer_blocks).ok_or_else(|| {
+            let runs = if let Grouping::Runs(runs) = grouping { runs.clone() } else { vec![] };
+            ForecastError::Runs { runs, layers: layer_blocks.len() }
+        })
     }
 
     /// Whether reading this way was measured.

@@ -5,7 +5,7 @@ use super::disk::Disk;
 use super::profile::Profile;
 use super::simulate::{Span, Stay, Unit, play};
 use super::speeds::Speeds;
-use super::{Grouping, Plan, Release, Way, pinned_units};
+use super::{Plan, Release, Way, pinned_units};
 use std::ops::Range;
 use thiserror::Error;
 
@@ -108,7 +108,6 @@ pub fn forecast_spans(
 pub(super) struct Tape<'a> {
     profile: &'a Profile,
     disk: Disk,
-    layer_blocks: Vec<usize>,
     /// By block.
     blocks: Vec<Unit>,
     bytes: Vec<u64>,
@@ -155,7 +154,6 @@ impl<'a> Tape<'a> {
         Ok(Tape {
             profile,
             disk,
-            layer_blocks: profile.layer_blocks(),
             blocks,
             bytes,
             tail_us: before_us,
@@ -174,7 +172,7 @@ impl<'a> Tape<'a> {
         if plan.loaders == 0 {
             return Err(ForecastError::Crew);
         }
-        let ranges = self.ranges(&plan.grouping)?;
+        let ranges = self.profile.units(&plan.grouping)?;
         let sizes: Vec<u64> = self.blocks.iter().map(|block| block.held_bytes).collect();
         let pins = pinned_units(&sizes, plan.pin_bytes, plan.pins);
         let pinned_bytes = sizes.iter().zip(&pins).filter(|(_, pin)| **pin).map(|(s, _)| s).sum();
@@ -196,16 +194,6 @@ impl<'a> Tape<'a> {
             peak_bytes: self.fixed_bytes + pinned_bytes + played.window_peak_bytes,
             io_us: work / speeds.best_load(),
             compute_us: self.compute_us,
-        })
-    }
-
-    fn ranges(&self, grouping: &Grouping) -> Result<Vec<Range<usize>>, ForecastError> {
-        grouping.units(&self.layer_blocks).ok_or_else(|| match grouping {
-            Grouping::Runs(runs) => {
-                let (runs, layers) = (runs.clone(), self.layer_blocks.len());
-                ForecastError::Runs { runs, layers }
-            }
-            _ => unreachable!("only runs may not fit the layers"),
         })
     }
 

@@ -3,7 +3,7 @@
 use super::super::fixture::{self, MIB, blocks};
 use super::super::profile::{Contention, LayerCost, ReadRate};
 use super::super::simulate::Doing;
-use super::super::{PinPlace, Placement, Turns};
+use super::super::{Grouping, PinPlace, Placement, Turns};
 use super::*;
 use proptest::prelude::*;
 
