@@ -7,6 +7,7 @@ use hermes::daemon::config::{self, Bytes, Effective, Sources, Threads, Variant};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
+use hermes::sys::capabilities::Capabilities;
 use hermes::sys::{heap, memory};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -104,6 +105,7 @@ fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     journal::set_level(effective.settings.log.filter());
+    Capabilities::get().shortcomings().iter().for_each(|lacking| log::warn!("{lacking}"));
     serve(sources, effective)
 }
 
