@@ -61,9 +61,11 @@ for archive in *.deb; do
     rm "$archive"
 done
 
+# Not by sh: dash drops variables whose names it could not have, such as CARGO_BIN_EXE_hermes-shard,
+# by which cargo tells tests where the programs are.
 libraries=$dir/sysroot/usr/lib/$(uname -m)-linux-gnu
 for tool in rustc rustdoc; do
-    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
+    printf '#!/usr/bin/env bash\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
         "$libraries" "$dir/sysroot/usr/bin/$tool" >"$dir/$tool"
     chmod +x "$dir/$tool"
 done
