@@ -5,8 +5,8 @@
 # Debian's package qemu-user-binfmt makes.
 set -euo pipefail
 
-# The emulated core, and where the target's libraries are.
-export QEMU_CPU=${HERMES_QEMU_CPU:-cortex-a76} QEMU_LD_PREFIX=/usr/aarch64-linux-gnu
+# The emulated core. Where the target's libraries are says QEMU_LD_PREFIX, by setup.sh.
+export QEMU_CPU=${HERMES_QEMU_CPU:-cortex-a76}
 
 files=/proc/sys/fs/binfmt_misc
 if [[ ${1:-} == --inside ]]; then
