@@ -35,7 +35,7 @@ struct Args {
     /// Config file [default: /etc/hermes/hermesd.toml, where it is there].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the config and end: status 0 where it is good.
+    /// Check the config, the store and the budget, and end: status 0 where the daemon would start.
     #[arg(long)]
     check_config: bool,
     /// Print the settings in force as TOML, with the origin of each, and end.
@@ -99,7 +99,8 @@ fn run(args: &Args) -> Result<()> {
         print!("{}", config::show(&effective));
     }
     if args.check_config {
-        eprintln!("the config is good: {} files were read", effective.files.len());
+        let (files, models) = (effective.files.len(), effective.settings.try_engine()?);
+        eprintln!("the config is good: {files} files were read, the store has {models} models");
     }
     if args.print_config || args.check_config {
         return Ok(());
