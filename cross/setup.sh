@@ -32,6 +32,7 @@ if ((${#missing[@]})); then
 fi
 
 old=bullseye
+# shellcheck disable=SC2016 # apt-get expands them
 archive=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' |
     awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
