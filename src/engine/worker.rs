@@ -11,7 +11,7 @@ use super::stats::Counters;
 use crate::graph::Kernels;
 use crate::store::ModelDir;
 use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaders, Slots, Trace};
-use crate::sys::{affinity, heap, memory};
+use crate::sys::{affinity, code, heap, memory};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -401,7 +401,7 @@ impl Worker {
             || Model::load(dir, serving, variant, *source, &self.slots, idle, &shared.ledger);
         let loaded = catch_unwind(AssertUnwindSafe(loading))
             .unwrap_or_else(|panic| Err(EngineError::Internal(panic_text(&*panic))))?;
-        memory::release_code();
+        code::release();
         let block_bytes = loaded.largest_block_bytes();
         if block_bytes > self.window_bytes {
             return Err(EngineError::WindowTooSmall {

@@ -6,6 +6,7 @@
 pub mod affinity;
 pub mod board;
 pub mod cgroup;
+pub mod code;
 pub mod direct;
 pub mod disk;
 pub mod heap;
