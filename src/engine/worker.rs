@@ -265,6 +265,8 @@ impl Worker {
             asked.push((waiting, names, grant));
             seats.push(seat);
         }
+        let held_bytes = heap::live_bytes();
+        heap::reset_peak();
         let ran = catch_unwind(AssertUnwindSafe(|| {
             self.pool.install(|| {
                 let threads = Executor::MultiThread(Arc::clone(&self.pool));
@@ -272,6 +274,9 @@ impl Worker {
             })
         }));
         let latency_us = began.elapsed().as_micros() as u64;
+        let peak_bytes = heap::peak_bytes().saturating_sub(held_bytes);
+        let granted_bytes: u64 = asked.iter().map(|(_, _, grant)| grant.bytes()).sum();
+        log::debug!("a pass held {peak_bytes} bytes at its peak, {granted_bytes} were granted");
         let failure = flow.failure();
         model.pins.take(flow.end());
         // The level may have risen since the pass was told what to keep.
