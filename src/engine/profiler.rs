@@ -156,7 +156,7 @@ impl Profiler {
     ) -> Result<(), EngineError> {
         let source = Arc::clone(self.model.sources().by(way));
         // What is read is held where the window would be.
-        let needed_bytes = request_bytes * loaders as u64;
+        let needed_bytes = 2 * request_bytes * loaders as u64;
         let _held = worker.hold_for_reading(shared, needed_bytes)?;
         let cores: Vec<usize> = worker.cores.iter().rev().cycle().take(loaders).copied().collect();
         self.turn += 1;

@@ -7,14 +7,14 @@ use super::pass::{Cancel, Pass, Seat};
 use super::sample::sample_inputs;
 use super::service::Shared;
 use super::tape::Stretch;
-use super::worker::Worker;
+use super::worker::{Worker, keep_freed};
 use crate::graph::Kernels;
 use crate::plan::{Grouping, Plan};
 use crate::store::layer_file::BLOCK_ALIGN;
 use crate::stream::{
     Block, Category, Grant, Loaded, StreamError, Trace, WeightSource, What, load_verified,
 };
-use crate::sys::affinity;
+use crate::sys::{affinity, heap};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -195,6 +195,7 @@ impl Worker {
         let inputs = model.arrange(&inputs)?;
         let bytes = model.footprint(&inputs).alone_bytes;
         let grant = shared.ledger.try_grant(Category::Activations, bytes)?;
+        let _spare = keep_freed(shared, bytes);
         let flow = self.begin(shared, model, playing, pins, [].into(), trace.cloned())?;
         let pass = Pass {
             model: Arc::clone(model),
@@ -207,6 +208,7 @@ impl Worker {
         let seat = Seat { inputs, outputs: vec![], cancel: cancel.clone() };
         let results = self.crew.compute(|| pass.run(vec![seat]));
         flow.end();
+        heap::keep_within(bytes);
         drop(grant);
         results.into_iter().try_for_each(|result| result.map(drop))?;
         Ok(bytes)

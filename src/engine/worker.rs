@@ -168,11 +168,7 @@ impl Worker {
             self.admit(shared, &model, &mut seats);
         }
         let granted_bytes: u64 = seats.iter().map(|seat| seat.grant.bytes()).sum();
-        // Freed tensors of all sizes find the next of their size in up to twice the room that those
-        // in use take at once.
-        let spare_bytes = granted_bytes.min(shared.ledger.free_bytes() / SPARE_SHARE);
-        let spare = shared.ledger.try_grant(Category::Activations, spare_bytes).ok();
-        heap::keep_within(granted_bytes + spare.as_ref().map_or(0, Grant::bytes));
+        let spare = keep_freed(shared, granted_bytes);
         let pass = Pass {
             model,
             flow,
@@ -433,7 +429,8 @@ impl Worker {
     ) -> Result<Grant, EngineError> {
         let more = bytes.saturating_sub(self.window.bytes());
         let grant = shared.ledger.try_grant(Category::Window, more)?;
-        self.slots.keep_within(bytes);
+        // Those that are read meanwhile find theirs again.
+        self.slots.keep_within(self.window.bytes() + more);
         Ok(grant)
     }
 
@@ -546,6 +543,16 @@ impl Worker {
         );
         Ok(loaded)
     }
+}
+
+/// Lets the heap keep the freed tensors of a pass that was granted so much, and as much again of
+/// what is free: those of all sizes find the next of their size in up to twice the room that those
+/// in use take at once.
+pub(super) fn keep_freed(shared: &Shared, granted_bytes: u64) -> Option<Grant> {
+    let spare_bytes = granted_bytes.min(shared.ledger.free_bytes() / SPARE_SHARE);
+    let spare = shared.ledger.try_grant(Category::Activations, spare_bytes).ok();
+    heap::keep_within(granted_bytes + spare.as_ref().map_or(0, Grant::bytes));
+    spare
 }
 
 /// Frees memory that another use needs more: pins first, those of other models before those of

@@ -93,9 +93,13 @@ fn grid(profile: &Profile) -> Vec<Plan> {
             continue;
         }
         for (loaders, placement) in &crews {
-            for (window_bytes, pinned) in
-                [(4 << 20, 0), (16 << 20, 0), (16 << 20, 2), (64 << 20, 0)]
-            {
+            for (window_bytes, pinned, pins) in [
+                (4 << 20, 0, PinPlace::Spread),
+                (16 << 20, 0, PinPlace::Spread),
+                (64 << 20, 0, PinPlace::Spread),
+                (16 << 20, 2, PinPlace::Spread),
+                (16 << 20, 2, PinPlace::Head),
+            ] {
                 plans.push(Plan {
                     source,
                     loaders: *loaders,
@@ -106,7 +110,7 @@ fn grid(profile: &Profile) -> Vec<Plan> {
                     release: Release::AfterUse,
                     window_bytes,
                     pin_bytes: tape.checked_div(pinned).unwrap_or(0),
-                    pins: PinPlace::Spread,
+                    pins,
                 });
             }
         }
