@@ -5,6 +5,7 @@
 mod daemon;
 mod pass;
 mod setup;
+mod smallest;
 mod soak;
 mod socket;
 mod switch;
@@ -28,6 +29,8 @@ enum Command {
     Synth(synth::Arguments),
     /// Measure streamed passes against their limit
     Pass(pass::Arguments),
+    /// Find the smallest budget within which a model answers
+    Smallest(smallest::Arguments),
     /// Measure requests that share a pass against one alone
     Together(together::Arguments),
     /// Measure what it costs to turn from one model to another
@@ -47,6 +50,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Pass(arguments) => pass::run(&arguments),
+        Command::Smallest(arguments) => smallest::run(&arguments),
         Command::Together(arguments) => together::run(&arguments),
         Command::Switch(arguments) => switch::run(&arguments),
         Command::Socket(arguments) => socket::run(&arguments),
