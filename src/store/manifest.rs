@@ -46,6 +46,10 @@ pub struct Manifest {
     pub outputs: Vec<Port>,
     /// The graph without its big weights.
     pub graph: FileEntry,
+    /// Heap that importing the graph took at its peak where it was built: from 6 to 32 times the
+    /// file, which does not tell. None in what older programs built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loading_bytes: Option<u64>,
     /// Every big weight, in the order of the graph's inputs.
     pub weights: Vec<Weight>,
     /// Layers in tape order.

@@ -97,6 +97,7 @@ fn clean(smaps: &str) -> Vec<Mapping> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::mapped_pages;
     use super::*;
 
     #[test]
@@ -111,26 +112,17 @@ mod tests {
         assert_eq!(clean(smaps), [mapping(0x55e0..0x55f0, false), mapping(0x5600..0x5610, true)]);
     }
 
-    /// Pages of `mappings()` that are resident in the process, by /proc/self/pagemap.
-    fn resident_pages() -> usize {
-        use std::os::unix::fs::FileExt;
-        let pagemap = fs::File::open("/proc/self/pagemap").unwrap();
-        let page = |index: usize| {
-            let mut entry = [0; 8];
-            pagemap.read_exact_at(&mut entry, index as u64 * 8).unwrap();
-            u64::from_le_bytes(entry) >> 63
-        };
+    fn code_pages() -> usize {
         let code = mappings().iter().filter(|mapping| mapping.is_executable);
-        let pages = code.flat_map(|Mapping { range, .. }| range.clone().step_by(page_size()));
-        pages.map(|address| page(address / page_size()) as usize).sum()
+        code.map(|mapping| mapped_pages(mapping.range.clone())).sum()
     }
 
     #[test]
     fn code_that_is_released_comes_back_in_pieces() {
         map_in_pieces();
-        let before = resident_pages();
+        let before = code_pages();
         release();
-        let after = resident_pages();
+        let after = code_pages();
         assert!(after > 0, "the program still runs");
         assert!(after < before, "{after} pages of {before} are still there");
     }

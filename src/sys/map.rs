@@ -46,7 +46,13 @@ impl MappedFile {
 
     /// Brings the pages of `range` in and maps them. A bad sector is an error here, where a
     /// touch of the page would be a fatal signal (madvise(2), MADV_POPULATE_READ, Linux 5.14).
+    ///
+    /// Linux maps what the page cache has around a page that is touched too: 64 KiB, or from 6.18
+    /// on whole folios, which can be larger than a block. Nobody would release the pages of blocks
+    /// that have been released before. What is mapped around ends where a mapping's flags change,
+    /// so a populated range differs in one from all others: it is left out of core dumps.
     pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        self.flag(range.clone(), Advice::DontDump);
         self.map.advise_range(Advice::PopulateRead, range.start, range.len())
     }
 
@@ -59,7 +65,11 @@ impl MappedFile {
     /// end from the page cache: a folio may be larger than a block, so a range that starts at
     /// the block would leave the folio that both share. Mapped pages, pinned blocks among them,
     /// survive.
-    pub fn release(&self, range: Range<usize>) {
+    pub fn release(&self, mut range: Range<usize>) {
+        // What kernels read ahead of the last block is its own.
+        if self.len() - range.end < page_size() {
+            range.end = self.len();
+        }
         // SAFETY: the mapping is a read-only file mapping: dropped pages read back the same.
         let unmapped = unsafe {
             self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
@@ -67,7 +77,15 @@ impl MappedFile {
         if let Err(error) = unmapped {
             log::warn!("madvise(DONTNEED) failed: {error}");
         }
+        self.flag(range.clone(), Advice::DoDump);
         self.drop_consumed(range.end as u64);
+    }
+
+    /// Where it fails, more may be mapped than was asked for.
+    fn flag(&self, range: Range<usize>, advice: Advice) {
+        if let Err(error) = self.map.advise_range(advice, range.start, range.len()) {
+            log::debug!("madvise({advice:?}) failed: {error}");
+        }
     }
 
     /// Asks the kernel to drop everything of the file up to `end` from the page cache, and what is
@@ -158,8 +176,32 @@ pub fn page_size() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::mapped_pages;
     use super::*;
     use std::io::Write;
+
+    /// Blocks that had been released came back with their neighbours, and stayed: 7 MiB of a
+    /// window of 3.
+    #[test]
+    fn nothing_is_mapped_around_what_is_populated() {
+        if !populate_supported() {
+            return;
+        }
+        let (page, pages) = (page_size(), 256);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; pages * page]).unwrap();
+        let map = MappedFile::new(file).unwrap();
+        let start = map.map.as_ptr().addr();
+        let mapped = |range: Range<usize>| mapped_pages(start + range.start..start + range.end);
+        let (first, second) = (33 * page..66 * page, 66 * page..101 * page);
+        map.populate(first.clone()).unwrap();
+        map.populate(second.clone()).unwrap();
+        assert_eq!(mapped(0..pages * page), 68, "two neighbours, and nothing around them");
+        map.release(first.clone());
+        assert_eq!((mapped(first), mapped(second)), (0, 35));
+        map.populate(120 * page..121 * page).unwrap();
+        assert_eq!(mapped(0..pages * page), 36);
+    }
 
     #[test]
     fn pages_come_and_go_and_read_the_same() {

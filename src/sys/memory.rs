@@ -62,6 +62,20 @@ pub(super) fn kib_field(text: &str, name: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
+/// Pages of a range of addresses that this process has mapped, by /proc/self/pagemap.
+#[cfg(test)]
+pub(super) fn mapped_pages(addresses: std::ops::Range<usize>) -> usize {
+    use std::os::unix::fs::FileExt;
+    let pagemap = fs::File::open("/proc/self/pagemap").unwrap();
+    let page_size = super::map::page_size();
+    let is_present = |address: usize| {
+        let mut entry = [0; 8];
+        pagemap.read_exact_at(&mut entry, (address / page_size) as u64 * 8).unwrap();
+        u64::from_le_bytes(entry) >> 63 == 1
+    };
+    addresses.step_by(page_size).filter(|address| is_present(*address)).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

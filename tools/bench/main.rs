@@ -7,6 +7,7 @@ mod forecast;
 mod pass;
 mod profile;
 mod setup;
+mod smallest;
 mod soak;
 mod socket;
 mod switch;
@@ -34,6 +35,8 @@ enum Command {
     Profile(profile::Arguments),
     /// Compare what the forecast says of a grid of plans with passes
     Forecast(forecast::Arguments),
+    /// Find the smallest budget within which a model answers
+    Smallest(smallest::Arguments),
     /// Measure requests that share a pass against one alone
     Together(together::Arguments),
     /// Measure what it costs to turn from one model to another
@@ -55,6 +58,7 @@ fn main() -> anyhow::Result<()> {
         Command::Pass(arguments) => pass::run(&arguments),
         Command::Profile(arguments) => profile::run(&arguments),
         Command::Forecast(arguments) => forecast::run(&arguments),
+        Command::Smallest(arguments) => smallest::run(&arguments),
         Command::Together(arguments) => together::run(&arguments),
         Command::Switch(arguments) => switch::run(&arguments),
         Command::Socket(arguments) => socket::run(&arguments),

@@ -15,6 +15,7 @@ use hermes::store::manifest::{
     self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Pooling, Port, Provenance, Task, Weight,
 };
 use hermes::store::{self, Dtype, StoreError};
+use hermes::sys::heap;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,7 +89,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     let mut skim = skim::skim(&options.model, options.threshold)?;
     let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
-    let imported = import(&mut skim, &weights, options)?;
+    let (imported, loading_bytes) = import(&mut skim, &weights, options)?;
     let plan = Plan::new(&skim, &imported);
     let tokenizer = read_tokenizer(options)?;
     let needed = plan.stored_bytes(&options.variants)
@@ -118,6 +119,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         variants: options.variants.clone(),
         tokenizer,
         task,
+        loading_bytes: Some(loading_bytes),
         provenance: provenance(options, &skim),
     };
     let json = serde_json::to_vec_pretty(&manifest)?;
@@ -137,8 +139,8 @@ fn parse_dim(text: &str) -> Result<(String, u64), String> {
 }
 
 /// Imports the skeleton, with the dimensions that are given or that the graph itself leaves no
-/// choice about fixed in it.
-fn import(skim: &mut Skim, weights: &[Weight], options: &Options) -> Result<Imported> {
+/// choice about fixed in it. Says what it took of the heap too.
+fn import(skim: &mut Skim, weights: &[Weight], options: &Options) -> Result<(Imported, u64)> {
     /// More open dimensions than any model has.
     const ROUNDS: usize = 16;
     let mut dims = BTreeMap::new();
@@ -149,12 +151,14 @@ fn import(skim: &mut Skim, weights: &[Weight], options: &Options) -> Result<Impo
     check_dims(&open, &dims)?;
     for _ in 0..ROUNDS {
         skim.skeleton = skim::fix_dims(&open, &dims).map_err(anyhow::Error::msg)?;
+        let held_bytes = heap::live_bytes();
+        heap::reset_peak();
         match graph::import(&skim.skeleton, weights) {
             Err(GraphError::Pinned { symbol, size }) if !dims.contains_key(&symbol) => {
                 eprintln!("dimension {symbol} can only be {size}: it is fixed");
                 dims.insert(symbol, size);
             }
-            imported => return Ok(imported?),
+            imported => return Ok((imported?, heap::peak_bytes().saturating_sub(held_bytes))),
         }
     }
     bail!("the inputs have too many open dimensions: fix some with --dim NAME=SIZE")
