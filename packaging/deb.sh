@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Pack the release programs, built before, as a Debian package: packaging/deb.sh [TARGET].
+# Pack the release programs, built before, as a Debian package: packaging/deb.sh [TARGET]
+# [cargo-deb's arguments].
 #
 # TARGET is cargo's name of the architecture, such as aarch64-unknown-linux-gnu; without one it is
 # this machine's. Needs cargo-deb (cargo install cargo-deb --version 3.8.0 --locked). What goes into
@@ -29,5 +30,9 @@ cp CHANGELOG.md "$stage/usr/share/doc/hermes/changelog"
 gzip -9n "$stage/usr/share/doc/hermes/changelog"
 
 arguments=(--no-build --locked --quiet)
-[[ -z $target ]] || arguments+=(--target "$target")
-cargo deb "${arguments[@]}"
+if [[ -n $target ]]; then
+    # What the variant's dependencies say.
+    cross/glibc.sh 2.30 "$built"/{hermesd,hermesctl,hermes-shard,hermes-bench} >&2
+    arguments+=(--target "$target" --variant cross)
+fi
+cargo deb "${arguments[@]}" "${@:2}"
