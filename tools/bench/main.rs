@@ -3,6 +3,7 @@
 //! Each subcommand is one file or folder beside this one; none of them is linked into the daemon.
 
 mod daemon;
+mod paper;
 mod pass;
 mod setup;
 mod soak;
@@ -36,6 +37,9 @@ enum Command {
     Socket(socket::Arguments),
     /// Send a great many requests, some given up, and watch the daemon's memory
     Soak(soak::Arguments),
+    /// One measurement of `paper` or `sweep`
+    #[command(hide = true)]
+    PaperPass(paper::measure::Arguments),
 }
 
 #[global_allocator]
@@ -51,5 +55,6 @@ fn main() -> anyhow::Result<()> {
         Command::Switch(arguments) => switch::run(&arguments),
         Command::Socket(arguments) => socket::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::PaperPass(arguments) => paper::measure::run(&arguments),
     }
 }

@@ -1,0 +1,4 @@
+mod disks;
+mod gantt;
+pub mod measure;
+mod policy;
