@@ -2,8 +2,10 @@
 //! the disk or the request is at fault.
 
 use hermes::engine::{
-    Array, Cancel, Config, Engine, EngineError, ErrorKind, Pressure, Reply, Request, SourceKind,
+    Array, Cancel, Config, DiskKind, Engine, EngineError, ErrorKind, Policy, Pressure, Reply,
+    Request,
 };
+use hermes::plan::Way;
 use hermes::stream::{Category, Faults, StreamError, Trace, What};
 use hermes::sys::disk::Disk;
 use std::path::{Path, PathBuf};
@@ -112,7 +114,7 @@ fn streamed_outputs_are_the_resident_ones_to_the_bit() {
         let resident = Engine::start(Config { pin_bytes: u64::MAX, ..config.clone() }).unwrap();
         let half = Config { pin_bytes: 1 << 20, threads: Some(1), ..config.clone() };
         let half = Engine::start(half).unwrap();
-        let direct = Config { source: SourceKind::Direct, ..config.clone() };
+        let direct = Config { source: Some(Way::Direct), ..config.clone() };
         let half_direct = Engine::start(Config { pin_bytes: 1 << 20, ..direct.clone() }).unwrap();
         let direct = Engine::start(direct).unwrap();
         for model in ["bert-tiny", "gpt2-tiny"] {
@@ -134,9 +136,38 @@ fn streamed_outputs_are_the_resident_ones_to_the_bit() {
     }
 }
 
+/// The papers' systems and the tape differ in what is in memory when, and in nothing else.
+#[test]
+fn every_policy_gives_the_same_bits() {
+    let engine = |policy| Engine::start(Config { policy, ..config() }).unwrap();
+    let tape = engine(Policy::Tape);
+    for model in ["bert-tiny", "gpt2-tiny"] {
+        let expected = infer(&tape, model, 9);
+        let (bytes, window) = (expected.stats.bytes_read, expected.stats.window_peak_bytes);
+        assert!(window <= WINDOW_BYTES, "{window}");
+        for (policy, all_at_once) in [
+            (Policy::LoadAll, true),
+            (Policy::PipeSwitch, true),
+            (Policy::PipeLoad { agents: 1 }, false),
+            (Policy::PipeLoad { agents: 4 }, false),
+        ] {
+            let engine = engine(policy.clone());
+            // The second pass finds nothing of the first.
+            for _ in 0..2 {
+                let found = infer(&engine, model, 9);
+                assert!(found.outputs == expected.outputs, "{model} by {policy:?}");
+                assert_eq!(found.stats.bytes_read, bytes, "{model} by {policy:?}");
+                let held = found.stats.window_peak_bytes;
+                assert!(held <= bytes, "{model} by {policy:?}: {held}");
+                assert!(held == bytes || !all_at_once, "{model} by {policy:?}: {held}");
+            }
+        }
+    }
+}
+
 /// Which source brings a model's blocks in where direct reads are asked for.
 fn source_asked_direct(store: &Path) -> (&'static str, Reply) {
-    let source = SourceKind::Direct;
+    let source = Some(Way::Direct);
     let engine = Engine::start(Config { source, store: store.to_owned(), ..config() }).unwrap();
     let name = engine.load("bert-tiny").unwrap().source_name();
     (name, infer(&engine, "bert-tiny", 9))
@@ -353,8 +384,8 @@ fn pins_come_with_a_pass_and_give_way_to_pressure() {
 /// that had just been dropped.
 #[test]
 fn a_pass_under_way_pins_nothing_once_memory_is_short() {
-    let slow = SourceKind::Throttled { bytes_per_s: 4 << 20 };
-    let config = Config { source: slow, pin_bytes: u64::MAX, ..config() };
+    let slow = DiskKind::Throttled { bytes_per_s: 4 << 20 };
+    let config = Config { disk: slow, pin_bytes: u64::MAX, ..config() };
     let engine = Engine::start(config).unwrap();
     engine.load("bert-tiny").unwrap();
     let pinned = || engine.ledger().held_bytes(Category::Pins);
@@ -401,8 +432,7 @@ fn a_failing_disk_gives_errors_and_never_wrong_answers() {
             delay_every: 7,
             delay: Duration::from_millis(1),
         };
-        let engine =
-            Engine::start(Config { source: SourceKind::Faulty(faults), ..config() }).unwrap();
+        let engine = Engine::start(Config { disk: DiskKind::Faulty(faults), ..config() }).unwrap();
         for _ in 0..4 {
             match engine.infer(fitting(&engine, request("bert-tiny", 16))) {
                 Ok(reply) => assert!(reply.outputs == expected, "seed {seed}"),
@@ -423,8 +453,8 @@ fn a_failing_disk_gives_errors_and_never_wrong_answers() {
 
 #[test]
 fn a_cancelled_pass_ends_and_the_next_is_answered() {
-    let slow = SourceKind::Throttled { bytes_per_s: 2 << 20 };
-    let engine = Engine::start(Config { source: slow, ..config() }).unwrap();
+    let slow = DiskKind::Throttled { bytes_per_s: 2 << 20 };
+    let engine = Engine::start(Config { disk: slow, ..config() }).unwrap();
     engine.load("bert-tiny").unwrap();
     let request = fitting(&engine, request("bert-tiny", 4));
     let cancel = request.cancel.clone();

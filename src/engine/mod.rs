@@ -1,18 +1,21 @@
 //! Models under one budget, and the passes that use them.
 //!
 //! `service` is what others see, `inbox` and `queue` where requests wait, `worker` the thread that
-//! serves them; `model` is what is loaded, `tape` where its weights lie, `pins` which of them stay,
-//! `pass` one traversal. Nothing here knows HTTP or JSON; nothing below knows requests.
+//! serves them; `model` is what is loaded, `tape` where its weights lie, `sources` what brings them
+//! in, `pins` which of them stay, `policy` how a pass goes, `crew` its threads, `pass` one traversal. Nothing here knows HTTP or JSON; nothing below knows requests.
 
 mod array;
+mod crew;
 mod error;
 mod inbox;
 mod model;
 mod pass;
 mod pins;
+mod policy;
 mod pressure;
 mod queue;
 mod service;
+mod sources;
 mod stats;
 mod tape;
 mod worker;
@@ -21,6 +24,7 @@ pub use array::{Array, ArrayError};
 pub use error::{EngineError, ErrorKind};
 pub use model::Model;
 pub use pass::{Cancel, PassStats};
+pub use policy::Policy;
 pub use pressure::Pressure;
-pub use service::{Config, Engine, Reply, Request, SourceKind};
+pub use service::{Config, DiskKind, Engine, Reply, Request};
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};

@@ -3,21 +3,18 @@
 use super::array::Array;
 use super::error::EngineError;
 use super::pins::Pins;
-use super::service::SourceKind;
+use super::policy::largest_unit_bytes;
+use super::service::{DiskKind, lock};
+use super::sources::Sources;
 use super::tape::Tape;
-use crate::graph::{self, Footprint, GraphError, Imported, Lockstep, READ_AHEAD_BYTES};
+use crate::graph::{self, Footprint, GraphError, Imported, Lockstep};
+use crate::plan::{Plan, Way};
 use crate::store::manifest::{Dim, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
-use crate::stream::{
-    Block, Category, DirectSource, FaultySource, Grant, Ledger, MappedSource, ReadSource, Slots,
-    StreamError, ThrottledSource, WeightSource,
-};
-use crate::sys::direct::DirectFile;
-use crate::sys::{heap, map};
+use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
+use crate::sys::heap;
 use std::collections::HashMap;
-use std::fs::File;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use tract_core::internal::*;
 
 /// A model ready for passes.
@@ -30,12 +27,44 @@ pub struct Model {
     pub(super) plan: Lockstep,
     pub(super) tape: Tape,
     pub(super) blocks: Arc<[Block]>,
-    pub(super) source: Arc<dyn WeightSource>,
     pub(super) pins: Pins,
+    sources: Sources,
+    playing: Mutex<Arc<Playing>>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     failure: OnceLock<String>,
     graph: Grant,
+}
+
+/// What models of an engine are loaded with.
+pub(super) struct Terms<'a> {
+    /// The manifest's first where it is none.
+    pub variant: Option<&'a str>,
+    pub disk: DiskKind,
+    pub slots: &'a Arc<Slots>,
+    /// Granted for something that is idle while a model loads, the window: loading may use them.
+    pub idle_bytes: u64,
+    pub ledger: &'a Arc<Ledger>,
+}
+
+/// What a plan means for a model's tape.
+pub(super) struct Playing {
+    pub plan: Plan,
+    pub source: Arc<dyn WeightSource>,
+    /// How many blocks each unit has; nothing where each block is one.
+    pub units: Vec<usize>,
+    /// Bytes of memory of the largest unit: the smallest window.
+    pub largest_unit_bytes: u64,
+}
+
+impl Playing {
+    fn of(plan: Plan, tape: &Tape, sources: &Sources) -> Playing {
+        let source = Arc::clone(sources.by(plan.source));
+        let units = tape.units(&plan.grouping);
+        let held: Vec<u64> = tape.blocks.iter().map(|block| source.held_bytes(block)).collect();
+        let largest_unit_bytes = largest_unit_bytes(&units, &held);
+        Playing { plan, source, units, largest_unit_bytes }
+    }
 }
 
 /// What parsing and optimizing a graph holds at its peak: several forms of it at once. Measured
@@ -45,18 +74,14 @@ const LOADING_FIXED_BYTES: u64 = 1 << 20;
 
 impl Model {
     /// Loads the graph of `dir`. No weight is read: what is to be pinned stays as it passes.
-    ///
-    /// `variant` defaults to the manifest's first. `idle_bytes` are granted to the caller for
-    /// something that is idle while a model loads, the window: loading may use them.
+    /// `plan` is asked how its tape, whose blocks take so many bytes each, is to be played.
     pub fn load(
         dir: ModelDir,
         serving: Serving,
-        variant: Option<&str>,
-        source: SourceKind,
-        slots: &Arc<Slots>,
-        idle_bytes: u64,
-        ledger: &Arc<Ledger>,
+        terms: &Terms,
+        plan: impl FnOnce(&Tape, &[u64]) -> Plan,
     ) -> Result<Model, EngineError> {
+        let Terms { variant, disk, slots, idle_bytes, ledger } = *terms;
         let manifest = &dir.manifest;
         let variant = pick_variant(manifest, variant)?;
         let expected = manifest.graph.bytes.saturating_mul(LOADING_BYTES_PER_FILE_BYTE);
@@ -71,7 +96,7 @@ impl Model {
             layers.map(|layer| dir.open_layer(layer, &variant)).collect::<Result<_, _>>()?;
         let tape = Tape::build(manifest, &files, &imported.uses)?;
         let files = files.into_iter().map(|layer| (layer.path, layer.file)).collect();
-        let source = open_source(files, source, slots)?;
+        let sources = Sources::open(files, disk, slots)?;
         let peak = heap::peak_bytes().saturating_sub(held);
         log::debug!("loading held {peak} bytes at its peak, {expected} were expected");
         heap::trim();
@@ -79,16 +104,20 @@ impl Model {
         if measured > 0 {
             grant.resize(measured)?;
         }
-        let held = tape.blocks.iter().map(|block| source.held_bytes(block));
-        let pins = Pins::none(held.collect(), ledger)?;
+        let source = sources.by(Way::Mapped);
+        let held: Vec<u64> = tape.blocks.iter().map(|block| source.held_bytes(block)).collect();
+        let playing = Playing::of(plan(&tape, &held), &tape, &sources);
+        let held = tape.blocks.iter().map(|block| playing.source.held_bytes(block)).collect();
+        let pins = Pins::none(held, ledger)?;
         Ok(Model {
             blocks: tape.blocks.clone().into(),
             serving,
             variant,
             plan: Lockstep::new(imported.plan),
             tape,
-            source,
             pins,
+            sources,
+            playing: Mutex::new(Arc::new(playing)),
             inputs: imported.inputs,
             outputs: imported.outputs,
             failure: OnceLock::new(),
@@ -117,14 +146,31 @@ impl Model {
         self.tape.bytes()
     }
 
-    /// Most bytes of memory that one of its blocks takes.
-    pub(super) fn largest_block_bytes(&self) -> u64 {
-        self.blocks.iter().map(|block| self.source.held_bytes(block)).max().unwrap_or(0)
+    /// How its passes are played.
+    pub(super) fn playing(&self) -> Arc<Playing> {
+        Arc::clone(&lock(&self.playing))
+    }
+
+    /// Its passes are played by `plan` from now on.
+    pub(super) fn play_by(&self, plan: Plan) {
+        let playing = Playing::of(plan, &self.tape, &self.sources);
+        self.pins.resize(self.held_bytes(&playing));
+        *lock(&self.playing) = Arc::new(playing);
+    }
+
+    /// Bytes of memory that each block takes.
+    pub(super) fn held_bytes(&self, playing: &Playing) -> Vec<u64> {
+        self.blocks.iter().map(|block| playing.source.held_bytes(block)).collect()
+    }
+
+    /// Where its blocks come from.
+    pub(super) fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// What brings its blocks in: "mapped", "read" or "direct".
     pub fn source_name(&self) -> &'static str {
-        self.source.name()
+        self.playing().source.name()
     }
 
     /// Takes the model out of service.
@@ -229,45 +275,6 @@ fn check_ports(manifest: &Manifest, imported: &Imported) -> Result<(), GraphErro
         return Ok(());
     }
     Err(GraphError::Mismatch { what: "the model's inputs or outputs".to_string() })
-}
-
-fn open_source(
-    files: Vec<(PathBuf, File)>,
-    kind: SourceKind,
-    slots: &Arc<Slots>,
-) -> Result<Arc<dyn WeightSource>, StreamError> {
-    let direct = match kind {
-        SourceKind::Direct => open_direct(&files),
-        _ => None,
-    };
-    let mapped = MappedSource::new(files, READ_AHEAD_BYTES)?;
-    let board: Arc<dyn WeightSource> = if map::populate_supported() {
-        Arc::new(mapped)
-    } else {
-        log::warn!("this kernel has no MADV_POPULATE_READ: blocks are read, not mapped");
-        Arc::new(ReadSource::new(mapped, READ_AHEAD_BYTES, Arc::clone(slots)))
-    };
-    Ok(match (kind, direct) {
-        (SourceKind::Board | SourceKind::Direct, None) => board,
-        (SourceKind::Throttled { bytes_per_s }, _) => {
-            Arc::new(ThrottledSource::new(board, bytes_per_s))
-        }
-        (SourceKind::Faulty(faults), _) => Arc::new(FaultySource::new(board, faults)),
-        (_, Some(direct)) => {
-            Arc::new(DirectSource::new(direct, board, READ_AHEAD_BYTES, Arc::clone(slots)))
-        }
-    })
-}
-
-/// The files for direct reads; none where one of them refuses.
-fn open_direct(files: &[(PathBuf, File)]) -> Option<Vec<DirectFile>> {
-    let open = |(path, file): &(PathBuf, File)| {
-        DirectFile::reopen(file).inspect_err(|error| {
-            let path = path.display();
-            log::warn!("{path}: no direct reads here ({error}): the file is mapped instead");
-        })
-    };
-    files.iter().map(open).collect::<Result<_, _>>().ok()
 }
 
 /// Checks one input's type and shape; `bound` holds the sizes that symbols have so far.

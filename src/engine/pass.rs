@@ -47,6 +47,10 @@ pub struct PassStats {
     pub stall_us: u64,
     /// Bytes of tape read.
     pub bytes_read: u64,
+    /// Most bytes of the tape held at once, pinned blocks not counted.
+    pub window_peak_bytes: u64,
+    /// Time of processors that loaders took.
+    pub loader_cpu_us: u64,
     /// Bytes the ledger granted for activations.
     pub activation_bytes: u64,
 }
@@ -113,7 +117,7 @@ impl Feed for PassFeed {
         let mut result = Ok(());
         let mut damaged = None;
         let stride = table.stride as usize;
-        let read = self.model.source.read(table.file, &ranges, &mut |run, bytes| {
+        let read = self.model.sources().tables().read(table.file, &ranges, &mut |run, bytes| {
             let (positions, range) = &runs[run];
             let first = rows[positions.start];
             for position in positions.clone() {
@@ -126,7 +130,7 @@ impl Feed for PassFeed {
             }
         });
         let failure = read.err().or(damaged.map(|offset| StreamError::DamagedRow {
-            path: self.model.source.path(table.file),
+            path: self.model.sources().tables().path(table.file),
             offset,
         }));
         if let Some(failure) = failure {

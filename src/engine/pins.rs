@@ -4,10 +4,11 @@
 //! letting them go. They are the first thing to give way when memory is needed.
 
 use super::error::EngineError;
+use crate::plan::{PinPlace, pinned_units};
 use crate::stream::{Category, Grant, Ledger, Loaded};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A model's pins: the head of its tape, as far as the ledger grants it.
+/// A model's pins, as far as the ledger grants them.
 pub struct Pins(Mutex<State>);
 
 struct State {
@@ -17,6 +18,13 @@ struct State {
     blocks: Vec<Option<Arc<Loaded>>>,
     /// Bytes granted for blocks that the running pass is to keep.
     coming: Grant,
+}
+
+impl State {
+    fn bytes(&self) -> u64 {
+        let pinned = self.sizes.iter().zip(&self.blocks).filter(|(_, block)| block.is_some());
+        pinned.map(|(bytes, _)| bytes).sum()
+    }
 }
 
 impl Pins {
@@ -34,28 +42,33 @@ impl Pins {
 
     /// Bytes pinned.
     pub fn bytes(&self) -> u64 {
-        let state = self.lock();
-        let pinned = state.sizes.iter().zip(&state.blocks).filter(|(_, block)| block.is_some());
-        pinned.map(|(bytes, _)| bytes).sum()
+        self.lock().bytes()
     }
 
-    /// Has up to `more_bytes` granted for further blocks of the tape's head. Returns the index
-    /// below which the coming pass is to keep what passes.
-    pub fn plan(&self, more_bytes: u64) -> usize {
+    /// Has up to `more_bytes` granted for further blocks. Returns which blocks the coming pass is
+    /// to keep when they pass; none where somebody else was faster to take the bytes.
+    pub fn plan(&self, more_bytes: u64, place: PinPlace) -> Arc<[bool]> {
         let mut state = self.lock();
-        let (mut keep, mut bytes) = (0, 0);
-        for (held, pinned) in state.sizes.iter().zip(&state.blocks) {
-            let more = if pinned.is_some() { 0 } else { *held };
-            if bytes + more > more_bytes {
-                break;
-            }
-            bytes += more;
-            keep += 1;
-        }
+        let wanted = pinned_units(&state.sizes, state.bytes() + more_bytes, place);
+        let mut bytes = 0;
+        let keep: Arc<[bool]> = (wanted.iter().zip(&state.blocks).zip(&state.sizes))
+            .map(|((wanted, pinned), held)| {
+                let comes = *wanted && pinned.is_none() && bytes + held <= more_bytes;
+                bytes += if comes { *held } else { 0 };
+                comes
+            })
+            .collect();
         match state.coming.resize(bytes) {
             Ok(()) => keep,
-            // Somebody else was faster: what is pinned is left as it is.
-            Err(_) => 0,
+            Err(_) => [].into(),
+        }
+    }
+
+    /// Lets all pins go where blocks take other bytes of memory from now on.
+    pub fn resize(&self, sizes: Vec<u64>) {
+        if self.lock().sizes != sizes {
+            self.release();
+            self.lock().sizes = sizes;
         }
     }
 

@@ -5,9 +5,11 @@ use super::error::EngineError;
 use super::inbox::{Control, Inbox, QUEUE_LIMIT, Waiting};
 use super::model::Model;
 use super::pass::{Cancel, PassStats};
+use super::policy::Policy;
 use super::pressure::{Pressure, SharedPressure};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::worker::Worker;
+use crate::plan::Way;
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Store, StoreError};
 use crate::stream::{Category, Faults, Ledger, Trace};
@@ -33,12 +35,15 @@ pub struct Config {
     /// Loader threads; by default one for two cores. On two cores with an NVMe disk one loader
     /// came within 3 % of the limit, two within 20 %: they take compute's cores from it.
     pub loaders: Option<usize>,
+    /// How blocks are brought in; mapped by default, and where there are no direct reads.
+    pub source: Option<Way>,
     /// Variant of every model; by default each model's best.
     pub variant: Option<String>,
     /// Most bytes of each model's tape that stay in memory; the ledger grants fewer where the
     /// budget has other uses.
     pub pin_bytes: u64,
-    pub source: SourceKind,
+    pub policy: Policy,
+    pub disk: DiskKind,
 }
 
 impl Config {
@@ -51,19 +56,19 @@ impl Config {
             threads: None,
             loaders: None,
             variant: None,
+            source: None,
             pin_bytes: u64::MAX,
-            source: SourceKind::Board,
+            policy: Policy::Tape,
+            disk: DiskKind::Board,
         }
     }
 }
 
-/// Where blocks come from.
+/// What blocks come from.
 #[derive(Clone, Copy, Debug)]
-pub enum SourceKind {
-    /// The board's disk, by the best way the kernel has.
+pub enum DiskKind {
+    /// The board's disk.
     Board,
-    /// The same past the page cache, where the file system lets us.
-    Direct,
     /// The same, slowed down.
     Throttled { bytes_per_s: u64 },
     /// The same, failing by seed.
@@ -130,7 +135,8 @@ pub(super) struct Shared {
     pub busy: AtomicBool,
     pub beats: Arc<AtomicU64>,
     pub stopping: Cancel,
-    window_bytes: u64,
+    /// Of the last pass; before the first, what suits the budget.
+    pub window_bytes: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -155,10 +161,10 @@ impl Engine {
             busy: AtomicBool::new(false),
             beats: Arc::default(),
             stopping: Cancel::new(),
-            window_bytes,
+            window_bytes: AtomicU64::new(window_bytes),
             thread: Mutex::new(None),
         });
-        let worker = Worker::start(&config, vec![process, window], window_bytes)?;
+        let worker = Worker::start(config, process, window)?;
         let served = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("engine".to_string())
@@ -268,7 +274,7 @@ impl Engine {
             models: models.collect(),
             waiting: self.0.inbox.len(),
             waiting_limit: QUEUE_LIMIT,
-            window_bytes: self.0.window_bytes,
+            window_bytes: self.0.window_bytes.load(Ordering::Relaxed),
             pressure: self.0.pressure.get(),
         }
     }

@@ -3,6 +3,7 @@
 use super::error::EngineError;
 use crate::codec::{self, Codec};
 use crate::graph::{GraphError, UseKind, WeightUse};
+use crate::plan::Grouping;
 use crate::store::layer_file::{LayerFile, Layout};
 use crate::store::manifest::Manifest;
 use crate::stream::Block;
@@ -113,5 +114,24 @@ impl Tape {
     /// Bytes a pass reads from the tape, nothing pinned.
     pub fn bytes(&self) -> u64 {
         self.blocks.iter().map(|block| block.bytes).sum()
+    }
+
+    /// How many blocks each unit of a grouping has; nothing where each block is one.
+    pub fn units(&self, grouping: &Grouping) -> Vec<usize> {
+        let layers = || self.blocks.chunk_by(|a, b| a.file == b.file).map(<[Block]>::len);
+        match grouping {
+            Grouping::Blocks => vec![],
+            Grouping::Layers => layers().collect(),
+            Grouping::Runs(runs) => {
+                let mut layers = layers();
+                let mut units: Vec<usize> =
+                    runs.iter().map(|run| layers.by_ref().take(*run).sum()).collect();
+                // What the runs leave, a run of its own: a tape is played to its end.
+                units.push(layers.sum());
+                units.retain(|unit| *unit > 0);
+                units
+            }
+            Grouping::Whole => vec![self.blocks.len()],
+        }
     }
 }

@@ -1,22 +1,25 @@
 //! The engine's thread: takes turns, admits requests to passes, loads and unloads models.
 
 use super::array::Array;
+use super::crew::Crew;
 use super::error::EngineError;
 use super::inbox::{Control, Turn, Waiting};
-use super::model::Model;
+use super::model::{Model, Playing, Terms};
 use super::pass::{Pass, PassStats, Seat};
 use super::pressure::Pressure;
 use super::service::{Config, Reply, Shared, lock};
 use super::stats::Counters;
+use super::tape::Tape;
 use crate::graph::Kernels;
+use crate::plan::{Plan, Release};
 use crate::store::ModelDir;
-use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaders, Slots, Trace};
+use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Slots, Trace};
 use crate::sys::{affinity, heap, memory};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tract_linalg::multithread::{Executor, multithread_tract_scope, set_threading_panel_threshold};
+use tract_linalg::multithread::set_threading_panel_threshold;
 
 /// Panels below which tract computes a product on one thread; blocks are smaller than the
 /// whole matrices its default is meant for.
@@ -39,21 +42,24 @@ const SPARE_SHARE: u64 = 4;
 /// Share of the budget that pins leave free, for requests and for what models need to load.
 const UNPINNED_SHARE: u64 = 4;
 
-/// Blocks of the window under pressure: one that compute uses, one that is loaded.
-const SMALLEST_WINDOW_BLOCKS: u64 = 2;
+/// Units of the window under pressure: one that compute uses, one that is loaded.
+const SMALLEST_WINDOW_UNITS: u64 = 2;
 
 /// What the engine's thread works with.
 pub(super) struct Worker {
     config: Config,
-    pool: Arc<rayon::ThreadPool>,
-    loaders: Loaders,
+    crew: Crew,
     kernels: Arc<Kernels>,
+    cores: Vec<usize>,
+    /// What suits the budget, where nothing else is planned.
     window_bytes: u64,
-    /// Where blocks of direct sources go, within the window.
+    /// The bytes of the window.
+    window: Grant,
+    /// Where blocks that are read go, within the window.
     slots: Arc<Slots>,
     /// Anonymous memory beside the heap: stacks, the programs' own data.
     unheaped_bytes: u64,
-    _grants: Vec<Grant>,
+    _process: Grant,
 }
 
 /// A request that was admitted to a pass.
@@ -74,40 +80,26 @@ enum Refusal {
 }
 
 impl Worker {
-    pub fn start(
-        config: &Config,
-        grants: Vec<Grant>,
-        window_bytes: u64,
-    ) -> Result<Worker, EngineError> {
+    pub fn start(config: Config, process: Grant, window: Grant) -> Result<Worker, EngineError> {
         let cores = affinity::allowed_cores();
-        let threads = config.threads.unwrap_or(cores.len()).max(1);
-        let loaders = config.loaders.unwrap_or(cores.len() / 2).max(1);
-        // Loaders take the cores from the last: compute's own thread runs on the first.
-        let loader_cores: Vec<usize> = cores.iter().rev().cycle().take(loaders).copied().collect();
-        let compute_cores = cores.clone();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("compute-{index}"))
-            .start_handler(move |index| {
-                affinity::pin_current_thread(compute_cores[index % compute_cores.len()]);
-            })
-            .build()
-            .map_err(|error| EngineError::Thread(std::io::Error::other(error)))?;
+        let window_bytes = window.bytes();
+        let crew = Crew::start(&config.base_plan(cores.len(), window_bytes), &cores)?;
         set_threading_panel_threshold(PANEL_THRESHOLD);
         Ok(Worker {
-            config: config.clone(),
-            pool: Arc::new(pool),
-            loaders: Loaders::start(&loader_cores).map_err(EngineError::Thread)?,
+            config,
+            crew,
+            cores,
             kernels: Arc::new(Kernels::native()),
             window_bytes,
+            window,
             slots: Arc::default(),
             unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
-            _grants: grants,
+            _process: process,
         })
     }
 
     /// Takes turns until the inbox is closed.
-    pub fn serve(self, shared: &Shared) {
+    pub fn serve(mut self, shared: &Shared) {
         let mut patience = None;
         while let Some(turn) = shared.inbox.next(patience) {
             shared.busy.store(true, Ordering::Relaxed);
@@ -139,7 +131,7 @@ impl Worker {
     }
 
     /// One pass for the requests that wait for `name`, as many as fit.
-    fn take_turn(&self, shared: &Shared, name: &str) {
+    fn take_turn(&mut self, shared: &Shared, name: &str) {
         let model = match self.serving(shared, name) {
             Ok(model) => model,
             // The others that wait find out for themselves: it may be another cause by then.
@@ -150,7 +142,14 @@ impl Worker {
         let Some(first) = seats.first() else { return };
         let trace = first.waiting.request.trace.clone();
         let began = Instant::now();
-        let flow = self.flow(shared, &model, self.pins_wanted(shared, &model), trace.clone());
+        let flow = match self.flow(shared, &model, trace.clone()) {
+            Ok(flow) => flow,
+            Err(error) => {
+                // In their order, the first in front: it is told, the others find out themselves.
+                seats.into_iter().rev().for_each(|seat| shared.inbox.put_back(seat.waiting));
+                return fail_next(shared, name, error);
+            }
+        };
         // Until the first block is there, others may join: they cost no waiting.
         if !model.blocks.is_empty() && flow.wait_for(0).is_ok() {
             self.admit(shared, &model, &mut seats);
@@ -265,12 +264,7 @@ impl Worker {
             asked.push((waiting, names, grant));
             seats.push(seat);
         }
-        let ran = catch_unwind(AssertUnwindSafe(|| {
-            self.pool.install(|| {
-                let threads = Executor::MultiThread(Arc::clone(&self.pool));
-                multithread_tract_scope(threads, || pass.run(seats))
-            })
-        }));
+        let ran = catch_unwind(AssertUnwindSafe(|| self.crew.compute(|| pass.run(seats))));
         let latency_us = began.elapsed().as_micros() as u64;
         let failure = flow.failure();
         model.pins.take(flow.end());
@@ -297,6 +291,8 @@ impl Worker {
                 latency_us,
                 stall_us: counted.stall_us,
                 bytes_read: counted.bytes_read,
+                window_peak_bytes: counted.window_peak_bytes,
+                loader_cpu_us: counted.loader_cpu_us,
                 activation_bytes: grant.bytes(),
             };
             drop(grant);
@@ -311,15 +307,15 @@ impl Worker {
         }
     }
 
-    /// Index below which the coming pass keeps its blocks.
-    fn pins_wanted(&self, shared: &Shared, model: &Model) -> usize {
+    /// Which blocks the coming pass keeps.
+    fn pins_wanted(&self, shared: &Shared, model: &Model, plan: &Plan) -> Arc<[bool]> {
         if shared.pressure.get() > Pressure::None {
-            return 0;
+            return [].into();
         }
         let reserve = shared.ledger.budget_bytes() / UNPINNED_SHARE;
         let spare = shared.ledger.free_bytes().saturating_sub(reserve);
-        let wanted = self.config.pin_bytes.saturating_sub(model.pinned_bytes());
-        let keep = model.pins.plan(spare.min(wanted));
+        let wanted = plan.pin_bytes.saturating_sub(model.pinned_bytes());
+        let keep = model.pins.plan(spare.min(wanted), plan.pins);
         if model.pins.coming_bytes() > 0 {
             // What passes have left in the heap is free by the ledger, and about to be used.
             heap::trim();
@@ -327,41 +323,126 @@ impl Worker {
         keep
     }
 
+    /// Begins to load for a pass, as the model's plan has it.
     fn flow(
-        &self,
+        &mut self,
         shared: &Shared,
         model: &Model,
-        keep: usize,
         trace: Option<Arc<Trace>>,
-    ) -> Arc<Flow> {
-        let smallest = SMALLEST_WINDOW_BLOCKS * model.largest_block_bytes();
-        let window_bytes = match shared.pressure.get() >= Pressure::Window {
-            true => smallest.min(self.window_bytes),
-            false => self.window_bytes,
+    ) -> Result<Arc<Flow>, EngineError> {
+        let playing = model.playing();
+        let keep = match playing.plan.release {
+            Release::AfterUse => self.pins_wanted(shared, model, &playing.plan),
+            Release::AtEnd => [].into(),
         };
-        self.slots.keep_within(window_bytes);
-        let pins = model.pins.blocks();
-        let beats = Arc::clone(&shared.beats);
-        let course = Course { window_bytes, pins: &pins, keep, trace, beats };
-        let flow = Flow::new(Arc::clone(&model.source), Arc::clone(&model.blocks), course);
-        self.loaders.serve(&flow);
-        flow
+        self.begin(shared, model, &playing, keep, trace)
     }
 
-    fn play(&self, shared: &Shared, model: &str) -> Result<PassStats, EngineError> {
+    fn begin(
+        &mut self,
+        shared: &Shared,
+        model: &Model,
+        playing: &Playing,
+        keep: Arc<[bool]>,
+        trace: Option<Arc<Trace>>,
+    ) -> Result<Arc<Flow>, EngineError> {
+        let plan = &playing.plan;
+        let smallest = SMALLEST_WINDOW_UNITS * playing.largest_unit_bytes;
+        let wanted = match shared.pressure.get() >= Pressure::Window {
+            true => smallest.min(plan.window_bytes),
+            false => plan.window_bytes,
+        };
+        let window_bytes = self.open_window(shared, model, wanted, playing.largest_unit_bytes)?;
+        self.gather_crew(plan)?;
+        self.slots.keep_within(window_bytes);
+        let pins = model.pins.blocks();
+        let course = Course {
+            window_bytes,
+            units: &playing.units,
+            turns: plan.turns,
+            release: plan.release,
+            pins: &pins,
+            keep,
+            trace,
+            beats: Arc::clone(&shared.beats),
+        };
+        let flow = Flow::new(Arc::clone(&playing.source), Arc::clone(&model.blocks), course);
+        self.crew.load(&flow);
+        Ok(flow)
+    }
+
+    /// Has the window's bytes granted: as many as are wanted, or as there are once all has given
+    /// way that can, but no fewer than the largest unit.
+    fn open_window(
+        &mut self,
+        shared: &Shared,
+        model: &Model,
+        wanted_bytes: u64,
+        largest_unit_bytes: u64,
+    ) -> Result<u64, EngineError> {
+        let too_small = |window_bytes| EngineError::WindowTooSmall {
+            model: model.name().to_string(),
+            window_bytes,
+            block_bytes: largest_unit_bytes,
+        };
+        if wanted_bytes < largest_unit_bytes {
+            return Err(too_small(wanted_bytes));
+        }
+        while self.window.resize(wanted_bytes).is_err() {
+            if make_room(shared, model.name()) {
+                continue;
+            }
+            let there = self.window.bytes() + shared.ledger.free_bytes();
+            if there < largest_unit_bytes {
+                return Err(too_small(there));
+            }
+            // Others may take some of it meanwhile: then it is tried again.
+            if self.window.resize(there.min(wanted_bytes)).is_ok() {
+                break;
+            }
+        }
+        let window_bytes = self.window.bytes();
+        shared.window_bytes.store(window_bytes, Ordering::Relaxed);
+        Ok(window_bytes)
+    }
+
+    /// Sets up the threads as the plan wants them, on the cores that there are now.
+    fn gather_crew(&mut self, plan: &Plan) -> Result<(), EngineError> {
+        let cores = affinity::allowed_cores();
+        if cores != self.cores {
+            log::warn!(
+                "cores {:?} were ours, now {cores:?} are: threads are pinned anew",
+                self.cores
+            );
+            self.cores = cores;
+        }
+        if !self.crew.suits(plan, &self.cores) {
+            self.crew = Crew::start(plan, &self.cores)?;
+        }
+        Ok(())
+    }
+
+    fn play(&mut self, shared: &Shared, model: &str) -> Result<PassStats, EngineError> {
         let model = self.serving(shared, model)?;
         let began = Instant::now();
-        let flow = self.flow(shared, &model, 0, None);
+        let flow = self.begin(shared, &model, &model.playing(), [].into(), None)?;
         let played = (0..model.blocks.len()).try_for_each(|block| flow.lease(block).map(drop));
         let latency_us = began.elapsed().as_micros() as u64;
         flow.end();
-        let FlowCounters { stall_us, bytes_read, .. } = flow.counters();
+        let counted = flow.counters();
         played?;
-        Ok(PassStats { latency_us, stall_us, bytes_read, ..PassStats::default() })
+        Ok(PassStats {
+            latency_us,
+            stall_us: counted.stall_us,
+            bytes_read: counted.bytes_read,
+            window_peak_bytes: counted.window_peak_bytes,
+            loader_cpu_us: counted.loader_cpu_us,
+            ..PassStats::default()
+        })
     }
 
     /// The model as it is to be served now: another version is loaded where the store says so.
-    fn serving(&self, shared: &Shared, name: &str) -> Result<Arc<Model>, EngineError> {
+    fn serving(&mut self, shared: &Shared, name: &str) -> Result<Arc<Model>, EngineError> {
         if let Some(model) = shared.loaded(name) {
             if shared.store.serving(name).ok().as_ref() == Some(&model.serving) {
                 return model.check_service().map(|()| model);
@@ -371,7 +452,7 @@ impl Worker {
         self.load(shared, name)
     }
 
-    fn load(&self, shared: &Shared, name: &str) -> Result<Arc<Model>, EngineError> {
+    fn load(&mut self, shared: &Shared, name: &str) -> Result<Arc<Model>, EngineError> {
         let began = Instant::now();
         // Loading may use the window's bytes.
         self.rest();
@@ -394,19 +475,27 @@ impl Worker {
     }
 
     fn try_load(&self, shared: &Shared, dir: ModelDir) -> Result<Model, EngineError> {
-        let Config { variant, source, .. } = &self.config;
-        let (variant, idle) = (variant.as_deref(), self.window_bytes);
+        let Config { variant, disk, policy, .. } = &self.config;
         let serving = shared.store.serving(&dir.manifest.model)?;
-        let loading =
-            || Model::load(dir, serving, variant, *source, &self.slots, idle, &shared.ledger);
+        let base = self.config.base_plan(self.cores.len(), self.window_bytes);
+        let plan = |tape: &Tape, held_bytes: &[u64]| policy.plan(tape, held_bytes, base);
+        let terms = Terms {
+            variant: variant.as_deref(),
+            disk: *disk,
+            slots: &self.slots,
+            idle_bytes: self.window.bytes(),
+            ledger: &shared.ledger,
+        };
+        let loading = || Model::load(dir, serving, &terms, plan);
         let loaded = catch_unwind(AssertUnwindSafe(loading))
             .unwrap_or_else(|panic| Err(EngineError::Internal(panic_text(&*panic))))?;
         memory::release_code();
-        let block_bytes = loaded.largest_block_bytes();
-        if block_bytes > self.window_bytes {
+        let playing = loaded.playing();
+        let (window_bytes, block_bytes) = (playing.plan.window_bytes, playing.largest_unit_bytes);
+        if block_bytes > window_bytes {
             return Err(EngineError::WindowTooSmall {
                 model: loaded.name().to_string(),
-                window_bytes: self.window_bytes,
+                window_bytes,
                 block_bytes,
             });
         }

@@ -4,6 +4,11 @@
 //! `planner` tries plans on the forecast and picks one. Nothing here measures, reads a weight or
 //! knows tract: `engine` measures, and plays what is planned.
 
+mod pins;
+
+pub use crate::stream::{Release, Turns};
+pub use pins::pinned_units;
+
 use serde::{Deserialize, Serialize};
 
 /// How a model's passes are played.
@@ -56,26 +61,6 @@ pub enum Grouping {
     Runs(Vec<usize>),
     /// The whole tape.
     Whole,
-}
-
-/// Which unit a loader takes next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Turns {
-    /// The next that nobody has taken.
-    Next,
-    /// Loader i of m takes units i, i + m, i + 2m and so on, as PIPELOAD's loading agents do.
-    Stride,
-}
-
-/// When the memory of a unit goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Release {
-    /// When compute has used it.
-    AfterUse,
-    /// When the pass has ended.
-    AtEnd,
 }
 
 /// Which blocks are pinned.

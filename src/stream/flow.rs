@@ -1,7 +1,9 @@
 //! One traversal of a tape: loaders bring blocks in, compute leases them, loaders let them go.
 
 use super::window::{Claim, Window};
-use super::{Block, Loaded, StreamError, Trace, WeightSource, What};
+use super::{Block, Loaded, Release, StreamError, Trace, Turns, WeightSource, What};
+use crate::sys::affinity;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -11,17 +13,22 @@ use xxhash_rust::xxh3::xxh3_64;
 pub struct Flow {
     source: Arc<dyn WeightSource>,
     tape: Arc<[Block]>,
-    keep: usize,
+    units: Units,
+    turns: Turns,
+    release: Release,
+    pinned: Vec<bool>,
+    keep: Arc<[bool]>,
     trace: Option<Arc<Trace>>,
     beats: Arc<AtomicU64>,
     state: Mutex<State>,
-    /// A block has arrived, or the flow has failed or ended.
+    /// A unit has arrived, or the flow has failed or ended.
     ready: Condvar,
     /// A block waits to be released, or the flow has ended.
     room: Condvar,
     stall_us: AtomicU64,
     bytes_read: AtomicU64,
     released: AtomicU64,
+    loader_cpu_us: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -30,24 +37,63 @@ pub struct Flow {
 pub struct Course<'a> {
     /// Most bytes held at once, pinned blocks not counted.
     pub window_bytes: u64,
+    /// What is loaded, waited for and released as one: how many blocks each unit has, their sum
+    /// being all of the tape's. Each block is a unit where nothing is said.
+    pub units: &'a [usize],
+    pub turns: Turns,
+    pub release: Release,
     /// Blocks that are in memory already, by index.
     pub pins: &'a [Option<Arc<Loaded>>],
-    /// Blocks below this index stay when they have passed: [`Flow::end`] hands them over.
-    pub keep: usize,
+    /// Which blocks stay when they have passed, by index; none where it is empty. [`Flow::end`]
+    /// hands them over.
+    pub keep: Arc<[bool]>,
     /// Where to note what happens.
     pub trace: Option<Arc<Trace>>,
     /// Grows with every block that arrives or is leased.
     pub beats: Arc<AtomicU64>,
 }
 
+/// The units of a tape: runs of blocks.
+struct Units {
+    /// The first block of each unit, and the tape's length.
+    starts: Vec<usize>,
+    /// The unit of each block.
+    of: Vec<usize>,
+}
+
+impl Units {
+    fn new(blocks: usize, lengths: &[usize]) -> Units {
+        let single = vec![1; blocks];
+        let lengths = if lengths.is_empty() { &single } else { lengths };
+        assert_eq!(lengths.iter().sum::<usize>(), blocks, "units are cut from the tape");
+        let mut starts = vec![0];
+        let mut of = Vec::with_capacity(blocks);
+        for (unit, length) in lengths.iter().enumerate() {
+            of.extend(std::iter::repeat_n(unit, *length));
+            starts.push(of.len());
+        }
+        Units { starts, of }
+    }
+
+    fn count(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    fn blocks(&self, unit: usize) -> Range<usize> {
+        self.starts[unit]..self.starts[unit + 1]
+    }
+}
+
 struct State {
     window: Window,
     /// Blocks that have arrived, pinned ones from the start.
     arrived: Vec<Option<Arc<Loaded>>>,
-    /// Blocks whose lease was dropped, for a loader to let go.
+    /// Blocks of each unit that compute has yet to use, or a loader to let go.
+    pending: Vec<usize>,
+    /// Blocks whose unit was used, for a loader to let go.
     leaving: Vec<(usize, Arc<Loaded>)>,
     failure: Option<StreamError>,
-    /// Loaders at work on a block.
+    /// Loaders at work on a unit.
     busy: usize,
 }
 
@@ -60,6 +106,10 @@ pub struct FlowCounters {
     pub bytes_read: u64,
     /// Blocks whose memory was given back.
     pub released: u64,
+    /// Most bytes held at once, pinned blocks not counted.
+    pub window_peak_bytes: u64,
+    /// Time of processors that loaders took; complete when the traversal has ended.
+    pub loader_cpu_us: u64,
 }
 
 enum Work {
@@ -72,26 +122,38 @@ impl Flow {
     /// A traversal of `tape`.
     ///
     /// # Panics
-    /// If a block that is not pinned is larger than the window.
+    /// If a unit that is not pinned is larger than the window.
     pub fn new(source: Arc<dyn WeightSource>, tape: Arc<[Block]>, course: Course) -> Arc<Flow> {
-        let Course { window_bytes, pins, keep, trace, beats } = course;
-        let pinned = |index: usize| pins.get(index).is_some_and(Option::is_some);
-        let sizes = tape.iter().enumerate().map(|(i, b)| (source.held_bytes(b), pinned(i)));
-        let window = Window::new(window_bytes, sizes);
-        let arrived = (0..tape.len()).map(|i| pins.get(i).cloned().flatten()).collect();
-        let state = State { window, arrived, leaving: vec![], failure: None, busy: 0 };
+        let units = Units::new(tape.len(), course.units);
+        let arrived: Vec<_> =
+            (0..tape.len()).map(|i| course.pins.get(i).cloned().flatten()).collect();
+        let pinned = arrived.iter().map(Option::is_some).collect();
+        let sizes = (0..units.count()).map(|unit| {
+            let coming = units.blocks(unit).filter(|block| arrived[*block].is_none());
+            let bytes: u64 = coming.clone().map(|block| source.held_bytes(&tape[block])).sum();
+            (bytes, coming.count() == 0)
+        });
+        let window = Window::new(course.window_bytes, sizes);
+        let pending = (0..units.count()).map(|unit| units.blocks(unit).len()).collect();
+        let (leaving, failure) = (vec![], None);
+        let state = State { window, arrived, pending, leaving, failure, busy: 0 };
         Arc::new(Flow {
             source,
             tape,
-            keep,
-            trace,
-            beats,
+            units,
+            turns: course.turns,
+            release: course.release,
+            pinned,
+            keep: course.keep,
+            trace: course.trace,
+            beats: course.beats,
             state: Mutex::new(state),
             ready: Condvar::new(),
             room: Condvar::new(),
             stall_us: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
             released: AtomicU64::new(0),
+            loader_cpu_us: AtomicU64::new(0),
             ended: AtomicBool::new(false),
         })
     }
@@ -102,11 +164,12 @@ impl Flow {
     }
 
     fn wait(&self, index: usize) -> Result<MutexGuard<'_, State>, StreamError> {
+        let unit = self.units.of[index];
         let mut state = self.lock();
-        if !state.window.is_ready(index) {
+        if !state.window.is_ready(unit) {
             let _waiting = self.trace.as_ref().map(|t| t.span(What::Wait { block: index }));
             let waiting_since = Instant::now();
-            while !state.window.is_ready(index) && state.failure.is_none() {
+            while !state.window.is_ready(unit) && state.failure.is_none() {
                 state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             self.stall_us.fetch_add(waiting_since.elapsed().as_micros() as u64, Ordering::Relaxed);
@@ -149,10 +212,15 @@ impl Flow {
             state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let arrived = std::mem::take(&mut state.arrived);
-        self.released.fetch_add(state.leaving.len() as u64, Ordering::Relaxed);
+        let left = state.leaving.len() as u64;
         state.leaving.clear();
-        let kept = |index: usize| index < self.keep && state.window.is_ready(index);
-        arrived.into_iter().enumerate().filter(|(i, _)| kept(*i)).filter_map(with_block).collect()
+        let (kept, gone): (Vec<_>, Vec<_>) = arrived
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, loaded)| Some((index, loaded?)))
+            .partition(|(index, _)| self.stays(*index));
+        self.released.fetch_add(left + gone.len() as u64, Ordering::Relaxed);
+        kept
     }
 
     /// What the traversal has cost so far.
@@ -161,32 +229,41 @@ impl Flow {
             stall_us: self.stall_us.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
             released: self.released.load(Ordering::Relaxed),
+            window_peak_bytes: self.lock().window.peak_bytes(),
+            loader_cpu_us: self.loader_cpu_us.load(Ordering::Relaxed),
         }
     }
 
     /// Loads and releases until the tape has been claimed and let go, or the flow has ended.
-    /// Loader threads live in here during a pass.
-    pub(super) fn serve(&self) {
+    /// The loader thread `agent` of `agents` lives in here during a pass.
+    pub(super) fn serve(&self, agent: usize, agents: usize) {
+        let mut counted_us = affinity::thread_cpu_us();
+        let mut count = || {
+            let now_us = affinity::thread_cpu_us();
+            self.loader_cpu_us.fetch_add(now_us - counted_us, Ordering::Relaxed);
+            counted_us = now_us;
+        };
         loop {
-            match self.next_work() {
-                Work::Load(index) => self.load(index),
+            match self.next_work(agent, agents) {
+                Work::Load(unit) => {
+                    let loaded = self.load(unit);
+                    count();
+                    self.arrive(unit, loaded);
+                }
                 Work::Release(index, loaded) => {
-                    let releasing =
-                        self.trace.as_ref().map(|t| t.span(What::Release { block: index }));
+                    let what = What::Release { block: index };
+                    let releasing = self.trace.as_ref().map(|trace| trace.span(what));
                     drop(loaded);
                     drop(releasing);
-                    self.released.fetch_add(1, Ordering::Relaxed);
-                    let mut state = self.lock();
-                    state.window.released(index);
-                    state.busy -= 1;
-                    self.wake_all();
+                    count();
+                    self.leave(index);
                 }
                 Work::Done => return,
             }
         }
     }
 
-    fn next_work(&self) -> Work {
+    fn next_work(&self, agent: usize, agents: usize) -> Work {
         let mut state = self.lock();
         loop {
             if state.failure.is_some() {
@@ -196,10 +273,14 @@ impl Flow {
                 state.busy += 1;
                 return Work::Release(index, loaded);
             }
-            match state.window.claim() {
-                Claim::Load(index) => {
+            let claim = match self.turns {
+                Turns::Next => state.window.claim(),
+                Turns::Stride => state.window.claim_of(agent, agents),
+            };
+            match claim {
+                Claim::Load(unit) => {
                     state.busy += 1;
-                    return Work::Load(index);
+                    return Work::Load(unit);
                 }
                 Claim::Finished if state.window.held_bytes() == 0 => return Work::Done,
                 Claim::Full | Claim::Finished => {
@@ -209,22 +290,34 @@ impl Flow {
         }
     }
 
-    fn load(&self, index: usize) {
-        let block = &self.tape[index];
-        let what = What::Load { block: index, bytes: block.bytes };
-        let loading = self.trace.as_ref().map(|trace| trace.span(what));
-        let loaded = load_verified(&*self.source, block).map(Arc::new);
-        drop(loading);
+    fn load(&self, unit: usize) -> Result<Vec<(usize, Arc<Loaded>)>, StreamError> {
+        let mut blocks = Vec::with_capacity(self.units.blocks(unit).len());
+        for index in self.units.blocks(unit).filter(|block| !self.pinned[*block]) {
+            if self.has_ended() {
+                return Err(StreamError::Cancelled);
+            }
+            let block = &self.tape[index];
+            let what = What::Load { block: index, bytes: block.bytes };
+            let loading = self.trace.as_ref().map(|trace| trace.span(what));
+            blocks.push((index, Arc::new(load_verified(&*self.source, block)?)));
+            drop(loading);
+            self.bytes_read.fetch_add(block.bytes, Ordering::Relaxed);
+        }
+        Ok(blocks)
+    }
+
+    fn arrive(&self, unit: usize, loaded: Result<Vec<(usize, Arc<Loaded>)>, StreamError>) {
         self.beats.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock();
         state.busy -= 1;
         match loaded {
-            Ok(loaded) => {
-                self.bytes_read.fetch_add(block.bytes, Ordering::Relaxed);
-                if !self.ended.load(Ordering::Acquire) {
+            // What comes after the end goes at once.
+            Ok(_) if self.has_ended() => {}
+            Ok(blocks) => {
+                for (index, loaded) in blocks {
                     state.arrived[index] = Some(loaded);
-                    state.window.loaded(index);
                 }
+                state.window.loaded(unit);
             }
             Err(failure) => {
                 state.failure.get_or_insert(failure);
@@ -233,19 +326,53 @@ impl Flow {
         self.wake_all();
     }
 
-    fn give_back(&self, index: usize, loaded: Arc<Loaded>) {
+    /// A block's memory has been given back.
+    fn leave(&self, index: usize) {
+        self.released.fetch_add(1, Ordering::Relaxed);
+        let unit = self.units.of[index];
         let mut state = self.lock();
-        // A pinned block is not the window's to release; after the end nothing is.
-        if state.arrived.is_empty() || state.window.is_pinned(index) {
+        state.busy -= 1;
+        state.pending[unit] -= 1;
+        if state.pending[unit] == 0 {
+            state.window.released(unit);
+        }
+        self.wake_all();
+    }
+
+    /// Compute has used a block; the last of its unit lets all of them go that do not stay.
+    fn give_back(&self, index: usize, loaded: Arc<Loaded>) {
+        let unit = self.units.of[index];
+        let mut state = self.lock();
+        if state.arrived.is_empty() {
             return;
         }
-        if index < self.keep {
-            state.window.kept(index);
-        } else {
-            state.arrived[index] = None;
-            state.leaving.push((index, loaded));
+        state.pending[unit] -= 1;
+        if state.pending[unit] > 0 || state.window.is_pinned(unit) || self.release == Release::AtEnd
+        {
+            return;
         }
-        self.room.notify_one();
+        drop(loaded);
+        for block in self.units.blocks(unit).filter(|block| !self.stays(*block)) {
+            if let Some(loaded) = state.arrived[block].take() {
+                state.pending[unit] += 1;
+                state.leaving.push((block, loaded));
+            }
+        }
+        if state.pending[unit] == 0 {
+            state.window.kept(unit);
+        }
+        match (self.turns, state.leaving.len()) {
+            (Turns::Next, 0 | 1) => self.room.notify_one(),
+            _ => self.room.notify_all(),
+        }
+    }
+
+    fn stays(&self, index: usize) -> bool {
+        self.pinned[index] || self.keep.get(index) == Some(&true)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     fn wake_all(&self) {
@@ -256,11 +383,6 @@ impl Flow {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn with_block(entry: (usize, Option<Arc<Loaded>>)) -> Option<(usize, Arc<Loaded>)> {
-    let (index, loaded) = entry;
-    Some((index, loaded?))
 }
 
 /// Loads one block and checks its bytes against its checksum.

@@ -15,6 +15,7 @@ pub struct Loaders {
 impl Loaders {
     /// Starts one loader for each of `cores`, pinned to it.
     pub fn start(cores: &[usize]) -> io::Result<Loaders> {
+        let agents = cores.len();
         let threads = cores.iter().enumerate().map(|(index, core)| {
             let (sender, flows) = bounded::<Arc<Flow>>(1);
             let core = *core;
@@ -24,7 +25,7 @@ impl Loaders {
                 .spawn(move || {
                     affinity::pin_current_thread(core);
                     for flow in flows {
-                        flow.serve();
+                        flow.serve(index, agents);
                     }
                 })?;
             Ok((sender, thread))
@@ -60,7 +61,7 @@ impl Drop for Loaders {
 mod tests {
     use super::super::{
         Block, Category, Course, DirectSource, Faults, FaultySource, Ledger, Loaded, MappedSource,
-        ReadSource, Slots, StreamError, ThrottledSource, WeightSource,
+        ReadSource, Release, Slots, StreamError, ThrottledSource, Turns, WeightSource,
     };
     use super::*;
     use crate::sys::direct::DirectFile;
@@ -107,7 +108,7 @@ mod tests {
         }
 
         fn read(&self, slots: &Arc<Slots>) -> Arc<dyn WeightSource> {
-            let files = MappedSource::new(self.files(), 64).unwrap();
+            let files = Arc::new(MappedSource::new(self.files(), 64).unwrap());
             Arc::new(ReadSource::new(files, 64, Arc::clone(slots)))
         }
 
@@ -209,7 +210,8 @@ mod tests {
         let fixture = fixture(6);
         let loaders = Loaders::start(&[0, 0]).unwrap();
         let window_bytes = 2 * BLOCK_BYTES as u64;
-        let course = Course { window_bytes, keep: 4, ..Course::default() };
+        let keep = [true, false, true, true, false, false].into();
+        let course = Course { window_bytes, keep, ..Course::default() };
         let flow = Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), course);
         loaders.serve(&flow);
         for index in 0..3 {
@@ -217,7 +219,8 @@ mod tests {
         }
         flow.wait_for(3).unwrap();
         let kept = flow.end();
-        assert!(kept.iter().map(|(index, _)| *index).take(3).eq(0..3), "what passed is kept");
+        let indexes: Vec<usize> = kept.iter().map(|(index, _)| *index).collect();
+        assert_eq!(indexes, [0, 2, 3], "what passed is kept");
         for (index, loaded) in &kept {
             let start = index * BLOCK_BYTES;
             assert!((**loaded).as_ref() == &fixture.content[start..start + BLOCK_BYTES]);
@@ -225,6 +228,39 @@ mod tests {
         let mut pins = vec![None; 6];
         kept.into_iter().for_each(|(index, loaded)| pins[index] = Some(loaded));
         assert!(fixture.play(fixture.mapped(), &pins).unwrap() == fixture.content);
+    }
+
+    /// PIPELOAD, PipeSwitch and load-all: units of several blocks, taken in turns by loaders, and
+    /// released after use or at the end.
+    #[test]
+    fn units_are_loaded_and_released_as_one() {
+        let fixture = fixture(12);
+        let bytes = BLOCK_BYTES as u64;
+        let check = |units: &[usize], window_blocks, turns, release, agents| {
+            let loaders = Loaders::start(&vec![0; agents]).unwrap();
+            let window_bytes = window_blocks * bytes;
+            let course = Course { window_bytes, units, turns, release, ..Course::default() };
+            let flow = Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), course);
+            loaders.serve(&flow);
+            let mut seen = vec![];
+            for index in 0..12 {
+                seen.extend_from_slice(flow.lease(index).unwrap().as_ref());
+            }
+            assert!(flow.end().is_empty());
+            assert!(seen == fixture.content, "{units:?}");
+            let counted = flow.counters();
+            assert_eq!((counted.bytes_read, counted.released), (12 * bytes, 12));
+            assert!(counted.window_peak_bytes <= window_bytes);
+            counted.window_peak_bytes / bytes
+        };
+        let layers = [3, 1, 4, 4];
+        assert_eq!(check(&layers, 12, Turns::Next, Release::AtEnd, 1), 12, "PipeSwitch");
+        assert_eq!(check(&[12], 12, Turns::Next, Release::AtEnd, 1), 12, "load-all");
+        for agents in 1..4 {
+            let window = 4 * (agents as u64 + 1);
+            assert!(check(&layers, window, Turns::Stride, Release::AfterUse, agents) >= 4);
+        }
+        assert_eq!(check(&layers, 4, Turns::Next, Release::AfterUse, 2), 4);
     }
 
     #[test]

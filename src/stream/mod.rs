@@ -22,9 +22,32 @@ pub use source::{
 pub use trace::{Event, Span, Trace, What};
 pub use window::{Claim, Window};
 
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
+
+/// Which unit a loader takes next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Turns {
+    /// The next that nobody has taken.
+    #[default]
+    Next,
+    /// Loader i of m takes units i, i + m, i + 2m and so on, as PIPELOAD's loading agents do.
+    Stride,
+}
+
+/// When the memory of a unit goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Release {
+    /// When compute has used it.
+    #[default]
+    AfterUse,
+    /// When the pass has ended.
+    AtEnd,
+}
 
 /// One block of a tape: where it lies and how it is recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

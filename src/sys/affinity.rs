@@ -1,6 +1,8 @@
 //! Pinning threads to cores, within what the system lets us use.
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 
 /// The cores this process may run on, ascending. Never empty: core 0 where the kernel does not
@@ -19,4 +21,12 @@ pub fn pin_current_thread(core: usize) {
     if let Err(error) = pinned {
         log::warn!("cannot pin a thread to core {core} ({error}): it runs unpinned");
     }
+}
+
+/// Time of processors that the calling thread has taken, in microseconds (getrusage(2),
+/// RUSAGE_THREAD).
+pub fn thread_cpu_us() -> u64 {
+    let micros = |time: TimeVal| time.num_microseconds().max(0) as u64;
+    getrusage(UsageWho::RUSAGE_THREAD)
+        .map_or(0, |usage| micros(usage.user_time()) + micros(usage.system_time()))
 }

@@ -28,6 +28,11 @@ impl MappedFile {
         Ok(MappedFile { file, map })
     }
 
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Length of the file in bytes.
     pub fn len(&self) -> usize {
         self.map.len()

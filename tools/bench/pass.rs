@@ -8,7 +8,8 @@ use super::setup::{self, Subject, Times};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use hermes::api::size;
-use hermes::engine::{Config, Engine, Reply, Request, SourceKind};
+use hermes::engine::{Config, DiskKind, Engine, Reply, Request};
+use hermes::plan::Way;
 use hermes::sys::cgroup::OwnCgroup;
 use hermes::sys::memory;
 use serde_json::json;
@@ -44,7 +45,7 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "mapped")]
     source: Source,
     /// Hold the disk to this many bytes a second
-    #[arg(long, value_parser = size::parse, conflicts_with = "source")]
+    #[arg(long, value_parser = size::parse)]
     throttle: Option<u64>,
     /// Leave out the resident passes, and with them T_compute and the ratio
     #[arg(long)]
@@ -139,7 +140,7 @@ fn resident(
     let mut config = config(arguments, u64::MAX / 4);
     config.window_bytes = Some(arguments.window);
     config.pin_bytes = u64::MAX;
-    config.source = SourceKind::Board;
+    config.disk = DiskKind::Board;
     let engine = Engine::start(config)?;
     let warm = engine.infer(request.clone())?;
     report.identical = Some(warm.outputs == streamed.outputs);
@@ -151,17 +152,21 @@ fn resident(
 }
 
 fn config(arguments: &Arguments, budget_bytes: u64) -> Config {
-    let source = match (arguments.throttle, arguments.source) {
-        (Some(bytes_per_s), _) => SourceKind::Throttled { bytes_per_s },
-        (None, Source::Mapped) => SourceKind::Board,
-        (None, Source::Direct) => SourceKind::Direct,
+    let disk = match arguments.throttle {
+        Some(bytes_per_s) => DiskKind::Throttled { bytes_per_s },
+        None => DiskKind::Board,
+    };
+    let source = match arguments.source {
+        Source::Mapped => Way::Mapped,
+        Source::Direct => Way::Direct,
     };
     Config {
         pin_bytes: 0,
         threads: arguments.threads,
         loaders: arguments.loaders,
         variant: arguments.subject.variant.clone(),
-        source,
+        source: Some(source),
+        disk,
         ..Config::new(&arguments.subject.store, budget_bytes)
     }
 }

@@ -4,7 +4,7 @@ use super::setup::{self, Subject, Times};
 use anyhow::{Result, ensure};
 use clap::Args;
 use hermes::api::size;
-use hermes::engine::{Config, Engine, Reply, Request, SourceKind};
+use hermes::engine::{Config, DiskKind, Engine, Reply, Request};
 use serde_json::json;
 use std::sync::Barrier;
 use std::time::Instant;
@@ -40,13 +40,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         subject: Subject { store, model, .. }, requests, tokens, repeat, throttle, ..
     } = arguments;
     ensure!(*repeat > 0 && *requests > 0, "--repeat and --requests take at least 1");
-    let source = match *throttle {
-        Some(bytes_per_s) => SourceKind::Throttled { bytes_per_s },
-        None => SourceKind::Board,
+    let disk = match *throttle {
+        Some(bytes_per_s) => DiskKind::Throttled { bytes_per_s },
+        None => DiskKind::Board,
     };
     let variant = arguments.subject.variant.clone();
     let config = Config::new(store, arguments.budget);
-    let engine = Engine::start(Config { variant, source, pin_bytes: 0, ..config })?;
+    let engine = Engine::start(Config { variant, disk, pin_bytes: 0, ..config })?;
     let request = setup::request(store, model, *tokens)?;
     let expected = engine.infer(request.clone())?;
     let (mut alone, mut together, mut seats) = (vec![], vec![], vec![]);

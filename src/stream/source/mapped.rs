@@ -53,6 +53,11 @@ impl MappedSource {
 }
 
 impl MappedSource {
+    /// The files, with their paths.
+    pub fn files(&self) -> impl Iterator<Item = (&PathBuf, &File)> {
+        self.files.iter().map(|(path, map)| (path, map.file()))
+    }
+
     /// A file, and its path for errors.
     pub(super) fn file(&self, index: usize) -> (&Path, &MappedFile) {
         let (path, file) = &self.files[index];

@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// Layer files read into slots of our own: for kernels without MADV_POPULATE_READ, where touching
 /// a page with a bad sector behind it would kill the process.
 pub struct ReadSource {
-    files: MappedSource,
+    files: Arc<MappedSource>,
     /// Bytes behind a block that are readable with it.
     read_ahead_bytes: usize,
     slots: Arc<Slots>,
@@ -17,7 +17,7 @@ pub struct ReadSource {
 
 impl ReadSource {
     /// Blocks from `files`, of which no page is mapped.
-    pub fn new(files: MappedSource, read_ahead_bytes: usize, slots: Arc<Slots>) -> ReadSource {
+    pub fn new(files: Arc<MappedSource>, read_ahead_bytes: usize, slots: Arc<Slots>) -> ReadSource {
         ReadSource { files, read_ahead_bytes, slots }
     }
 }

@@ -24,20 +24,26 @@ impl ThrottledSource {
         }
     }
 
-    fn wait_for(&self, bytes: u64) {
+    /// Queues a request at the imitated disk; the time when it is done there.
+    fn queue(&self, bytes: u64) -> Instant {
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
         let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
         let done = (*free_at).max(Instant::now()) + takes;
         *free_at = done;
-        drop(free_at);
-        std::thread::sleep(done.saturating_duration_since(Instant::now()));
+        done
     }
+}
+
+fn sleep_until(then: Instant) {
+    std::thread::sleep(then.saturating_duration_since(Instant::now()));
 }
 
 impl WeightSource for ThrottledSource {
     fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
+        // The real disk reads while the imitated one does.
+        let done = self.queue(block.bytes);
         let loaded = self.inner.load(block)?;
-        self.wait_for(block.bytes);
+        sleep_until(done);
         Ok(loaded)
     }
 
@@ -47,7 +53,7 @@ impl WeightSource for ThrottledSource {
         ranges: &[Range<u64>],
         sink: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<(), StreamError> {
-        self.wait_for(ranges.iter().map(|range| range.end - range.start).sum());
+        sleep_until(self.queue(ranges.iter().map(|range| range.end - range.start).sum()));
         self.inner.read(file, ranges, sink)
     }
 

@@ -1,0 +1,106 @@
+//! The threads of passes: who computes, who loads, and on which cores.
+
+use super::error::EngineError;
+use crate::plan::{Placement, Plan};
+use crate::stream::{Flow, Loaders};
+use crate::sys::affinity;
+use std::sync::Arc;
+use tract_linalg::multithread::{Executor, multithread_tract_scope};
+
+/// Compute threads and loaders, set up as a plan wants them.
+pub(super) struct Crew {
+    shape: Shape,
+    pool: Arc<rayon::ThreadPool>,
+    loaders: Loaders,
+}
+
+/// What makes one crew differ from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shape {
+    compute_cores: Vec<usize>,
+    loader_cores: Vec<usize>,
+    threads: usize,
+}
+
+impl Shape {
+    /// Loaders take the cores from the last: compute's own thread runs on the first.
+    fn of(plan: &Plan, cores: &[usize]) -> Shape {
+        let from_last = cores.iter().rev().copied();
+        let (compute_cores, loader_cores) = match plan.placement {
+            // Compute needs a core of its own at least.
+            Placement::Apart if cores.len() > 1 => {
+                let own = plan.loaders.clamp(1, cores.len() - 1);
+                let compute = cores[..cores.len() - own].to_vec();
+                (compute, from_last.take(own).cycle().take(plan.loaders).collect())
+            }
+            _ => (cores.to_vec(), from_last.cycle().take(plan.loaders.max(1)).collect()),
+        };
+        Shape { compute_cores, loader_cores, threads: plan.threads.max(1) }
+    }
+}
+
+impl Crew {
+    /// Starts the threads.
+    pub fn start(plan: &Plan, cores: &[usize]) -> Result<Crew, EngineError> {
+        let shape = Shape::of(plan, cores);
+        let compute_cores = shape.compute_cores.clone();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(shape.threads)
+            .thread_name(|index| format!("compute-{index}"))
+            .start_handler(move |index| {
+                affinity::pin_current_thread(compute_cores[index % compute_cores.len()]);
+            })
+            .build()
+            .map_err(|error| EngineError::Thread(std::io::Error::other(error)))?;
+        let loaders = Loaders::start(&shape.loader_cores).map_err(EngineError::Thread)?;
+        Ok(Crew { shape, pool: Arc::new(pool), loaders })
+    }
+
+    /// Whether it is as `plan` wants it on `cores`.
+    pub fn suits(&self, plan: &Plan, cores: &[usize]) -> bool {
+        self.shape == Shape::of(plan, cores)
+    }
+
+    /// Sets the loaders to work on a flow.
+    pub fn load(&self, flow: &Arc<Flow>) {
+        self.loaders.serve(flow);
+    }
+
+    /// Runs `work` on the compute threads, products in parallel.
+    pub fn compute<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(|| {
+            multithread_tract_scope(Executor::MultiThread(Arc::clone(&self.pool)), work)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Grouping, PinPlace, Release, Turns, Way};
+
+    #[test]
+    fn loaders_share_computes_cores_or_have_their_own() {
+        let check = |placement, loaders, cores: &[usize], compute: &[usize], loading: &[usize]| {
+            let plan = Plan {
+                source: Way::Mapped,
+                loaders,
+                threads: 2,
+                placement,
+                grouping: Grouping::Blocks,
+                turns: Turns::Next,
+                release: Release::AfterUse,
+                window_bytes: 0,
+                pin_bytes: 0,
+                pins: PinPlace::Head,
+            };
+            let shape = Shape::of(&plan, cores);
+            assert_eq!((&*shape.compute_cores, &*shape.loader_cores), (compute, loading));
+        };
+        check(Placement::Shared, 1, &[0, 1, 2, 3], &[0, 1, 2, 3], &[3]);
+        check(Placement::Shared, 3, &[4, 6], &[4, 6], &[6, 4, 6]);
+        check(Placement::Apart, 1, &[0, 1, 2, 3], &[0, 1, 2], &[3]);
+        check(Placement::Apart, 5, &[0, 1, 2], &[0], &[2, 1, 2, 1, 2]);
+        check(Placement::Apart, 1, &[7], &[7], &[7]);
+    }
+}
