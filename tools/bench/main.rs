@@ -37,6 +37,10 @@ enum Command {
     Socket(socket::Arguments),
     /// Send a great many requests, some given up, and watch the daemon's memory
     Soak(soak::Arguments),
+    /// Compare the papers' policies with each other, by time and by memory, on several disks
+    Paper(paper::Arguments),
+    /// Measure what a pass costs within budgets from the smallest that works
+    Sweep(paper::sweep::Arguments),
     /// One measurement of `paper` or `sweep`
     #[command(hide = true)]
     PaperPass(paper::measure::Arguments),
@@ -55,6 +59,8 @@ fn main() -> anyhow::Result<()> {
         Command::Switch(arguments) => switch::run(&arguments),
         Command::Socket(arguments) => socket::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Paper(arguments) => paper::run(&arguments),
+        Command::Sweep(arguments) => paper::sweep::run(&arguments),
         Command::PaperPass(arguments) => paper::measure::run(&arguments),
     }
 }

@@ -2,7 +2,7 @@
 //! to a limit by the kernel's block layer.
 
 use anyhow::{Context, Result, bail, ensure};
-use hermes::engine::SourceKind;
+use hermes::engine::DiskKind;
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -29,11 +29,11 @@ const LIMITED: &str = "blkio:";
 const MB: u64 = 1_000_000;
 
 impl Disk {
-    /// The source that is this disk.
-    pub fn source(self) -> SourceKind {
+    /// The engine's disk that is this one.
+    pub fn kind(self) -> DiskKind {
         match self {
-            Disk::Imitated { mb_s, .. } => SourceKind::Throttled { bytes_per_s: mb_s * MB },
-            Disk::Real | Disk::Limited { .. } => SourceKind::Board,
+            Disk::Imitated { mb_s, .. } => DiskKind::Throttled { bytes_per_s: mb_s * MB },
+            Disk::Real | Disk::Limited { .. } => DiskKind::Board,
         }
     }
 
@@ -224,8 +224,8 @@ mod tests {
 
     #[test]
     fn only_imitated_disks_are_throttled_by_the_source() {
-        let rate = |name: &str| match name.parse::<Disk>().unwrap().source() {
-            SourceKind::Throttled { bytes_per_s } => Some(bytes_per_s),
+        let rate = |name: &str| match name.parse::<Disk>().unwrap().kind() {
+            DiskKind::Throttled { bytes_per_s } => Some(bytes_per_s),
             _ => None,
         };
         assert_eq!((rate("sd"), rate("real"), rate("blkio:90")), (Some(90_000_000), None, None));

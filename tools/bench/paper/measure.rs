@@ -2,13 +2,12 @@
 //! charges are its own: `run` is that process, `Child` starts it and reads what it found.
 
 use super::disks::{self, Disk};
-use super::gantt::Traced;
-use super::policy::{self, Policy, Shape, Step};
+use super::policy::{Policy, Step};
+use super::trace::Traced;
 use crate::setup;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use hermes::engine::{Config, Engine, EngineError, PassStats, Reply, Request, SourceKind};
-use hermes::store::Store;
+use hermes::engine::{Config, Engine, EngineError, Reply, Request};
 use hermes::stream::Trace;
 use hermes::sys::cgroup::OwnCgroup;
 use hermes::sys::memory;
@@ -137,12 +136,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         disks::join(folder)?;
     }
     let request = setup::request(&arguments.store, &arguments.model, arguments.tokens)?;
-    let dir = Store::open(&arguments.store)?.current(&arguments.model)?;
-    let shape = Shape::of(&dir, arguments.variant.as_deref())?;
     let cgroup = OwnCgroup::enter();
-    warm_up(arguments, &request)?;
+    // Within a budget what the program has in memory counts, and a fresh one has least.
+    if arguments.budget.is_none() {
+        warm_up(arguments, &request)?;
+    }
     memory::reset_peak();
-    let session = match Session::start(arguments, shape, &request) {
+    let session = match Session::start(arguments, &request) {
         Ok(session) => session,
         Err(error) => return refuse_or_fail(error),
     };
@@ -166,7 +166,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// A pass through a small window in an engine that goes again, so that a measured first pass does
 /// not pay for pages of the program and for finding out which kernels are fast.
 fn warm_up(arguments: &Arguments, request: &Request) -> Result<()> {
-    if std::env::var("NOWARM").is_ok() { return Ok(()); }
     let config = Config {
         window_bytes: Some(WARM_WINDOW_BYTES),
         pin_bytes: 0,
@@ -188,8 +187,8 @@ struct Session {
 }
 
 impl Session {
-    fn start(arguments: &Arguments, shape: Shape, request: &Request) -> Result<Session, EngineError> {
-        let engine = Engine::start(config(arguments, shape))?;
+    fn start(arguments: &Arguments, request: &Request) -> Result<Session, EngineError> {
+        let engine = Engine::start(config(arguments))?;
         let began = Instant::now();
         let model = engine.load(&arguments.model)?;
         let load_us = began.elapsed().as_micros() as u64;
@@ -212,7 +211,7 @@ impl Session {
             latency_us: stats.latency_us,
             stall_us: stats.stall_us,
             bytes_read: stats.bytes_read,
-            window_peak_bytes: window_peak_bytes(&stats),
+            window_peak_bytes: stats.window_peak_bytes,
             pinned_bytes: self.model.pinned_bytes(),
             digest,
             ..Measured::default()
@@ -220,24 +219,24 @@ impl Session {
     }
 }
 
-fn config(arguments: &Arguments, shape: Shape) -> Config {
-    let config = Config {
-        variant: arguments.variant.clone(),
-        source: arguments.disk.source(),
-        window_bytes: arguments.window,
-        ..Config::new(&arguments.store, arguments.budget.unwrap_or(NO_BUDGET))
+fn config(arguments: &Arguments) -> Config {
+    let policy = match arguments.step {
+        Step::Pass(policy) => policy,
+        Step::Play | Step::Resident => Policy::Tape,
     };
-    match arguments.step {
-        Step::Resident => Config { pin_bytes: u64::MAX, source: SourceKind::Board, ..config },
-        Step::Play => policy::configure(Policy::Tape, shape, config),
-        // Within a budget the engine is left alone: it is to make the best of it.
-        Step::Pass(Policy::Tape) if arguments.budget.is_some() => config,
-        Step::Pass(policy) => policy::configure(policy, shape, config),
+    // Within a budget the engine is left alone: it is to make the best of it.
+    let pin_bytes = match (arguments.step, arguments.budget) {
+        (Step::Resident, _) | (_, Some(_)) => u64::MAX,
+        (Step::Pass(_) | Step::Play, None) => 0,
+    };
+    Config {
+        policy: policy.engine(),
+        variant: arguments.variant.clone(),
+        disk: arguments.disk.kind(),
+        window_bytes: arguments.window,
+        pin_bytes,
+        ..Config::new(&arguments.store, arguments.budget.unwrap_or(NO_BUDGET))
     }
-}
-
-fn window_peak_bytes(stats: &PassStats) -> u64 {
-    stats.bytes_read
 }
 
 /// A digest of every output's name, shape and bytes.
@@ -245,8 +244,8 @@ fn digest(reply: &Reply) -> u64 {
     let mut hash = Xxh3::new();
     for (name, array) in &reply.outputs {
         hash.update(name.as_bytes());
-        array.shape().iter().for_each(|dim| hash.update(&(*dim as u64).to_le_bytes()));
-        hash.update(array.bytes());
+        array.shape.iter().for_each(|dim| hash.update(&(*dim as u64).to_le_bytes()));
+        hash.update(&array.bytes);
     }
     hash.digest()
 }

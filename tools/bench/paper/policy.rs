@@ -1,7 +1,6 @@
 //! What is measured: the policies of the papers, and the two times that bound them.
 
 use anyhow::{Context, Result};
-use hermes::engine::Config;
 use hermes::store::ModelDir;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -61,9 +60,8 @@ impl Shape {
         let variant = variant.or(best).context("the model has no variant")?;
         let sizes = manifest.layers.iter().map(|layer| {
             let file = layer.files.get(variant);
-            file.map(|file| file.bytes).with_context(|| {
-                format!("model {} has no variant {variant}", manifest.model)
-            })
+            file.map(|file| file.bytes)
+                .with_context(|| format!("model {} has no variant {variant}", manifest.model))
         });
         let sizes = sizes.collect::<Result<Vec<u64>>>()?;
         let largest_layer_bytes = sizes.iter().copied().max().unwrap_or(0);
@@ -84,17 +82,16 @@ impl Step {
     }
 }
 
-/// Sets `config` up for a policy that plays the tape through `config`'s window. The one place where
-/// the names here meet the engine's.
-pub fn configure(policy: Policy, shape: Shape, config: Config) -> Config {
-    let window_bytes = config.window_bytes.unwrap_or(0);
-    let window_bytes = Some(Step::Pass(policy).weight_bytes(shape, window_bytes));
-    let loaders = match policy {
-        Policy::LoadAll | Policy::PipeSwitch => Some(1),
-        Policy::PipeLoad { agents } => Some(agents),
-        Policy::Tape => None,
-    };
-    Config { window_bytes, pin_bytes: 0, loaders, ..config }
+impl Policy {
+    /// The engine's name for it.
+    pub fn engine(self) -> hermes::engine::Policy {
+        match self {
+            Policy::LoadAll => hermes::engine::Policy::LoadAll,
+            Policy::PipeSwitch => hermes::engine::Policy::PipeSwitch,
+            Policy::PipeLoad { agents } => hermes::engine::Policy::PipeLoad { agents },
+            Policy::Tape => hermes::engine::Policy::Tape,
+        }
+    }
 }
 
 impl FromStr for Policy {
