@@ -5,6 +5,7 @@
 //! one such pass, `results` what the passes gave, `table`, `plot` and `gantt` what is made of it;
 //! `sweep` asks what a budget costs. Nothing here is linked into the daemon.
 
+mod chart;
 mod disks;
 mod gantt;
 mod ink;
@@ -17,7 +18,6 @@ pub mod sweep;
 mod table;
 mod trace;
 
-use crate::setup;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use disks::{Disk, Limit};
@@ -146,7 +146,7 @@ impl<'a> Experiment<'a> {
         let passes = self.arguments.policies.iter().map(|policy| Step::Pass(*policy));
         let all: Vec<Step> = passes.chain([Step::Play, Step::Resident]).collect();
         let Some(machine) = memory::machine() else { return all };
-        let (fit, large) = all.into_iter().partition(|step: &Step| {
+        let (fit, large): (Vec<Step>, Vec<Step>) = all.into_iter().partition(|step| {
             let bytes = step.weight_bytes(shape, self.arguments.window);
             bytes + SPARE_BYTES <= machine.available_bytes
         });

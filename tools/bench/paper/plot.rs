@@ -1,5 +1,6 @@
 //! Latency against memory: a picture for each disk, and one of all disks side by side.
 
+use super::chart::Chart;
 use super::disks::Disk;
 use super::ink::{self, Area};
 use super::policy::{Policy, Step};
@@ -66,53 +67,30 @@ fn cells(results: &Results, model: &str, disk: Disk) -> Vec<(Policy, Cell)> {
 
 /// The policies on one disk: points with their range, PIPELOAD's joined by a line, and the two
 /// bounds as lines across.
-fn panel(area: &Area, results: &Results, model: &str, disk: Disk, frame: &Frame) -> Result<()> {
+fn panel<'a>(
+    area: &Area<'a>,
+    results: &Results,
+    model: &str,
+    disk: Disk,
+    frame: &Frame,
+) -> Result<()> {
     let cells = cells(results, model, disk);
     let limits = [Step::Play, Step::Resident].map(|step| results.cell(model, disk, step));
     let tops = cells.iter().map(|(_, cell)| cell).chain(limits.iter().flatten());
     let most_ms = tops.map(|cell| cell.latency_ms.high).fold(1e-3, f64::max) * 1.12;
-    let (unit, scale) = if most_ms >= 2000.0 { ("s", 1e-3) } else { ("ms", 1.0) };
-    let x_ticks = ink::log_ticks(frame.least_mb, frame.most_mb);
-    let y_ticks = ink::ticks(most_ms * scale, 5);
-    let mut chart = ChartBuilder::on(area)
-        .x_label_area_size(34)
-        .y_label_area_size(66)
-        .margin_right(10)
-        .build_cartesian_2d(
-            (frame.least_mb..frame.most_mb).log_scale().with_key_points(x_ticks),
-            (0.0..most_ms * scale).with_key_points(y_ticks),
-        )
-        .map_err(ink::failed)?;
-    chart
-        .configure_mesh()
-        .max_light_lines(0)
-        .bold_line_style(ink::PALE)
-        .axis_style(ink::GREY)
-        .label_style(("sans-serif", ink::SMALL))
-        .axis_desc_style(("sans-serif", ink::LABEL))
-        .x_label_formatter(&|mb| ink::short(*mb))
-        .y_label_formatter(&|time| ink::short(*time))
-        .y_desc(format!("time of a pass, {unit}"))
-        .draw()
-        .map_err(ink::failed)?;
+    let mut chart = Chart::new(area, frame.least_mb..frame.most_mb, most_ms)?;
     for (limit, style) in limits.iter().zip([io_style(), compute_style()]) {
-        let Some(limit) = limit else { continue };
-        let y = limit.latency_ms.median * scale;
-        let line = [(frame.least_mb, y), (frame.most_mb, y)];
-        chart.draw_series([PathElement::new(line, style)]).map_err(ink::failed)?;
+        if let Some(limit) = limit {
+            chart.level(limit.latency_ms.median, style)?;
+        }
     }
     let agents = cells.iter().filter(|(policy, _)| matches!(policy, Policy::PipeLoad { .. }));
-    let curve: Vec<(f64, f64)> =
-        agents.map(|(_, cell)| (cell.weights_mb, cell.latency_ms.median * scale)).collect();
-    chart.draw_series([PathElement::new(curve, ink::BLUE.stroke_width(2))]).map_err(ink::failed)?;
+    let curve = agents.map(|(_, cell)| (cell.weights_mb, cell.latency_ms.median));
+    chart.line(curve, ink::BLUE.stroke_width(2))?;
     for (policy, cell) in &cells {
         let (x, ms) = (cell.weights_mb.max(0.1), cell.latency_ms);
-        let range = [(x, ms.low * scale), (x, ms.high * scale)];
-        let line = PathElement::new(range, color(*policy).stroke_width(2));
-        chart.draw_series([line]).map_err(ink::failed)?;
-        let at = chart.backend_coord(&(x, ms.median * scale));
-        let (left, top) = area.get_base_pixel();
-        mark(area, *policy, (at.0 - left, at.1 - top))?;
+        chart.line([(x, ms.low), (x, ms.high)], color(*policy).stroke_width(2))?;
+        mark(area, *policy, chart.place((x, ms.median)))?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! The engine is left alone within each budget. A first pass finds nothing in memory; the ones
 //! after it find what was pinned. The page cache is cold before each.
 
+use super::chart::Chart;
 use super::disks::{Disk, Limit};
 use super::ink::{self, Area};
 use super::measure::{self, Measured, Outcome};
@@ -284,8 +285,7 @@ fn plot(model: &str, records: &[Record]) -> Result<String> {
         }
         ink::write_around(&foot, "budget, MiB", (width / 2, 12), ink::LABEL)?;
         for (pass, name, x) in [(0, "first pass", 40), (1, "next pass, some pinned", 170)] {
-            let line = ink::stroke(&foot, vec![(x - 14, 44), (x + 14, 44)], style(pass));
-            line?;
+            ink::stroke(&foot, vec![(x - 14, 44), (x + 14, 44)], style(pass))?;
             dot(&foot, pass, (x, 44))?;
             ink::write(&foot, name, (x + 22, 44), ink::LABEL)?;
         }
@@ -299,47 +299,24 @@ fn style(pass: usize) -> ShapeStyle {
 
 /// Hollow for the first pass, full for the next.
 fn dot(area: &Area, pass: usize, at: (i32, i32)) -> Result<()> {
-    let inside = if pass == 0 { WHITE } else { style(pass).color.color_rgb() };
+    let inside = if pass == 0 { WHITE.into() } else { style(pass).color };
     area.draw(&Circle::new(at, 5, inside.filled())).map_err(ink::failed)?;
     area.draw(&Circle::new(at, 5, style(pass))).map_err(ink::failed)
 }
 
-fn panel(area: &Area, points: &[Point]) -> Result<()> {
+fn panel<'a>(area: &Area<'a>, points: &[Point]) -> Result<()> {
     let highs = points.iter().flat_map(|point| point.ms).map(|ms| ms.high);
     let most_ms = highs.fold(1e-3, f64::max) * 1.1;
-    let (unit, scale) = if most_ms >= 2000.0 { ("s", 1e-3) } else { ("ms", 1.0) };
     let least = points.first().map_or(1.0, |point| point.budget_mib) / 1.3;
     let most = points.last().map_or(2.0, |point| point.budget_mib) * 1.3;
-    let mut chart = ChartBuilder::on(area)
-        .x_label_area_size(30)
-        .y_label_area_size(66)
-        .build_cartesian_2d(
-            (least..most).log_scale().with_key_points(ink::log_ticks(least, most)),
-            (0.0..most_ms * scale).with_key_points(ink::ticks(most_ms * scale, 5)),
-        )
-        .map_err(ink::failed)?;
-    chart
-        .configure_mesh()
-        .max_light_lines(0)
-        .bold_line_style(ink::PALE)
-        .axis_style(ink::GREY)
-        .label_style(("sans-serif", ink::SMALL))
-        .axis_desc_style(("sans-serif", ink::LABEL))
-        .x_label_formatter(&|mib| ink::short(*mib))
-        .y_label_formatter(&|time| ink::short(*time))
-        .y_desc(format!("time of a pass, {unit}"))
-        .draw()
-        .map_err(ink::failed)?;
+    let mut chart = Chart::new(area, least..most, most_ms)?;
     for pass in 0..PASSES {
-        let median = |point: &Point| (point.budget_mib, point.ms[pass].median * scale);
-        let line = PathElement::new(points.iter().map(median).collect::<Vec<_>>(), style(pass));
-        chart.draw_series([line]).map_err(ink::failed)?;
+        let median = |point: &Point| (point.budget_mib, point.ms[pass].median);
+        chart.line(points.iter().map(median), style(pass))?;
         for point in points {
             let ms = point.ms[pass];
-            let range = [ms.low, ms.high].map(|ms| (point.budget_mib, ms * scale));
-            chart.draw_series([PathElement::new(range, style(pass))]).map_err(ink::failed)?;
-            let (at, (left, top)) = (chart.backend_coord(&median(point)), area.get_base_pixel());
-            dot(area, pass, (at.0 - left, at.1 - top))?;
+            chart.line([ms.low, ms.high].map(|ms| (point.budget_mib, ms)), style(pass))?;
+            dot(area, pass, chart.place(median(point)))?;
         }
     }
     Ok(())
