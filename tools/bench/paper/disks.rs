@@ -131,6 +131,11 @@ pub fn join(folder: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", file.display()))
 }
 
+/// Whether the cgroup of a [`Limit`] is of version 2, where all controllers share one hierarchy.
+pub fn is_unified(folder: &Path) -> bool {
+    folder.join("cgroup.controllers").exists()
+}
+
 /// The device that limits are set for, as MAJOR:MINOR: the whole disk, where the file system is
 /// on a partition of it.
 fn device_of(store: &Path) -> Result<String> {

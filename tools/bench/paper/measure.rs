@@ -132,14 +132,16 @@ impl Arguments {
 
 /// Runs `hermes-bench paper-pass`: measures, and prints a line of JSON for each pass.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    if let Some(folder) = &arguments.join {
-        disks::join(folder)?;
-    }
     let request = setup::request(&arguments.store, &arguments.model, arguments.tokens)?;
-    let cgroup = OwnCgroup::enter();
+    let mut cgroup = OwnCgroup::enter();
     // Within a budget what the program has in memory counts, and a fresh one has least.
     if arguments.budget.is_none() {
         warm_up(arguments, &request)?;
+    }
+    if let Some(folder) = &arguments.join {
+        // In version 2 a process is in one cgroup: the one that limits takes the place of its own.
+        cgroup = cgroup.filter(|_| !disks::is_unified(folder));
+        disks::join(folder)?;
     }
     memory::reset_peak();
     let session = match Session::start(arguments, &request) {

@@ -10,13 +10,13 @@ use plotters::prelude::*;
 
 /// Most streamed weights held, against the time of a pass, for every policy on one disk.
 pub fn one_disk(results: &Results, model: &str, disk: Disk) -> Result<String> {
-    ink::picture((820, 470), |area| {
+    ink::picture((820, 480), |area| {
         let title = format!("{model} on {}: a cold pass", disk.title());
         ink::write(area, &title, (20, 24), ink::TITLE)?;
-        let (plot, key) = area.margin(44, 10, 10, 0).split_horizontally(630);
+        let (plot, key) = area.margin(44, 24, 10, 0).split_horizontally(630);
         let frame = Frame::around(results, model, &[disk]);
         panel(&plot, results, model, disk, &frame)?;
-        ink::write_around(&plot, "most weights held at once, MB", (352, 405), ink::LABEL)?;
+        ink::write_around(&plot, "most weights held at once, MB", (352, 412), ink::LABEL)?;
         keys(&key, (16, 30), &results.policies(model, disk), Flow::Down)
     })
 }
@@ -26,7 +26,7 @@ pub fn all_disks(results: &Results, model: &str) -> Result<String> {
     let disks = results.disks(model);
     let columns = disks.len().clamp(1, 3);
     let rows = disks.len().div_ceil(columns).max(1);
-    let (width, height) = (390 * columns as u32, 300 * rows as u32 + 130);
+    let (width, height) = (390 * columns as u32, 300 * rows as u32 + 105);
     ink::picture((width.max(780), height), |area| {
         let title = format!("{model}: time of a cold pass against memory, by disk");
         ink::write(area, &title, (20, 24), ink::TITLE)?;

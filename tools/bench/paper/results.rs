@@ -28,7 +28,6 @@ pub struct Results {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cell {
     pub latency_ms: Spread,
-    pub stall_ms: f64,
     /// Most bytes of streamed weights held at once.
     pub weights_mb: f64,
     pub rss_mb: f64,
@@ -94,7 +93,6 @@ impl Results {
         let most = |figure| all(figure).into_iter().max().unwrap_or(0) as f64 / 1e6;
         (!found.is_empty()).then(|| Cell {
             latency_ms: Spread::of(all(|m| m.latency_us)),
-            stall_ms: Spread::of(all(|m| m.stall_us)).median,
             weights_mb: most(|m| m.window_peak_bytes),
             rss_mb: most(|m| m.peak_rss_bytes),
         })

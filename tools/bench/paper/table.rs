@@ -49,8 +49,8 @@ pub fn markdown(results: &Results, setting: &Setting) -> String {
         &mut text,
         format_args!(
             "One pass with a cold page cache in a process of its own, {tokens} tokens where a model \
-             takes tokens, a window of {} for tape; {repeats} rounds over all policies in turns, \
-             medians (least to most). MB are 10^6 bytes. *Weights* are the most streamed weights \
+             takes tokens, a window of {} for tape. All policies in turns, {repeats} times; medians (least to \
+             most). MB are 10^6 bytes. *Weights* are the most streamed weights \
              held at once, *RSS* the process's peak, each with its share of load-all's. *Limit* is \
              the larger of T_io, the tape played without computing, and T_compute, a pass with \
              everything pinned, both measured in the same rounds.\n",
