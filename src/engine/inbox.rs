@@ -2,9 +2,10 @@
 
 use super::error::EngineError;
 use super::model::Model;
-use super::pass::PassStats;
+use super::pass::{Cancel, PassStats};
 use super::queue::Queue;
 use super::service::{Reply, Request, lock};
+use crate::plan::Profile;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ pub enum Control {
     Load(String, Answer<Arc<Model>>),
     Unload(String, Answer<()>),
     Play(String, Answer<PassStats>),
+    Profile(String, Answer<Arc<Profile>>),
 }
 
 impl Control {
@@ -43,6 +45,7 @@ impl Control {
             Control::Load(_, answer) => answer(Err(error)),
             Control::Unload(_, answer) => answer(Err(error)),
             Control::Play(_, answer) => answer(Err(error)),
+            Control::Profile(_, answer) => answer(Err(error)),
         }
     }
 }
@@ -67,12 +70,24 @@ struct State {
     queue: Queue<Waiting>,
     held: bool,
     closed: bool,
+    /// Ends what is done while nothing waits.
+    leisure: Option<Cancel>,
+}
+
+impl State {
+    /// Something waits from now on.
+    fn end_leisure(&mut self) {
+        if let Some(leisure) = self.leisure.take() {
+            leisure.cancel();
+        }
+    }
 }
 
 impl Default for Inbox {
     fn default() -> Inbox {
         let queue = Queue::new(QUEUE_LIMIT);
-        let state = State { control: VecDeque::new(), queue, held: false, closed: false };
+        let state =
+            State { control: VecDeque::new(), queue, held: false, closed: false, leisure: None };
         Inbox { state: Mutex::new(state), changed: Condvar::new() }
     }
 }
@@ -90,6 +105,7 @@ impl Inbox {
         if state.closed {
             return vec![(waiting, EngineError::Cancelled)];
         }
+        state.end_leisure();
         let model = waiting.request.model.clone();
         let Err(waiting) = state.queue.push(&model, waiting) else {
             self.changed.notify_one();
@@ -110,6 +126,7 @@ impl Inbox {
         if state.closed {
             return Some(control);
         }
+        state.end_leisure();
         state.control.push_back(control);
         self.changed.notify_one();
         None
@@ -123,7 +140,9 @@ impl Inbox {
 
     /// No more is taken in; what waits is for [`Inbox::drain`].
     pub fn close(&self) {
-        lock(&self.state).closed = true;
+        let mut state = lock(&self.state);
+        state.closed = true;
+        state.end_leisure();
         self.changed.notify_one();
     }
 
@@ -155,6 +174,20 @@ impl Inbox {
                 }
             }
         }
+    }
+
+    /// What ends as soon as something waits, for what is done meanwhile. It has ended already
+    /// where something does.
+    pub fn leisure(&self) -> Cancel {
+        let mut state = lock(&self.state);
+        let leisure = Cancel::new();
+        let waits = state.queue.len() > 0 && !state.held;
+        if state.closed || waits || !state.control.is_empty() {
+            leisure.cancel();
+        } else {
+            state.leisure = Some(leisure.clone());
+        }
+        leisure
     }
 
     /// The next request for `model`.

@@ -8,12 +8,13 @@ use super::service::{DiskKind, lock};
 use super::sources::Sources;
 use super::tape::Tape;
 use crate::graph::{self, Footprint, GraphError, Imported, Lockstep};
-use crate::plan::{Plan, Way};
+use crate::plan::{Plan, Profile, Way};
 use crate::store::manifest::{Dim, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
 use crate::sys::heap;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use tract_core::internal::*;
 
@@ -30,6 +31,9 @@ pub struct Model {
     pub(super) pins: Pins,
     sources: Sources,
     playing: Mutex<Arc<Playing>>,
+    profile: Mutex<Option<Arc<Profile>>>,
+    /// It was tried to measure it, in vain.
+    is_given_up: AtomicBool,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     failure: OnceLock<String>,
@@ -75,7 +79,7 @@ const LOADING_FIXED_BYTES: u64 = 1 << 20;
 impl Model {
     /// Loads the graph of `dir`. No weight is read: what is to be pinned stays as it passes.
     /// `plan` is asked how its tape, whose blocks take so many bytes each, is to be played.
-    pub fn load(
+    pub(super) fn load(
         dir: ModelDir,
         serving: Serving,
         terms: &Terms,
@@ -118,6 +122,8 @@ impl Model {
             pins,
             sources,
             playing: Mutex::new(Arc::new(playing)),
+            profile: Mutex::default(),
+            is_given_up: AtomicBool::new(false),
             inputs: imported.inputs,
             outputs: imported.outputs,
             failure: OnceLock::new(),
@@ -151,16 +157,37 @@ impl Model {
         Arc::clone(&lock(&self.playing))
     }
 
-    /// Its passes are played by `plan` from now on.
-    pub(super) fn play_by(&self, plan: Plan) {
-        let playing = Playing::of(plan, &self.tape, &self.sources);
-        self.pins.resize(self.held_bytes(&playing));
-        *lock(&self.playing) = Arc::new(playing);
+    /// What was measured of it on this board.
+    pub(super) fn profile(&self) -> Option<Arc<Profile>> {
+        lock(&self.profile).clone()
     }
 
-    /// Bytes of memory that each block takes.
-    pub(super) fn held_bytes(&self, playing: &Playing) -> Vec<u64> {
-        self.blocks.iter().map(|block| playing.source.held_bytes(block)).collect()
+    /// Whether nothing is known of it, and could be.
+    pub(super) fn is_to_be_measured(&self) -> bool {
+        !self.blocks.is_empty()
+            && !self.is_given_up.load(Ordering::Relaxed)
+            && lock(&self.profile).is_none()
+    }
+
+    pub(super) fn give_up_measuring(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_profile(&self, profile: Arc<Profile>) {
+        *lock(&self.profile) = Some(profile);
+    }
+
+    /// What a plan means for it.
+    pub(super) fn playing_by(&self, plan: Plan) -> Playing {
+        Playing::of(plan, &self.tape, &self.sources)
+    }
+
+    /// Its passes are played by `plan` from now on.
+    pub(super) fn play_by(&self, plan: Plan) {
+        let playing = self.playing_by(plan);
+        let held = self.blocks.iter().map(|block| playing.source.held_bytes(block));
+        self.pins.resize(held.collect());
+        *lock(&self.playing) = Arc::new(playing);
     }
 
     /// Where its blocks come from.
@@ -171,6 +198,11 @@ impl Model {
     /// What brings its blocks in: "mapped", "read" or "direct".
     pub fn source_name(&self) -> &'static str {
         self.playing().source.name()
+    }
+
+    /// Name of the layer that is file `index`.
+    pub(super) fn layer_name(&self, index: usize) -> String {
+        self.dir.manifest.layers[index].name.clone()
     }
 
     /// Takes the model out of service.

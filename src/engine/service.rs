@@ -9,7 +9,7 @@ use super::policy::Policy;
 use super::pressure::{Pressure, SharedPressure};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::worker::Worker;
-use crate::plan::Way;
+use crate::plan::{Profile, Way};
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Store, StoreError};
 use crate::stream::{Category, Faults, Ledger, Trace};
@@ -43,6 +43,10 @@ pub struct Config {
     /// budget has other uses.
     pub pin_bytes: u64,
     pub policy: Policy,
+    /// Whether models are measured when there is nothing else to do; their plans follow.
+    pub profiles: bool,
+    /// Tokens of the requests that plans are made for.
+    pub tokens: u64,
     pub disk: DiskKind,
 }
 
@@ -59,6 +63,8 @@ impl Config {
             source: None,
             pin_bytes: u64::MAX,
             policy: Policy::Tape,
+            profiles: false,
+            tokens: EXPECTED_TOKENS,
             disk: DiskKind::Board,
         }
     }
@@ -93,6 +99,9 @@ pub struct Reply {
     pub outputs: Vec<(String, Array)>,
     pub stats: PassStats,
 }
+
+/// Tokens that requests are expected to have, where nobody says.
+const EXPECTED_TOKENS: u64 = 128;
 
 /// Default window, and the smallest the program chooses by itself.
 const WINDOW_BYTES: u64 = 16 << 20;
@@ -245,6 +254,12 @@ impl Engine {
     /// for its weights alone.
     pub fn play(&self, model: &str) -> Result<PassStats, EngineError> {
         self.ask(|answer| Control::Play(model.to_string(), answer))
+    }
+
+    /// Measures a model on this board, which takes some tens of passes, and plans its passes anew.
+    /// The profile is kept beside the model where the store can be written.
+    pub fn profile(&self, model: &str) -> Result<Arc<Profile>, EngineError> {
+        self.ask(|answer| Control::Profile(model.to_string(), answer))
     }
 
     /// The ledger of everything held.

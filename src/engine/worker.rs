@@ -7,13 +7,14 @@ use super::inbox::{Control, Turn, Waiting};
 use super::model::{Model, Playing, Terms};
 use super::pass::{Pass, PassStats, Seat};
 use super::pressure::Pressure;
+use super::profiler::Profiler;
 use super::service::{Config, Reply, Shared, lock};
 use super::stats::Counters;
 use super::tape::Tape;
 use crate::graph::Kernels;
-use crate::plan::{Plan, Release};
+use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
-use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Slots, Trace};
+use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaded, Slots, Trace};
 use crate::sys::{affinity, heap, memory};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -47,18 +48,22 @@ const SMALLEST_WINDOW_UNITS: u64 = 2;
 
 /// What the engine's thread works with.
 pub(super) struct Worker {
-    config: Config,
-    crew: Crew,
-    kernels: Arc<Kernels>,
-    cores: Vec<usize>,
+    pub(super) config: Config,
+    pub(super) crew: Crew,
+    pub(super) kernels: Arc<Kernels>,
+    pub(super) cores: Vec<usize>,
     /// What suits the budget, where nothing else is planned.
-    window_bytes: u64,
+    pub(super) window_bytes: u64,
     /// The bytes of the window.
     window: Grant,
     /// Where blocks that are read go, within the window.
     slots: Arc<Slots>,
     /// Anonymous memory beside the heap: stacks, the programs' own data.
     unheaped_bytes: u64,
+    /// Measuring that is done while nothing waits.
+    pub(super) profiler: Option<Profiler>,
+    /// The board, once it was looked at.
+    pub(super) board: Option<Board>,
     _process: Grant,
 }
 
@@ -94,6 +99,8 @@ impl Worker {
             window,
             slots: Arc::default(),
             unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
+            profiler: None,
+            board: None,
             _process: process,
         })
     }
@@ -105,7 +112,7 @@ impl Worker {
             shared.busy.store(true, Ordering::Relaxed);
             patience = (!matches!(turn, Turn::Idle)).then_some(QUIET);
             match turn {
-                Turn::Idle => self.rest(),
+                Turn::Idle => self.use_leisure(shared, &mut patience),
                 Turn::Pass(model) => self.take_turn(shared, &model),
                 Turn::Control(Control::Load(model, answer)) => answer(self.load(shared, &model)),
                 Turn::Control(Control::Unload(model, answer)) => {
@@ -114,6 +121,9 @@ impl Worker {
                     answer(Ok(()));
                 }
                 Turn::Control(Control::Play(model, answer)) => answer(self.play(shared, &model)),
+                Turn::Control(Control::Profile(model, answer)) => {
+                    answer(self.measure(shared, &model));
+                }
             }
             shared.beats.fetch_add(1, Ordering::Relaxed);
             shared.busy.store(false, Ordering::Relaxed);
@@ -125,7 +135,7 @@ impl Worker {
     }
 
     /// Gives back what is kept for the next pass.
-    fn rest(&self) {
+    pub(super) fn rest(&self) {
         self.slots.keep_within(0);
         heap::trim();
     }
@@ -335,14 +345,16 @@ impl Worker {
             Release::AfterUse => self.pins_wanted(shared, model, &playing.plan),
             Release::AtEnd => [].into(),
         };
-        self.begin(shared, model, &playing, keep, trace)
+        self.begin(shared, model, &playing, &model.pins.blocks(), keep, trace)
     }
 
-    fn begin(
+    /// Begins to load as `playing` has it; `pins` are there already.
+    pub(super) fn begin(
         &mut self,
         shared: &Shared,
         model: &Model,
         playing: &Playing,
+        pins: &[Option<Arc<Loaded>>],
         keep: Arc<[bool]>,
         trace: Option<Arc<Trace>>,
     ) -> Result<Arc<Flow>, EngineError> {
@@ -355,13 +367,12 @@ impl Worker {
         let window_bytes = self.open_window(shared, model, wanted, playing.largest_unit_bytes)?;
         self.gather_crew(plan)?;
         self.slots.keep_within(window_bytes);
-        let pins = model.pins.blocks();
         let course = Course {
             window_bytes,
             units: &playing.units,
             turns: plan.turns,
             release: plan.release,
-            pins: &pins,
+            pins,
             keep,
             trace,
             beats: Arc::clone(&shared.beats),
@@ -406,6 +417,18 @@ impl Worker {
         Ok(window_bytes)
     }
 
+    /// Lets so many bytes be held by reading beside a pass: the window's, and what is missing there.
+    pub(super) fn hold_for_reading(
+        &mut self,
+        shared: &Shared,
+        bytes: u64,
+    ) -> Result<Grant, EngineError> {
+        let more = bytes.saturating_sub(self.window.bytes());
+        let grant = shared.ledger.try_grant(Category::Window, more)?;
+        self.slots.keep_within(bytes);
+        Ok(grant)
+    }
+
     /// Sets up the threads as the plan wants them, on the cores that there are now.
     fn gather_crew(&mut self, plan: &Plan) -> Result<(), EngineError> {
         let cores = affinity::allowed_cores();
@@ -424,8 +447,9 @@ impl Worker {
 
     fn play(&mut self, shared: &Shared, model: &str) -> Result<PassStats, EngineError> {
         let model = self.serving(shared, model)?;
+        let pins = model.pins.blocks();
         let began = Instant::now();
-        let flow = self.begin(shared, &model, &model.playing(), [].into(), None)?;
+        let flow = self.begin(shared, &model, &model.playing(), &pins, [].into(), None)?;
         let played = (0..model.blocks.len()).try_for_each(|block| flow.lease(block).map(drop));
         let latency_us = began.elapsed().as_micros() as u64;
         flow.end();
@@ -442,7 +466,11 @@ impl Worker {
     }
 
     /// The model as it is to be served now: another version is loaded where the store says so.
-    fn serving(&mut self, shared: &Shared, name: &str) -> Result<Arc<Model>, EngineError> {
+    pub(super) fn serving(
+        &mut self,
+        shared: &Shared,
+        name: &str,
+    ) -> Result<Arc<Model>, EngineError> {
         if let Some(model) = shared.loaded(name) {
             if shared.store.serving(name).ok().as_ref() == Some(&model.serving) {
                 return model.check_service().map(|()| model);
@@ -467,6 +495,7 @@ impl Worker {
                 loaded => break Arc::new(loaded?),
             }
         };
+        self.recall(shared, &loaded);
         lock(&shared.models).insert(name.to_string(), Arc::clone(&loaded));
         let counters = shared.counters.of(name);
         Counters::add(&counters.loads, 1);

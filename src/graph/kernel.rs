@@ -75,6 +75,11 @@ impl Kernels {
         fastest.context("this processor has no f32 kernel for panels of 16 rows")
     }
 
+    /// Time of a tile on the calling thread, by the kernel of most columns, in nanoseconds.
+    pub fn trial_ns(&self) -> u64 {
+        self.by_columns.last().and_then(|kernel| kernel.time_tile().ok()).unwrap_or(u64::MAX)
+    }
+
     /// Begins `y[columns, outputs] = x[columns, depth] * w`, whose rows of `w` follow in blocks.
     pub fn product(&self, x: &Tensor, outputs: usize) -> TractResult<Product<'_>> {
         let columns = x.shape().first().copied().unwrap_or(0);

@@ -4,10 +4,33 @@
 //! `planner` tries plans on the forecast and picks one. Nothing here measures, reads a weight or
 //! knows tract: `engine` measures, and plays what is planned.
 
+mod advice;
+mod cost;
+mod disk;
+#[cfg(test)]
+mod fixture;
+mod forecast;
+mod grouping;
 mod pins;
+mod planner;
+mod profile;
+mod report;
+mod simulate;
+mod speeds;
+mod stale;
 
 pub use crate::stream::{Release, Turns};
+pub use advice::{Advice, Change, WhatIf, advise};
+pub use forecast::{Bound, Forecast, ForecastError, Passing, forecast, forecast_spans};
+pub use grouping::pipeswitch_groups;
 pub use pins::pinned_units;
+pub use planner::{Alternative, Kind, Overrides, PlanError, Planned, Usage, Wish, plan};
+pub use profile::{
+    BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError, ReadRate,
+    Subject,
+};
+pub use simulate::{Doing, Span};
+pub use stale::{Board, Core, Stale};
 
 use serde::{Deserialize, Serialize};
 

@@ -101,7 +101,11 @@ impl Store {
         Ok(dir)
     }
 
-    pub(super) fn model_path(&self, model: &str) -> Result<PathBuf, StoreError> {
+    /// The folder of a model, in which its versions are, and what is known of them on this board.
+    ///
+    /// # Errors
+    /// A bad name, or no such model.
+    pub fn model_path(&self, model: &str) -> Result<PathBuf, StoreError> {
         let path = self.path.join(checked(model)?);
         if !is_plain_folder(&path) {
             let what = format!("model {model}");

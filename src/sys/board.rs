@@ -101,7 +101,7 @@ impl Board {
         let cgroups = Cgroups::read(root);
         Board {
             model: model(root),
-            kernel: line(&root.join("proc/sys/kernel/osrelease")).unwrap_or_default(),
+            kernel: release(root),
             cores: cores(&root.join("sys/devices/system/cpu")),
             memory_bytes: kib("MemTotal:"),
             available_bytes: kib("MemAvailable:"),
@@ -114,6 +114,28 @@ impl Board {
             boot_file: BOOT_FILES.into_iter().find(|file| root.join(&file[1..]).is_file()),
             hottest_c: hottest(&root.join("sys/class/thermal")),
         }
+    }
+}
+
+/// The kernel's release below `root`, as `uname -r` prints it.
+pub fn release(root: &Path) -> String {
+    line(&root.join("proc/sys/kernel/osrelease")).unwrap_or_default()
+}
+
+/// What the processor calls itself below `root` (proc_cpuinfo(5)): its name, or on arm64, which
+/// has none there, the numbers of its parts.
+pub fn processor(root: &Path) -> String {
+    let cpuinfo = text(&root.join("proc/cpuinfo"));
+    let values = |key: &str| -> Vec<&str> {
+        let fields = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+        let mut values: Vec<&str> =
+            fields.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim()).collect();
+        values.dedup();
+        values
+    };
+    match values("model name").first() {
+        Some(name) => (*name).to_owned(),
+        None => values("CPU part").join(" "),
     }
 }
 
@@ -309,6 +331,15 @@ mod tests {
             hottest_c: Some(51),
         };
         assert_eq!(Board::read(root.path()), expected);
+    }
+
+    #[test]
+    fn processors_have_names_or_parts() {
+        let x86 = "processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: AMD EPYC\n";
+        let arm = "CPU part\t: 0xd03\nCPU part\t: 0xd03\nCPU part\t: 0xd09\n";
+        for (text, expected) in [(x86, "AMD EPYC"), (arm, "0xd03 0xd09"), ("", "")] {
+            assert_eq!(processor(machine(&[("proc/cpuinfo", text)]).path()), expected);
+        }
     }
 
     #[test]

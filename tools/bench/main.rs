@@ -3,8 +3,10 @@
 //! Each subcommand is one file or folder beside this one; none of them is linked into the daemon.
 
 mod daemon;
+mod forecast;
 mod paper;
 mod pass;
+mod profile;
 mod setup;
 mod soak;
 mod socket;
@@ -29,6 +31,10 @@ enum Command {
     Synth(synth::Arguments),
     /// Measure streamed passes against their limit
     Pass(pass::Arguments),
+    /// Measure what reading and computing take on this board, and write the model's profile
+    Profile(profile::Arguments),
+    /// Compare what the forecast says of a grid of plans with passes
+    Forecast(forecast::Arguments),
     /// Measure requests that share a pass against one alone
     Together(together::Arguments),
     /// Measure what it costs to turn from one model to another
@@ -55,6 +61,8 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Pass(arguments) => pass::run(&arguments),
+        Command::Profile(arguments) => profile::run(&arguments),
+        Command::Forecast(arguments) => forecast::run(&arguments),
         Command::Together(arguments) => together::run(&arguments),
         Command::Switch(arguments) => switch::run(&arguments),
         Command::Socket(arguments) => socket::run(&arguments),

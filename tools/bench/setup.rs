@@ -1,10 +1,9 @@
 //! What the benchmarks share: requests a model accepts, cold files, figures of repeated times.
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::Args;
-use hermes::engine::{Array, Cancel, Request};
-use hermes::store::manifest::{Dim, Port};
-use hermes::store::{Dtype, Store};
+use hermes::engine::{Cancel, Request, sample_inputs};
+use hermes::store::Store;
 use hermes::sys::map;
 use serde_json::json;
 use std::fs::File;
@@ -52,42 +51,9 @@ impl Times {
 /// A request for the model with every open dimension at `tokens`.
 pub fn request(store: &Path, model: &str, tokens: usize) -> Result<Request> {
     let manifest = Store::open(store)?.current(model)?.manifest;
-    let inputs = manifest
-        .inputs
-        .iter()
-        .map(|port| Ok((port.name.clone(), input(port, tokens)?)))
-        .collect::<Result<_>>()?;
+    let inputs = sample_inputs(&manifest.inputs, tokens)?;
     let model = model.to_string();
     Ok(Request { model, inputs, outputs: vec![], cancel: Cancel::new(), trace: None })
-}
-
-/// Values a model accepts whatever they mean: small ids, ones in masks, a ramp of floats.
-fn input(port: &Port, tokens: usize) -> Result<Array> {
-    let shape: Vec<usize> = port
-        .shape
-        .iter()
-        .map(|dim| match dim {
-            Dim::Fixed(size) => usize::try_from(*size).context("a size beyond this machine"),
-            Dim::Symbol(_) => Ok(tokens),
-        })
-        .collect::<Result<_>>()?;
-    let count: usize = shape.iter().product();
-    let ids = (0..count as i64).map(|i| match port.name.as_str() {
-        name if name.contains("mask") => 1,
-        name if name.contains("type") => 0,
-        name if name.contains("position") => i,
-        _ => (i * 37 + 101) % 1000,
-    });
-    let floats: Vec<f32> = (0..count).map(|i| (i % 97) as f32 / 48.5 - 1.0).collect();
-    Ok(match port.dtype {
-        Dtype::Int64 => Array::from_i64(shape, &ids.collect::<Vec<_>>())?,
-        Dtype::Int32 => {
-            let bytes = ids.flat_map(|id| (id as i32).to_le_bytes()).collect();
-            Array::new(Dtype::Int32, shape, bytes)?
-        }
-        Dtype::Fp32 => Array::from_f32(shape, &floats)?,
-        other => bail!("input {} is {other}, which this benchmark does not make", port.name),
-    })
 }
 
 /// Drops every file of the model from the page cache.

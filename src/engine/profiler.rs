@@ -1,0 +1,375 @@
+//! Measures a model on this board, trial by trial, into a profile.
+
+use super::error::EngineError;
+use super::model::Model;
+use super::pass::Cancel;
+use super::sample::has_open_dimension;
+use super::service::{DiskKind, Shared};
+use super::trials::{self, ComputeTrial, ReadTrial, StreamTrial};
+use super::worker::Worker;
+use crate::plan::{
+    BlockRun, Board, BytesAt, Contention, Core, FORMAT, Grouping, LayerCost, PassTime, Passing,
+    Placement, Plan, Profile, ReadRate, Way, forecast,
+};
+use crate::stream::Category;
+use crate::sys::board::{processor, release};
+use crate::sys::disk::Disk;
+use crate::sys::map::page_size;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Token counts of the trials, where a model takes any; those that the budget has no room for are
+/// left out.
+const TOKENS: [usize; 3] = [1, 16, 128];
+
+/// Depths at which reading is tried, and sizes of requests at the first of them. A tape's blocks
+/// have about 1 MiB.
+const DEPTHS: [usize; 3] = [1, 2, 4];
+const REQUEST_BYTES: [u64; 3] = [64 << 10, 256 << 10, 4 << 20];
+
+/// How often a pass is tried; the fastest counts.
+const REPEATS: usize = 2;
+
+/// A figure of contention.
+type Field = fn(&mut Contention) -> &mut f64;
+
+/// What the figures of contention are sought in, and how finely.
+const FIT_RANGES: [(Field, Range<f64>); 3] = [
+    (|contention| &mut contention.loader_slowdown, 1.0..4.0),
+    (|contention| &mut contention.compute_loss, 0.0..3.0),
+    (|contention| &mut contention.memory_slowdown, 1.0..2.0),
+];
+const FIT_STEPS: u32 = 15;
+const FIT_ROUNDS: usize = 3;
+
+/// Measuring under way.
+pub(super) struct Profiler {
+    pub model: Arc<Model>,
+    base: Plan,
+    steps: VecDeque<Step>,
+    turn: usize,
+    reads: Vec<ReadRate>,
+    computed: Vec<(usize, usize, ComputeTrial)>,
+    streamed: Vec<(Plan, usize, StreamTrial)>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Read { way: Way, loaders: usize, request_bytes: u64 },
+    Compute { threads: usize, tokens: usize },
+    Stream { plan: Box<Plan>, tokens: usize },
+}
+
+impl Profiler {
+    /// What is to be tried for a model. `base` is the plan where nothing is known.
+    pub fn new(model: Arc<Model>, base: Plan, cores: usize) -> Profiler {
+        let is_open = has_open_dimension(&model.dir.manifest.inputs);
+        let tokens = if is_open { &TOKENS[..] } else { &TOKENS[..1] };
+        let most = tokens[tokens.len() - 1];
+        let has_direct = model.sources().direct().is_some();
+        let ways = if has_direct { &[Way::Mapped, Way::Direct][..] } else { &[Way::Mapped] };
+        let mut steps = VecDeque::new();
+        let usual = usual_bytes(&model);
+        for way in ways {
+            let depths = DEPTHS.iter().map(|loaders| (*loaders, usual));
+            for (loaders, request_bytes) in depths.chain(REQUEST_BYTES.map(|bytes| (1, bytes))) {
+                steps.push_back(Step::Read { way: *way, loaders, request_bytes });
+            }
+        }
+        // The first pass of a crew warms its threads.
+        steps.push_back(Step::Compute { threads: cores, tokens: tokens[0] });
+        for tokens in tokens {
+            steps.extend((0..REPEATS).map(|_| Step::Compute { threads: cores, tokens: *tokens }));
+        }
+        let fewer = [cores - 1, cores / 2].into_iter().filter(|threads| *threads > 0);
+        for threads in fewer.take(if cores > 2 { 2 } else { 1 }) {
+            steps.extend((0..REPEATS).map(|_| Step::Compute { threads, tokens: most }));
+        }
+        for way in ways {
+            for (loaders, placement) in
+                [(1, Placement::Shared), (2, Placement::Shared), (1, Placement::Apart)]
+            {
+                if placement == Placement::Apart && cores < 2 {
+                    continue;
+                }
+                let threads = if placement == Placement::Apart { cores - 1 } else { cores };
+                let plan = Plan { source: *way, loaders, threads, placement, ..base.clone() };
+                let step = Step::Stream { plan: Box::new(plan), tokens: most };
+                steps.extend((0..REPEATS).map(|_| step.clone()));
+            }
+        }
+        Profiler { model, base, steps, turn: 0, reads: vec![], computed: vec![], streamed: vec![] }
+    }
+
+    /// Makes the next trial; whether it was the last. One that was cancelled is made again.
+    pub fn advance(
+        &mut self,
+        worker: &mut Worker,
+        shared: &Shared,
+        cancel: &Cancel,
+    ) -> Result<bool, EngineError> {
+        let Some(step) = self.steps.front().cloned() else { return Ok(true) };
+        let tried = match &step {
+            Step::Read { way, loaders, request_bytes } => {
+                self.read(worker, shared, *way, *loaders, *request_bytes)
+            }
+            Step::Compute { threads, tokens } => {
+                let plan = Plan {
+                    threads: *threads,
+                    source: Way::Mapped,
+                    placement: Placement::Shared,
+                    loaders: 1,
+                    ..self.base.clone()
+                };
+                worker
+                    .compute_trial(shared, &self.model, &plan, *tokens, cancel)
+                    .map(|trial| self.computed.push((*threads, *tokens, trial)))
+            }
+            Step::Stream { plan, tokens } => worker
+                .stream_trial(shared, &self.model, plan, *tokens, cancel)
+                .map(|trial| self.streamed.push(((**plan).clone(), *tokens, trial))),
+        };
+        match tried {
+            Err(EngineError::Cancelled) if cancel.is_cancelled() => return Ok(false),
+            // Too many tokens for this budget, or for the model: fewer will do.
+            Err(EngineError::OverBudget(_) | EngineError::Invalid(_)) if !is_least(&step) => {}
+            tried => tried?,
+        }
+        self.steps.pop_front();
+        Ok(self.steps.is_empty())
+    }
+
+    fn read(
+        &mut self,
+        worker: &mut Worker,
+        shared: &Shared,
+        way: Way,
+        loaders: usize,
+        request_bytes: u64,
+    ) -> Result<(), EngineError> {
+        let source = Arc::clone(self.model.sources().by(way));
+        // What is read is held where the window would be.
+        let needed_bytes = request_bytes * loaders as u64;
+        let _held = worker.hold_for_reading(shared, needed_bytes)?;
+        let cores: Vec<usize> = worker.cores.iter().rev().cycle().take(loaders).copied().collect();
+        self.turn += 1;
+        let trial = trials::read(&*source, &self.model.blocks, &cores, request_bytes, self.turn)?;
+        if trial.bytes > 0 {
+            self.reads.push(rate(way, loaders, request_bytes, trial));
+        }
+        Ok(())
+    }
+
+    /// The profile, when all is tried.
+    pub fn finish(self, shared: &Shared, board: Board) -> Profile {
+        let manifest = &self.model.dir.manifest;
+        let threads = self.computed.iter().map(|(threads, ..)| *threads).max().unwrap_or(1);
+        let fewest = |threads: usize, tokens: usize| {
+            let of = self.computed.iter().filter(|(t, k, _)| (*t, *k) == (threads, tokens));
+            of.map(|(.., trial)| trial.total_us).min()
+        };
+        let mut passes: Vec<PassTime> = vec![];
+        let mut activations: Vec<BytesAt> = vec![];
+        for (threads, tokens, trial) in &self.computed {
+            let latency_us = fewest(*threads, *tokens).unwrap_or(trial.total_us) as f64;
+            let pass = PassTime { threads: *threads, tokens: *tokens as u64, latency_us };
+            if !passes.contains(&pass) {
+                passes.push(pass);
+            }
+            let bytes = BytesAt { tokens: *tokens as u64, bytes: trial.activation_bytes };
+            if !activations.contains(&bytes) {
+                activations.push(bytes);
+            }
+        }
+        activations.sort_by_key(|at| at.tokens);
+        let mut profile = Profile {
+            format: FORMAT,
+            hermes: env!("CARGO_PKG_VERSION").to_owned(),
+            model: manifest.model.clone(),
+            version: manifest.version.clone(),
+            variant: self.model.variant.clone(),
+            board,
+            reads: self.reads.clone(),
+            layers: self.layers(threads),
+            layer_threads: threads,
+            passes,
+            process_bytes: shared.ledger.held_bytes(Category::Process),
+            graph_bytes: self.model.graph_bytes(),
+            activations,
+            kv_bytes_per_token: 0,
+            contention: Contention::default(),
+        };
+        profile.contention = self.contention(&profile);
+        profile
+    }
+
+    /// How loaders and compute slow each other, as it fits the streamed passes best: one figure
+    /// after the other is moved over its range, a few times round.
+    fn contention(&self, profile: &Profile) -> Contention {
+        let mut profile = profile.clone();
+        let error = |profile: &Profile| -> f64 {
+            let of = |(plan, tokens, trial): &(Plan, usize, StreamTrial)| {
+                let forecast = forecast(profile, plan, *tokens as u64, Passing::First).ok()?;
+                Some((forecast.latency_us / trial.latency_us as f64).ln().powi(2))
+            };
+            self.streamed.iter().filter_map(of).sum()
+        };
+        let mut least = error(&profile);
+        for _ in 0..FIT_ROUNDS {
+            for (field, range) in FIT_RANGES {
+                for step in 0..=FIT_STEPS {
+                    let mut tried = profile.clone();
+                    let part = f64::from(step) / f64::from(FIT_STEPS);
+                    *field(&mut tried.contention) = range.start + part * (range.end - range.start);
+                    let error = error(&tried);
+                    if error < least {
+                        (least, profile) = (error, tried);
+                    }
+                }
+            }
+        }
+        profile.contention
+    }
+
+    fn layers(&self, threads: usize) -> Vec<LayerCost> {
+        let model = &self.model;
+        let mapped = model.sources().by(Way::Mapped);
+        let direct = model.sources().direct().unwrap_or(mapped);
+        let lengths = model.tape.units(&Grouping::Layers);
+        let mut blocks = &model.blocks[..];
+        let layer = |(index, length): (usize, usize)| {
+            let (own, rest) = blocks.split_at(length);
+            blocks = rest;
+            let runs = own.iter().map(|block| BlockRun {
+                count: 1,
+                bytes: block.bytes,
+                mapped_bytes: mapped.held_bytes(block),
+                direct_bytes: direct.held_bytes(block),
+            });
+            let mut points: Vec<(f64, f64)> = vec![];
+            for (_, tokens, trial) in self.computed.iter().filter(|(t, ..)| *t == threads) {
+                let (tokens, us) = (*tokens as f64, trial.layers_us[index] as f64);
+                match points.iter_mut().find(|point| point.0 == tokens) {
+                    Some(point) => point.1 = point.1.min(us),
+                    None => points.push((tokens, us)),
+                }
+            }
+            let line = Line::through(&points);
+            LayerCost {
+                name: model.layer_name(own[0].file),
+                blocks: BlockRun::joined(runs),
+                fixed_us: line.fixed,
+                per_token_us: line.slope,
+                error: line.error,
+            }
+        };
+        lengths.into_iter().enumerate().map(layer).collect()
+    }
+}
+
+/// Whether nothing smaller could be tried in its place.
+fn is_least(step: &Step) -> bool {
+    match step {
+        Step::Read { request_bytes, .. } => *request_bytes <= REQUEST_BYTES[0],
+        Step::Compute { tokens, .. } => *tokens <= TOKENS[0],
+        Step::Stream { .. } => false,
+    }
+}
+
+/// Bytes of the tape's usual block: most of the tape is cut into such.
+fn usual_bytes(model: &Model) -> u64 {
+    let mut sizes: Vec<u64> = model.blocks.iter().map(|block| block.bytes).collect();
+    sizes.sort_unstable();
+    sizes.get(sizes.len() / 2).copied().unwrap_or(0)
+}
+
+fn rate(way: Way, loaders: usize, request_bytes: u64, trial: ReadTrial) -> ReadRate {
+    ReadRate {
+        way,
+        loaders,
+        request_bytes,
+        bandwidth_bytes_s: trial.bytes as f64 / (trial.wall_us.max(1) as f64 / 1e6),
+        cpu_ns_per_byte: trial.cpu_us as f64 * 1e3 / trial.bytes as f64,
+    }
+}
+
+/// A time that grows with the tokens.
+struct Line {
+    fixed: f64,
+    slope: f64,
+    /// Largest relative difference from a point.
+    error: f64,
+}
+
+impl Line {
+    /// The line of least relative squares through some points, rising and not below 0.
+    fn through(points: &[(f64, f64)]) -> Line {
+        let weighted = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+            points.iter().map(|(x, y)| f(*x, *y) / (y * y).max(1.0)).sum()
+        };
+        let (w, wx, wy) = (weighted(&|_, _| 1.0), weighted(&|x, _| x), weighted(&|_, y| y));
+        let (wxx, wxy) = (weighted(&|x, _| x * x), weighted(&|x, y| x * y));
+        let spread = w * wxx - wx * wx;
+        let slope = if spread > 1e-12 * w * wxx { (w * wxy - wx * wy) / spread } else { 0.0 };
+        let (fixed, slope) = match (wy - slope * wx) / w {
+            _ if w == 0.0 => (0.0, 0.0),
+            fixed if slope < 0.0 || !fixed.is_finite() => (wy / w, 0.0),
+            fixed if fixed < 0.0 => (0.0, wxy / wxx),
+            fixed => (fixed, slope),
+        };
+        let error = points.iter().map(|(x, y)| (fixed + slope * x - y).abs() / y.max(1.0));
+        Line { fixed, slope, error: error.fold(0.0, f64::max) }
+    }
+}
+
+/// This board, for the models below `store`.
+pub(super) fn board(store: &Path, disk: DiskKind, worker: &Worker) -> Board {
+    let root = Path::new("/");
+    let cores = worker.cores.iter().zip(trials::core_speeds(&worker.kernels, &worker.cores));
+    Board {
+        cpu: processor(root),
+        cores: cores.map(|(id, speed)| Core { id: *id, speed }).collect(),
+        page_bytes: page_size() as u64,
+        kernel: release(root),
+        disk: disk_name(root, store, disk),
+    }
+}
+
+fn disk_name(root: &Path, store: &Path, disk: DiskKind) -> String {
+    let store = store.canonicalize().unwrap_or_else(|_| store.to_owned());
+    let name = Disk::of(root, &store).map_or_else(String::new, |disk| {
+        let device = disk.device.unwrap_or_default();
+        format!("{} {} {}", device.name, device.model.unwrap_or_default(), disk.file_system)
+    });
+    match disk {
+        DiskKind::Board => name,
+        DiskKind::Throttled { bytes_per_s } => format!("{name}, held to {bytes_per_s} bytes/s"),
+        DiskKind::Faulty(_) => format!("{name}, with faults"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_go_through_points_and_never_below_zero() {
+        let check = |points: &[(f64, f64)], fixed: f64, slope: f64, error: f64| {
+            let line = Line::through(points);
+            let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+            assert!(near(line.fixed, fixed), "fixed {} of {points:?}", line.fixed);
+            assert!(near(line.slope, slope), "slope {} of {points:?}", line.slope);
+            assert!(line.error <= error + 1e-6, "error {} of {points:?}", line.error);
+        };
+        check(&[(1.0, 103.0), (16.0, 148.0), (128.0, 484.0)], 100.0, 3.0, 0.0);
+        check(&[(1.0, 50.0)], 50.0, 0.0, 0.0);
+        check(&[], 0.0, 0.0, 0.0);
+        check(&[(1.0, 60.0), (128.0, 60.0)], 60.0, 0.0, 0.0);
+        let falling = Line::through(&[(1.0, 100.0), (128.0, 50.0)]);
+        assert!(falling.slope == 0.0 && falling.fixed > 50.0 && falling.fixed < 100.0);
+        let steep = Line::through(&[(1.0, 1.0), (128.0, 1000.0)]);
+        assert!(steep.fixed == 0.0 && steep.slope > 0.0);
+    }
+}

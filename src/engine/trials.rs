@@ -1,0 +1,284 @@
+//! Trials: what reading and computing take here, one at a time, each within a fraction of a
+//! second or of one pass.
+
+use super::error::EngineError;
+use super::model::{Model, Playing};
+use super::pass::{Cancel, Pass, Seat};
+use super::sample::sample_inputs;
+use super::service::Shared;
+use super::tape::Stretch;
+use super::worker::Worker;
+use crate::graph::Kernels;
+use crate::plan::{Grouping, Plan};
+use crate::store::layer_file::BLOCK_ALIGN;
+use crate::stream::{
+    Block, Category, FlowCounters, Grant, Loaded, StreamError, Trace, WeightSource, What,
+    load_verified,
+};
+use crate::sys::affinity;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What a reading trial reads at most, and for how long; so many requests it makes in any case.
+const READ_BYTES: u64 = 96 << 20;
+const READ_TIME: Duration = Duration::from_millis(150);
+const READ_REQUESTS: usize = 4;
+
+/// What some reading took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReadTrial {
+    pub bytes: u64,
+    pub wall_us: u64,
+    /// Of all loaders together.
+    pub cpu_us: u64,
+}
+
+/// What a pass without reading took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ComputeTrial {
+    pub total_us: u64,
+    /// From a layer's first product to the next one's: the first has what comes before it, the
+    /// last what follows.
+    pub layers_us: Vec<u64>,
+    /// Granted for activations.
+    pub activation_bytes: u64,
+}
+
+/// What a real pass took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StreamTrial {
+    pub latency_us: u64,
+    pub counted: FlowCounters,
+}
+
+/// Reads from the tape, `request_bytes` at a time, by one thread on each of `cores`. Every trial
+/// of a model has another `turn`, so that none finds what another has read.
+pub(super) fn read(
+    source: &dyn WeightSource,
+    blocks: &[Block],
+    cores: &[usize],
+    request_bytes: u64,
+    turn: usize,
+) -> Result<ReadTrial, StreamError> {
+    let mut requests = requests(blocks, request_bytes);
+    let count = (READ_BYTES / request_bytes).max(READ_REQUESTS as u64) as usize;
+    let start = (turn * count) % requests.len().max(1);
+    requests.rotate_left(start);
+    requests.truncate(count);
+    let next = AtomicUsize::new(0);
+    let began = Instant::now();
+    let load_all = |core: usize| {
+        affinity::pin_current_thread(core);
+        let (mut bytes, mut sum) = (0, 0);
+        while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if began.elapsed() > READ_TIME && bytes >= READ_REQUESTS as u64 * request_bytes {
+                break;
+            }
+            let loaded = source.load(request)?;
+            // As loaders do; what it ought to be is known of whole blocks only.
+            sum ^= xxh3_64(loaded.as_ref());
+            bytes += request.bytes;
+        }
+        std::hint::black_box(sum);
+        Ok((bytes, affinity::thread_cpu_us()))
+    };
+    let results: Vec<Result<(u64, u64), StreamError>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = cores.iter().map(|core| scope.spawn(|| load_all(*core))).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join();
+        threads.into_iter().map(|thread| join(thread).expect("loading does not panic")).collect()
+    });
+    let wall_us = began.elapsed().as_micros() as u64;
+    let mut trial = ReadTrial { bytes: 0, wall_us, cpu_us: 0 };
+    for result in results {
+        let (bytes, cpu_us) = result?;
+        trial.bytes += bytes;
+        trial.cpu_us += cpu_us;
+    }
+    Ok(trial)
+}
+
+/// Requests of `bytes` each that cover the tape's runs in their files.
+fn requests(blocks: &[Block], bytes: u64) -> Vec<Block> {
+    let mut requests = vec![];
+    for run in blocks.chunk_by(|a, b| a.file == b.file && a.offset < b.offset) {
+        let (first, last) = (run[0], run[run.len() - 1]);
+        let mut offset = first.offset;
+        while offset + bytes <= last.offset + last.bytes {
+            requests.push(Block { file: first.file, offset, bytes, checksum: 0 });
+            offset += bytes.next_multiple_of(BLOCK_ALIGN);
+        }
+    }
+    requests
+}
+
+/// How fast each of `cores` is, the fastest having 1.
+pub(super) fn core_speeds(kernels: &Kernels, cores: &[usize]) -> Vec<f64> {
+    let times: Vec<f64> = cores
+        .iter()
+        .map(|core| {
+            let time = || {
+                affinity::pin_current_thread(*core);
+                kernels.trial_ns() as f64
+            };
+            std::thread::scope(|scope| scope.spawn(time).join().unwrap_or(f64::MAX))
+        })
+        .collect();
+    let fastest = times.iter().copied().fold(f64::MAX, f64::min);
+    times.iter().map(|time| fastest / time).collect()
+}
+
+impl Worker {
+    /// A pass over sample inputs for which nothing is read: every block is one of its shape that
+    /// is there already. Takes the processor as long as a resident pass would, in the memory of a
+    /// window; what comes out is nonsense.
+    pub(super) fn compute_trial(
+        &mut self,
+        shared: &Shared,
+        model: &Arc<Model>,
+        plan: &Plan,
+        tokens: usize,
+        cancel: &Cancel,
+    ) -> Result<ComputeTrial, EngineError> {
+        let playing = model.playing_by(plan.clone());
+        let (stand_ins, _held) = stand_ins(shared, model, &playing)?;
+        let trace = Arc::new(Trace::begin());
+        let began = Instant::now();
+        let rehearsal = Rehearsal { model, playing: &playing, pins: &stand_ins, tokens, cancel };
+        let (_, activation_bytes) = self.rehearse(shared, &rehearsal, Some(&trace))?;
+        let total_us = began.elapsed().as_micros() as u64;
+        let mut starts = vec![0; model.blocks.len()];
+        for event in trace.events() {
+            if let What::Lease { block } = event.what {
+                starts[block] = event.start_us;
+            }
+        }
+        let mut first = 0;
+        let mut bounds = vec![];
+        for length in model.tape.units(&Grouping::Layers) {
+            bounds.push(starts[first]);
+            first += length;
+        }
+        if let Some(bound) = bounds.first_mut() {
+            *bound = 0;
+        }
+        bounds.push(total_us);
+        let layers_us = bounds.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+        Ok(ComputeTrial { total_us, layers_us, activation_bytes })
+    }
+
+    /// A pass as requests get it, over sample inputs; nothing is pinned.
+    pub(super) fn stream_trial(
+        &mut self,
+        shared: &Shared,
+        model: &Arc<Model>,
+        plan: &Plan,
+        tokens: usize,
+        cancel: &Cancel,
+    ) -> Result<StreamTrial, EngineError> {
+        let playing = model.playing_by(plan.clone());
+        let began = Instant::now();
+        let rehearsal = Rehearsal { model, playing: &playing, pins: &[], tokens, cancel };
+        let (counted, _) = self.rehearse(shared, &rehearsal, None)?;
+        Ok(StreamTrial { latency_us: began.elapsed().as_micros() as u64, counted })
+    }
+
+    /// A pass that nobody asked for; what it counted, and its activations' bytes.
+    fn rehearse(
+        &mut self,
+        shared: &Shared,
+        rehearsal: &Rehearsal,
+        trace: Option<&Arc<Trace>>,
+    ) -> Result<(FlowCounters, u64), EngineError> {
+        let Rehearsal { model, playing, pins, tokens, cancel } = *rehearsal;
+        let inputs = sample_inputs(&model.dir.manifest.inputs, tokens)
+            .map_err(|error| EngineError::Invalid(error.to_string()))?;
+        let inputs = model.arrange(&inputs)?;
+        let bytes = model.footprint(&inputs).alone_bytes;
+        let grant = shared.ledger.try_grant(Category::Activations, bytes)?;
+        let flow = self.begin(shared, model, playing, pins, [].into(), trace.cloned())?;
+        let pass = Pass {
+            model: Arc::clone(model),
+            flow: Arc::clone(&flow),
+            kernels: Arc::clone(&self.kernels),
+            stopping: shared.stopping.clone(),
+            trace: trace.cloned(),
+            beats: Arc::clone(&shared.beats),
+        };
+        let seat = Seat { inputs, outputs: vec![], cancel: cancel.clone() };
+        let results = self.crew.compute(|| pass.run(vec![seat]));
+        flow.end();
+        drop(grant);
+        results.into_iter().try_for_each(|result| result.map(drop))?;
+        Ok((flow.counters(), bytes))
+    }
+}
+
+/// What is played in a trial.
+struct Rehearsal<'a> {
+    model: &'a Arc<Model>,
+    playing: &'a Playing,
+    pins: &'a [Option<Arc<Loaded>>],
+    tokens: usize,
+    cancel: &'a Cancel,
+}
+
+/// For every block of the tape one of the same shape, as many different ones as a window holds:
+/// so many that they come from memory, not from a processor's cache.
+fn stand_ins(
+    shared: &Shared,
+    model: &Model,
+    playing: &Playing,
+) -> Result<(Vec<Option<Arc<Loaded>>>, Grant), EngineError> {
+    let mut shapes = vec![(0, 0); model.blocks.len()];
+    for stretch in &model.tape.stretches {
+        if let Stretch::Blocks { first, rows, .. } = stretch {
+            for (index, rows) in rows.iter().enumerate() {
+                shapes[first + index] = (model.blocks[first + index].bytes, rows.len());
+            }
+        }
+    }
+    // One of each has to be there; then as many more as there is room for.
+    let mut kinds: HashMap<(u64, usize), Vec<usize>> = HashMap::new();
+    let mut held_bytes = 0;
+    let mut room_bytes = u64::MAX;
+    for is_first in [true, false] {
+        for (index, shape) in shapes.iter().enumerate() {
+            let kind = kinds.entry(*shape).or_default();
+            let bytes = playing.source.held_bytes(&model.blocks[index]);
+            if kind.is_empty() == is_first && held_bytes + bytes <= room_bytes {
+                kind.push(index);
+                held_bytes += bytes;
+            }
+        }
+        room_bytes = playing.plan.window_bytes.min(shared.ledger.free_bytes() / 2);
+    }
+    let grant = shared.ledger.try_grant(Category::Pins, held_bytes)?;
+    let mut loaded = HashMap::new();
+    for index in kinds.values().flatten() {
+        let block = load_verified(&*playing.source, &model.blocks[*index])?;
+        loaded.insert(*index, Arc::new(block));
+    }
+    let stand_in = |(index, shape): (usize, &(u64, usize))| {
+        let kind = &kinds[shape];
+        Arc::clone(&loaded[&kind[index % kind.len()]])
+    };
+    Ok((shapes.iter().enumerate().map(stand_in).map(Some).collect(), grant))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_cover_runs_of_files() {
+        let block = |file, offset, bytes| Block { file, offset, bytes, checksum: 7 };
+        let blocks = [block(0, 65_536, 65_536), block(0, 131_072, 65_000), block(3, 0, 65_536)];
+        let found = requests(&blocks, 65_536);
+        let found: Vec<_> = found.iter().map(|block| (block.file, block.offset)).collect();
+        assert_eq!(found, [(0, 65_536), (3, 0)]);
+        assert!(requests(&blocks, 1 << 20).is_empty());
+    }
+}

@@ -1,0 +1,81 @@
+//! Profiles for tests: BERT-Large, f32, on two cores of a server with a disk of 1.7 GB/s.
+
+use super::profile::{
+    BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ReadRate,
+};
+use super::stale::{Board, Core};
+use super::{Grouping, PinPlace, Placement, Plan, Release, Turns, Way};
+
+pub const MIB: u64 = 1 << 20;
+
+/// 24 layers of 48 blocks of 1 MiB, 15 ms each at 128 tokens.
+pub fn profile() -> Profile {
+    let cores = (0..2).map(|id| Core { id, speed: 1.0 }).collect();
+    let layer = |index| LayerCost {
+        name: format!("encoder.{index}"),
+        blocks: [12, 36].map(|count| blocks(count, MIB)).to_vec(),
+        fixed_us: 1400.0,
+        per_token_us: 106.25,
+        error: 0.02,
+    };
+    let read = |way, loaders, gib_s: f64, cpu_ns_per_byte| ReadRate {
+        way,
+        loaders,
+        request_bytes: MIB,
+        bandwidth_bytes_s: gib_s * 1e9,
+        cpu_ns_per_byte,
+    };
+    let pass = |threads, tokens, latency_us| PassTime { threads, tokens, latency_us };
+    Profile {
+        format: FORMAT,
+        hermes: "0.1.0".into(),
+        model: "bert".into(),
+        version: "1".into(),
+        variant: "f32".into(),
+        board: Board {
+            cpu: "EPYC".into(),
+            cores,
+            page_bytes: 4096,
+            kernel: "6.18".into(),
+            disk: "vda ext4".into(),
+        },
+        reads: vec![
+            read(Way::Mapped, 1, 1.75, 0.25),
+            read(Way::Mapped, 2, 1.8, 0.3),
+            read(Way::Direct, 1, 1.0, 0.125),
+            read(Way::Direct, 2, 1.1, 0.125),
+            read(Way::Direct, 4, 1.2, 0.125),
+        ],
+        layers: (0..24).map(layer).collect(),
+        layer_threads: 2,
+        passes: vec![pass(1, 128, 700_000.0), pass(2, 128, 366_000.0), pass(2, 16, 75_000.0)],
+        process_bytes: 16 * MIB,
+        graph_bytes: MIB,
+        activations: vec![
+            BytesAt { tokens: 16, bytes: MIB },
+            BytesAt { tokens: 128, bytes: 9 * MIB },
+        ],
+        kv_bytes_per_token: 0,
+        contention: Contention { loader_slowdown: 1.25, ..Contention::default() },
+    }
+}
+
+pub fn blocks(count: usize, bytes: u64) -> BlockRun {
+    BlockRun { count, bytes, mapped_bytes: bytes, direct_bytes: bytes + 4096 }
+}
+
+/// One mapped loader beside compute on both cores, through 16 MiB.
+pub fn plan() -> Plan {
+    Plan {
+        source: Way::Mapped,
+        loaders: 1,
+        threads: 2,
+        placement: Placement::Shared,
+        grouping: Grouping::Blocks,
+        turns: Turns::Next,
+        release: Release::AfterUse,
+        window_bytes: 16 * MIB,
+        pin_bytes: 0,
+        pins: PinPlace::Spread,
+    }
+}

@@ -1,0 +1,452 @@
+//! Tries plans on the forecast and picks one.
+//!
+//! Every way of reading, number of loaders and placement is tried with windows from two units up,
+//! pins taking what the window leaves of the budget. The fastest wins; among those within one per
+//! cent of it the one that takes the least memory, then the one with the fewest threads.
+
+use super::forecast::{Forecast, ForecastError, Passing, Tape};
+use super::profile::{Profile, ReadRate};
+use super::{Grouping, PinPlace, Placement, Plan, Release, Turns, Way};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// How much slower than the fastest a plan may be that takes less memory.
+const SLACK: f64 = 1.01;
+
+/// How much more bandwidth loaders beyond the number of cores must bring to be tried.
+const WORTH_A_LOADER: f64 = 1.05;
+
+/// Windows in a row that bring nothing, after which larger ones are not tried.
+const VAIN_WINDOWS: usize = 3;
+
+/// Plans near the fastest whose pins are tried to be fewer, and halvings of how many.
+const SHRUNK_PLANS: usize = 6;
+const SHRINK_STEPS: usize = 6;
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Of the whole process.
+    pub budget_bytes: u64,
+    /// Of the passes to come.
+    pub tokens: u64,
+    pub usage: Usage,
+}
+
+/// How passes come. It decides between pins at the head and spread ones where the forecast does
+/// not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Usage {
+    /// Each alone, long after the one before.
+    OneShot,
+    /// One after the other.
+    Cyclic,
+}
+
+/// What is set by hand. What is not is searched, or where there is nothing to search (grouping,
+/// turns, release) the tape's own way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Overrides {
+    pub source: Option<Way>,
+    pub loaders: Option<usize>,
+    pub threads: Option<usize>,
+    pub placement: Option<Placement>,
+    pub grouping: Option<Grouping>,
+    pub turns: Option<Turns>,
+    pub release: Option<Release>,
+    pub window_bytes: Option<u64>,
+    pub pin_bytes: Option<u64>,
+    pub pins: Option<PinPlace>,
+}
+
+/// A plan with what it will take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    pub plan: Plan,
+    /// Of a pass that finds its pins.
+    pub forecast: Forecast,
+    /// Bytes that the plan may come to hold: of the process, graph, activations, window and pins.
+    pub granted_bytes: u64,
+    /// Whether all of the model stays in memory.
+    pub fits: bool,
+    /// The fastest that differ in kind, at most two.
+    pub alternatives: Vec<Alternative>,
+}
+
+/// Another plan that was tried.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alternative {
+    pub plan: Plan,
+    pub forecast: Forecast,
+    pub differs_in: Kind,
+}
+
+/// The most telling difference between two plans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Source,
+    Placement,
+    Loaders,
+    Threads,
+    Pins,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum PlanError {
+    #[error("a budget of {} is too small for {model} ({variant}) with {tokens} tokens: the least that would do is {}\ngive it more memory, fewer tokens or a variant of less", mib(*.budget_bytes), mib(*.least_bytes))]
+    Budget { model: String, variant: String, tokens: u64, budget_bytes: u64, least_bytes: u64 },
+    #[error(transparent)]
+    Forecast(#[from] ForecastError),
+}
+
+/// Bytes rounded up to tenths of a MiB.
+pub(super) fn mib(bytes: u64) -> String {
+    let tenths = (u128::from(bytes) * 10).div_ceil(1 << 20);
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}
+
+/// The best plan for a wish, by a profile.
+///
+/// # Errors
+/// [`PlanError::Budget`] where nothing fits, which names the least budget that would do; what is
+/// set by hand and cannot be played.
+pub fn plan(profile: &Profile, wish: &Wish, fixed: &Overrides) -> Result<Planned, PlanError> {
+    let search = Search { profile, wish, fixed, fixed_bytes: profile.fixed_bytes(wish.tokens) };
+    let tried = search.tried()?;
+    let chosen = search.choose(&tried)?;
+    let alternatives = alternatives(&tried, &chosen.plan);
+    let Candidate { plan, forecast } = chosen;
+    let fits = forecast.bytes_read == 0;
+    let granted_bytes = search.granted_bytes(&plan);
+    Ok(Planned { plan, forecast, granted_bytes, fits, alternatives })
+}
+
+#[derive(Clone, Debug)]
+struct Candidate {
+    plan: Plan,
+    forecast: Forecast,
+}
+
+/// Who loads and computes where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CrewPlan {
+    loaders: usize,
+    threads: usize,
+    placement: Placement,
+}
+
+struct Search<'a> {
+    profile: &'a Profile,
+    wish: &'a Wish,
+    fixed: &'a Overrides,
+    /// Of the process, graph and activations.
+    fixed_bytes: u64,
+}
+
+impl Search<'_> {
+    /// Every plan tried; at least one.
+    fn tried(&self) -> Result<Vec<Candidate>, PlanError> {
+        let mut tried = vec![];
+        let mut least_bytes = u64::MAX;
+        for way in self.ways() {
+            let least_window = self.least_window_bytes(way)?;
+            let least = self.fixed_bytes + least_window + self.fixed.pin_bytes.unwrap_or(0);
+            least_bytes = least_bytes.min(least);
+            if least <= self.wish.budget_bytes {
+                self.try_way(way, least_window, &mut tried)?;
+            }
+        }
+        match tried.is_empty() {
+            false => Ok(tried),
+            true => Err(PlanError::Budget {
+                model: self.profile.model.clone(),
+                variant: self.profile.variant.clone(),
+                tokens: self.wish.tokens,
+                budget_bytes: self.wish.budget_bytes,
+                least_bytes,
+            }),
+        }
+    }
+
+    fn ways(&self) -> Vec<Way> {
+        match self.fixed.source {
+            Some(way) => vec![way],
+            None => [Way::Mapped, Way::Direct]
+                .into_iter()
+                .filter(|way| self.profile.has(*way))
+                .collect(),
+        }
+    }
+
+    fn try_way(
+        &self,
+        way: Way,
+        least_window: u64,
+        tried: &mut Vec<Candidate>,
+    ) -> Result<(), PlanError> {
+        let mut crews = self.crews(way);
+        crews.sort_by_key(|crew| crew.threads);
+        for crews in crews.chunk_by(|a, b| a.threads == b.threads) {
+            let tape = Tape::new(self.profile, way, crews[0].threads, self.wish.tokens)?;
+            for crew in crews {
+                for pins in self.places() {
+                    self.try_windows(&tape, way, *crew, pins, least_window, tried)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn places(&self) -> Vec<PinPlace> {
+        match self.fixed.pins {
+            Some(place) => vec![place],
+            None => vec![PinPlace::Spread, PinPlace::Head],
+        }
+    }
+
+    fn crews(&self, way: Way) -> Vec<CrewPlan> {
+        let cores = self.profile.board.cores.len();
+        let placements = match self.fixed.placement {
+            Some(placement) => vec![placement],
+            None if cores > 1 => vec![Placement::Shared, Placement::Apart],
+            None => vec![Placement::Shared],
+        };
+        let mut crews = vec![];
+        for loaders in self.loader_counts(way) {
+            for placement in &placements {
+                for threads in self.thread_counts(*placement, loaders) {
+                    crews.push(CrewPlan { loaders, threads, placement: *placement });
+                }
+            }
+        }
+        crews
+    }
+
+    /// Up to as many loaders as cores, and more where measuring showed that they bring more.
+    fn loader_counts(&self, way: Way) -> Vec<usize> {
+        if let Some(loaders) = self.fixed.loaders {
+            return vec![loaders];
+        }
+        let cores = self.profile.board.cores.len();
+        let mut counts: Vec<usize> = (1..=cores).collect();
+        let mut reads: Vec<&ReadRate> =
+            self.profile.reads.iter().filter(|read| read.way == way).collect();
+        reads.sort_by_key(|read| read.loaders);
+        let usual = reads.iter().filter(|read| read.loaders <= cores);
+        let mut best = usual.map(|read| read.bandwidth_bytes_s).fold(0.0, f64::max);
+        for read in reads.iter().filter(|read| read.loaders > cores) {
+            if read.bandwidth_bytes_s > WORTH_A_LOADER * best {
+                best = read.bandwidth_bytes_s;
+                counts.push(read.loaders);
+            }
+        }
+        counts
+    }
+
+    /// All cores that a placement leaves to compute; where it shares, also fewer threads that were
+    /// measured, as long as they do share.
+    fn thread_counts(&self, placement: Placement, loaders: usize) -> Vec<usize> {
+        if let Some(threads) = self.fixed.threads {
+            return vec![threads];
+        }
+        let cores = self.profile.board.cores.len();
+        if placement == Placement::Apart && cores > 1 {
+            return vec![cores - loaders.clamp(1, cores - 1)];
+        }
+        let measured = self.profile.passes.iter().map(|pass| pass.threads);
+        let shares = |threads: &usize| *threads < cores && threads + loaders.min(cores) > cores;
+        let mut counts: Vec<usize> = measured.filter(shares).collect();
+        counts.push(cores);
+        counts.sort_unstable();
+        counts.dedup();
+        counts
+    }
+
+    /// Two of the largest units, or what must be held at once.
+    fn least_window_bytes(&self, way: Way) -> Result<u64, PlanError> {
+        if let Some(window_bytes) = self.fixed.window_bytes {
+            return Ok(window_bytes);
+        }
+        let tape_bytes = self.profile.held_bytes(way);
+        if self.fixed.release == Some(Release::AtEnd) {
+            return Ok(tape_bytes);
+        }
+        let grouping = self.fixed.grouping.as_ref().unwrap_or(&Grouping::Blocks);
+        let unit_bytes = self.profile.largest_unit_bytes(way, grouping)?;
+        Ok((2 * unit_bytes).min(tape_bytes))
+    }
+
+    fn try_windows(
+        &self,
+        tape: &Tape,
+        way: Way,
+        crew: CrewPlan,
+        pins: PinPlace,
+        least_window: u64,
+        tried: &mut Vec<Candidate>,
+    ) -> Result<(), PlanError> {
+        let (mut best_us, mut vain) = (f64::INFINITY, 0);
+        for window_bytes in self.windows(way, least_window) {
+            let candidate = self.candidate(tape, way, crew, pins, window_bytes)?;
+            let latency_us = candidate.forecast.latency_us;
+            vain = if latency_us < best_us { 0 } else { vain + 1 };
+            best_us = best_us.min(latency_us);
+            tried.push(candidate);
+            if vain == VAIN_WINDOWS {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Windows to try, each half as large again as the one before, up to the tape. Where the whole
+    /// tape can be pinned beside the least window, no larger one takes that room.
+    fn windows(&self, way: Way, least: u64) -> Vec<u64> {
+        let tape_bytes = self.profile.held_bytes(way);
+        let room = self.room();
+        let most = match least.saturating_add(tape_bytes) <= room {
+            true => room - tape_bytes,
+            false => room - self.fixed.pin_bytes.unwrap_or(0),
+        };
+        let most = most.min(tape_bytes).max(least);
+        if self.fixed.window_bytes.is_some() {
+            return vec![least];
+        }
+        let windows = std::iter::successors(Some(least), |window| Some(window + window / 2 + 1));
+        windows.take_while(|window| *window <= most).collect()
+    }
+
+    /// Bytes for window and pins.
+    fn room(&self) -> u64 {
+        self.wish.budget_bytes - self.fixed_bytes
+    }
+
+    fn candidate(
+        &self,
+        tape: &Tape,
+        way: Way,
+        crew: CrewPlan,
+        pins: PinPlace,
+        window_bytes: u64,
+    ) -> Result<Candidate, PlanError> {
+        let spare = (self.room() - window_bytes).min(self.profile.held_bytes(way));
+        let plan = Plan {
+            source: way,
+            loaders: crew.loaders,
+            threads: crew.threads,
+            placement: crew.placement,
+            grouping: self.fixed.grouping.clone().unwrap_or(Grouping::Blocks),
+            turns: self.fixed.turns.unwrap_or(Turns::Next),
+            release: self.fixed.release.unwrap_or(Release::AfterUse),
+            window_bytes,
+            pin_bytes: self.fixed.pin_bytes.unwrap_or(spare),
+            pins,
+        };
+        let forecast = tape.pass(&plan, Passing::Later, None)?;
+        Ok(Candidate { plan, forecast })
+    }
+
+    fn choose(&self, tried: &[Candidate]) -> Result<Candidate, PlanError> {
+        let fastest_us = tried.iter().map(|c| c.forecast.latency_us).fold(f64::INFINITY, f64::min);
+        let is_near = |c: &&Candidate| c.forecast.latency_us <= SLACK * fastest_us;
+        let mut near: Vec<Candidate> = tried.iter().filter(is_near).cloned().collect();
+        if near.iter().any(|c| c.forecast.bytes_read == 0) {
+            // All of it stays. The window then only serves the first pass: the one that ends soonest.
+            near.retain(|c| c.forecast.bytes_read == 0);
+            return self.best_first(near);
+        }
+        near.sort_by_key(|c| self.cost(c));
+        near.truncate(SHRUNK_PLANS);
+        let shrunk = near.iter().map(|c| self.with_fewer_pins(c, SLACK * fastest_us));
+        let mut shrunk = shrunk.collect::<Result<Vec<_>, _>>()?;
+        shrunk.sort_by_key(|c| self.cost(c));
+        Ok(shrunk.swap_remove(0))
+    }
+
+    /// What a plan costs beside time: memory, then threads, then pins in another place than usual.
+    fn cost(&self, candidate: &Candidate) -> (u64, usize, bool, u64) {
+        let plan = &candidate.plan;
+        let usual = match self.wish.usage {
+            Usage::OneShot => PinPlace::Head,
+            Usage::Cyclic => PinPlace::Spread,
+        };
+        let granted_bytes = self.granted_bytes(plan);
+        (granted_bytes, plan.loaders + plan.threads, plan.pins != usual, plan.window_bytes)
+    }
+
+    fn granted_bytes(&self, plan: &Plan) -> u64 {
+        self.fixed_bytes + plan.window_bytes + plan.pin_bytes
+    }
+
+    fn best_first(&self, candidates: Vec<Candidate>) -> Result<Candidate, PlanError> {
+        let mut first = Vec::with_capacity(candidates.len());
+        for candidate in candidates {
+            let (plan, tokens) = (&candidate.plan, self.wish.tokens);
+            let latency_us =
+                super::forecast(self.profile, plan, tokens, Passing::First)?.latency_us;
+            first.push((latency_us, candidate));
+        }
+        let fastest_us = first.iter().map(|(us, _)| *us).fold(f64::INFINITY, f64::min);
+        let near = first.into_iter().filter(|(us, _)| *us <= SLACK * fastest_us);
+        let best = near.map(|(_, candidate)| candidate).min_by_key(|c| self.cost(c));
+        Ok(best.expect("the fastest is near the fastest"))
+    }
+
+    /// The same plan with as few pins as keep it within `most_us`.
+    fn with_fewer_pins(&self, from: &Candidate, most_us: f64) -> Result<Candidate, PlanError> {
+        if self.fixed.pin_bytes.is_some() || from.plan.pin_bytes == 0 {
+            return Ok(from.clone());
+        }
+        let Plan { source, threads, .. } = from.plan;
+        let tape = Tape::new(self.profile, source, threads, self.wish.tokens)?;
+        let (mut low, mut best) = (0, from.clone());
+        for step in 0..SHRINK_STEPS {
+            // None at all comes first: it is the answer wherever compute is the bound.
+            let pin_bytes = if step == 0 { 0 } else { low + (best.plan.pin_bytes - low) / 2 };
+            let plan = Plan { pin_bytes, ..best.plan.clone() };
+            let forecast = tape.pass(&plan, Passing::Later, None)?;
+            match forecast.latency_us <= most_us {
+                true => best = Candidate { plan, forecast },
+                false => low = pin_bytes,
+            }
+            if best.plan.pin_bytes == 0 {
+                break;
+            }
+        }
+        Ok(best)
+    }
+}
+
+/// The fastest plan of each kind but the chosen one's, the two fastest of those.
+fn alternatives(tried: &[Candidate], chosen: &Plan) -> Vec<Alternative> {
+    let kinds = [Kind::Source, Kind::Placement, Kind::Loaders, Kind::Threads, Kind::Pins];
+    let of_kind = |kind: Kind| {
+        let candidates = tried.iter().filter(|c| difference(&c.plan, chosen) == Some(kind));
+        let best =
+            candidates.min_by(|a, b| a.forecast.latency_us.total_cmp(&b.forecast.latency_us))?;
+        let Candidate { plan, forecast } = best.clone();
+        Some(Alternative { plan, forecast, differs_in: kind })
+    };
+    let mut found: Vec<Alternative> = kinds.into_iter().filter_map(of_kind).collect();
+    found.sort_by(|a, b| a.forecast.latency_us.total_cmp(&b.forecast.latency_us));
+    found.truncate(2);
+    found
+}
+
+fn difference(plan: &Plan, other: &Plan) -> Option<Kind> {
+    let differences = [
+        (plan.source != other.source, Kind::Source),
+        (plan.placement != other.placement, Kind::Placement),
+        (plan.loaders != other.loaders, Kind::Loaders),
+        (plan.threads != other.threads, Kind::Threads),
+        (plan.pins != other.pins && plan.pin_bytes.min(other.pin_bytes) > 0, Kind::Pins),
+    ];
+    differences.into_iter().find(|(differs, _)| *differs).map(|(_, kind)| kind)
+}
+
+#[cfg(test)]
+#[path = "planner_tests.rs"]
+mod tests;

@@ -1,0 +1,391 @@
+//! The profile: what was measured on one board for one version and variant of a model, and its
+//! file. The only part of `plan` that knows JSON and touches a file.
+
+use super::{Way, stale::Board};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Format of the file; one of another number is not read.
+pub const FORMAT: u32 = 1;
+
+/// Limit of the file. A profile of 10,000 layers takes 2 MiB.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// Most blocks of a tape, and bytes of a block: what is beyond is damage, and would not add up.
+const MAX_BLOCKS: usize = 1 << 20;
+const MAX_BLOCK_BYTES: u64 = 1 << 40;
+
+/// What was measured on one board for one version and variant of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    pub format: u32,
+    /// Version of Hermes that measured.
+    pub hermes: String,
+    pub model: String,
+    pub version: String,
+    pub variant: String,
+    pub board: Board,
+    /// Reading alone, nothing computed beside it.
+    pub reads: Vec<ReadRate>,
+    /// In the order of the tape.
+    pub layers: Vec<LayerCost>,
+    /// Compute threads with which `layers` were measured.
+    pub layer_threads: usize,
+    /// Whole passes with every block pinned.
+    pub passes: Vec<PassTime>,
+    /// What the process takes beside all that follows.
+    pub process_bytes: u64,
+    pub graph_bytes: u64,
+    /// Activations of a pass; ascending token counts.
+    pub activations: Vec<BytesAt>,
+    /// What a token leaves for the next pass; 0 where nothing is kept.
+    pub kv_bytes_per_token: u64,
+    pub contention: Contention,
+}
+
+/// How fast so many loaders bring blocks of one size in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadRate {
+    pub way: Way,
+    /// Loaders at work at once, each with one block at a time, on the cores that a shared plan
+    /// gives them.
+    pub loaders: usize,
+    /// Bytes of each block.
+    pub request_bytes: u64,
+    /// Of all loaders together, blocks verified and released.
+    pub bandwidth_bytes_s: f64,
+    /// CPU time of the loaders (kernel and checksum too) for each byte.
+    pub cpu_ns_per_byte: f64,
+}
+
+/// What one layer takes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerCost {
+    pub name: String,
+    /// Its blocks on the tape, in order; none where it computes without weights.
+    pub blocks: Vec<BlockRun>,
+    /// Time of its nodes, all its blocks resident: `fixed_us + tokens * per_token_us`.
+    pub fixed_us: f64,
+    pub per_token_us: f64,
+    /// Largest relative difference between that line and a measurement.
+    pub error: f64,
+}
+
+/// So many equal blocks in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockRun {
+    pub count: usize,
+    /// Of one block, on the disk.
+    pub bytes: u64,
+    /// Of one block in memory, mapped.
+    pub mapped_bytes: u64,
+    /// Of one block in memory, in a slot of the direct source.
+    pub direct_bytes: u64,
+}
+
+impl BlockRun {
+    /// Runs of equal blocks joined.
+    pub fn joined(blocks: impl IntoIterator<Item = BlockRun>) -> Vec<BlockRun> {
+        let mut runs: Vec<BlockRun> = vec![];
+        for block in blocks {
+            match runs.last_mut() {
+                Some(run) if (BlockRun { count: block.count, ..*run }) == block => {
+                    run.count += block.count;
+                }
+                _ => runs.push(block),
+            }
+        }
+        runs
+    }
+
+    /// Bytes of one block in memory.
+    pub fn held_bytes(&self, way: Way) -> u64 {
+        match way {
+            Way::Mapped => self.mapped_bytes,
+            Way::Direct => self.direct_bytes,
+        }
+    }
+}
+
+/// How long a pass takes with every block pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PassTime {
+    /// Compute threads, on the first cores of the board's list.
+    pub threads: usize,
+    pub tokens: u64,
+    pub latency_us: f64,
+}
+
+/// Bytes at a token count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BytesAt {
+    pub tokens: u64,
+    pub bytes: u64,
+}
+
+/// How loaders and compute slow each other down, fitted to measured streamed passes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contention {
+    /// Seconds of one core that compute loses for each second of CPU time that a loader takes on a
+    /// core of compute's: 1 where the other threads take over what is left undone, up to the number
+    /// of threads where they wait for the slowed one.
+    pub compute_loss: f64,
+    /// How many times as long a loader's CPU work takes on a core that computes too: 2 where the
+    /// scheduler gives each one half.
+    pub loader_slowdown: f64,
+    /// How many times as long compute takes while one loader's CPU works without a pause on a core
+    /// of its own: they share caches and memory bandwidth.
+    pub memory_slowdown: f64,
+}
+
+impl Default for Contention {
+    /// A fair scheduler, a pool that shares its work, and enough memory bandwidth.
+    fn default() -> Contention {
+        Contention { compute_loss: 1.0, loader_slowdown: 2.0, memory_slowdown: 1.0 }
+    }
+}
+
+/// Why a profile could not be read or written.
+#[derive(Debug, Error)]
+pub enum ProfileError {
+    #[error("{path}: cannot {verb} the profile: {source}\ncheck the folder's rights and its disk", path = path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error("{path}: the profile is damaged: {what}\nit is measured anew", path = path.display())]
+    Corrupt { path: PathBuf, what: String },
+    #[error("{path}: the profile has format {found}, this version of Hermes reads {FORMAT}\nit is measured anew", path = path.display())]
+    Format { path: PathBuf, found: u64 },
+    #[error("{path}: the profile is of {found}, not of {expected}\nit is measured anew", path = path.display())]
+    Foreign { path: PathBuf, found: String, expected: String },
+}
+
+/// Which profile is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject<'a> {
+    pub model: &'a str,
+    pub version: &'a str,
+    pub variant: &'a str,
+}
+
+impl Subject<'_> {
+    /// The file of its profile in a folder. Names of models, versions and variants are file names.
+    pub fn path(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("{}.{}.{}.profile.json", self.model, self.version, self.variant))
+    }
+}
+
+impl Profile {
+    /// What it is a profile of.
+    pub fn subject(&self) -> Subject<'_> {
+        Subject { model: &self.model, version: &self.version, variant: &self.variant }
+    }
+
+    /// Reads the profile of `subject` in `folder`; None where there is none.
+    ///
+    /// # Errors
+    /// The system's; a file that is damaged, of another format or of another model. After all but
+    /// the first, measuring anew replaces it.
+    pub fn read(folder: &Path, subject: Subject) -> Result<Option<Profile>, ProfileError> {
+        let path = subject.path(folder);
+        let bytes = match read_within(&path, MAX_FILE_BYTES) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(ProfileError::Io { verb: "read", path, source }),
+        };
+        let profile = Profile::parse(&bytes, &path)?;
+        if profile.subject() != subject {
+            let name = |of: Subject| format!("{} {} {}", of.model, of.version, of.variant);
+            let (found, expected) = (name(profile.subject()), name(subject));
+            return Err(ProfileError::Foreign { path, found, expected });
+        }
+        Ok(Some(profile))
+    }
+
+    fn parse(bytes: &[u8], path: &Path) -> Result<Profile, ProfileError> {
+        let corrupt = |what: String| ProfileError::Corrupt { path: path.to_owned(), what };
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            return Err(corrupt(format!("it has more than {} MiB", MAX_FILE_BYTES >> 20)));
+        }
+        #[derive(Deserialize)]
+        struct Head {
+            format: u64,
+        }
+        let head: Head = serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))?;
+        if head.format != u64::from(FORMAT) {
+            return Err(ProfileError::Format { path: path.to_owned(), found: head.format });
+        }
+        let profile: Profile = serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))?;
+        profile.check().map_err(corrupt)?;
+        Ok(profile)
+    }
+
+    /// Writes the profile into `folder`, whole or not at all: a reader finds the old one or this.
+    ///
+    /// # Errors
+    /// The system's; [`ProfileError::Corrupt`] where a figure is none, so that what is written can
+    /// be read.
+    pub fn write(&self, folder: &Path) -> Result<PathBuf, ProfileError> {
+        let path = self.subject().path(folder);
+        let corrupt = |what| ProfileError::Corrupt { path: path.clone(), what };
+        self.check().map_err(corrupt)?;
+        let text = serde_json::to_vec_pretty(self).map_err(|e| corrupt(e.to_string()))?;
+        let next = path.with_extension(format!("json.{}", std::process::id()));
+        let write = || {
+            let mut file = File::create(&next)?;
+            file.write_all(&text)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&next, &path)?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(|source| {
+            // What is left of it is in nobody's way.
+            let _ = fs::remove_file(&next);
+            ProfileError::Io { verb: "write", path: path.clone(), source }
+        })?;
+        Ok(path)
+    }
+
+    /// Whether every figure can be reckoned with; if not, which one.
+    fn check(&self) -> Result<(), String> {
+        if self.board.cores.is_empty() || self.layer_threads == 0 {
+            return Err("board.cores or layer_threads: there are none".into());
+        }
+        for (index, core) in self.board.cores.iter().enumerate() {
+            positive(core.speed, || format!("board.cores[{index}].speed"))?;
+        }
+        if self.reads.is_empty() {
+            return Err("reads: there are none".into());
+        }
+        for (index, read) in self.reads.iter().enumerate() {
+            if read.loaders == 0 || read.request_bytes == 0 {
+                return Err(format!("reads[{index}]: loaders and request_bytes are at least 1"));
+            }
+            positive(read.bandwidth_bytes_s, || format!("reads[{index}].bandwidth_bytes_s"))?;
+            at_least(read.cpu_ns_per_byte, 0.0, || format!("reads[{index}].cpu_ns_per_byte"))?;
+        }
+        let mut blocks = 0usize;
+        for (index, layer) in self.layers.iter().enumerate() {
+            at_least(layer.fixed_us, 0.0, || format!("layers[{index}].fixed_us"))?;
+            at_least(layer.per_token_us, 0.0, || format!("layers[{index}].per_token_us"))?;
+            at_least(layer.error, 0.0, || format!("layers[{index}].error"))?;
+            for run in &layer.blocks {
+                blocks = blocks.saturating_add(run.count);
+                let (least, most) = (
+                    run.mapped_bytes.min(run.direct_bytes),
+                    run.mapped_bytes.max(run.direct_bytes),
+                );
+                if run.bytes == 0 || run.bytes > least || most > MAX_BLOCK_BYTES {
+                    return Err(format!("layers[{index}].blocks: a block holds its bytes"));
+                }
+            }
+        }
+        if !(1..=MAX_BLOCKS).contains(&blocks) {
+            return Err(format!("layers: {blocks} blocks are not 1 to {MAX_BLOCKS}"));
+        }
+        for (index, pass) in self.passes.iter().enumerate() {
+            positive(pass.latency_us, || format!("passes[{index}].latency_us"))?;
+            if pass.threads == 0 {
+                return Err(format!("passes[{index}].threads: at least 1"));
+            }
+        }
+        if !self.activations.is_sorted_by(|a, b| a.tokens < b.tokens) {
+            return Err("activations: token counts ascend".into());
+        }
+        let Contention { compute_loss, loader_slowdown, memory_slowdown } = self.contention;
+        at_least(compute_loss, 0.0, || "contention.compute_loss".into())?;
+        at_least(loader_slowdown, 1.0, || "contention.loader_slowdown".into())?;
+        at_least(memory_slowdown, 1.0, || "contention.memory_slowdown".into())
+    }
+}
+
+fn positive(value: f64, field: impl FnOnce() -> String) -> Result<(), String> {
+    match value.is_finite() && value > 0.0 {
+        true => Ok(()),
+        false => Err(format!("{}: {value} is not above 0", field())),
+    }
+}
+
+fn at_least(value: f64, least: f64, field: impl FnOnce() -> String) -> Result<(), String> {
+    match value.is_finite() && value >= least {
+        true => Ok(()),
+        false => Err(format!("{}: {value} is below {least}", field())),
+    }
+}
+
+/// The file's bytes, one more than the limit at most.
+fn read_within(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![];
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+
+    const SUBJECT: Subject<'static> = Subject { model: "bert", version: "1", variant: "f32" };
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Profile::read(folder.path(), SUBJECT).unwrap(), None);
+        let profile = fixture::profile();
+        let path = profile.write(folder.path()).unwrap();
+        assert_eq!(Profile::read(folder.path(), SUBJECT).unwrap().as_ref(), Some(&profile));
+        let newer = Profile { process_bytes: 1, ..profile };
+        assert_eq!(newer.write(folder.path()).unwrap(), path);
+        assert_eq!(Profile::read(folder.path(), SUBJECT).unwrap(), Some(newer));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_believed_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = serde_json::to_string(&fixture::profile()).unwrap();
+        let check = |text: &str, expected: &str| {
+            fs::write(SUBJECT.path(folder.path()), text).unwrap();
+            let error = Profile::read(folder.path(), SUBJECT).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(error.contains(".profile.json") && error.contains("measured anew"), "{error}");
+        };
+        check("", "damaged: EOF");
+        check(&good[..good.len() / 2], "damaged: EOF");
+        check(&good.replace("\"format\":1", "\"format\":7"), "format 7");
+        check(&good.replace("\"bert\"", "\"gpt\""), "of gpt 1 f32, not of bert 1 f32");
+        check(&good.replace("\"process_bytes\":", "\"process\":"), "process");
+        check(&good.replace("\"memory_slowdown\":1.0", "\"memory_slowdown\":0.5"), "below 1");
+        check(&good.replace("\"count\":12", "\"count\":99999999"), "blocks are not 1 to");
+        check(&" ".repeat(17 << 20), "more than 16 MiB");
+    }
+
+    #[test]
+    fn a_figure_that_is_none_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut profile = fixture::profile();
+        profile.reads[1].bandwidth_bytes_s = f64::NAN;
+        let error = profile.write(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("reads[1].bandwidth_bytes_s"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn equal_blocks_are_one_run() {
+        let block = |bytes| BlockRun { count: 1, bytes, mapped_bytes: bytes, direct_bytes: 99 };
+        let runs = BlockRun::joined([8, 8, 8, 5, 8].map(block));
+        assert_eq!(
+            runs.iter().map(|run| (run.count, run.bytes)).collect::<Vec<_>>(),
+            [(3, 8), (1, 5), (1, 8)]
+        );
+    }
+}

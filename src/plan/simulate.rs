@@ -1,0 +1,263 @@
+//! A pass played on paper: the real window, loaders and compute as streams of work whose speeds
+//! change only where one of them begins or ends something.
+
+use super::speeds::{Speed, Speeds};
+use super::{Plan, Release, Turns};
+use crate::stream::{Claim, Window};
+
+/// Work left that counts as none: a billionth of a second, and less than a byte.
+const NOTHING: f64 = 1e-3;
+
+/// One unit of the tape.
+#[derive(Clone, Copy, Debug)]
+pub struct Unit {
+    pub held_bytes: u64,
+    /// Bytes to load, of requests of the disk's size.
+    pub work: f64,
+    /// Compute without weights, before the unit is waited for.
+    pub before_us: f64,
+    /// Compute that holds the unit.
+    pub compute_us: f64,
+    pub stay: Stay,
+}
+
+/// What becomes of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stay {
+    /// It is loaded and released.
+    Streamed,
+    /// It is there from the start.
+    Pinned,
+    /// It is loaded and stays.
+    Kept,
+}
+
+/// What a pass came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Played {
+    pub latency_us: f64,
+    pub stall_us: f64,
+    pub window_peak_bytes: u64,
+}
+
+/// Something that took time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    pub what: Doing,
+    pub start_us: f64,
+    pub end_us: f64,
+}
+
+/// Who does what. Units are counted along the tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// A loader brings a unit in.
+    Load { loader: usize, unit: usize },
+    /// Compute waits for a unit.
+    Wait { unit: usize },
+    /// Compute uses a unit.
+    Compute { unit: usize },
+}
+
+/// Plays a pass over `units`, and `tail_us` of compute after the last. Notes what takes time in
+/// `spans`, if given.
+///
+/// # Panics
+/// If the window holds less than a unit, or than the tape where nothing is released before the end.
+pub fn play(
+    units: &[Unit],
+    tail_us: f64,
+    plan: &Plan,
+    speeds: &Speeds,
+    spans: Option<&mut Vec<Span>>,
+) -> Played {
+    let sizes = units.iter().map(|unit| (unit.held_bytes, unit.stay == Stay::Pinned));
+    let mut pass = Pass {
+        units,
+        plan,
+        speeds,
+        spans,
+        window: Window::new(plan.window_bytes, sizes),
+        loaders: vec![None; plan.loaders],
+        loading: [0, 0],
+        phase: Phase::Done,
+        phase_since_us: 0.0,
+        now_us: 0.0,
+        stall_us: 0.0,
+    };
+    pass.begin(0);
+    while pass.phase != Phase::Done {
+        pass.claim();
+        pass.step();
+    }
+    Played {
+        latency_us: pass.now_us + tail_us,
+        stall_us: pass.stall_us,
+        window_peak_bytes: pass.window.peak_bytes(),
+    }
+}
+
+struct Pass<'a> {
+    units: &'a [Unit],
+    plan: &'a Plan,
+    speeds: &'a Speeds,
+    spans: Option<&'a mut Vec<Span>>,
+    window: Window,
+    loaders: Vec<Option<Load>>,
+    /// Loaders at work, on their own cores and on shared ones.
+    loading: [usize; 2],
+    phase: Phase,
+    phase_since_us: f64,
+    now_us: f64,
+    stall_us: f64,
+}
+
+#[derive(Clone, Copy)]
+struct Load {
+    unit: usize,
+    left: f64,
+    since_us: f64,
+}
+
+/// What compute does.
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    Before { unit: usize, left_us: f64 },
+    Waiting { unit: usize },
+    Computing { unit: usize, left_us: f64 },
+    Done,
+}
+
+impl Pass<'_> {
+    /// Gives every loader without work the next unit that the window has room for.
+    fn claim(&mut self) {
+        for loader in 0..self.loaders.len() {
+            if self.loaders[loader].is_some() {
+                continue;
+            }
+            let claim = match self.plan.turns {
+                Turns::Next => self.window.claim(),
+                Turns::Stride => self.window.claim_of(loader, self.loaders.len()),
+            };
+            match claim {
+                Claim::Load(unit) => {
+                    let (left, since_us) = (self.units[unit].work, self.now_us);
+                    self.loaders[loader] = Some(Load { unit, left, since_us });
+                    self.loading[usize::from(self.speeds.is_shared[loader])] += 1;
+                }
+                // What is next for one is next for all.
+                Claim::Full | Claim::Finished if self.plan.turns == Turns::Next => break,
+                Claim::Full | Claim::Finished => {}
+            }
+        }
+    }
+
+    /// Goes on to when the next load or computation ends.
+    fn step(&mut self) {
+        let computes = !matches!(self.phase, Phase::Waiting { .. });
+        let speed = self.speeds.of(self.loading[1], self.loading[0], computes);
+        let step_us = self.until_next(speed);
+        assert!(step_us.is_finite(), "compute waits for a unit that nobody loads");
+        self.now_us += step_us;
+        // Compute first: what a load lets it begin has not begun before now.
+        self.compute_on(step_us * speed.compute);
+        for loader in 0..self.loaders.len() {
+            self.load_on(loader, step_us * self.load_speed(loader, speed));
+        }
+    }
+
+    fn load_speed(&self, loader: usize, speed: Speed) -> f64 {
+        match self.speeds.is_shared[loader] {
+            true => speed.shared_load,
+            false => speed.alone_load,
+        }
+    }
+
+    fn until_next(&self, speed: Speed) -> f64 {
+        let compute_us = match self.phase {
+            Phase::Before { left_us, .. } | Phase::Computing { left_us, .. } => {
+                left_us / speed.compute
+            }
+            Phase::Waiting { .. } | Phase::Done => f64::INFINITY,
+        };
+        let loads = self.loaders.iter().enumerate();
+        let load_us = loads.filter_map(|(loader, load)| {
+            load.map(|load| load.left / self.load_speed(loader, speed))
+        });
+        load_us.fold(compute_us, f64::min)
+    }
+
+    fn load_on(&mut self, loader: usize, bytes: f64) {
+        let Some(load) = &mut self.loaders[loader] else { return };
+        load.left -= bytes;
+        if load.left > NOTHING {
+            return;
+        }
+        let Load { unit, since_us, .. } = *load;
+        self.loaders[loader] = None;
+        self.loading[usize::from(self.speeds.is_shared[loader])] -= 1;
+        self.window.loaded(unit);
+        self.note(Doing::Load { loader, unit }, since_us);
+        if self.phase == (Phase::Waiting { unit }) {
+            self.stall_us += self.now_us - self.phase_since_us;
+            self.note(Doing::Wait { unit }, self.phase_since_us);
+            self.compute(unit);
+        }
+    }
+
+    fn compute_on(&mut self, us: f64) {
+        match &mut self.phase {
+            Phase::Before { left_us, .. } | Phase::Computing { left_us, .. } => *left_us -= us,
+            Phase::Waiting { .. } | Phase::Done => {}
+        }
+        match self.phase {
+            Phase::Before { unit, left_us } if left_us <= NOTHING => self.wait(unit),
+            Phase::Computing { unit, left_us } if left_us <= NOTHING => self.finish(unit),
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self, unit: usize) {
+        let Some(first) = self.units.get(unit) else {
+            self.enter(Phase::Done);
+            return;
+        };
+        match first.before_us > NOTHING {
+            true => self.enter(Phase::Before { unit, left_us: first.before_us }),
+            false => self.wait(unit),
+        }
+    }
+
+    fn wait(&mut self, unit: usize) {
+        match self.window.is_ready(unit) {
+            true => self.compute(unit),
+            false => self.enter(Phase::Waiting { unit }),
+        }
+    }
+
+    fn compute(&mut self, unit: usize) {
+        self.enter(Phase::Computing { unit, left_us: self.units[unit].compute_us });
+    }
+
+    fn finish(&mut self, unit: usize) {
+        self.note(Doing::Compute { unit }, self.phase_since_us);
+        match (self.units[unit].stay, self.plan.release) {
+            (Stay::Streamed, Release::AfterUse) => self.window.released(unit),
+            (Stay::Kept, Release::AfterUse) => self.window.kept(unit),
+            (Stay::Pinned, _) | (_, Release::AtEnd) => {}
+        }
+        self.begin(unit + 1);
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.phase_since_us = self.now_us;
+    }
+
+    fn note(&mut self, what: Doing, start_us: f64) {
+        let end_us = self.now_us;
+        if let Some(spans) = &mut self.spans {
+            spans.push(Span { what, start_us, end_us });
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! `hermes-bench forecast`: what the forecast says of a grid of plans, against passes.
+
+use super::setup::{self, Subject, Times};
+use anyhow::{Result, ensure};
+use clap::Args;
+use hermes::api::size;
+use hermes::engine::{Config, DiskKind, Engine, Policy};
+use hermes::plan::{
+    Grouping, Passing, PinPlace, Placement, Plan, Profile, Release, Turns, Way, forecast,
+};
+
+/// Arguments of `hermes-bench forecast`.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    subject: Subject,
+    /// Size of every open dimension of the inputs; several, separated by commas
+    #[arg(long, default_value = "16,128", value_delimiter = ',')]
+    tokens: Vec<usize>,
+    /// Passes by each plan
+    #[arg(long, default_value_t = 3)]
+    repeat: usize,
+    /// Hold the disk to this many bytes a second
+    #[arg(long, value_parser = size::parse)]
+    throttle: Option<u64>,
+}
+
+/// What an engine may hold while plans are tried: not what is in question.
+const BUDGET_BYTES: u64 = 1 << 40;
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(arguments.repeat > 0, "--repeat takes at least 1");
+    let Subject { store, model, variant } = &arguments.subject;
+    let disk = match arguments.throttle {
+        Some(bytes_per_s) => DiskKind::Throttled { bytes_per_s },
+        None => DiskKind::Board,
+    };
+    let base = Config { variant: variant.clone(), disk, ..Config::new(store, BUDGET_BYTES) };
+    let profile = {
+        let window_bytes = Some(16 << 20);
+        let engine = Engine::start(Config { window_bytes, ..base.clone() })?;
+        engine.profile(model)?
+    };
+    println!("{profile}\n");
+    println!(
+        "source loaders threads      window    pinned  tokens   forecast ms   measured ms    off"
+    );
+    let mut errors = vec![];
+    for tokens in &arguments.tokens {
+        for plan in grid(&profile) {
+            let measured = measure(arguments, &base, &plan, *tokens)?;
+            let forecast = forecast(&profile, &plan, *tokens as u64, Passing::Later)?;
+            let off = forecast.latency_us / measured as f64 - 1.0;
+            errors.push(off.abs());
+            println!(
+                "{:<7}{:>7} {:>2} {:<6} {:>7} MiB {:>5} MiB {tokens:>7} {:>13.1} {:>13.1} {:>5.1} %",
+                plan.source,
+                plan.loaders,
+                plan.threads,
+                if plan.placement == Placement::Apart { "apart" } else { "" },
+                plan.window_bytes >> 20,
+                plan.pin_bytes >> 20,
+                forecast.latency_us / 1e3,
+                measured as f64 / 1e3,
+                off * 100.0,
+            );
+        }
+    }
+    errors.sort_by(f64::total_cmp);
+    let within = errors.iter().filter(|error| **error <= 0.1).count();
+    println!(
+        "\n{} plans: {within} within 10 %, median {:.1} %, worst {:.1} %",
+        errors.len(),
+        errors[errors.len() / 2] * 100.0,
+        errors[errors.len() - 1] * 100.0
+    );
+    Ok(())
+}
+
+/// Plans that differ in all that matters.
+fn grid(profile: &Profile) -> Vec<Plan> {
+    let cores = profile.board.cores.len();
+    let tape: u64 =
+        profile.layers.iter().flat_map(|l| &l.blocks).map(|r| r.bytes * r.count as u64).sum();
+    let mut plans = vec![];
+    let mut crews = vec![(1, Placement::Shared), (2, Placement::Shared)];
+    if cores > 1 {
+        crews.push((1, Placement::Apart));
+    }
+    for source in [Way::Mapped, Way::Direct] {
+        if !profile.reads.iter().any(|read| read.way == source) {
+            continue;
+        }
+        for (loaders, placement) in &crews {
+            for (window_bytes, pinned) in
+                [(4 << 20, 0), (16 << 20, 0), (16 << 20, 2), (64 << 20, 0)]
+            {
+                plans.push(Plan {
+                    source,
+                    loaders: *loaders,
+                    threads: if *placement == Placement::Apart { cores - 1 } else { cores },
+                    placement: *placement,
+                    grouping: Grouping::Blocks,
+                    turns: Turns::Next,
+                    release: Release::AfterUse,
+                    window_bytes,
+                    pin_bytes: if pinned == 0 { 0 } else { tape / pinned },
+                    pins: PinPlace::Spread,
+                });
+            }
+        }
+    }
+    plans
+}
+
+/// The median of some passes by a plan, each with a cold page cache, in microseconds.
+fn measure(arguments: &Arguments, base: &Config, plan: &Plan, tokens: usize) -> Result<u64> {
+    let Subject { store, model, .. } = &arguments.subject;
+    let request = setup::request(store, model, tokens)?;
+    let engine = Engine::start(Config { policy: Policy::Fixed(plan.clone()), ..base.clone() })?;
+    // What is to be pinned stays as the first one passes.
+    engine.infer(request.clone())?;
+    let mut times = vec![];
+    for _ in 0..arguments.repeat {
+        setup::chill(store, model)?;
+        times.push(engine.infer(request.clone())?.stats.latency_us);
+    }
+    Ok(Times(times).median())
+}
