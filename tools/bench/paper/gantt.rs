@@ -108,6 +108,19 @@ impl Scale {
         busy
     }
 
+    /// Most bytes held in each column up to the pass's end, by the steps in which they change.
+    fn most(&self, steps: &[(u64, u64)], end_us: u64) -> Vec<u64> {
+        let column = |us: u64| (us as f64 / self.end_us as f64 * self.columns as f64) as usize;
+        let mut most = vec![0; column(end_us).min(self.columns)];
+        for (index, (from, bytes)) in steps.iter().enumerate() {
+            let until = steps.get(index + 1).map_or(end_us, |next| next.0);
+            for slot in most.iter_mut().take(column(until) + 1).skip(column(*from)) {
+                *slot = (*slot).max(*bytes);
+            }
+        }
+        most
+    }
+
     fn x(&self, us: u64) -> i32 {
         LEFT + (us as f64 / self.end_us as f64 * f64::from(WIDTH)).round() as i32
     }
@@ -202,22 +215,8 @@ fn held(area: &Area, traced: &Traced, scale: &Scale, y: i32) -> Result<()> {
     ink::write_before(area, "held", (LEFT - 8, y + HELD / 2), ink::SMALL)?;
     let floor = y + HELD;
     let steps = traced.held();
-    let end_us = traced.end_us();
     let mut points = vec![(LEFT, floor)];
-    let mut last = 0;
-    let mut most = vec![0u64; scale.columns + 1];
-    let column_of =
-        |us: u64| (us as usize * scale.columns / scale.end_us as usize).min(scale.columns);
-    let mut at = 0;
-    for &(us, bytes) in &steps {
-        let column = column_of(us);
-        most[at..=column].iter_mut().skip(1).for_each(|slot| *slot = last);
-        most[column] = most[column].max(last).max(bytes);
-        (at, last) = (column, bytes);
-    }
-    let end = column_of(end_us);
-    most[at..=end].iter_mut().skip(1).for_each(|slot| *slot = last);
-    for (range, bytes) in runs(&most[..end.max(1)]) {
+    for (range, bytes) in runs(&scale.most(&steps, traced.end_us())) {
         let height = (bytes as f64 / scale.tape_bytes as f64 * f64::from(HELD)).ceil() as i32;
         let x = |column: usize| LEFT + column as i32 * scale.column;
         points.extend([(x(range.start), floor - height), (x(range.end), floor - height)]);
@@ -288,6 +287,7 @@ mod tests {
         let busy = scale.busy([Span(5, 25), Span(38, 99)].into_iter());
         assert_eq!(busy.iter().map(|share| quarters(*share)).collect::<Vec<_>>(), [2, 4, 2, 1]);
         assert_eq!([0, 1, 2, 4, 5].map(|block| scale.layer(block)), [0, 0, 2, 2, 3]);
+        assert_eq!(scale.most(&[(0, 5), (11, 9), (19, 2), (60, 0)], 35), [5, 9, 2]);
         assert_eq!(runs(&[1, 1, 2, 1]), [(0..2, 1), (2..3, 2), (3..4, 1)]);
         assert_eq!([0.0, 0.01, 0.03, 0.6, 1.0, 2.0].map(quarters), [0, 0, 1, 2, 4, 4]);
     }
