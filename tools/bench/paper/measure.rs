@@ -97,6 +97,8 @@ impl Arguments {
     pub fn spawn(&self) -> Result<Outcome> {
         let program = std::env::current_exe().context("cannot find this program's file")?;
         let mut command = Command::new(program);
+        // What it says on an error becomes one line of a table.
+        command.env("RUST_BACKTRACE", "0");
         command.arg("paper-pass").arg("--store").arg(&self.store);
         command.args(["--model", &self.model]);
         command.args(["--disk", &self.disk.to_string(), "--step", &self.step.to_string()]);
