@@ -7,6 +7,7 @@ use hermes::daemon::config::{self, Bytes, Effective, Sources, Threads, Variant};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
+use hermes::sys::capabilities::Capabilities;
 use hermes::sys::{heap, memory};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ struct Args {
     /// Config file [default: /etc/hermes/hermesd.toml, where it is there].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the config and end: status 0 where it is good.
+    /// Check the config, the store and the budget, and end: status 0 where the daemon would start.
     #[arg(long)]
     check_config: bool,
     /// Print the settings in force as TOML, with the origin of each, and end.
@@ -98,12 +99,14 @@ fn run(args: &Args) -> Result<()> {
         print!("{}", config::show(&effective));
     }
     if args.check_config {
-        eprintln!("the config is good: {} files were read", effective.files.len());
+        let (files, models) = (effective.files.len(), effective.settings.try_engine()?);
+        eprintln!("the config is good: {files} files were read, the store has {models} models");
     }
     if args.print_config || args.check_config {
         return Ok(());
     }
     journal::set_level(effective.settings.log.filter());
+    Capabilities::get().shortcomings().iter().for_each(|lacking| log::warn!("{lacking}"));
     serve(sources, effective)
 }
 

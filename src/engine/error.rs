@@ -1,4 +1,5 @@
 use crate::graph::GraphError;
+use crate::plan::PlanError;
 use crate::store::StoreError;
 use crate::stream::{OverBudget, StreamError};
 use thiserror::Error;
@@ -29,6 +30,14 @@ pub enum EngineError {
          give --window at least {block_bytes}"
     )]
     WindowTooSmall { model: String, window_bytes: u64, block_bytes: u64 },
+    /// Nothing is known of the model on this board.
+    #[error(
+        "model \"{model}\" was not measured on this board\nmeasure it with hermesctl profile {model}"
+    )]
+    NotMeasured { model: String },
+    /// There is no plan for what is asked.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The store's files cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -77,7 +86,10 @@ impl EngineError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             EngineError::UnknownModel { .. } => ErrorKind::NotFound,
-            EngineError::UnknownVariant { .. } | EngineError::Invalid(_) => ErrorKind::Invalid,
+            EngineError::UnknownVariant { .. }
+            | EngineError::Invalid(_)
+            | EngineError::NotMeasured { .. }
+            | EngineError::Plan(_) => ErrorKind::Invalid,
             EngineError::OverBudget(_) => ErrorKind::TooLarge,
             EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {
                 ErrorKind::Cancelled

@@ -3,6 +3,7 @@
 use super::error::EngineError;
 use super::model::Model;
 use super::pass::{Cancel, PassStats};
+use super::planning::{Answered, Inquiry};
 use super::queue::Queue;
 use super::service::{Reply, Request, lock};
 use crate::plan::Profile;
@@ -36,6 +37,7 @@ pub enum Control {
     Unload(String, Answer<()>),
     Play(String, Answer<PassStats>),
     Profile(String, Answer<Arc<Profile>>),
+    Inquire(String, Inquiry, Answer<Answered>),
 }
 
 impl Control {
@@ -46,6 +48,7 @@ impl Control {
             Control::Unload(_, answer) => answer(Err(error)),
             Control::Play(_, answer) => answer(Err(error)),
             Control::Profile(_, answer) => answer(Err(error)),
+            Control::Inquire(_, _, answer) => answer(Err(error)),
         }
     }
 }

@@ -28,6 +28,7 @@ pub use array::{Array, ArrayError};
 pub use error::{EngineError, ErrorKind};
 pub use model::Model;
 pub use pass::{Cancel, PassStats};
+pub use planning::{Answered, Inquiry};
 pub use policy::Policy;
 pub use pressure::Pressure;
 pub use sample::sample_inputs;

@@ -7,10 +7,17 @@ use super::policy::Policy;
 use super::pressure::Pressure;
 use super::profiler::{self, Profiler};
 use super::service::{DiskKind, Shared, lock};
-use super::worker::Worker;
-use crate::plan::{Board, Profile, Subject};
+use super::worker::{UNPINNED_SHARE, Worker};
+use crate::plan::{
+    Board, Grouping, LayerCost, Overrides, Plan, Planned, Profile, ReadRate, Subject, Usage, Way,
+    Wish, advise, pipeswitch_groups, plan,
+};
+use crate::stream::Category;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What handing a group of layers from a loader to compute is reckoned to cost PipeSwitch.
+const HAND_OVER_US: f64 = 50.0;
 
 /// The version that profiles are of.
 const HERMES: &str = env!("CARGO_PKG_VERSION");
@@ -18,9 +25,6 @@ const HERMES: &str = env!("CARGO_PKG_VERSION");
 impl Worker {
     /// Looks for the profile of a model that has just been loaded, and plans by it.
     pub(super) fn recall(&mut self, shared: &Shared, model: &Arc<Model>) {
-        if self.config.policy != Policy::Tape {
-            return;
-        }
         match self.known_profile(shared, model) {
             Ok(Some(profile)) => self.adopt(shared, model, Arc::new(profile)),
             Ok(None) => {}
@@ -127,8 +131,121 @@ impl Worker {
 
     /// Plans a model's passes by its profile.
     fn adopt(&mut self, shared: &Shared, model: &Arc<Model>, profile: Arc<Profile>) {
+        match &self.config.policy {
+            Policy::Tape => self.plan_tape(shared, model, &profile),
+            Policy::PipeSwitch => {
+                let grouping = Grouping::Runs(pipeswitch_runs(&profile, self.config.tokens));
+                model.play_by(Plan { grouping, ..model.playing().plan.clone() });
+            }
+            Policy::LoadAll | Policy::PipeLoad { .. } | Policy::Fixed(_) => {}
+        }
         model.set_profile(profile);
     }
+
+    fn plan_tape(&mut self, shared: &Shared, model: &Arc<Model>, profile: &Profile) {
+        let wish = self.wish(shared, model);
+        let fixed = self.config.overrides();
+        let planned = plan(profile, &wish, &fixed).or_else(|_| {
+            // Nothing is left for others then; a pass finds out whether that does.
+            let budget_bytes = shared.ledger.budget_bytes();
+            plan(profile, &Wish { budget_bytes, ..wish }, &fixed)
+        });
+        match planned {
+            Ok(planned) => {
+                log::info!("model {}: {planned}", model.name());
+                model.play_by(planned.plan);
+            }
+            Err(error) => {
+                let text = error.to_string().replace('\n', ": ");
+                log::warn!("model {} is played as before: {text}", model.name());
+            }
+        }
+    }
+
+    /// What plans are made for: what pins leave to others is not theirs.
+    fn wish(&self, shared: &Shared, model: &Model) -> Wish {
+        let ledger = &shared.ledger;
+        let others = [Category::Graph, Category::Tokenizer].map(|of| ledger.held_bytes(of));
+        let others = others.iter().sum::<u64>().saturating_sub(model.graph_bytes());
+        let reserved = ledger.budget_bytes() / UNPINNED_SHARE + others;
+        Wish {
+            budget_bytes: ledger.budget_bytes().saturating_sub(reserved),
+            tokens: self.config.tokens,
+            usage: Usage::Cyclic,
+        }
+    }
+
+    /// What would be done with a model, and what would help.
+    pub(super) fn inquire(
+        &mut self,
+        shared: &Shared,
+        name: &str,
+        inquiry: &Inquiry,
+    ) -> Result<Answered, EngineError> {
+        let model = self.serving(shared, name)?;
+        let not_measured = || EngineError::NotMeasured { model: name.to_string() };
+        let profile = model.profile().ok_or_else(not_measured)?;
+        let usual = self.wish(shared, &model);
+        let wish = Wish {
+            budget_bytes: inquiry.budget_bytes.unwrap_or(usual.budget_bytes),
+            tokens: inquiry.tokens.unwrap_or(usual.tokens),
+            usage: inquiry.usage.unwrap_or(usual.usage),
+        };
+        let planned = plan(&profile, &wish, &inquiry.fixed)?;
+        let others = self.other_variants(shared, &model);
+        let others: Vec<&Profile> = others.iter().collect();
+        let advice = advise(&profile, &wish, &inquiry.fixed, &planned, &others)?;
+        Ok(Answered { profile, wish, planned, advice: advice.to_string() })
+    }
+
+    /// The profiles of a model's other variants, of those that were measured here.
+    fn other_variants(&mut self, shared: &Shared, model: &Model) -> Vec<Profile> {
+        let Ok(folder) = shared.store.model_path(model.name()) else { return vec![] };
+        let board = self.board(shared).clone();
+        let manifest = &model.dir.manifest;
+        let others = manifest.variants.iter().filter(|variant| **variant != model.variant);
+        let read = |variant: &String| {
+            let subject = Subject { variant, ..subject(model) };
+            let profile = Profile::read(&folder, subject).ok()??;
+            profile.staleness(&board, HERMES, &manifest.version).is_none().then_some(profile)
+        };
+        others.filter_map(read).collect()
+    }
+}
+
+/// What is asked about plans; what is left out is as the engine has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inquiry {
+    /// Of the whole process.
+    pub budget_bytes: Option<u64>,
+    pub tokens: Option<u64>,
+    pub usage: Option<Usage>,
+    /// What of the plan is set by hand.
+    pub fixed: Overrides,
+}
+
+/// The answer to an inquiry.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    pub profile: Arc<Profile>,
+    pub wish: Wish,
+    pub planned: Planned,
+    /// What would help most, as a sentence.
+    pub advice: String,
+}
+
+/// How PipeSwitch groups the layers of a profile's model.
+fn pipeswitch_runs(profile: &Profile, tokens: u64) -> Vec<usize> {
+    let alone = |read: &&ReadRate| read.way == Way::Mapped && read.loaders == 1;
+    let rates = profile.reads.iter().filter(alone).map(|read| read.bandwidth_bytes_s);
+    let bytes_per_us = rates.fold(1.0, f64::max) / 1e6;
+    let bytes = |layer: &LayerCost| -> f64 {
+        layer.blocks.iter().map(|run| run.bytes as f64 * run.count as f64).sum()
+    };
+    let load_us: Vec<f64> = profile.layers.iter().map(|l| bytes(l) / bytes_per_us).collect();
+    let compute = |layer: &LayerCost| layer.fixed_us + layer.per_token_us * tokens as f64;
+    let compute_us: Vec<f64> = profile.layers.iter().map(compute).collect();
+    pipeswitch_groups(&load_us, &compute_us, HAND_OVER_US)
 }
 
 fn subject(model: &Model) -> Subject<'_> {

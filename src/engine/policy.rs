@@ -2,7 +2,7 @@
 
 use super::service::Config;
 use super::tape::Tape;
-use crate::plan::{Grouping, PinPlace, Placement, Plan, Release, Turns, Way};
+use crate::plan::{Grouping, Overrides, PinPlace, Placement, Plan, Release, Turns, Way};
 
 /// Whose way of playing a tape is followed. All play the same blocks with the same kernels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,18 @@ impl Policy {
 }
 
 impl Config {
+    /// What of a plan is set by hand.
+    pub(super) fn overrides(&self) -> Overrides {
+        Overrides {
+            source: self.source,
+            loaders: self.loaders,
+            threads: self.threads,
+            window_bytes: self.window_bytes,
+            pin_bytes: (self.pin_bytes != u64::MAX).then_some(self.pin_bytes),
+            ..Overrides::default()
+        }
+    }
+
     /// What suits most boards, with what is set by hand: for models that were not measured.
     pub(super) fn base_plan(&self, cores: usize, window_bytes: u64) -> Plan {
         Plan {

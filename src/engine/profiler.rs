@@ -5,7 +5,7 @@ use super::model::Model;
 use super::pass::Cancel;
 use super::sample::has_open_dimension;
 use super::service::{DiskKind, Shared};
-use super::trials::{self, ComputeTrial, ReadTrial, StreamTrial};
+use super::trials::{self, ComputeTrial, ReadTrial};
 use super::worker::Worker;
 use crate::plan::{
     BlockRun, Board, BytesAt, Contention, Core, FORMAT, Grouping, LayerCost, PassTime, Passing,
@@ -29,7 +29,7 @@ const TOKENS: [usize; 3] = [1, 16, 128];
 const DEPTHS: [usize; 3] = [1, 2, 4];
 const REQUEST_BYTES: [u64; 3] = [64 << 10, 256 << 10, 4 << 20];
 
-/// How often a pass is tried; the fastest counts.
+/// How often a thing is tried; the fastest counts.
 const REPEATS: usize = 2;
 
 /// A figure of contention.
@@ -51,8 +51,10 @@ pub(super) struct Profiler {
     steps: VecDeque<Step>,
     turn: usize,
     reads: Vec<ReadRate>,
+    /// Threads, tokens.
     computed: Vec<(usize, usize, ComputeTrial)>,
-    streamed: Vec<(Plan, usize, StreamTrial)>,
+    /// Plan, tokens, microseconds.
+    streamed: Vec<(Plan, usize, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,10 +74,13 @@ impl Profiler {
         let ways = if has_direct { &[Way::Mapped, Way::Direct][..] } else { &[Way::Mapped] };
         let mut steps = VecDeque::new();
         let usual = usual_bytes(&model);
-        for way in ways {
-            let depths = DEPTHS.iter().map(|loaders| (*loaders, usual));
-            for (loaders, request_bytes) in depths.chain(REQUEST_BYTES.map(|bytes| (1, bytes))) {
-                steps.push_back(Step::Read { way: *way, loaders, request_bytes });
+        let depths = DEPTHS.map(|loaders| (loaders, usual));
+        let requests = || depths.into_iter().chain(REQUEST_BYTES.map(|bytes| (1, bytes)));
+        for _ in 0..REPEATS {
+            for (way, (loaders, request_bytes)) in
+                ways.iter().flat_map(|way| requests().map(move |request| (*way, request)))
+            {
+                steps.push_back(Step::Read { way, loaders, request_bytes });
             }
         }
         // The first pass of a crew warms its threads.
@@ -129,7 +134,7 @@ impl Profiler {
             }
             Step::Stream { plan, tokens } => worker
                 .stream_trial(shared, &self.model, plan, *tokens, cancel)
-                .map(|trial| self.streamed.push(((**plan).clone(), *tokens, trial))),
+                .map(|took_us| self.streamed.push(((**plan).clone(), *tokens, took_us))),
         };
         match tried {
             Err(EngineError::Cancelled) if cancel.is_cancelled() => return Ok(false),
@@ -156,8 +161,17 @@ impl Profiler {
         let cores: Vec<usize> = worker.cores.iter().rev().cycle().take(loaders).copied().collect();
         self.turn += 1;
         let trial = trials::read(&*source, &self.model.blocks, &cores, request_bytes, self.turn)?;
-        if trial.bytes > 0 {
-            self.reads.push(rate(way, loaders, request_bytes, trial));
+        if trial.bytes == 0 {
+            return Ok(());
+        }
+        let rate = rate(way, loaders, request_bytes, trial);
+        let same = |read: &&mut ReadRate| {
+            (read.way, read.loaders, read.request_bytes) == (way, loaders, request_bytes)
+        };
+        match self.reads.iter_mut().find(same) {
+            Some(read) if read.bandwidth_bytes_s < rate.bandwidth_bytes_s => *read = rate,
+            Some(_) => {}
+            None => self.reads.push(rate),
         }
         Ok(())
     }
@@ -210,9 +224,9 @@ impl Profiler {
     fn contention(&self, profile: &Profile) -> Contention {
         let mut profile = profile.clone();
         let error = |profile: &Profile| -> f64 {
-            let of = |(plan, tokens, trial): &(Plan, usize, StreamTrial)| {
+            let of = |(plan, tokens, took_us): &(Plan, usize, u64)| {
                 let forecast = forecast(profile, plan, *tokens as u64, Passing::First).ok()?;
-                Some((forecast.latency_us / trial.latency_us as f64).ln().powi(2))
+                Some((forecast.latency_us / *took_us as f64).ln().powi(2))
             };
             self.streamed.iter().filter_map(of).sum()
         };

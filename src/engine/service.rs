@@ -5,6 +5,7 @@ use super::error::EngineError;
 use super::inbox::{Control, Inbox, QUEUE_LIMIT, Waiting};
 use super::model::Model;
 use super::pass::{Cancel, PassStats};
+use super::planning::{Answered, Inquiry};
 use super::policy::Policy;
 use super::pressure::{Pressure, SharedPressure};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
@@ -260,6 +261,12 @@ impl Engine {
     /// The profile is kept beside the model where the store can be written.
     pub fn profile(&self, model: &str) -> Result<Arc<Profile>, EngineError> {
         self.ask(|answer| Control::Profile(model.to_string(), answer))
+    }
+
+    /// How passes of a model would be played, and what would help. The model has to have been
+    /// measured.
+    pub fn plan(&self, model: &str, inquiry: Inquiry) -> Result<Answered, EngineError> {
+        self.ask(|answer| Control::Inquire(model.to_string(), inquiry, answer))
     }
 
     /// The ledger of everything held.

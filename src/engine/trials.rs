@@ -12,8 +12,7 @@ use crate::graph::Kernels;
 use crate::plan::{Grouping, Plan};
 use crate::store::layer_file::BLOCK_ALIGN;
 use crate::stream::{
-    Block, Category, FlowCounters, Grant, Loaded, StreamError, Trace, WeightSource, What,
-    load_verified,
+    Block, Category, Grant, Loaded, StreamError, Trace, WeightSource, What, load_verified,
 };
 use crate::sys::affinity;
 use std::collections::HashMap;
@@ -45,13 +44,6 @@ pub(super) struct ComputeTrial {
     pub layers_us: Vec<u64>,
     /// Granted for activations.
     pub activation_bytes: u64,
-}
-
-/// What a real pass took.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StreamTrial {
-    pub latency_us: u64,
-    pub counted: FlowCounters,
 }
 
 /// Reads from the tape, `request_bytes` at a time, by one thread on each of `cores`. Every trial
@@ -147,7 +139,7 @@ impl Worker {
         let trace = Arc::new(Trace::begin());
         let began = Instant::now();
         let rehearsal = Rehearsal { model, playing: &playing, pins: &stand_ins, tokens, cancel };
-        let (_, activation_bytes) = self.rehearse(shared, &rehearsal, Some(&trace))?;
+        let activation_bytes = self.rehearse(shared, &rehearsal, Some(&trace))?;
         let total_us = began.elapsed().as_micros() as u64;
         let mut starts = vec![0; model.blocks.len()];
         for event in trace.events() {
@@ -169,7 +161,7 @@ impl Worker {
         Ok(ComputeTrial { total_us, layers_us, activation_bytes })
     }
 
-    /// A pass as requests get it, over sample inputs; nothing is pinned.
+    /// The time of a pass as requests get it, over sample inputs; nothing is pinned.
     pub(super) fn stream_trial(
         &mut self,
         shared: &Shared,
@@ -177,21 +169,21 @@ impl Worker {
         plan: &Plan,
         tokens: usize,
         cancel: &Cancel,
-    ) -> Result<StreamTrial, EngineError> {
+    ) -> Result<u64, EngineError> {
         let playing = model.playing_by(plan.clone());
         let began = Instant::now();
         let rehearsal = Rehearsal { model, playing: &playing, pins: &[], tokens, cancel };
-        let (counted, _) = self.rehearse(shared, &rehearsal, None)?;
-        Ok(StreamTrial { latency_us: began.elapsed().as_micros() as u64, counted })
+        self.rehearse(shared, &rehearsal, None)?;
+        Ok(began.elapsed().as_micros() as u64)
     }
 
-    /// A pass that nobody asked for; what it counted, and its activations' bytes.
+    /// A pass that nobody asked for; the bytes of its activations.
     fn rehearse(
         &mut self,
         shared: &Shared,
         rehearsal: &Rehearsal,
         trace: Option<&Arc<Trace>>,
-    ) -> Result<(FlowCounters, u64), EngineError> {
+    ) -> Result<u64, EngineError> {
         let Rehearsal { model, playing, pins, tokens, cancel } = *rehearsal;
         let inputs = sample_inputs(&model.dir.manifest.inputs, tokens)
             .map_err(|error| EngineError::Invalid(error.to_string()))?;
@@ -212,7 +204,7 @@ impl Worker {
         flow.end();
         drop(grant);
         results.into_iter().try_for_each(|result| result.map(drop))?;
-        Ok((flow.counters(), bytes))
+        Ok(bytes)
     }
 }
 
@@ -225,13 +217,16 @@ struct Rehearsal<'a> {
     cancel: &'a Cancel,
 }
 
+/// Blocks that are in memory, by index on the tape.
+type Pinned = Vec<Option<Arc<Loaded>>>;
+
 /// For every block of the tape one of the same shape, as many different ones as a window holds:
 /// so many that they come from memory, not from a processor's cache.
 fn stand_ins(
     shared: &Shared,
     model: &Model,
     playing: &Playing,
-) -> Result<(Vec<Option<Arc<Loaded>>>, Grant), EngineError> {
+) -> Result<(Pinned, Grant), EngineError> {
     let mut shapes = vec![(0, 0); model.blocks.len()];
     for stretch in &model.tape.stretches {
         if let Stretch::Blocks { first, rows, .. } = stretch {

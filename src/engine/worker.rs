@@ -41,7 +41,7 @@ const LOST_BYTES: u64 = 4 << 20;
 const SPARE_SHARE: u64 = 4;
 
 /// Share of the budget that pins leave free, for requests and for what models need to load.
-const UNPINNED_SHARE: u64 = 4;
+pub(super) const UNPINNED_SHARE: u64 = 4;
 
 /// Units of the window under pressure: one that compute uses, one that is loaded.
 const SMALLEST_WINDOW_UNITS: u64 = 2;
@@ -123,6 +123,9 @@ impl Worker {
                 Turn::Control(Control::Play(model, answer)) => answer(self.play(shared, &model)),
                 Turn::Control(Control::Profile(model, answer)) => {
                     answer(self.measure(shared, &model));
+                }
+                Turn::Control(Control::Inquire(model, inquiry, answer)) => {
+                    answer(self.inquire(shared, &model, &inquiry));
                 }
             }
             shared.beats.fetch_add(1, Ordering::Relaxed);

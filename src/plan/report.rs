@@ -1,6 +1,7 @@
-//! Profiles for people to read.
+//! Profiles and plans for people to read.
 
-use super::{Profile, Way};
+use super::planner::mib;
+use super::{Bound, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile, Way};
 use std::fmt;
 
 impl fmt::Display for Way {
@@ -63,5 +64,66 @@ impl fmt::Display for Profile {
              own time;\nbeside compute on other cores it slows it {:.2} x",
             contention.loader_slowdown, contention.compute_loss, contention.memory_slowdown
         )
+    }
+}
+
+/// One line: what is done.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { source, loaders, threads, window_bytes, pin_bytes, .. } = self;
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        write!(f, "{source} source, {loaders} loader{} ", plural(*loaders))?;
+        f.write_str(match self.placement {
+            Placement::Shared => "sharing cores with",
+            Placement::Apart => "on cores apart from",
+        })?;
+        write!(f, " {threads} compute thread{}, ", plural(*threads))?;
+        write!(f, "window {}, ", mib(*window_bytes))?;
+        match (pin_bytes, self.pins) {
+            (0, _) => f.write_str("nothing pinned"),
+            (bytes, PinPlace::Head) => write!(f, "{} pinned at the head", mib(*bytes)),
+            (bytes, PinPlace::Spread) => write!(f, "{} pinned all over", mib(*bytes)),
+        }
+    }
+}
+
+/// One line: what a pass takes.
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bound = match self.bound() {
+            Bound::Disk => "the disk",
+            Bound::Compute => "compute",
+        };
+        write!(
+            f,
+            "{:.1} ms a pass, bound by {bound} (reading {:.1} ms, computing {:.1}), {} read, {} held",
+            self.latency_us / 1e3,
+            self.io_us / 1e3,
+            self.compute_us / 1e3,
+            mib(self.bytes_read),
+            mib(self.peak_bytes)
+        )
+    }
+}
+
+/// One line: the plan and its forecast.
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.fits {
+            f.write_str("it fits: all of it is pinned; ")?;
+        }
+        write!(f, "{}; {}", self.plan, self.forecast)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Kind::Source => "another source",
+            Kind::Placement => "other cores",
+            Kind::Loaders => "other loaders",
+            Kind::Threads => "other threads",
+            Kind::Pins => "other pins",
+        })
     }
 }

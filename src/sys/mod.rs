@@ -5,6 +5,7 @@
 
 pub mod affinity;
 pub mod board;
+pub mod capabilities;
 pub mod cgroup;
 pub mod direct;
 pub mod disk;

@@ -105,7 +105,7 @@ fn grid(profile: &Profile) -> Vec<Plan> {
                     turns: Turns::Next,
                     release: Release::AfterUse,
                     window_bytes,
-                    pin_bytes: if pinned == 0 { 0 } else { tape / pinned },
+                    pin_bytes: tape.checked_div(pinned).unwrap_or(0),
                     pins: PinPlace::Spread,
                 });
             }
