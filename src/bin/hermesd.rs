@@ -8,7 +8,7 @@ use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
 use hermes::sys::capabilities::Capabilities;
-use hermes::sys::{heap, memory};
+use hermes::sys::{code, heap};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -126,7 +126,7 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
     let (listener, socket) = activation::listen(&settings.socket)?;
     let control = lifecycle.control();
     // Of the code that was needed to start, most will not be needed again.
-    memory::release_code();
+    code::release();
     runtime.block_on(async {
         tokio::select! {
             // The server first: the lifecycle begins by saying that it serves.

@@ -296,10 +296,10 @@ fn pick_variant(manifest: &Manifest, wanted: Option<&str>) -> Result<String, Eng
     })
 }
 
-/// Reads and imports the graph; the file's bytes are gone when it returns.
+/// Reads and imports the graph.
 fn import(dir: &ModelDir) -> Result<Imported, EngineError> {
     let skeleton = dir.read_file(&dir.manifest.graph)?;
-    Ok(graph::import(&skeleton, &dir.manifest.weights)?)
+    Ok(graph::import(skeleton, &dir.manifest.weights)?)
 }
 
 fn check_ports(manifest: &Manifest, imported: &Imported) -> Result<(), GraphError> {
