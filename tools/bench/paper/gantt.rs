@@ -100,9 +100,10 @@ impl Scale {
         let width_us = self.end_us as f64 / self.columns as f64;
         for Span(from, to) in spans {
             let (from, to) = (from as f64 / width_us, to as f64 / width_us);
-            for column in from as usize..(to.ceil() as usize).min(self.columns) {
+            let columns = from as usize..(to.ceil() as usize).min(self.columns);
+            for (share, column) in busy[columns.clone()].iter_mut().zip(columns) {
                 let (start, end) = (column as f64, column as f64 + 1.0);
-                busy[column] += (to.min(end) - from.max(start)).max(0.0);
+                *share += (to.min(end) - from.max(start)).max(0.0);
             }
         }
         busy
@@ -207,7 +208,7 @@ fn bar(
         return Ok(());
     }
     let x = |column: usize| LEFT + column as i32 * scale.column;
-    ink::fill(area, (x(columns.start), top), (x(columns.end), bottom), &color)
+    ink::fill(area, (x(columns.start), top), (x(columns.end), bottom), color)
 }
 
 /// Bytes held over time, as an area whose full height is the whole tape.

@@ -239,6 +239,7 @@ fn config(arguments: &Arguments) -> Config {
         disk: arguments.disk.kind(),
         window_bytes: arguments.window,
         pin_bytes,
+        tokens: arguments.tokens as u64,
         ..Config::new(&arguments.store, arguments.budget.unwrap_or(NO_BUDGET))
     }
 }

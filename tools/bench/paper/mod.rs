@@ -38,7 +38,7 @@ pub struct Arguments {
     /// Folder of the store
     #[arg(long)]
     store: PathBuf,
-    /// Models
+    /// Models; one of images has to be sharded for their size (`--dim height=224 --dim width=224`)
     #[arg(long, value_delimiter = ',', default_value = "bert-large,vit-large,gpt2")]
     models: Vec<String>,
     /// Variant; each model's best by default
