@@ -4,6 +4,7 @@
 
 mod daemon;
 mod forecast;
+mod paper;
 mod pass;
 mod profile;
 mod setup;
@@ -45,6 +46,13 @@ enum Command {
     Socket(socket::Arguments),
     /// Send a great many requests, some given up, and watch the daemon's memory
     Soak(soak::Arguments),
+    /// Compare the papers' policies with each other, by time and by memory, on several disks
+    Paper(paper::Arguments),
+    /// Measure what a pass costs within budgets from the smallest that works
+    Sweep(paper::sweep::Arguments),
+    /// One measurement of `paper` or `sweep`
+    #[command(hide = true)]
+    PaperPass(paper::measure::Arguments),
 }
 
 #[global_allocator]
@@ -63,5 +71,8 @@ fn main() -> anyhow::Result<()> {
         Command::Switch(arguments) => switch::run(&arguments),
         Command::Socket(arguments) => socket::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Paper(arguments) => paper::run(&arguments),
+        Command::Sweep(arguments) => paper::sweep::run(&arguments),
+        Command::PaperPass(arguments) => paper::measure::run(&arguments),
     }
 }
