@@ -37,6 +37,7 @@ pub enum Control {
     Unload(String, Answer<()>),
     Play(String, Answer<PassStats>),
     Profile(String, Answer<Arc<Profile>>),
+    Adopt(String, Arc<Profile>, Answer<()>),
     Inquire(String, Inquiry, Answer<Answered>),
 }
 
@@ -48,6 +49,7 @@ impl Control {
             Control::Unload(_, answer) => answer(Err(error)),
             Control::Play(_, answer) => answer(Err(error)),
             Control::Profile(_, answer) => answer(Err(error)),
+            Control::Adopt(_, _, answer) => answer(Err(error)),
             Control::Inquire(_, _, answer) => answer(Err(error)),
         }
     }

@@ -130,7 +130,7 @@ impl Worker {
     }
 
     /// Plans a model's passes by its profile.
-    fn adopt(&mut self, shared: &Shared, model: &Arc<Model>, profile: Arc<Profile>) {
+    pub(super) fn adopt(&mut self, shared: &Shared, model: &Arc<Model>, profile: Arc<Profile>) {
         match &self.config.policy {
             Policy::Tape => self.plan_tape(shared, model, &profile),
             Policy::PipeSwitch => {

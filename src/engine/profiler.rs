@@ -24,8 +24,8 @@ use std::sync::Arc;
 /// left out.
 const TOKENS: [usize; 3] = [1, 16, 128];
 
-/// Depths at which reading is tried, and sizes of requests at the first of them. A tape's blocks
-/// have about 1 MiB.
+/// Loaders with which a tape is played, and sizes of requests that are tried beside its blocks,
+/// which have about 1 MiB.
 const DEPTHS: [usize; 3] = [1, 2, 4];
 const REQUEST_BYTES: [u64; 3] = [64 << 10, 256 << 10, 4 << 20];
 
@@ -59,9 +59,24 @@ pub(super) struct Profiler {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Read { way: Way, loaders: usize, request_bytes: u64 },
-    Compute { threads: usize, tokens: usize },
-    Stream { plan: Box<Plan>, tokens: usize },
+    /// Blocks of the tape, as they are.
+    Play {
+        way: Way,
+        loaders: usize,
+    },
+    /// Requests of another size.
+    Read {
+        way: Way,
+        request_bytes: u64,
+    },
+    Compute {
+        threads: usize,
+        tokens: usize,
+    },
+    Stream {
+        plan: Box<Plan>,
+        tokens: usize,
+    },
 }
 
 impl Profiler {
@@ -74,13 +89,11 @@ impl Profiler {
         let ways = if has_direct { &[Way::Mapped, Way::Direct][..] } else { &[Way::Mapped] };
         let mut steps = VecDeque::new();
         let usual = usual_bytes(&model);
-        let depths = DEPTHS.map(|loaders| (loaders, usual));
-        let requests = || depths.into_iter().chain(REQUEST_BYTES.map(|bytes| (1, bytes)));
         for _ in 0..REPEATS {
-            for (way, (loaders, request_bytes)) in
-                ways.iter().flat_map(|way| requests().map(move |request| (*way, request)))
-            {
-                steps.push_back(Step::Read { way, loaders, request_bytes });
+            for way in ways.iter().copied() {
+                steps.extend(DEPTHS.map(|loaders| Step::Play { way, loaders }));
+                let sizes = REQUEST_BYTES.into_iter().filter(|bytes| *bytes != usual);
+                steps.extend(sizes.map(|request_bytes| Step::Read { way, request_bytes }));
             }
         }
         // The first pass of a crew warms its threads.
@@ -117,9 +130,18 @@ impl Profiler {
     ) -> Result<bool, EngineError> {
         let Some(step) = self.steps.front().cloned() else { return Ok(true) };
         let tried = match &step {
-            Step::Read { way, loaders, request_bytes } => {
-                self.read(worker, shared, *way, *loaders, *request_bytes)
+            Step::Play { way, loaders } => {
+                let plan = Plan {
+                    source: *way,
+                    loaders: *loaders,
+                    placement: Placement::Shared,
+                    ..self.base.clone()
+                };
+                let usual = usual_bytes(&self.model);
+                let trial = worker.play_trial(shared, &self.model, &plan);
+                trial.map(|trial| self.note(rate(*way, *loaders, usual, trial)))
             }
+            Step::Read { way, request_bytes } => self.read(worker, shared, *way, *request_bytes),
             Step::Compute { threads, tokens } => {
                 let plan = Plan {
                     threads: *threads,
@@ -151,29 +173,28 @@ impl Profiler {
         worker: &mut Worker,
         shared: &Shared,
         way: Way,
-        loaders: usize,
         request_bytes: u64,
     ) -> Result<(), EngineError> {
         let source = Arc::clone(self.model.sources().by(way));
-        // What is read is held where the window would be.
-        let needed_bytes = 2 * request_bytes * loaders as u64;
-        let _held = worker.hold_for_reading(shared, needed_bytes)?;
-        let cores: Vec<usize> = worker.cores.iter().rev().cycle().take(loaders).copied().collect();
+        // One is let go while the next is read.
+        let _held = worker.hold_for_reading(shared, 2 * request_bytes)?;
+        let core = worker.cores[worker.cores.len() - 1];
         self.turn += 1;
-        let trial = trials::read(&*source, &self.model.blocks, &cores, request_bytes, self.turn)?;
-        if trial.bytes == 0 {
-            return Ok(());
+        let trial = trials::read(&*source, &self.model.blocks, core, request_bytes, self.turn)?;
+        if trial.bytes > 0 {
+            self.note(rate(way, 1, request_bytes, trial));
         }
-        let rate = rate(way, loaders, request_bytes, trial);
-        let same = |read: &&mut ReadRate| {
-            (read.way, read.loaders, read.request_bytes) == (way, loaders, request_bytes)
-        };
-        match self.reads.iter_mut().find(same) {
+        Ok(())
+    }
+
+    /// Keeps the best rate of each kind.
+    fn note(&mut self, rate: ReadRate) {
+        let kind = |read: &ReadRate| (read.way, read.loaders, read.request_bytes);
+        match self.reads.iter_mut().find(|read| kind(read) == kind(&rate)) {
             Some(read) if read.bandwidth_bytes_s < rate.bandwidth_bytes_s => *read = rate,
             Some(_) => {}
             None => self.reads.push(rate),
         }
-        Ok(())
     }
 
     /// The profile, when all is tried.
@@ -286,7 +307,8 @@ impl Profiler {
 /// Whether nothing smaller could be tried in its place.
 fn is_least(step: &Step) -> bool {
     match step {
-        Step::Read { request_bytes, .. } => *request_bytes <= REQUEST_BYTES[0],
+        Step::Play { loaders, .. } => *loaders <= DEPTHS[0],
+        Step::Read { .. } => false,
         Step::Compute { tokens, .. } => *tokens <= TOKENS[0],
         Step::Stream { .. } => false,
     }

@@ -265,6 +265,12 @@ impl Engine {
         self.ask(|answer| Control::Profile(model.to_string(), answer))
     }
 
+    /// Plans a model's passes by a profile that was measured elsewhere: of the same model, on a
+    /// disk that is imitated alike, say.
+    pub fn adopt(&self, model: &str, profile: Arc<Profile>) -> Result<(), EngineError> {
+        self.ask(|answer| Control::Adopt(model.to_string(), profile, answer))
+    }
+
     /// How passes of a model would be played, and what would help. The model has to have been
     /// measured.
     pub fn plan(&self, model: &str, inquiry: Inquiry) -> Result<Answered, EngineError> {

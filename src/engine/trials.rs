@@ -17,14 +17,17 @@ use crate::stream::{
 use crate::sys::{affinity, heap};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What a reading trial reads at most, and for how long; so many requests it makes in any case.
+/// What a trial of a size of requests reads at most, and for how long; so many requests it makes in
+/// any case.
 const READ_BYTES: u64 = 96 << 20;
 const READ_TIME: Duration = Duration::from_millis(150);
 const READ_REQUESTS: usize = 4;
+
+/// How long a tape is played to see how fast it comes.
+const PLAY_TIME: Duration = Duration::from_millis(500);
 
 /// How often a core is timed, the shortest time counting; and how near the fastest it is alike.
 const SPEED_ROUNDS: usize = 50;
@@ -50,12 +53,12 @@ pub(super) struct ComputeTrial {
     pub activation_bytes: u64,
 }
 
-/// Reads from the tape, `request_bytes` at a time, by one thread on each of `cores`. Every trial
-/// of a model has another `turn`, so that none finds what another has read.
+/// Reads from the tape on `core`, `request_bytes` at a time. Every trial of a model has another
+/// `turn`, so that none finds what another has read.
 pub(super) fn read(
     source: &dyn WeightSource,
     blocks: &[Block],
-    cores: &[usize],
+    core: usize,
     request_bytes: u64,
     turn: usize,
 ) -> Result<ReadTrial, StreamError> {
@@ -63,37 +66,24 @@ pub(super) fn read(
     let count = (READ_BYTES / request_bytes).max(READ_REQUESTS as u64) as usize;
     let start = (turn * count) % requests.len().max(1);
     requests.rotate_left(start);
-    requests.truncate(count);
-    let next = AtomicUsize::new(0);
-    let began = Instant::now();
-    let load_all = |core: usize| {
+    let read_all = || {
         affinity::pin_current_thread(core);
-        let (mut bytes, mut sum) = (0, 0);
-        while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if began.elapsed() > READ_TIME && bytes >= READ_REQUESTS as u64 * request_bytes {
+        let began = Instant::now();
+        let mut trial = ReadTrial { bytes: 0, wall_us: 0, cpu_us: 0 };
+        for (index, request) in requests.iter().take(count).enumerate() {
+            if began.elapsed() > READ_TIME && index >= READ_REQUESTS {
                 break;
             }
-            let loaded = source.load(request)?;
-            // As loaders do; what it ought to be is known of whole blocks only.
-            sum ^= xxh3_64(loaded.as_ref());
-            bytes += request.bytes;
+            // As loaders do; what the sum ought to be is known of whole blocks only.
+            std::hint::black_box(xxh3_64(source.load(request)?.as_ref()));
+            trial.bytes += request.bytes;
         }
-        std::hint::black_box(sum);
-        Ok((bytes, affinity::thread_cpu_us()))
+        trial.wall_us = began.elapsed().as_micros() as u64;
+        trial.cpu_us = affinity::thread_cpu_us();
+        Ok(trial)
     };
-    let results: Vec<Result<(u64, u64), StreamError>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = cores.iter().map(|core| scope.spawn(|| load_all(*core))).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join();
-        threads.into_iter().map(|thread| join(thread).expect("loading does not panic")).collect()
-    });
-    let wall_us = began.elapsed().as_micros() as u64;
-    let mut trial = ReadTrial { bytes: 0, wall_us, cpu_us: 0 };
-    for result in results {
-        let (bytes, cpu_us) = result?;
-        trial.bytes += bytes;
-        trial.cpu_us += cpu_us;
-    }
-    Ok(trial)
+    // On a thread of its own: it is pinned.
+    std::thread::scope(|scope| scope.spawn(read_all).join().expect("loading does not panic"))
 }
 
 /// Requests of `bytes` each that cover the tape's runs in their files.
@@ -128,6 +118,33 @@ pub(super) fn core_speeds(kernels: &Kernels, cores: &[usize]) -> Vec<f64> {
 }
 
 impl Worker {
+    /// Plays the tape for a while as `plan` has it, computing nothing.
+    pub(super) fn play_trial(
+        &mut self,
+        shared: &Shared,
+        model: &Arc<Model>,
+        plan: &Plan,
+    ) -> Result<ReadTrial, EngineError> {
+        let playing = model.playing_by(plan.clone());
+        let flow = self.begin(shared, model, &playing, &[], [].into(), None)?;
+        let began = Instant::now();
+        let mut bytes = 0;
+        for (index, block) in model.blocks.iter().enumerate() {
+            flow.lease(index)?;
+            bytes += block.bytes;
+            if began.elapsed() > PLAY_TIME && index >= READ_REQUESTS {
+                break;
+            }
+        }
+        let wall_us = began.elapsed().as_micros() as u64;
+        flow.end();
+        let counted = flow.counters();
+        // Loaders were ahead: what they read and nobody took is not of this time.
+        let share = bytes as f64 / counted.bytes_read.max(bytes) as f64;
+        let cpu_us = (counted.loader_cpu_us as f64 * share) as u64;
+        Ok(ReadTrial { bytes, wall_us, cpu_us })
+    }
+
     /// A pass over sample inputs for which nothing is read: every block is one of its shape that
     /// is there already. Takes the processor as long as a resident pass would, in the memory of a
     /// window; what comes out is nonsense.

@@ -124,6 +124,10 @@ impl Worker {
                 Turn::Control(Control::Profile(model, answer)) => {
                     answer(self.measure(shared, &model));
                 }
+                Turn::Control(Control::Adopt(model, profile, answer)) => {
+                    let model = self.serving(shared, &model);
+                    answer(model.map(|model| self.adopt(shared, &model, profile)));
+                }
                 Turn::Control(Control::Inquire(model, inquiry, answer)) => {
                     answer(self.inquire(shared, &model, &inquiry));
                 }

@@ -6,7 +6,8 @@ use clap::Args;
 use hermes::api::size;
 use hermes::engine::{Config, DiskKind, Engine, Policy};
 use hermes::plan::{
-    Grouping, Passing, PinPlace, Placement, Plan, Profile, Release, Turns, Way, forecast,
+    Grouping, Overrides, Passing, PinPlace, Placement, Plan, Profile, Release, Turns, Usage, Way,
+    Wish, forecast, plan,
 };
 
 /// Arguments of `hermes-bench forecast`.
@@ -47,9 +48,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "source loaders threads      window    pinned  tokens   forecast ms   measured ms    off"
     );
     let mut errors = vec![];
+    let mut choices = vec![];
     for tokens in &arguments.tokens {
+        let mut tried = vec![];
         for plan in grid(&profile) {
             let measured = measure(arguments, &base, &plan, *tokens)?;
+            tried.push((plan.window_bytes + plan.pin_bytes, measured));
             let forecast = forecast(&profile, &plan, *tokens as u64, Passing::Later)?;
             let off = forecast.latency_us / measured as f64 - 1.0;
             errors.push(off.abs());
@@ -66,6 +70,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 off * 100.0,
             );
         }
+        // For what each of the tried plans holds, the planner's choice against the best of them.
+        let mut rooms: Vec<u64> = tried.iter().map(|(room_bytes, _)| *room_bytes).collect();
+        rooms.sort_unstable();
+        rooms.dedup();
+        for room_bytes in rooms {
+            let within = tried.iter().filter(|(bytes, _)| *bytes <= room_bytes);
+            let best_us = within.map(|(_, measured)| *measured).min().unwrap_or(0);
+            let tokens = *tokens;
+            let budget_bytes = profile.fixed_bytes(tokens as u64) + room_bytes;
+            let wish = Wish { budget_bytes, tokens: tokens as u64, usage: Usage::Cyclic };
+            let plan = plan(&profile, &wish, &Overrides::default())?.plan;
+            let measured = measure(arguments, &base, &plan, tokens)?;
+            choices.push((tokens, room_bytes, plan, measured, best_us));
+        }
+    }
+    println!("\nthe planner's choices, against the best of the plans above in the same memory");
+    for (tokens, room_bytes, plan, measured, best_us) in &choices {
+        let off = *measured as f64 / *best_us as f64 - 1.0;
+        println!(
+            "{tokens:>4} tokens, {:>4} MiB {:>9.1} ms, best {:>9.1} ms {:>6.1} %   {plan}",
+            room_bytes >> 20,
+            *measured as f64 / 1e3,
+            *best_us as f64 / 1e3,
+            off * 100.0
+        );
     }
     errors.sort_by(f64::total_cmp);
     let within = errors.iter().filter(|error| **error <= 0.1).count();
