@@ -9,7 +9,7 @@ use super::service::Shared;
 use super::tape::Stretch;
 use super::worker::{Worker, keep_freed};
 use crate::graph::Kernels;
-use crate::plan::{Grouping, Plan};
+use crate::plan::{Grouping, Plan, pinned_units};
 use crate::store::layer_file::BLOCK_ALIGN;
 use crate::stream::{
     Block, Category, Grant, Loaded, StreamError, Trace, WeightSource, What, load_verified,
@@ -183,7 +183,8 @@ impl Worker {
         Ok(ComputeTrial { total_us, layers_us, activation_bytes })
     }
 
-    /// The time of a pass as requests get it, over sample inputs; nothing is pinned.
+    /// The time of a pass as requests get it, over sample inputs. For what the plan pins, blocks of
+    /// the same shape stand in.
     pub(super) fn stream_trial(
         &mut self,
         shared: &Shared,
@@ -193,8 +194,16 @@ impl Worker {
         cancel: &Cancel,
     ) -> Result<u64, EngineError> {
         let playing = model.playing_by(plan.clone());
+        let held: Vec<u64> =
+            model.blocks.iter().map(|block| playing.source.held_bytes(block)).collect();
+        let (mut pins, _held) = match plan.pin_bytes {
+            0 => (vec![], None),
+            _ => stand_ins(shared, model, &playing).map(|(pins, grant)| (pins, Some(grant)))?,
+        };
+        let pinned = pinned_units(&held, plan.pin_bytes, plan.pins);
+        pins.iter_mut().zip(pinned).filter(|(_, pinned)| !pinned).for_each(|(pin, _)| *pin = None);
         let began = Instant::now();
-        let rehearsal = Rehearsal { model, playing: &playing, pins: &[], tokens, cancel };
+        let rehearsal = Rehearsal { model, playing: &playing, pins: &pins, tokens, cancel };
         self.rehearse(shared, &rehearsal, None)?;
         Ok(began.elapsed().as_micros() as u64)
     }

@@ -56,7 +56,8 @@ pub fn profile() -> Profile {
             BytesAt { tokens: 128, bytes: 9 * MIB },
         ],
         kv_bytes_per_token: 0,
-        contention: Contention { loader_slowdown: 1.25, ..Contention::default() },
+        mapped_contention: Contention { loader_slowdown: 1.25, ..Contention::default() },
+        direct_contention: Contention { loader_slowdown: 1.25, ..Contention::default() },
     }
 }
 

@@ -262,7 +262,9 @@ fn cases() -> impl Strategy<Value = Case> {
                 .collect();
             profile.passes.clear();
             profile.board.cores = vec![profile.board.cores[0]; cores];
-            profile.contention = Contention { memory_slowdown: 1.1, ..Contention::default() };
+            profile.mapped_contention =
+                Contention { memory_slowdown: 1.1, ..Contention::default() };
+            profile.direct_contention = profile.mapped_contention;
             let (loaders, threads, is_apart, is_stride, is_at_end) = crew;
             let (slack, pins, is_head, grouping) = memory;
             let layer_bytes: u64 = profile
@@ -320,7 +322,8 @@ proptest! {
         let Case { mut profile, mut plan } = case;
         plan.placement = Placement::Apart;
         profile.board.cores.push(profile.board.cores[0]);
-        profile.contention = Contention::default();
+        profile.mapped_contention = Contention::default();
+        profile.direct_contention = Contention::default();
         let mut faster = profile.clone();
         faster.reads.iter_mut().for_each(|read| read.bandwidth_bytes_s *= factor);
         let [slow, fast] = [&profile, &faster].map(|profile| {

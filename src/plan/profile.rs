@@ -44,7 +44,9 @@ pub struct Profile {
     pub activations: Vec<BytesAt>,
     /// What a token leaves for the next pass; 0 where nothing is kept.
     pub kv_bytes_per_token: u64,
-    pub contention: Contention,
+    /// Of reading by each way: how much a loader computes for its bytes differs.
+    pub mapped_contention: Contention,
+    pub direct_contention: Contention,
 }
 
 /// How fast so many loaders bring blocks of one size in.
@@ -210,6 +212,22 @@ impl Profile {
         Ok(Some(profile))
     }
 
+    /// How loaders and compute slow each other where blocks come one way.
+    pub fn contention(&self, way: Way) -> &Contention {
+        match way {
+            Way::Mapped => &self.mapped_contention,
+            Way::Direct => &self.direct_contention,
+        }
+    }
+
+    /// The same, to be fitted.
+    pub fn contention_mut(&mut self, way: Way) -> &mut Contention {
+        match way {
+            Way::Mapped => &mut self.mapped_contention,
+            Way::Direct => &mut self.direct_contention,
+        }
+    }
+
     fn parse(bytes: &[u8], path: &Path) -> Result<Profile, ProfileError> {
         let corrupt = |what: String| ProfileError::Corrupt { path: path.to_owned(), what };
         if bytes.len() as u64 > MAX_FILE_BYTES {
@@ -301,10 +319,16 @@ impl Profile {
         if !self.activations.is_sorted_by(|a, b| a.tokens < b.tokens) {
             return Err("activations: token counts ascend".into());
         }
-        let Contention { compute_loss, loader_slowdown, memory_slowdown } = self.contention;
-        at_least(compute_loss, 0.0, || "contention.compute_loss".into())?;
-        at_least(loader_slowdown, 1.0, || "contention.loader_slowdown".into())?;
-        at_least(memory_slowdown, 1.0, || "contention.memory_slowdown".into())
+        for (name, contention) in
+            [("mapped", &self.mapped_contention), ("direct", &self.direct_contention)]
+        {
+            let Contention { compute_loss, loader_slowdown, memory_slowdown } = *contention;
+            let field = |field: &str| format!("{name}_contention.{field}");
+            at_least(compute_loss, 0.0, || field("compute_loss"))?;
+            at_least(loader_slowdown, 1.0, || field("loader_slowdown"))?;
+            at_least(memory_slowdown, 1.0, || field("memory_slowdown"))?;
+        }
+        Ok(())
     }
 }
 

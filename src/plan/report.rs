@@ -1,7 +1,7 @@
 //! Profiles and plans for people to read.
 
 use super::wish::mib;
-use super::{Bound, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile, Way};
+use super::{Bound, Contention, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile, Way};
 use std::fmt;
 
 impl fmt::Display for Way {
@@ -57,13 +57,17 @@ impl fmt::Display for Profile {
                 layer.error * 100.0
             )?;
         }
-        let contention = &self.contention;
-        write!(
-            f,
-            "\na loader on a core that computes takes {:.1} x as long and costs compute {:.1} x its \
-             own time;\nbeside compute on other cores it slows it {:.2} x",
-            contention.loader_slowdown, contention.compute_loss, contention.memory_slowdown
-        )
+        writeln!(f, "\ncontention  loader takes   compute loses   beside compute")?;
+        let (mapped, direct) = (&self.mapped_contention, &self.direct_contention);
+        write!(f, "  mapped  {mapped}\n  direct  {direct}")
+    }
+}
+
+/// One line of the report's table.
+impl fmt::Display for Contention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Contention { loader_slowdown, compute_loss, memory_slowdown } = self;
+        write!(f, "{loader_slowdown:>12.2} x{compute_loss:>14.2} x{memory_slowdown:>15.2} x")
     }
 }
 

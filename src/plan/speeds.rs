@@ -2,7 +2,7 @@
 
 use super::disk::Disk;
 use super::profile::Profile;
-use super::{Placement, Plan};
+use super::{Placement, Plan, Way};
 
 /// Steps of the search for a rate: each halves what is left of its interval.
 const SEARCH_STEPS: usize = 50;
@@ -66,6 +66,7 @@ impl Speeds {
         let cores_of = |count: usize| count.min(loader_cores).max(1) as f64;
         let crew = Crew {
             profile,
+            way: plan.source,
             disk,
             shared_speed: speed_of(true),
             alone_speed: speed_of(false),
@@ -112,6 +113,7 @@ fn crew_cores(cores: usize, plan: &Plan) -> (usize, usize) {
 
 struct Crew<'a> {
     profile: &'a Profile,
+    way: Way,
     disk: &'a Disk,
     shared_speed: f64,
     alone_speed: f64,
@@ -123,7 +125,7 @@ struct Crew<'a> {
 
 impl Crew<'_> {
     fn speed(&self, shared: usize, alone: usize, computes: bool) -> Speed {
-        let contention = &self.profile.contention;
+        let contention = self.profile.contention(self.way);
         let cpu_us = self.disk.cpu_us_per_byte(shared + alone);
         let slowdown = if computes { contention.loader_slowdown } else { 1.0 };
         let on_shared = kind(shared, cpu_us / self.shared_speed, slowdown, self.shared_cores);
@@ -222,7 +224,7 @@ mod tests {
         close(crew.of(0, 1, true).alone_load, 1750.0);
         close(crew.of(0, 1, true).compute, 1.0);
         let mut slow = profile.clone();
-        slow.contention = Contention { memory_slowdown: 1.2, ..slow.contention };
+        slow.mapped_contention = Contention { memory_slowdown: 1.2, ..slow.mapped_contention };
         assert!(speeds(&slow, &apart).of(0, 1, true).compute < 1.0);
     }
 
