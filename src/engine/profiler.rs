@@ -47,6 +47,9 @@ const FIT_ROUNDS: usize = 3;
 /// What an unusual figure counts, against an error of a forecast.
 const ODDNESS: f64 = 0.01;
 
+/// How many times as long as compute a pass takes that only the disk binds.
+const BOUND_BY_DISK: u64 = 4;
+
 /// Measuring under way.
 pub(super) struct Profiler {
     pub model: Arc<Model>,
@@ -171,11 +174,7 @@ impl Profiler {
             }
             Step::Stream { plan, tokens } => worker
                 .stream_trial(shared, &self.model, plan, *tokens, cancel)
-                .map(|took_us| match self.streamed.iter_mut().find(|(of, ..)| *of == **plan) {
-                    // The first one of a crew warms its threads.
-                    Some((_, _, least_us)) => *least_us = took_us.min(*least_us),
-                    None => self.streamed.push(((**plan).clone(), *tokens, took_us)),
-                }),
+                .map(|took_us| self.note_pass(plan, *tokens, took_us)),
         };
         match tried {
             Err(EngineError::Cancelled) if cancel.is_cancelled() => return Ok(false),
@@ -204,6 +203,20 @@ impl Profiler {
             self.note(rate(way, 1, request_bytes, trial));
         }
         Ok(())
+    }
+
+    /// Keeps the fastest pass by each plan: the first one of a crew warms its threads. Where the disk
+    /// takes many times as long as compute, neither is in the other's way and no more is tried.
+    fn note_pass(&mut self, plan: &Plan, tokens: usize, took_us: u64) {
+        match self.streamed.iter_mut().find(|(of, ..)| of == plan) {
+            Some((_, _, least_us)) => *least_us = took_us.min(*least_us),
+            None => self.streamed.push((plan.clone(), tokens, took_us)),
+        }
+        let computed = self.computed.iter().filter(|(_, of, _)| *of == tokens);
+        let compute_us = computed.map(|(.., trial)| trial.total_us).max().unwrap_or(0);
+        if took_us > BOUND_BY_DISK * compute_us {
+            self.steps.truncate(1);
+        }
     }
 
     /// Keeps the best rate of each kind.

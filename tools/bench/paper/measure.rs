@@ -40,6 +40,9 @@ pub struct Arguments {
     /// Bytes; by default what the engine finds best
     #[arg(long)]
     pub window: Option<u64>,
+    /// Of the tape; by default what suits the cores
+    #[arg(long)]
+    pub loaders: Option<usize>,
     #[arg(long)]
     pub tokens: usize,
     /// Bytes; none by default
@@ -106,6 +109,9 @@ impl Arguments {
         let numbers = [("--budget", self.budget), ("--window", self.window)];
         for (name, bytes) in numbers.into_iter().filter_map(|(name, n)| Some((name, n?))) {
             command.args([name, &bytes.to_string()]);
+        }
+        if let Some(loaders) = self.loaders {
+            command.args(["--loaders", &loaders.to_string()]);
         }
         if let Some(variant) = &self.variant {
             command.args(["--variant", variant]);
@@ -238,6 +244,7 @@ fn config(arguments: &Arguments) -> Config {
         variant: arguments.variant.clone(),
         disk: arguments.disk.kind(),
         window_bytes: arguments.window,
+        loaders: arguments.loaders,
         pin_bytes,
         tokens: arguments.tokens as u64,
         ..Config::new(&arguments.store, arguments.budget.unwrap_or(NO_BUDGET))

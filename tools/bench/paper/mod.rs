@@ -53,6 +53,9 @@ pub struct Arguments {
     /// Bytes of tape ahead of and under compute, for the policy `tape`
     #[arg(long, value_parser = size::parse, default_value = "16MiB")]
     window: u64,
+    /// Loaders, for the policy `tape`; by default what suits the cores
+    #[arg(long)]
+    loaders: Option<usize>,
     /// Size of every open dimension of the inputs
     #[arg(long, default_value_t = 128)]
     tokens: usize,
@@ -233,6 +236,7 @@ impl<'a> Experiment<'a> {
             disk: *disk,
             step,
             window: Some(self.arguments.window),
+            loaders: self.arguments.loaders,
             tokens: self.arguments.tokens,
             budget: None,
             passes: 1,

@@ -121,6 +121,7 @@ impl Arguments {
             disk,
             step: Step::Pass(Policy::Tape),
             window: None,
+            loaders: None,
             tokens: self.tokens,
             budget: Some(budget_bytes),
             passes,
