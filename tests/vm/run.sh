@@ -5,7 +5,7 @@
 #
 # Needs qemu-system-arm, mmdebstrap, kmod, cpio, e2fsprogs and jq; this machine's hermesd,
 # hermesctl and hermes-shard in HERMES_BIN (target/release), and the models (make models). The
-# Debian is kept in HERMES_VM (target/vm).
+# Debian is kept in HERMES_VM (target/vm), with the kernel HERMES_VM_KERNEL (see rootfs.sh).
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
@@ -21,7 +21,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-tests/vm/rootfs.sh "$dir"
+tests/vm/rootfs.sh "$dir" "${HERMES_VM_KERNEL:-}"
 
 # The store is made here, and so is the answer to compare with.
 "$programs/hermes-shard" build "$models/paraphrase-minilm-l3/paraphrase-MiniLM-L3-v2.onnx" \
