@@ -14,7 +14,7 @@ export HERMES_MODELS
 HERMES_PYTHON ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/python
 export HERMES_PYTHON
 
-.PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test install \
+.PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test vm-test install \
 	clean help
 
 all: build
@@ -26,9 +26,10 @@ help:
 	@echo "make bench    measure BERT-Large through a 16 MiB window (3 GB of disk)"
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
-	@echo "make test-arm run the unit tests for aarch64 under qemu-user"
+	@echo "make test-arm run tests for aarch64 under qemu-user"
 	@echo "make deb      build, and pack a .deb with cargo-deb (packaging/deb.sh for another architecture)"
 	@echo "make deb-test install, upgrade and purge the .deb in a Debian of its own (as root)"
+	@echo "make vm-test  boot the arm64 .deb in an emulated board (as root; some minutes)"
 	@echo "make install  copy programs, units, man pages and completions below \$$(DESTDIR)"
 	@echo "make clean    remove what was built; fetched models stay"
 
@@ -73,6 +74,10 @@ deb: build
 
 deb-test:
 	tests/deb.sh
+
+vm-test: build cross
+	packaging/deb.sh aarch64-unknown-linux-gnu --fast
+	tests/vm/run.sh "$(or $(CARGO_TARGET_DIR),$(CURDIR)/target/arm)"/debian/hermes_*_arm64.deb
 
 BIN = $(DESTDIR)$(PREFIX)/bin
 SHARE = $(DESTDIR)$(PREFIX)/share

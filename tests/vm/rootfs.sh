@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Make a Debian 13 for arm64 with systemd, and a kernel and initrd that boot it from a virtio disk:
-# tests/vm/rootfs.sh DIR. No foreign code is run: packages are unpacked, not configured, and what
-# their scripts would do and a boot needs is done here. Needs root, mmdebstrap, kmod and cpio.
+# tests/vm/rootfs.sh DIR [KERNEL]. KERNEL is Debian's package: linux-image-cloud-arm64 by default,
+# linux-image-arm64-16k for pages of 16 KiB. No foreign code is run: packages are unpacked, not
+# configured, and what their scripts would do and a boot needs is done here. Needs root, mmdebstrap,
+# kmod and cpio.
 set -euo pipefail
 
 dir=$1
+image=${2:-linux-image-cloud-arm64}
 [[ ! -e $dir/complete ]] || exit 0
 rm -rf --one-file-system "$dir"
 mkdir -p "$dir"
 root=$dir/root
 packages=base-files,base-passwd,bash,coreutils,dash,diffutils,findutils,grep,sed,mawk,tar,gzip,xz-utils
 packages+=,util-linux,mount,libc-bin,libgcc-s1,passwd,perl-base,dpkg,init-system-helpers,hostname
-packages+=,systemd,systemd-sysv,dbus,udev,kmod,procps,linux-image-cloud-arm64,busybox-static
+packages+=,systemd,systemd-sysv,dbus,udev,kmod,procps,$image,busybox-static
 mmdebstrap --quiet --variant=extract --architectures=arm64 --include="$packages" \
     --aptopt='Apt::Install-Recommends "false"' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \

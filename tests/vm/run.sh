@@ -5,7 +5,8 @@
 #
 # Needs qemu-system-arm, mmdebstrap, kmod, cpio, e2fsprogs and jq; this machine's hermesd,
 # hermesctl and hermes-shard in HERMES_BIN (target/release), and the models (make models). The
-# Debian is kept in HERMES_VM (target/vm).
+# Debian is kept in HERMES_VM (target/vm). For pages of 16 KiB, as a Raspberry Pi 5 has them:
+# HERMES_VM=target/vm16 HERMES_VM_KERNEL=linux-image-arm64-16k HERMES_VM_CPU=cortex-a76.
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
@@ -21,7 +22,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-tests/vm/rootfs.sh "$dir"
+tests/vm/rootfs.sh "$dir" "${HERMES_VM_KERNEL:-}"
 
 # The store is made here, and so is the answer to compare with.
 "$programs/hermes-shard" build "$models/paraphrase-minilm-l3/paraphrase-MiniLM-L3-v2.onnx" \
@@ -57,7 +58,7 @@ ln -s /usr/lib/systemd/system/inside.service \
 boot() { # name, kernel arguments
     echo "== $1"
     mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$work/root" "$work/disk" 1200M
-    timeout "${HERMES_VM_SECONDS:-1200}" qemu-system-aarch64 -M virt -cpu cortex-a72 -m 512 -smp 1 \
+    timeout "${HERMES_VM_SECONDS:-1200}" qemu-system-aarch64 -M virt -cpu "${HERMES_VM_CPU:-cortex-a72}" -m 512 -smp 1 \
         -nodefaults -no-reboot -display none -serial "file:$work/console" \
         -kernel "$dir/kernel" -initrd "$dir/initrd" \
         -append "console=ttyAMA0 panic=-1 quiet systemd.show_status=0 $2" \
