@@ -32,7 +32,7 @@ pub enum EngineError {
     WindowTooSmall { model: String, window_bytes: u64, block_bytes: u64 },
     /// Nothing is known of the model on this board.
     #[error(
-        "model \"{model}\" was not measured on this board\nmeasure it with hermesctl profile {model}"
+        "model \"{model}\" is not measured on this board\nmeasure it with hermesctl profile {model}"
     )]
     NotMeasured { model: String },
     /// There is no plan for what is asked.
@@ -71,6 +71,8 @@ pub enum ErrorKind {
     NotFound,
     /// The request is wrong.
     Invalid,
+    /// Something else has to be done first.
+    Conflict,
     /// The request is larger than what there is room for.
     TooLarge,
     /// Nobody waits for the answer.
@@ -86,10 +88,10 @@ impl EngineError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             EngineError::UnknownModel { .. } => ErrorKind::NotFound,
-            EngineError::UnknownVariant { .. }
-            | EngineError::Invalid(_)
-            | EngineError::NotMeasured { .. }
-            | EngineError::Plan(_) => ErrorKind::Invalid,
+            EngineError::UnknownVariant { .. } | EngineError::Invalid(_) | EngineError::Plan(_) => {
+                ErrorKind::Invalid
+            }
+            EngineError::NotMeasured { .. } => ErrorKind::Conflict,
             EngineError::OverBudget(_) => ErrorKind::TooLarge,
             EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {
                 ErrorKind::Cancelled

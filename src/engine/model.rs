@@ -284,7 +284,10 @@ impl Model {
     }
 }
 
-fn pick_variant(manifest: &Manifest, wanted: Option<&str>) -> Result<String, EngineError> {
+pub(super) fn pick_variant(
+    manifest: &Manifest,
+    wanted: Option<&str>,
+) -> Result<String, EngineError> {
     let variant = wanted.or(manifest.variants.first().map(String::as_str)).unwrap_or("f32");
     if manifest.variants.iter().any(|known| known == variant) {
         return Ok(variant.to_string());

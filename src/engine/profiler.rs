@@ -44,9 +44,8 @@ const FIT_RANGES: [(Field, Range<f64>); 3] = [
 const FIT_STEPS: u32 = 15;
 const FIT_ROUNDS: usize = 3;
 
-/// Measuring under way.
+/// Measuring under way. It keeps nothing of the model, which may go between two trials.
 pub(super) struct Profiler {
-    pub model: Arc<Model>,
     base: Plan,
     steps: VecDeque<Step>,
     turn: usize,
@@ -66,14 +65,14 @@ enum Step {
 
 impl Profiler {
     /// What is to be tried for a model. `base` is the plan where nothing is known.
-    pub fn new(model: Arc<Model>, base: Plan, cores: usize) -> Profiler {
+    pub fn new(model: &Model, base: Plan, cores: usize) -> Profiler {
         let is_open = has_open_dimension(&model.dir.manifest.inputs);
         let tokens = if is_open { &TOKENS[..] } else { &TOKENS[..1] };
         let most = tokens[tokens.len() - 1];
         let has_direct = model.sources().direct().is_some();
         let ways = if has_direct { &[Way::Mapped, Way::Direct][..] } else { &[Way::Mapped] };
         let mut steps = VecDeque::new();
-        let usual = usual_bytes(&model);
+        let usual = usual_bytes(model);
         let depths = DEPTHS.map(|loaders| (loaders, usual));
         let requests = || depths.into_iter().chain(REQUEST_BYTES.map(|bytes| (1, bytes)));
         for _ in 0..REPEATS {
@@ -105,7 +104,7 @@ impl Profiler {
                 steps.extend((0..REPEATS).map(|_| step.clone()));
             }
         }
-        Profiler { model, base, steps, turn: 0, reads: vec![], computed: vec![], streamed: vec![] }
+        Profiler { base, steps, turn: 0, reads: vec![], computed: vec![], streamed: vec![] }
     }
 
     /// Makes the next trial; whether it was the last. One that was cancelled is made again.
@@ -113,12 +112,14 @@ impl Profiler {
         &mut self,
         worker: &mut Worker,
         shared: &Shared,
+        model: &Arc<Model>,
         cancel: &Cancel,
     ) -> Result<bool, EngineError> {
         let Some(step) = self.steps.front().cloned() else { return Ok(true) };
         let tried = match &step {
             Step::Read { way, loaders, request_bytes } => {
-                self.read(worker, shared, *way, *loaders, *request_bytes)
+                let request = (*way, *loaders, *request_bytes);
+                self.read(worker, shared, model, request, cancel)
             }
             Step::Compute { threads, tokens } => {
                 let plan = Plan {
@@ -129,11 +130,11 @@ impl Profiler {
                     ..self.base.clone()
                 };
                 worker
-                    .compute_trial(shared, &self.model, &plan, *tokens, cancel)
+                    .compute_trial(shared, model, &plan, *tokens, cancel)
                     .map(|trial| self.computed.push((*threads, *tokens, trial)))
             }
             Step::Stream { plan, tokens } => worker
-                .stream_trial(shared, &self.model, plan, *tokens, cancel)
+                .stream_trial(shared, model, plan, *tokens, cancel)
                 .map(|took_us| self.streamed.push(((**plan).clone(), *tokens, took_us))),
         };
         match tried {
@@ -150,17 +151,21 @@ impl Profiler {
         &mut self,
         worker: &mut Worker,
         shared: &Shared,
-        way: Way,
-        loaders: usize,
-        request_bytes: u64,
+        model: &Model,
+        (way, loaders, request_bytes): (Way, usize, u64),
+        cancel: &Cancel,
     ) -> Result<(), EngineError> {
-        let source = Arc::clone(self.model.sources().by(way));
+        let source = Arc::clone(model.sources().by(way));
         // What is read is held where the window would be.
         let needed_bytes = request_bytes * loaders as u64;
         let _held = worker.hold_for_reading(shared, needed_bytes)?;
         let cores: Vec<usize> = worker.cores.iter().rev().cycle().take(loaders).copied().collect();
         self.turn += 1;
-        let trial = trials::read(&*source, &self.model.blocks, &cores, request_bytes, self.turn)?;
+        let (blocks, turn) = (&model.blocks, self.turn);
+        let trial = trials::read(&*source, blocks, &cores, request_bytes, turn, cancel)?;
+        if cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
         if trial.bytes == 0 {
             return Ok(());
         }
@@ -177,8 +182,8 @@ impl Profiler {
     }
 
     /// The profile, when all is tried.
-    pub fn finish(self, shared: &Shared, board: Board) -> Profile {
-        let manifest = &self.model.dir.manifest;
+    pub fn finish(self, shared: &Shared, model: &Model, board: Board) -> Profile {
+        let manifest = &model.dir.manifest;
         let threads = self.computed.iter().map(|(threads, ..)| *threads).max().unwrap_or(1);
         let fewest = |threads: usize, tokens: usize| {
             let of = self.computed.iter().filter(|(t, k, _)| (*t, *k) == (threads, tokens));
@@ -203,14 +208,14 @@ impl Profiler {
             hermes: env!("CARGO_PKG_VERSION").to_owned(),
             model: manifest.model.clone(),
             version: manifest.version.clone(),
-            variant: self.model.variant.clone(),
+            variant: model.variant.clone(),
             board,
             reads: self.reads.clone(),
-            layers: self.layers(threads),
+            layers: self.layers(model, threads),
             layer_threads: threads,
             passes,
             process_bytes: shared.ledger.held_bytes(Category::Process),
-            graph_bytes: self.model.graph_bytes(),
+            graph_bytes: model.graph_bytes(),
             activations,
             kv_bytes_per_token: 0,
             contention: Contention::default(),
@@ -247,8 +252,7 @@ impl Profiler {
         profile.contention
     }
 
-    fn layers(&self, threads: usize) -> Vec<LayerCost> {
-        let model = &self.model;
+    fn layers(&self, model: &Model, threads: usize) -> Vec<LayerCost> {
         let mapped = model.sources().by(Way::Mapped);
         let direct = model.sources().direct().unwrap_or(mapped);
         let lengths = model.tape.units(&Grouping::Layers);

@@ -5,7 +5,7 @@ use super::error::EngineError;
 use super::inbox::{Control, Inbox, QUEUE_LIMIT, Waiting};
 use super::model::Model;
 use super::pass::{Cancel, PassStats};
-use super::planning::{Answered, Inquiry};
+use super::planning::{Answered, Inquiry, Known};
 use super::policy::Policy;
 use super::pressure::{Pressure, SharedPressure};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
@@ -102,7 +102,7 @@ pub struct Reply {
 }
 
 /// Tokens that requests are expected to have, where nobody says.
-const EXPECTED_TOKENS: u64 = 128;
+pub const EXPECTED_TOKENS: u64 = 128;
 
 /// Default window, and the smallest the program chooses by itself.
 const WINDOW_BYTES: u64 = 16 << 20;
@@ -263,10 +263,30 @@ impl Engine {
         self.ask(|answer| Control::Profile(model.to_string(), answer))
     }
 
+    /// As [`Engine::profile`], without waiting: `reply` is called from the engine's thread, at once
+    /// where the engine does not take it.
+    pub fn request_profile(
+        &self,
+        model: &str,
+        reply: impl FnOnce(Result<Arc<Profile>, EngineError>) + Send + 'static,
+    ) {
+        self.0.inbox.control(Control::Profile(model.to_string(), Box::new(reply)));
+    }
+
+    /// What was measured of a model, by which it is planned; as [`Engine::request_profile`]. The
+    /// model is not loaded for it.
+    pub fn request_known(
+        &self,
+        model: &str,
+        reply: impl FnOnce(Result<Known, EngineError>) + Send + 'static,
+    ) {
+        self.0.inbox.control(Control::Recall(model.to_string(), Box::new(reply)));
+    }
+
     /// How passes of a model would be played, and what would help. The model has to have been
     /// measured.
     pub fn plan(&self, model: &str, inquiry: Inquiry) -> Result<Answered, EngineError> {
-        self.ask(|answer| Control::Inquire(model.to_string(), inquiry, answer))
+        self.ask(|answer| Control::Recall(model.to_string(), answer))?.plan(inquiry)
     }
 
     /// The ledger of everything held.
@@ -336,9 +356,7 @@ impl Engine {
             // The asker waits until it is answered.
             let _ = sender.send(result);
         }));
-        if let Some(job) = self.0.inbox.control(job) {
-            job.refuse(EngineError::Cancelled);
-        }
+        self.0.inbox.control(job);
         receiver.recv().unwrap_or(Err(EngineError::Cancelled))
     }
 }

@@ -47,13 +47,15 @@ pub(super) struct ComputeTrial {
 }
 
 /// Reads from the tape, `request_bytes` at a time, by one thread on each of `cores`. Every trial
-/// of a model has another `turn`, so that none finds what another has read.
+/// of a model has another `turn`, so that none finds what another has read. It ends early where it
+/// is cancelled.
 pub(super) fn read(
     source: &dyn WeightSource,
     blocks: &[Block],
     cores: &[usize],
     request_bytes: u64,
     turn: usize,
+    cancel: &Cancel,
 ) -> Result<ReadTrial, StreamError> {
     let mut requests = requests(blocks, request_bytes);
     let count = (READ_BYTES / request_bytes).max(READ_REQUESTS as u64) as usize;
@@ -66,7 +68,8 @@ pub(super) fn read(
         affinity::pin_current_thread(core);
         let (mut bytes, mut sum) = (0, 0);
         while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if began.elapsed() > READ_TIME && bytes >= READ_REQUESTS as u64 * request_bytes {
+            let is_enough = bytes >= READ_REQUESTS as u64 * request_bytes;
+            if cancel.is_cancelled() || (is_enough && began.elapsed() > READ_TIME) {
                 break;
             }
             let loaded = source.load(request)?;
@@ -135,7 +138,7 @@ impl Worker {
         cancel: &Cancel,
     ) -> Result<ComputeTrial, EngineError> {
         let playing = model.playing_by(plan.clone());
-        let (stand_ins, _held) = stand_ins(shared, model, &playing)?;
+        let (stand_ins, _held) = stand_ins(shared, model, &playing, cancel)?;
         let trace = Arc::new(Trace::begin());
         let began = Instant::now();
         let rehearsal = Rehearsal { model, playing: &playing, pins: &stand_ins, tokens, cancel };
@@ -226,6 +229,7 @@ fn stand_ins(
     shared: &Shared,
     model: &Model,
     playing: &Playing,
+    cancel: &Cancel,
 ) -> Result<(Pinned, Grant), EngineError> {
     let mut shapes = vec![(0, 0); model.blocks.len()];
     for stretch in &model.tape.stretches {
@@ -253,6 +257,9 @@ fn stand_ins(
     let grant = shared.ledger.try_grant(Category::Pins, held_bytes)?;
     let mut loaded = HashMap::new();
     for index in kinds.values().flatten() {
+        if cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
         let block = load_verified(&*playing.source, &model.blocks[*index])?;
         loaded.insert(*index, Arc::new(block));
     }

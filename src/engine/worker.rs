@@ -6,8 +6,8 @@ use super::error::EngineError;
 use super::inbox::{Control, Turn, Waiting};
 use super::model::{Model, Playing, Terms};
 use super::pass::{Pass, PassStats, Seat};
+use super::planning::Leisure;
 use super::pressure::Pressure;
-use super::profiler::Profiler;
 use super::service::{Config, Reply, Shared, lock};
 use super::stats::Counters;
 use super::tape::Tape;
@@ -61,7 +61,7 @@ pub(super) struct Worker {
     /// Anonymous memory beside the heap: stacks, the programs' own data.
     unheaped_bytes: u64,
     /// Measuring that is done while nothing waits.
-    pub(super) profiler: Option<Profiler>,
+    pub(super) leisure: Option<Leisure>,
     /// The board, once it was looked at.
     pub(super) board: Option<Board>,
     _process: Grant,
@@ -99,7 +99,7 @@ impl Worker {
             window,
             slots: Arc::default(),
             unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
-            profiler: None,
+            leisure: None,
             board: None,
             _process: process,
         })
@@ -124,8 +124,8 @@ impl Worker {
                 Turn::Control(Control::Profile(model, answer)) => {
                     answer(self.measure(shared, &model));
                 }
-                Turn::Control(Control::Inquire(model, inquiry, answer)) => {
-                    answer(self.inquire(shared, &model, &inquiry));
+                Turn::Control(Control::Recall(model, answer)) => {
+                    answer(self.known(shared, &model));
                 }
             }
             shared.beats.fetch_add(1, Ordering::Relaxed);
@@ -144,7 +144,7 @@ impl Worker {
     }
 
     /// One pass for the requests that wait for `name`, as many as fit.
-    fn take_turn(&mut self, shared: &Shared, name: &str) {
+    pub(super) fn take_turn(&mut self, shared: &Shared, name: &str) {
         let model = match self.serving(shared, name) {
             Ok(model) => model,
             // The others that wait find out for themselves: it may be another cause by then.

@@ -180,7 +180,8 @@ impl<'a> Tape<'a> {
         let units: Vec<Unit> =
             ranges.iter().map(|range| self.unit(range, &pins, &is_there)).collect();
         check_window(&units, plan)?;
-        let work: f64 = units.iter().map(|unit| unit.work).sum();
+        // The sum of nothing would be -0.
+        let work = units.iter().map(|unit| unit.work).fold(0.0, |sum, work| sum + work);
         let coming = (0..self.bytes.len()).filter(|block| !is_there(*block));
         let bytes_read = coming.map(|block| self.bytes[block]).sum();
         let speeds = Speeds::new(self.profile, plan, &self.disk);

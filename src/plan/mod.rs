@@ -24,11 +24,14 @@ pub use advice::{Advice, Change, WhatIf, advise};
 pub use forecast::{Bound, Forecast, ForecastError, Passing, forecast, forecast_spans};
 pub use grouping::pipeswitch_groups;
 pub use pins::pinned_units;
-pub use planner::{Alternative, Kind, Overrides, PlanError, Planned, Usage, Wish, plan};
+pub use planner::{
+    Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish, plan,
+};
 pub use profile::{
     BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError, ReadRate,
     Subject,
 };
+pub use report::UnknownWay;
 pub use simulate::{Doing, Span};
 pub use stale::{Board, Core, Stale};
 

@@ -211,10 +211,12 @@ impl Effective {
                 let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
                 Value::Array(parts.map(Value::from).collect())
             }
-            false => match (text.parse(), key.name) {
-                (Ok(number), "threads" | "loaders" | "drain") => Value::Integer(number),
-                _ => Value::String(text.to_string()),
-            },
+            false => match key.name {
+                "threads" | "loaders" | "tokens" | "drain" => text.parse().map(Value::Integer).ok(),
+                "profiles" => text.parse().map(Value::Boolean).ok(),
+                _ => None,
+            }
+            .unwrap_or_else(|| Value::String(text.to_string())),
         };
         self.add(key, value, Origin::Environment(variable.to_string()))
     }
@@ -350,6 +352,7 @@ mod tests {
     use super::*;
     use crate::daemon::config::{Bytes, Level};
     use crate::daemon::rights::Right;
+    use crate::plan::Way;
 
     fn sources(text: &str) -> (tempfile::TempDir, Sources) {
         let folder = tempfile::tempdir().unwrap();
@@ -389,6 +392,9 @@ mod tests {
         check("budget = true", "c.toml:1: invalid type: boolean `true`, expected a size");
         check("threads = 0", "c.toml:1: 0 threads: give 1 to 255");
         check("loaders = 99999", "c.toml:1: 99999 threads: give 1 to 255");
+        check("tokens = 0", "c.toml:1: 0 tokens: give 1 to 1000000");
+        check("profiles = 1", "c.toml:1: invalid type: integer `1`, expected a boolean");
+        check("source = \"ram\"", "c.toml:1: unknown variant `ram`, expected `mapped` or `direct`");
         check("drain = 1.5", "c.toml:1: invalid type: floating point `1.5`, expected u32");
         check("variant = \"q9\"", "c.toml:1: there is no variant \"q9\": there are f32, bf16");
         check("log = \"loud\"", "c.toml:1: unknown variant `loud`, expected one of `error`");
@@ -420,6 +426,9 @@ mod tests {
         sources.environment = vec![
             ("HERMES_BUDGET".to_string(), "65MiB".to_string()),
             ("HERMES_THREADS".to_string(), "3".to_string()),
+            ("HERMES_TOKENS".to_string(), "64".to_string()),
+            ("HERMES_PROFILES".to_string(), "false".to_string()),
+            ("HERMES_SOURCE".to_string(), "direct".to_string()),
             ("HERMES_RIGHTS_INFER".to_string(), "1,2 @3".to_string()),
             ("HERMES_BUDGT".to_string(), "1MiB".to_string()),
             ("HERMES_MODELS".to_string(), "/models".to_string()),
@@ -430,6 +439,8 @@ mod tests {
         assert_eq!(settings.budget, Some(Bytes(66 << 20)));
         assert_eq!(settings.window, Some(Bytes(4 << 20)));
         assert_eq!(settings.threads.unwrap().0.get(), 3);
+        assert_eq!((settings.tokens.0, settings.profiles), (64, false));
+        assert_eq!(settings.source, Some(Way::Direct));
         assert_eq!((settings.drain, settings.log), (3, Level::Warn));
         assert_eq!(settings.rights.texts(Right::Infer), ["1", "2", "@3"]);
         assert_eq!(settings.rights.texts(Right::Load), ["7"]);
