@@ -14,7 +14,8 @@ export HERMES_MODELS
 HERMES_PYTHON ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/python
 export HERMES_PYTHON
 
-.PHONY: all build demo test lint unit models clients bench cross test-arm install clean help
+.PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test install \
+	clean help
 
 all: build
 
@@ -26,6 +27,8 @@ help:
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
 	@echo "make test-arm run the unit tests for aarch64 under qemu-user"
+	@echo "make deb      build, and pack a .deb with cargo-deb (packaging/deb.sh for another architecture)"
+	@echo "make deb-test install, upgrade and purge the .deb in a Debian of its own (as root)"
 	@echo "make install  copy programs, units, man pages and completions below \$$(DESTDIR)"
 	@echo "make clean    remove what was built; fetched models stay"
 
@@ -65,10 +68,18 @@ cross:
 test-arm:
 	cross/test.sh
 
+deb: build
+	packaging/deb.sh
+
+deb-test:
+	tests/deb.sh
+
 BIN = $(DESTDIR)$(PREFIX)/bin
 SHARE = $(DESTDIR)$(PREFIX)/share
 BUILT = $(or $(CARGO_TARGET_DIR),target)/release
 PROGRAMS = $(addprefix $(BUILT)/,hermesd hermesctl hermes-shard hermes-bench)
+# What runs programs of another architecture.
+RUN ?=
 
 install:
 	@for program in $(PROGRAMS); do \
@@ -77,10 +88,10 @@ install:
 	install -d "$(BIN)" "$(SHARE)/man/man1" "$(SHARE)/man/man8" \
 		"$(SHARE)/bash-completion/completions"
 	install -m 755 $(PROGRAMS) "$(BIN)"
-	"$(BIN)/hermesd" --man-pages "$(SHARE)/man/man8"
-	"$(BIN)/hermesctl" --man-pages "$(SHARE)/man/man1"
-	"$(BIN)/hermes-shard" --man-pages "$(SHARE)/man/man1"
-	"$(BIN)/hermesctl" completions bash >"$(SHARE)/bash-completion/completions/hermesctl"
+	$(RUN) "$(BIN)/hermesd" --man-pages "$(SHARE)/man/man8"
+	$(RUN) "$(BIN)/hermesctl" --man-pages "$(SHARE)/man/man1"
+	$(RUN) "$(BIN)/hermes-shard" --man-pages "$(SHARE)/man/man1"
+	$(RUN) "$(BIN)/hermesctl" completions bash >"$(SHARE)/bash-completion/completions/hermesctl"
 	systemd/install.sh "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)"
 
 clean:

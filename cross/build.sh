@@ -5,16 +5,23 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-gnu
+# The oldest that boards have: JetPack 5 and Raspberry Pi OS bullseye.
+glibc=2.31
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/arm}
 if (($# == 0)); then
     set -- --release
 fi
 if command -v cross >/dev/null && docker info >/dev/null 2>&1; then
-    exec cross build --locked --target "$target" "$@"
+    cross build --locked --target "$target" "$@"
+else
+    toolchain=${HERMES_CROSS_DIR:-$PWD/target/cross}
+    cross/setup.sh "$toolchain"
+    # shellcheck source=/dev/null
+    . "$toolchain/env"
+    cargo build --locked --target "$target" "$@"
 fi
-toolchain=${HERMES_CROSS_DIR:-$PWD/target/cross}
-cross/setup.sh "$toolchain"
-# shellcheck source=/dev/null
-. "$toolchain/env"
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/arm}
-cargo build --locked --target "$target" "$@"
+for built in "$CARGO_TARGET_DIR/$target"/{release,debug}; do
+    programs=("$built"/{hermesd,hermesctl,hermes-shard,hermes-bench})
+    [[ ! -x ${programs[0]} ]] || cross/glibc.sh "$glibc" "${programs[@]}"
+done
 echo "the programs are in $CARGO_TARGET_DIR/$target"

@@ -5,6 +5,8 @@
 # gcc, libc and qemu-user are ordinary packages. Rust's standard library for arm64 is not one that
 # can be installed beside rustup, so Debian's own compiler and both of its standard libraries are
 # unpacked into DIR, with apt state of their own: neither rustup nor dpkg's architectures change.
+# So is the C library of an older Debian, 2.31, with which programs are linked and tests are run:
+# they start on every system that has that one or a newer (JetPack 5, Raspberry Pi OS bullseye).
 # Afterwards `. DIR/env` makes the ordinary cargo build with `--target aarch64-unknown-linux-gnu`.
 set -euo pipefail
 
@@ -12,7 +14,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 dir=${1:-$here/target/cross}
 mkdir -p "$dir"/{lists,cache/archives}/partial "$dir/sysroot"
 dir=$(cd "$dir" && pwd)
-[[ -x $dir/rustc && -f $dir/env ]] && "$dir/rustc" --version && exit 0
+[[ -x $dir/rustc && -d $dir/glibc && -f $dir/env ]] && "$dir/rustc" --version && exit 0
 
 packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 missing=()
@@ -29,7 +31,14 @@ if ((${#missing[@]})); then
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-apt=(-qq -o APT::Architectures::=amd64 -o APT::Architectures::=arm64
+old=bullseye
+# shellcheck disable=SC2016 # apt-get expands them
+archive=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' |
+    awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
+keys=/usr/share/keyrings/debian-archive-keyring.gpg
+cat /etc/apt/sources.list >"$dir/sources.list" 2>/dev/null || true
+echo "deb [signed-by=$keys] $archive $old main" >>"$dir/sources.list"
+apt=(-qq -o "Dir::Etc::sourcelist=$dir/sources.list" -o APT::Architectures::=amd64 -o APT::Architectures::=arm64
     -o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache" -o APT::Sandbox::User=root)
 apt-get "${apt[@]}" update
 
@@ -61,18 +70,44 @@ for archive in *.deb; do
     rm "$archive"
 done
 
+# Not by sh: dash drops variables whose names it could not have, such as CARGO_BIN_EXE_hermes-shard,
+# by which cargo tells tests where the programs are.
+mkdir -p "$dir/cache/archives/old"
+cd "$dir/cache/archives/old"
+apt-get "${apt[@]}" download "libc6:arm64/$old" "libc6-dev:arm64/$old" "libgcc-s1:arm64/$old"
+for archive in *.deb; do
+    dpkg -x "$archive" "$dir/glibc"
+done
+# These link to where they would be on the board.
+for link in "$dir"/glibc/usr/lib/aarch64-linux-gnu/*.so; do
+    target=$(readlink "$link") || continue
+    [[ $target != /* ]] || ln -sfr "$dir/glibc$target" "$link"
+done
+# By its own name: cargo builds all anew where the linker has another.
+mkdir -p "$dir/bin"
+triple=aarch64-linux-gnu
+cat >"$dir/bin/$triple-gcc" <<GCC
+#!/bin/sh
+root=$dir/glibc
+exec /usr/bin/$triple-gcc --sysroot=\$root -B\$root/usr/lib/$triple -L\$root/usr/lib/$triple \\
+    -L\$root/lib/$triple -isystem \$root/usr/include -isystem \$root/usr/include/$triple "\$@"
+GCC
+chmod +x "$dir/bin/$triple-gcc"
+
 libraries=$dir/sysroot/usr/lib/$(uname -m)-linux-gnu
 for tool in rustc rustdoc; do
-    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
+    printf '#!/usr/bin/env bash\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
         "$libraries" "$dir/sysroot/usr/bin/$tool" >"$dir/$tool"
     chmod +x "$dir/$tool"
 done
 cat >"$dir/env" <<ENV
+export PATH=$dir/bin:\$PATH
 export RUSTC=$dir/rustc RUSTDOC=$dir/rustdoc
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 export AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu \${HERMES_QEMU_CPU:-cortex-a76} -L /usr/aarch64-linux-gnu"
+export QEMU_LD_PREFIX=$dir/glibc
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu \${HERMES_QEMU_CPU:-cortex-a76}"
 ENV
 cd "$here"
 rm -rf "$dir/lists" "$dir/cache"

@@ -328,10 +328,25 @@ fn a_wrong_config_is_told_by_file_line_and_nearest_key() {
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains(expected), "{said}");
     }
-    fs::write(drop_ins.join("50-b.conf"), "budget = \"64MiB\"\n").unwrap();
-    let output = hermesd(&["--config", path, "--check-config"]);
-    assert_eq!(output.status.code(), Some(0));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("good: 2 files"));
+}
+
+#[test]
+fn a_config_is_good_where_the_daemon_would_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    fs::create_dir(&store).unwrap();
+    small_store::write(&store, small_store::linear());
+    let check = |store: &Path, budget: &str, status: i32, expected: &str| {
+        let path = folder.path().join("c.toml");
+        fs::write(&path, format!("store = {store:?}\nbudget = {budget:?}\n")).unwrap();
+        let output = hermesd(&["--config", path.to_str().unwrap(), "--check-config"]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{said}");
+        assert!(said.contains(expected), "{said}");
+    };
+    check(&store, "96MiB", 0, "the config is good: 1 files were read, the store has 1 models");
+    check(&store, "1MiB", 1, "give --budget at least that");
+    check(&folder.path().join("none"), "96MiB", 1, "none: No such file");
 }
 
 #[test]

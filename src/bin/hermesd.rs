@@ -7,7 +7,8 @@ use hermes::daemon::config::{self, Effective, Flags, Sources};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
-use hermes::sys::{heap, memory};
+use hermes::sys::capabilities::Capabilities;
+use hermes::sys::{code, heap};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,7 +34,7 @@ struct Args {
     /// Config file [default: /etc/hermes/hermesd.toml, where it is there].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the config and end: status 0 where it is good.
+    /// Check the config, the store and the budget, and end: status 0 where the daemon would start.
     #[arg(long)]
     check_config: bool,
     /// Print the settings in force as TOML, with the origin of each, and end.
@@ -68,12 +69,14 @@ fn run(args: &Args) -> Result<()> {
         print!("{}", config::show(&effective));
     }
     if args.check_config {
-        eprintln!("the config is good: {} files were read", effective.files.len());
+        let (files, models) = (effective.files.len(), effective.settings.try_engine()?);
+        eprintln!("the config is good: {files} files were read, the store has {models} models");
     }
     if args.print_config || args.check_config {
         return Ok(());
     }
     journal::set_level(effective.settings.log.filter());
+    Capabilities::get().shortcomings().iter().for_each(|lacking| log::warn!("{lacking}"));
     serve(sources, effective)
 }
 
@@ -93,7 +96,7 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
     let (listener, socket) = activation::listen(&settings.socket)?;
     let control = lifecycle.control();
     // Of the code that was needed to start, most will not be needed again.
-    memory::release_code();
+    code::release();
     runtime.block_on(async {
         tokio::select! {
             // The server first: the lifecycle begins by saying that it serves.

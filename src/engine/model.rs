@@ -299,10 +299,10 @@ pub(super) fn pick_variant(
     })
 }
 
-/// Reads and imports the graph; the file's bytes are gone when it returns.
+/// Reads and imports the graph.
 fn import(dir: &ModelDir) -> Result<Imported, EngineError> {
     let skeleton = dir.read_file(&dir.manifest.graph)?;
-    Ok(graph::import(&skeleton, &dir.manifest.weights)?)
+    Ok(graph::import(skeleton, &dir.manifest.weights)?)
 }
 
 fn check_ports(manifest: &Manifest, imported: &Imported) -> Result<(), GraphError> {

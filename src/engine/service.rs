@@ -14,7 +14,7 @@ use crate::plan::{Profile, Way};
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Store, StoreError};
 use crate::stream::{Category, Faults, Ledger, Trace};
-use crate::sys::memory;
+use crate::sys::{code, memory};
 use crossbeam_channel::bounded;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -155,6 +155,8 @@ impl Engine {
     pub fn start(config: Config) -> Result<Engine, EngineError> {
         let store = Store::open(&config.store)?;
         let ledger = Ledger::new(config.budget_bytes);
+        code::map_in_pieces();
+        code::release();
         // In whole MiB: the next start, a few pages larger or smaller, needs the same.
         let process = memory::process().resident_bytes + PROCESS_GROWTH_BYTES;
         let process = process.next_multiple_of(1 << 20);

@@ -15,7 +15,7 @@ use crate::graph::Kernels;
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
 use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaded, Slots, Trace};
-use crate::sys::{affinity, heap, memory};
+use crate::sys::{affinity, code, heap, memory};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -277,8 +277,13 @@ impl Worker {
             asked.push((waiting, names, grant));
             seats.push(seat);
         }
+        let held_bytes = heap::live_bytes();
+        heap::reset_peak();
         let ran = catch_unwind(AssertUnwindSafe(|| self.crew.compute(|| pass.run(seats))));
         let latency_us = began.elapsed().as_micros() as u64;
+        let peak_bytes = heap::peak_bytes().saturating_sub(held_bytes);
+        let granted_bytes: u64 = asked.iter().map(|(_, _, grant)| grant.bytes()).sum();
+        log::debug!("a pass held {peak_bytes} bytes at its peak, {granted_bytes} were granted");
         let failure = flow.failure();
         model.pins.take(flow.end());
         // The level may have risen since the pass was told what to keep.
@@ -521,7 +526,7 @@ impl Worker {
         let loading = || Model::load(dir, serving, &terms, plan);
         let loaded = catch_unwind(AssertUnwindSafe(loading))
             .unwrap_or_else(|panic| Err(EngineError::Internal(panic_text(&*panic))))?;
-        memory::release_code();
+        code::release();
         let playing = loaded.playing();
         let (window_bytes, block_bytes) = (playing.plan.window_bytes, playing.largest_unit_bytes);
         if block_bytes > window_bytes {

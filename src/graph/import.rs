@@ -17,7 +17,7 @@ use tract_core::ops::change_axes::perm_to_ops;
 use tract_core::ops::einsum::EinSum;
 use tract_core::optim::Optimizer;
 use tract_onnx::pb;
-use tract_onnx::prelude::{Framework, InferenceModelExt};
+use tract_onnx::prelude::{Framework, InferenceModel, InferenceModelExt};
 
 /// How a streamed op consumes its weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,19 +56,52 @@ pub struct Imported {
 /// Parses, types and optimizes the skeleton, replacing every consumer of a weight by a streamed
 /// op. No weight is read.
 ///
-/// `weights` are inputs of the skeleton's graph; the remaining inputs are the model's own.
-pub fn import(skeleton: &[u8], weights: &[Weight]) -> Result<Imported, GraphError> {
-    let proto = pb::ModelProto::decode(skeleton).map_err(|e| GraphError::NotOnnx(e.to_string()))?;
+/// `weights` are inputs of the skeleton's graph; the remaining inputs are the model's own. Each
+/// form of the graph goes when the next is there: a skeleton that is handed over goes first.
+pub fn import(skeleton: impl AsRef<[u8]>, weights: &[Weight]) -> Result<Imported, GraphError> {
+    let proto = pb::ModelProto::decode(skeleton.as_ref());
+    let mut proto = proto.map_err(|e| GraphError::NotOnnx(e.to_string()))?;
+    drop(skeleton);
     let Some(graph) = &proto.graph else {
         return Err(GraphError::NotOnnx("it holds no graph".to_string()));
     };
     check(graph)?;
     let labels: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
-    // Some graphs that make no sense make tract panic; it is handed nothing that outlives that.
-    let planned = catch_unwind(AssertUnwindSafe(|| type_and_plan(&proto, weights, &labels)));
-    match planned {
-        Ok(planned) => planned.map_err(|error| blame(&proto, error)),
-        Err(panic) => Err(GraphError::Refused(format!("tract gave up: {}", panic_text(&*panic)))),
+    let onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    let inference = guarded(|| onnx.model_for_proto_model(&proto));
+    let nodes = proto.graph.take().map(|graph| graph.node).unwrap_or_default();
+    let nodes: Vec<OnnxNode> = nodes.into_iter().map(OnnxNode::of).collect();
+    drop(proto);
+    let planned = inference.and_then(|model| guarded(|| type_and_plan(model, weights, &labels)));
+    planned.map_err(|fault| match fault {
+        Fault::Error(error) => blame(&nodes, error),
+        Fault::Panic(text) => GraphError::Refused(format!("tract gave up: {text}")),
+    })
+}
+
+/// What is left of an ONNX node to name in an error.
+struct OnnxNode {
+    name: String,
+    op_type: String,
+}
+
+impl OnnxNode {
+    fn of(node: pb::NodeProto) -> OnnxNode {
+        OnnxNode { name: node.name, op_type: node.op_type }
+    }
+}
+
+/// How tract ends that does not succeed.
+enum Fault {
+    Error(TractError),
+    Panic(String),
+}
+
+/// Some graphs that make no sense make tract panic; it is handed nothing that outlives that.
+fn guarded<T>(work: impl FnOnce() -> TractResult<T>) -> Result<T, Fault> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(Fault::Error),
+        Err(panic) => Err(Fault::Panic(panic_text(&*panic).to_string())),
     }
 }
 
@@ -79,7 +112,7 @@ fn panic_text(panic: &dyn Any) -> &str {
 }
 
 /// Names the ONNX node that a tract error speaks of, where it speaks of one.
-fn blame(proto: &pb::ModelProto, error: TractError) -> GraphError {
+fn blame(nodes: &[OnnxNode], error: TractError) -> GraphError {
     if let Some(mismatch) = error.downcast_ref::<MissingWeight>() {
         return GraphError::Mismatch { what: mismatch.0.clone() };
     }
@@ -87,9 +120,7 @@ fn blame(proto: &pb::ModelProto, error: TractError) -> GraphError {
     if let Some(pinned) = pinned_dimension(&text) {
         return pinned;
     }
-    let graph = proto.graph.as_ref().expect("checked by the caller");
-    let named = graph
-        .node
+    let named = nodes
         .iter()
         .filter(|node| !node.name.is_empty() && text.contains(&node.name))
         .max_by_key(|node| node.name.len());
@@ -126,12 +157,10 @@ impl std::fmt::Display for MissingWeight {
 impl std::error::Error for MissingWeight {}
 
 fn type_and_plan(
-    proto: &pb::ModelProto,
+    inference: InferenceModel,
     weights: &[Weight],
     labels: &[String],
 ) -> TractResult<Imported> {
-    let onnx = tract_onnx::onnx().with_ignore_value_info(true);
-    let inference = onnx.model_for_proto_model(proto)?;
     let mut model = inference.into_typed()?;
     let uses = stream_weights(&mut model, weights)?;
     let (inputs, outputs) = (ports(&model, &model.inputs)?, ports(&model, &model.outputs)?);

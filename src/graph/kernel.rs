@@ -17,6 +17,9 @@ pub const READ_AHEAD_BYTES: usize = PANEL_ROWS * size_of::<f32>();
 
 const _: () = assert!(READ_AHEAD_BYTES as u64 <= TAIL_BYTES, "a layer file's last block has less");
 
+/// Most columns of a kernel's tile: packed columns are filled up to whole tiles.
+pub const TILE_COLUMNS: usize = 16;
+
 /// Alignment of decoded panels: a cache line, and the widest vector.
 const PANEL_ALIGN: usize = 64;
 
@@ -80,10 +83,9 @@ impl Kernels {
         self.by_columns.last().and_then(|kernel| kernel.time_tile().ok()).unwrap_or(u64::MAX)
     }
 
-    /// Begins `y[columns, outputs] = x[columns, depth] * w`, whose rows of `w` follow in blocks.
-    pub fn product(&self, x: &Tensor, outputs: usize) -> TractResult<Product<'_>> {
-        let columns = x.shape().first().copied().unwrap_or(0);
-        self.pick(columns)?.product(x, outputs)
+    /// Packs `x[.., depth]` for [`Packed::product`], for which it is no longer needed.
+    pub fn pack(&self, x: &Tensor, depth: usize) -> TractResult<Packed<'_>> {
+        self.pick(x.len() / depth.max(1))?.pack(x, depth)
     }
 }
 
@@ -100,23 +102,23 @@ impl Kernel {
             .position(|(a, b)| takes(&**a, PANEL_ROWS) && takes(&**b, mmm.nr()))?;
         let plain = mmm.internal_type() == f32::datum_type()
             && mmm.mr() == PANEL_ROWS
+            && mmm.nr() <= TILE_COLUMNS
             && !mmm.emulated()
             && mmm.stores().contains(&f32::datum_type());
         plain.then(|| Kernel { mmm: dyn_clone::clone_box(mmm), packing, tile_ns: 0 })
     }
 
-    fn product(&self, x: &Tensor, outputs: usize) -> TractResult<Product<'_>> {
+    fn pack(&self, x: &Tensor, depth: usize) -> TractResult<Packed<'_>> {
         ensure!(x.datum_type() == f32::datum_type(), "a product of {x:?}");
-        let &[columns, depth] = x.shape() else { bail!("a product of {x:?}") };
-        let (weights, activations) = &self.mmm.packings()[self.packing];
-        let packed = activations.prepare_one(x, 1, 0)?;
-        // SAFETY: the scratch space is only used with the kernel that made it; every element of
-        // `y` is written by `add_rows` before `finish` lets it out, which checks the count.
-        let (scratch, y) = unsafe {
-            (self.mmm.allocate_scratch_space(), Tensor::uninitialized::<f32>(&[columns, outputs])?)
-        };
-        let fact = PackedExoticFact { format: weights.clone(), mn: outputs.to_dim(), k: depth };
-        Ok(Product { kernel: self, packed, scratch, fact, y, columns, depth, outputs, done: 0 })
+        ensure!(x.shape().last() == Some(&depth), "a product of depth {depth} with {x:?}");
+        let columns = x.len() / depth.max(1);
+        let activations = &self.mmm.packings()[self.packing].1;
+        let (shape, strides) = ([columns, depth], [depth as isize, 1]);
+        // SAFETY: a tensor's elements follow each other without gaps, and these are `columns` times
+        // `depth` elements of f32.
+        let matrix = unsafe { TensorView::from_bytes(x, 0, &shape, &strides) };
+        let packed = activations.prepare_one_view(&matrix, 1, 0)?;
+        Ok(Packed { kernel: self, packed, columns, depth })
     }
 
     /// The shortest time in which it computes a tile.
@@ -126,12 +128,38 @@ impl Kernel {
         let panel = &panel[..panel.len() - READ_AHEAD_BYTES];
         let mut shortest = u64::MAX;
         for _ in 0..TRIALS {
-            let mut product = self.product(&x, PANEL_ROWS)?;
+            let mut product = self.pack(&x, TRIAL_DEPTH)?.product(PANEL_ROWS)?;
             let began = Instant::now();
             product.add_rows(0..PANEL_ROWS, panel, codec::by_name("f32"))?;
             shortest = shortest.min(began.elapsed().as_nanos() as u64);
         }
         Ok(shortest)
+    }
+}
+
+/// The columns of a product, as its kernel takes them.
+pub struct Packed<'a> {
+    kernel: &'a Kernel,
+    packed: Box<dyn MMMInputValue>,
+    columns: usize,
+    depth: usize,
+}
+
+impl<'a> Packed<'a> {
+    /// Begins `y[columns, outputs] = x[columns, depth] * w`, whose rows of `w` follow in blocks.
+    pub fn product(self, outputs: usize) -> TractResult<Product<'a>> {
+        let Packed { kernel, packed, columns, depth } = self;
+        let weights = kernel.mmm.packings()[kernel.packing].0.clone();
+        // SAFETY: the scratch space is only used with the kernel that made it; every element of
+        // `y` is written by `add_rows` before `finish` lets it out, which checks the count.
+        let (scratch, y) = unsafe {
+            (
+                kernel.mmm.allocate_scratch_space(),
+                Tensor::uninitialized::<f32>(&[columns, outputs])?,
+            )
+        };
+        let fact = PackedExoticFact { format: weights, mn: outputs.to_dim(), k: depth };
+        Ok(Product { kernel, packed, scratch, fact, y, columns, depth, outputs, done: 0 })
     }
 }
 
@@ -317,7 +345,7 @@ mod tests {
     fn multiply(kernel: &Kernel, x: &[f32], columns: usize, depth: usize, w: &[u8]) -> Vec<f32> {
         let x = tensor1(&x[..columns * depth]).into_shape(&[columns, depth]).unwrap();
         let outputs = w.len() / size_of::<f32>() / depth;
-        let mut product = kernel.product(&x, outputs).unwrap();
+        let mut product = kernel.pack(&x, depth).unwrap().product(outputs).unwrap();
         product.add_rows(0..outputs, w, codec::by_name("f32")).unwrap();
         let y = product.finish().unwrap();
         y.to_plain_array_view::<f32>().unwrap().iter().copied().collect()

@@ -127,12 +127,11 @@ impl Lockstep {
     ) -> TractResult<()> {
         let flush = &self.flush[step];
         if let Some(linear) = node.op_as::<Linear>() {
-            let inputs: Vec<TVec<TValue>> = live
+            let inputs: Vec<TValue> = live
                 .iter_mut()
-                .map(|seat| seat.take_inputs(node, flush))
-                .collect::<Result<_, _>>()?;
-            let columns: Vec<&Tensor> = inputs.iter().map(|values| &*values[0]).collect();
-            let outputs = linear.eval_together(&*feed.0, &columns)?;
+                .map(|seat| Ok(args_1!(seat.take_inputs(node, flush)?)))
+                .collect::<TractResult<_>>()?;
+            let outputs = linear.eval_together(&*feed.0, inputs)?;
             for (seat, output) in live.iter_mut().zip(outputs) {
                 seat.store(node, tvec!(output.into_tvalue()));
             }

@@ -1,8 +1,11 @@
 //! How many bytes of activations a pass holds at its peak, before it is run.
 
+use super::kernel::TILE_COLUMNS;
 use super::ops::{Constant, Linear};
 use std::collections::HashMap;
 use tract_core::internal::*;
+use tract_core::ops::binary::{OptBinByScalar, OptBinChain, OptBinUnicast, TypedBinOp};
+use tract_core::ops::element_wise::ElementWiseOp;
 use tract_core::ops::konst::Const;
 
 /// Peak bytes of a pass besides weights.
@@ -15,12 +18,67 @@ pub struct Footprint {
     pub together_bytes: u64,
 }
 
-/// Room for what a node holds besides its inputs and outputs, over the largest value it touches:
-/// packed operands and reordered copies.
+/// What a node works with besides its inputs and outputs.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    /// Nothing: it writes its output, or changes in place an input that nobody needs any more.
+    Nothing,
+    /// So many times the largest value it touches: packed operands and reordered copies.
+    Copies(u64),
+    /// Of f32. Its input is packed, filled up by at most so many bytes, and gone before there is
+    /// an output.
+    Linear { fill_bytes: u64 },
+}
+
+/// Copies of an op that nothing else is known of.
 const WORKING_COPIES: u64 = 2;
 
-/// The same for a linear of a pass that is shared.
+/// Copies of a linear of which other types are cast to f32 and back.
+const LINEAR_COPIES_CAST: u64 = 3;
+
+/// Copies of a linear of a pass that is shared.
 const LINEAR_COPIES_TOGETHER: u64 = 3;
+
+impl Work {
+    fn of(node: &TypedNode) -> Work {
+        if let Some(linear) = node.op_as::<Linear>() {
+            let fill_bytes = ((TILE_COLUMNS - 1) * linear.depth * size_of::<f32>()) as u64;
+            return match linear.dtype == f32::datum_type() {
+                true => Work::Linear { fill_bytes },
+                false => Work::Copies(LINEAR_COPIES_CAST),
+            };
+        }
+        let is_plain = |output: &Outlet<TypedFact>| !output.fact.datum_type.is_quantized();
+        let is_elementwise = node.op_is::<ElementWiseOp>()
+            || node.op_is::<TypedBinOp>()
+            || node.op_is::<OptBinByScalar>()
+            || node.op_is::<OptBinUnicast>()
+            || node.op_is::<OptBinChain>();
+        match node {
+            _ if is_elementwise && node.outputs.iter().all(is_plain) => Work::Nothing,
+            _ if node.op_is::<Constant>() => Work::Copies(1),
+            _ => Work::Copies(WORKING_COPIES),
+        }
+    }
+
+    /// The same in a pass that is shared.
+    fn together(self) -> Work {
+        match self {
+            Work::Linear { .. } => Work::Copies(LINEAR_COPIES_TOGETHER),
+            other => other,
+        }
+    }
+
+    /// Bytes held at the node's peak besides what lives on: `read` are the inputs that nobody needs
+    /// any more, `largest_read` is the largest of all its inputs.
+    fn peak_bytes(self, read: u64, written: u64, largest_read: u64) -> u64 {
+        match self {
+            Work::Nothing => read + written,
+            Work::Copies(copies) => read + written + copies * largest_read.max(written),
+            Work::Linear { fill_bytes } => largest_read + fill_bytes + read.max(written),
+        }
+    }
+}
 
 /// What is needed to foretell the footprint of any request: which value lives when, and the size
 /// of each as an expression of the model's symbols. Values have few different sizes, each of which
@@ -44,8 +102,7 @@ struct Step {
     reads: TVec<usize>,
     /// Nodes whose values nobody needs once this one has them.
     frees: TVec<usize>,
-    /// Copies of the largest value it touches that it makes alone and together.
-    copies: (u64, u64),
+    work: Work,
 }
 
 impl Liveness {
@@ -66,12 +123,7 @@ impl Liveness {
             let mut reads: TVec<usize> = node.inputs.iter().map(|input| input.node).collect();
             reads.sort_unstable();
             reads.dedup();
-            let copies = match node {
-                node if node.op_is::<Constant>() => (1, 1),
-                node if node.op_is::<Linear>() => (1, LINEAR_COPIES_TOGETHER),
-                _ => (WORKING_COPIES, WORKING_COPIES),
-            };
-            Step { node: node.id, reads, frees: frees[step].clone(), copies }
+            Step { node: node.id, reads, frees: frees[step].clone(), work: Work::of(node) }
         };
         let steps = plan.order_without_consts().iter().enumerate().map(step).collect();
         let fact = |outlet: &OutletId| &model.node(outlet.node).outputs[outlet.slot].fact;
@@ -86,15 +138,15 @@ impl Liveness {
         let size = |node: usize| self.size_of[node].map_or(0, |index| sizes[index]);
         let (mut is_live, mut live) = (vec![false; self.size_of.len()], 0);
         let mut footprint = Footprint::default();
-        for Step { node, reads, frees, copies: (alone, together) } in &self.steps {
+        for Step { node, reads, frees, work } in &self.steps {
             for freed in frees.iter().filter(|node| std::mem::take(&mut is_live[**node])) {
                 live -= size(*freed);
             }
-            let read = reads.iter().filter(|node| !is_live[**node]).map(|node| size(*node));
-            let held = live + read.sum::<u64>() + size(*node);
-            let largest = reads.iter().map(|node| size(*node)).max().unwrap_or(0).max(size(*node));
-            footprint.alone_bytes = footprint.alone_bytes.max(held + alone * largest);
-            footprint.together_bytes = footprint.together_bytes.max(held + together * largest);
+            let read = reads.iter().filter(|node| !is_live[**node]).map(|node| size(*node)).sum();
+            let largest_read = reads.iter().map(|node| size(*node)).max().unwrap_or(0);
+            let peak = |work: Work| live + work.peak_bytes(read, size(*node), largest_read);
+            footprint.alone_bytes = footprint.alone_bytes.max(peak(*work));
+            footprint.together_bytes = footprint.together_bytes.max(peak(work.together()));
             is_live[*node] = true;
             live += size(*node);
         }

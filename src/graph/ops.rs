@@ -75,23 +75,26 @@ impl EvalOp for Linear {
     not_out_of_plan!();
 
     fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let input = args_1!(inputs);
-        let mut outputs = self.eval_together(feed(context)?, &[&input])?;
+        let mut outputs = self.eval_together(feed(context)?, vec![args_1!(inputs)])?;
         Ok(tvec!(outputs.remove(0).into_tvalue()))
     }
 }
 
 impl Linear {
     /// The outputs of several requests, whose columns stand side by side in one product: each
-    /// block is leased once for all.
-    pub fn eval_together(&self, feed: &dyn Feed, inputs: &[&Tensor]) -> TractResult<Vec<Tensor>> {
+    /// block is leased once for all. The inputs are gone before there are outputs.
+    pub fn eval_together(&self, feed: &dyn Feed, inputs: Vec<TValue>) -> TractResult<Vec<Tensor>> {
         let mut shapes: Vec<TVec<usize>> = inputs.iter().map(|x| x.shape().into()).collect();
         let depth = |shape: &TVec<usize>| shape.last() == Some(&self.depth);
         ensure!(shapes.iter().all(depth), "linear of depth {} got {inputs:?}", self.depth);
         let columns: Vec<usize> =
             shapes.iter().map(|shape| shape[..shape.len() - 1].iter().product()).collect();
-        let mut product =
-            feed.kernels().product(&side_by_side(inputs, self.depth)?, self.outputs)?;
+        let packed = match &*inputs {
+            [input] => feed.kernels().pack(&*input.cast_to::<f32>()?, self.depth)?,
+            _ => feed.kernels().pack(&side_by_side(&inputs, self.depth)?, self.depth)?,
+        };
+        drop(inputs);
+        let mut product = packed.product(self.outputs)?;
         for block in 0..feed.block_count(self.slot) {
             let lease = feed.lease(self.slot, block)?;
             let bytes = (*lease.bytes).as_ref();
@@ -116,18 +119,13 @@ impl Linear {
 }
 
 /// The columns of several inputs as one f32 matrix `[columns, depth]`.
-fn side_by_side(inputs: &[&Tensor], depth: usize) -> TractResult<Tensor> {
-    let flat = |input: &Tensor| -> TractResult<Tensor> {
+fn side_by_side(inputs: &[TValue], depth: usize) -> TractResult<Tensor> {
+    let flat = |input: &TValue| -> TractResult<Tensor> {
         let columns = input.len() / depth.max(1);
         input.cast_to::<f32>()?.into_owned().into_shape(&[columns, depth])
     };
-    match inputs {
-        [input] => flat(input),
-        _ => {
-            let parts: Vec<Tensor> = inputs.iter().map(|x| flat(x)).collect::<TractResult<_>>()?;
-            Tensor::stack_tensors(0, &parts)
-        }
-    }
+    let parts: Vec<Tensor> = inputs.iter().map(flat).collect::<TractResult<_>>()?;
+    Tensor::stack_tensors(0, &parts)
 }
 
 impl TypedOp for Linear {

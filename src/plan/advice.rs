@@ -1,8 +1,9 @@
 //! What would make passes faster: plans for boards, budgets and variants that one could have.
 
-use super::planner::{Overrides, PlanError, Planned, Wish, mib, plan};
+use super::planner::plan;
 use super::profile::{PassTime, Profile};
 use super::stale::Core;
+use super::wish::{Overrides, PlanError, Planned, Wish, mib};
 use std::fmt;
 
 /// Share of the latency below which a change is not worth a word.
@@ -131,7 +132,7 @@ fn with_twice_the_cores(profile: &Profile) -> Profile {
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{self, MIB};
-    use super::super::planner::Usage;
+    use super::super::wish::Usage;
     use super::*;
 
     fn advice(profile: &Profile, budget_bytes: u64, others: &[&Profile]) -> Advice {

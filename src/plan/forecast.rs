@@ -1,5 +1,6 @@
 //! What a pass by a plan will take, by a profile: latency, stall, bytes read and held. Nothing is
-//! measured or loaded. 1,200 blocks take about 160 us of one core of a server.
+//! measured or loaded. A forecast of 1,152 blocks takes a quarter of a millisecond of a server's
+//! core, and one millisecond where nothing is released before the end.
 
 use super::disk::Disk;
 use super::profile::Profile;
@@ -8,6 +9,12 @@ use super::speeds::Speeds;
 use super::{Plan, Release, Way, pinned_units};
 use std::ops::Range;
 use thiserror::Error;
+
+/// How uneven a rough tape is: one load, and the computation with one block, in so many takes so
+/// many times as long as the others; all together take as long as on an even tape. A margin for
+/// windows, not a measurement.
+const LOAD_BUMPS: (usize, f64) = (32, 5.0);
+const COMPUTE_BUMPS: (usize, f64) = (12, 3.0);
 
 /// Which pass is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +64,7 @@ impl Forecast {
 /// Why a plan cannot be played.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ForecastError {
-    #[error(
-        "reading the {0:?} way was not measured\nprofile the model again, or choose another source"
-    )]
+    #[error("no {0} reads were measured\nprofile the model again, or choose another source")]
     Way(Way),
     #[error("a plan has at least one loader and one compute thread")]
     Crew,
@@ -115,6 +120,7 @@ pub(super) struct Tape<'a> {
     tail_us: f64,
     compute_us: f64,
     fixed_bytes: u64,
+    is_rough: bool,
 }
 
 impl<'a> Tape<'a> {
@@ -159,7 +165,16 @@ impl<'a> Tape<'a> {
             tail_us: before_us,
             compute_us: layers_us.iter().sum(),
             fixed_bytes: profile.fixed_bytes(tokens),
+            is_rough: false,
         })
+    }
+
+    /// The same tape with loads and computations that take unevenly long, as those of a real disk
+    /// and a real layer do: on it, a window shows what it is good for.
+    pub fn rough(mut self) -> Tape<'a> {
+        self.is_rough = true;
+        roughen(self.blocks.iter_mut().map(|block| &mut block.compute_us), COMPUTE_BUMPS);
+        self
     }
 
     /// What a pass by a plan of this source and so many threads will take.
@@ -177,9 +192,14 @@ impl<'a> Tape<'a> {
         let pins = pinned_units(&sizes, plan.pin_bytes, plan.pins);
         let pinned_bytes = sizes.iter().zip(&pins).filter(|(_, pin)| **pin).map(|(s, _)| s).sum();
         let is_there = |block: usize| pins[block] && passing == Passing::Later;
-        let units: Vec<Unit> =
+        let mut units: Vec<Unit> =
             ranges.iter().map(|range| self.unit(range, &pins, &is_there)).collect();
         check_window(&units, plan)?;
+        if self.is_rough {
+            // Whatever is pinned, the disk pauses as often.
+            let coming = units.iter_mut().filter(|unit| unit.work > 0.0);
+            roughen(coming.map(|unit| &mut unit.work), LOAD_BUMPS);
+        }
         // The sum of nothing would be -0.
         let work = units.iter().map(|unit| unit.work).fold(0.0, |sum, work| sum + work);
         let coming = (0..self.bytes.len()).filter(|block| !is_there(*block));
@@ -216,6 +236,19 @@ impl<'a> Tape<'a> {
                 - before_us,
             stay,
         }
+    }
+}
+
+/// Makes one value in so many so many times as large, and all of them so much smaller that the sum
+/// stays.
+fn roughen<'a>(values: impl Iterator<Item = &'a mut f64>, (every, times): (usize, f64)) {
+    let mut values: Vec<&mut f64> = values.collect();
+    let sum = |values: &[&mut f64]| values.iter().map(|value| **value).sum::<f64>();
+    let before = sum(&values);
+    values.iter_mut().skip(every / 2).step_by(every).for_each(|value| **value *= times);
+    let after = sum(&values);
+    if after > 0.0 {
+        values.iter_mut().for_each(|value| **value *= before / after);
     }
 }
 

@@ -144,6 +144,22 @@ fn spread_pins_keep_the_disk_at_work() {
     assert!(spread.latency_us < 0.95 * head.latency_us, "{spread:?} {head:?}");
 }
 
+/// Where loading and computing take the same time, two blocks are enough for an even tape alone.
+#[test]
+fn a_rough_tape_takes_as_long_in_all_and_wants_more_window() {
+    let profile = equal_layers(1152, 1, 100.0, 100.0);
+    let tape = |is_rough| {
+        let tape = Tape::new(&profile, Way::Mapped, 1, 1).unwrap();
+        if is_rough { tape.rough() } else { tape }
+    };
+    let latency_us = |is_rough, window| {
+        tape(is_rough).pass(&apart(1, window), Passing::Later, None).unwrap().latency_us
+    };
+    close(latency_us(true, 1152), latency_us(false, 1152), "nothing but the first load waited for");
+    close(latency_us(false, 2), latency_us(false, 1152), "even");
+    assert!(latency_us(true, 2) > 1.05 * latency_us(true, 16), "rough");
+}
+
 #[test]
 fn the_first_pass_reads_what_later_ones_have_pinned() {
     let profile = fixture::profile();

@@ -92,7 +92,7 @@ struct State {
 impl Search {
     fn best(&self) -> Vec<usize> {
         let start = State { layers: 0, runs: 0, computed_us: 0.0, last_run: 0 };
-        let mut reached = vec![vec![None; self.layers + 1]; self.layers + 1];
+        let mut reached = vec![vec![None; self.layers + 1]; self.layers.max(1)];
         reached[0][0] = Some(start);
         let mut best = self.after_run(start, self.layers);
         for layers in 0..self.layers {
@@ -104,9 +104,10 @@ impl Search {
                 if self.lower_bound_us(state) >= best.computed_us {
                     continue;
                 }
-                for end in self.shortest_end(state)..self.layers {
+                let shortest = self.shortest_end(state);
+                for (end, states) in reached.iter_mut().enumerate().skip(shortest) {
                     let next = self.after_run(state, end);
-                    let known: &mut Option<State> = &mut reached[end][next.runs];
+                    let known: &mut Option<State> = &mut states[next.runs];
                     if known.is_none_or(|known| next.computed_us < known.computed_us) {
                         *known = Some(next);
                     }

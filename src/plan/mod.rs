@@ -18,15 +18,14 @@ mod report;
 mod simulate;
 mod speeds;
 mod stale;
+mod wish;
 
 pub use crate::stream::{Release, Turns};
 pub use advice::{Advice, Change, WhatIf, advise};
 pub use forecast::{Bound, Forecast, ForecastError, Passing, forecast, forecast_spans};
 pub use grouping::pipeswitch_groups;
 pub use pins::pinned_units;
-pub use planner::{
-    Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish, plan,
-};
+pub use planner::plan;
 pub use profile::{
     BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError, ReadRate,
     Subject,
@@ -34,6 +33,7 @@ pub use profile::{
 pub use report::UnknownWay;
 pub use simulate::{Doing, Span};
 pub use stale::{Board, Core, Stale};
+pub use wish::{Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish};
 
 use serde::{Deserialize, Serialize};
 

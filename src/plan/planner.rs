@@ -2,16 +2,14 @@
 //!
 //! Every way of reading, number of loaders and placement is tried with windows from two units up,
 //! pins taking what the window leaves of the budget. The fastest wins; among those within one per
-//! cent of it the one that takes the least memory, then the one with the fewest threads.
+//! cent of it the one that takes the least memory, then the one with the fewest threads. They are
+//! compared on a rough tape, whose blocks take unevenly long: on an even one, a window of two
+//! blocks would do nearly always.
 
-use super::forecast::{Forecast, ForecastError, Passing, Tape};
+use super::forecast::{Forecast, ForecastError, Passing, Tape, forecast};
 use super::profile::{Profile, ReadRate};
+use super::wish::{Alternative, Kind, Overrides, PlanError, Planned, Usage, Wish};
 use super::{Grouping, PinPlace, Placement, Plan, Release, Turns, Way};
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
-
-/// Most tokens of a pass that is planned: far beyond any model's, and from what overflows.
-pub const MAX_TOKENS: u64 = 1_000_000;
 
 /// How much slower than the fastest a plan may be that takes less memory.
 const SLACK: f64 = 1.01;
@@ -26,109 +24,6 @@ const VAIN_WINDOWS: usize = 3;
 const SHRUNK_PLANS: usize = 6;
 const SHRINK_STEPS: usize = 6;
 
-/// What a plan is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wish {
-    /// Of the whole process.
-    pub budget_bytes: u64,
-    /// Of the passes to come.
-    pub tokens: u64,
-    pub usage: Usage,
-}
-
-/// How passes come. It decides between pins at the head and spread ones where the forecast does
-/// not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Usage {
-    /// Each alone, long after the one before.
-    OneShot,
-    /// One after the other.
-    Cyclic,
-}
-
-/// What is set by hand. What is not is searched, or where there is nothing to search (grouping,
-/// turns, release) the tape's own way.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Overrides {
-    pub source: Option<Way>,
-    pub loaders: Option<usize>,
-    pub threads: Option<usize>,
-    pub placement: Option<Placement>,
-    pub grouping: Option<Grouping>,
-    pub turns: Option<Turns>,
-    pub release: Option<Release>,
-    pub window_bytes: Option<u64>,
-    pub pin_bytes: Option<u64>,
-    pub pins: Option<PinPlace>,
-}
-
-impl Overrides {
-    /// What is set here, and of the rest what is set in `other`.
-    pub fn or(self, other: Overrides) -> Overrides {
-        Overrides {
-            source: self.source.or(other.source),
-            loaders: self.loaders.or(other.loaders),
-            threads: self.threads.or(other.threads),
-            placement: self.placement.or(other.placement),
-            grouping: self.grouping.or(other.grouping),
-            turns: self.turns.or(other.turns),
-            release: self.release.or(other.release),
-            window_bytes: self.window_bytes.or(other.window_bytes),
-            pin_bytes: self.pin_bytes.or(other.pin_bytes),
-            pins: self.pins.or(other.pins),
-        }
-    }
-}
-
-/// A plan with what it will take.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Planned {
-    pub plan: Plan,
-    /// Of a pass that finds its pins.
-    pub forecast: Forecast,
-    /// Bytes that the plan may come to hold: of the process, graph, activations, window and pins.
-    pub granted_bytes: u64,
-    /// Whether all of the model stays in memory.
-    pub fits: bool,
-    /// The fastest that differ in kind, at most two.
-    pub alternatives: Vec<Alternative>,
-}
-
-/// Another plan that was tried.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Alternative {
-    pub plan: Plan,
-    pub forecast: Forecast,
-    pub differs_in: Kind,
-}
-
-/// The most telling difference between two plans.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Source,
-    Placement,
-    Loaders,
-    Threads,
-    Pins,
-}
-
-/// Why there is no plan.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum PlanError {
-    #[error("a budget of {} is too small for {model} ({variant}) with {tokens} tokens: the least that would do is {}\ngive it more memory, fewer tokens or a variant of less", mib(*.budget_bytes), mib(*.least_bytes))]
-    Budget { model: String, variant: String, tokens: u64, budget_bytes: u64, least_bytes: u64 },
-    #[error(transparent)]
-    Forecast(#[from] ForecastError),
-}
-
-/// Bytes rounded up to tenths of a MiB.
-pub(super) fn mib(bytes: u64) -> String {
-    let tenths = (u128::from(bytes) * 10).div_ceil(1 << 20);
-    format!("{}.{} MiB", tenths / 10, tenths % 10)
-}
-
 /// The best plan for a wish, by a profile.
 ///
 /// # Errors
@@ -138,8 +33,13 @@ pub fn plan(profile: &Profile, wish: &Wish, fixed: &Overrides) -> Result<Planned
     let search = Search { profile, wish, fixed, fixed_bytes: profile.fixed_bytes(wish.tokens) };
     let tried = search.tried()?;
     let chosen = search.choose(&tried)?;
-    let alternatives = alternatives(&tried, &chosen.plan);
-    let Candidate { plan, forecast } = chosen;
+    let mut alternatives = alternatives(&tried, &chosen.plan);
+    let smooth = |plan: &Plan| forecast(profile, plan, wish.tokens, Passing::Later);
+    for alternative in &mut alternatives {
+        alternative.forecast = smooth(&alternative.plan)?;
+    }
+    let plan = chosen.plan;
+    let forecast = smooth(&plan)?;
     let fits = forecast.bytes_read == 0;
     let granted_bytes = search.granted_bytes(&plan);
     Ok(Planned { plan, forecast, granted_bytes, fits, alternatives })
@@ -148,6 +48,7 @@ pub fn plan(profile: &Profile, wish: &Wish, fixed: &Overrides) -> Result<Planned
 #[derive(Clone, Debug)]
 struct Candidate {
     plan: Plan,
+    /// On the rough tape.
     forecast: Forecast,
 }
 
@@ -213,7 +114,7 @@ impl Search<'_> {
         let mut crews = self.crews(way);
         crews.sort_by_key(|crew| crew.threads);
         for crews in crews.chunk_by(|a, b| a.threads == b.threads) {
-            let tape = Tape::new(self.profile, way, crews[0].threads, self.wish.tokens)?;
+            let tape = self.tape(way, crews[0].threads)?;
             for crew in crews {
                 for pins in self.places() {
                     self.try_windows(&tape, way, *crew, pins, least_window, tried)?;
@@ -221,6 +122,10 @@ impl Search<'_> {
             }
         }
         Ok(())
+    }
+
+    fn tape(&self, way: Way, threads: usize) -> Result<Tape<'_>, ForecastError> {
+        Ok(Tape::new(self.profile, way, threads, self.wish.tokens)?.rough())
     }
 
     fn places(&self) -> Vec<PinPlace> {
@@ -423,8 +328,7 @@ impl Search<'_> {
         if self.fixed.pin_bytes.is_some() || from.plan.pin_bytes == 0 {
             return Ok(from.clone());
         }
-        let Plan { source, threads, .. } = from.plan;
-        let tape = Tape::new(self.profile, source, threads, self.wish.tokens)?;
+        let tape = self.tape(from.plan.source, from.plan.threads)?;
         let (mut low, mut best) = (0, from.clone());
         for step in 0..SHRINK_STEPS {
             // None at all comes first: it is the answer wherever compute is the bound.

@@ -1,7 +1,6 @@
 //! What the planner chooses, against every plan of a grid.
 
 use super::super::fixture::{self, MIB};
-use super::super::forecast;
 use super::*;
 use proptest::prelude::*;
 
@@ -28,7 +27,7 @@ fn memory_is_taken_only_where_it_helps() {
     // Compute is the bound by far.
     profile.passes.iter_mut().for_each(|pass| pass.latency_us *= 10.0);
     let found = planned(&profile, 600, 128);
-    assert!(found.granted_bytes < 60 * MIB, "pins only spare loaders' work: {found:?}");
+    assert!(found.granted_bytes < 100 * MIB, "pins only spare loaders' work: {found:?}");
     assert_eq!(found.plan.loaders, 1);
     let disk_bound = planned(&fixture::profile(), 600, 128);
     assert!(disk_bound.granted_bytes > 300 * MIB, "{disk_bound:?}");
@@ -179,9 +178,15 @@ proptest! {
         let wish = wish(budget_mib + 40, tokens);
         let found = plan(&profile, &wish, &Overrides::default()).unwrap();
         prop_assert!(found.granted_bytes <= wish.budget_bytes);
+        let rough_us = |plan: &Plan| {
+            let tape = Tape::new(&profile, plan.source, plan.threads, tokens).unwrap().rough();
+            tape.pass(plan, Passing::Later, None).unwrap().latency_us
+        };
+        let found_us = rough_us(&found.plan);
         for other in grid(&profile, &wish) {
+            prop_assert!(found_us <= 1.03 * rough_us(&other), "{found:?} {other:?}");
             let other_us = forecast(&profile, &other, tokens, Passing::Later).unwrap().latency_us;
-            prop_assert!(found.forecast.latency_us <= 1.03 * other_us, "{found:?} {other:?}");
+            prop_assert!(found.forecast.latency_us <= 1.1 * other_us, "{found:?} {other:?}");
         }
     }
 }

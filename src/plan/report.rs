@@ -1,6 +1,6 @@
 //! Profiles and plans for people to read.
 
-use super::planner::mib;
+use super::wish::mib;
 use super::{Bound, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile, Usage, Way};
 use std::fmt;
 use std::str::FromStr;

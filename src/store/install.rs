@@ -192,10 +192,14 @@ fn place(store_dir: &Path, staging_dir: &Path, target: &Path) -> Result<(), Stor
 /// Exchanges two folders in one step; `false` where the file system cannot.
 #[cfg(target_env = "gnu")]
 fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
+    use crate::sys::capabilities::{Capabilities, Feature};
     use nix::{
         errno::Errno,
         fcntl::{AT_FDCWD, RenameFlags, renameat2},
     };
+    if !Capabilities::get().has(Feature::Exchange) {
+        return Ok(false);
+    }
     match renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE) {
         Ok(()) => Ok(true),
         Err(Errno::EINVAL | Errno::ENOSYS) => Ok(false),

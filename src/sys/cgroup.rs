@@ -1,5 +1,6 @@
 //! What the memory cgroup charges this process with, page cache included.
 
+use super::capabilities::{Capabilities, Feature};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -51,9 +52,13 @@ pub struct Filling {
 }
 
 impl MemoryCgroup {
-    /// The cgroup of this process, from /proc/self/cgroup and mountinfo; `None` where the
-    /// kernel has none, as on a stock Raspberry Pi.
+    /// The cgroup of this process; `None` where the kernel has none, as on a stock Raspberry Pi.
     pub fn of_self() -> Option<MemoryCgroup> {
+        Capabilities::get().has(Feature::Cgroup).then(MemoryCgroup::find).flatten()
+    }
+
+    /// The cgroup of this process, from /proc/self/cgroup and mountinfo.
+    pub(super) fn find() -> Option<MemoryCgroup> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         candidates(&groups, &mounts)
@@ -64,6 +69,9 @@ impl MemoryCgroup {
     /// memory.pressure of this process's cgroup of version 2, where the kernel has it. The root's
     /// is the whole system's, and left out; unlike all others it has no cgroup.events.
     pub fn pressure_file() -> Option<PathBuf> {
+        if !Capabilities::get().has(Feature::Cgroup) {
+            return None;
+        }
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let version2 = candidates(&groups, &mounts).into_iter().filter(|group| group.files == V2);

@@ -1,5 +1,6 @@
 //! Files read past the page cache (open(2), O_DIRECT), into whole pages of our own.
 
+use super::capabilities::{Capabilities, Feature};
 use super::map::page_size;
 use memmap2::{MmapMut, MmapOptions};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
@@ -26,8 +27,12 @@ impl DirectFile {
     /// # Errors
     ///
     /// The system's, EINVAL from file systems that have no direct reads; or Unsupported, where
-    /// the file lies in memory or reads have to be aligned to more than a page.
+    /// the file lies in memory, reads have to be aligned to more than a page, or
+    /// direct reads were taken away.
     pub fn reopen(file: &File) -> io::Result<DirectFile> {
+        if !Capabilities::get().has(Feature::Direct) {
+            return Err(unsupported("they were taken away"));
+        }
         // Newer kernels take O_DIRECT there, and copy.
         if fstatfs(file)?.filesystem_type() == TMPFS_MAGIC {
             return Err(unsupported("the file lies in memory"));
@@ -69,6 +74,9 @@ impl DirectFile {
 /// What direct reads of `file` are aligned to, in memory and on disk (statx(2), STATX_DIOALIGN,
 /// Linux 6.1).
 fn alignment(file: &File) -> io::Result<usize> {
+    if !Capabilities::get().has(Feature::DirectAlign) {
+        return Ok(SECTOR_BYTES);
+    }
     // SAFETY: an all-zero statx is a value of the type: it is integers throughout.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: the descriptor is open for as long as `file` is borrowed, the path is an empty C

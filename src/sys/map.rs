@@ -1,5 +1,6 @@
 //! A file mapped for reading whose pages come and go as told.
 
+use super::capabilities::{Capabilities, Feature};
 use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
@@ -141,13 +142,9 @@ pub fn read_ahead(file: &File, range: Range<u64>) {
         posix_fadvise(file, range.start as i64, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
 }
 
-/// Whether this kernel has MADV_POPULATE_READ, probed once.
+/// Whether [`MappedFile::populate`] works here.
 pub fn populate_supported() -> bool {
-    static SUPPORTED: OnceLock<bool> = OnceLock::new();
-    *SUPPORTED.get_or_init(|| {
-        let probe = MmapOptions::new().len(page_size()).map_anon();
-        probe.is_ok_and(|map| map.advise(Advice::PopulateRead).is_ok())
-    })
+    Capabilities::get().has(Feature::Populate)
 }
 
 /// Bytes of a page: 4, 16 or 64 KiB.

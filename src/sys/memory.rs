@@ -1,7 +1,6 @@
 //! What the kernel says this process and this machine hold.
 
 use std::fs;
-use std::ops::Range;
 
 /// A process's figures from /proc/PID/status, in bytes (proc_pid_status(5)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,52 +27,6 @@ pub fn process_of(id: u32) -> ProcessMemory {
 /// kernel refuses.
 pub fn reset_peak() -> bool {
     fs::write("/proc/self/clear_refs", "5").is_ok()
-}
-
-/// Gives back the pages of program code and read-only data that are in memory: parsing and
-/// optimizing a graph touches most of the program, a pass a small part, which comes back page by
-/// page from the page cache.
-pub fn release_code() {
-    let Ok(smaps) = fs::read_to_string("/proc/self/smaps") else { return };
-    for range in clean_code(&smaps) {
-        // SAFETY: the range is a mapping of a file that holds no page of its own (Anonymous is
-        // 0 and it is not writable), so every page reads back from the file as it was.
-        let released = unsafe {
-            libc::madvise(
-                std::ptr::with_exposed_provenance_mut(range.start),
-                range.len(),
-                libc::MADV_DONTNEED,
-            )
-        };
-        if released != 0 {
-            log::debug!("madvise(DONTNEED) on code failed: {}", std::io::Error::last_os_error());
-        }
-    }
-}
-
-/// The mappings of smaps (proc_pid_smaps(5)) that are private, of a program or library, not
-/// writable, and hold no page that differs from the file.
-fn clean_code(smaps: &str) -> Vec<Range<usize>> {
-    let mut found = vec![];
-    let mut candidate = None;
-    for line in smaps.lines() {
-        let mut fields = line.split_whitespace();
-        let (first, second) = (fields.next().unwrap_or(""), fields.next().unwrap_or(""));
-        if let Some((start, end)) = first.split_once('-') {
-            let bounds = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16));
-            let file = fields.nth(3).is_some_and(|path| path.starts_with('/'));
-            candidate = match (bounds, second) {
-                ((Ok(start), Ok(end)), "r-xp" | "r--p") if file => Some(start..end),
-                _ => None,
-            };
-        } else if first == "Anonymous:"
-            && second == "0"
-            && let Some(range) = candidate.take()
-        {
-            found.push(range);
-        }
-    }
-    found
 }
 
 /// The machine's figures from /proc/meminfo, in bytes (proc_meminfo(5)).
@@ -112,19 +65,6 @@ pub(super) fn kib_field(text: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_clean_read_only_file_mappings_are_code() {
-        let smaps = "55e0-55f0 r--p 00000000 fe:00 12 /usr/bin/hermesd\nRss: 16 kB\nAnonymous: 0 kB\n\
-                     5600-5610 r-xp 00001000 fe:00 12 /usr/bin/hermesd\nAnonymous: 0 kB\n\
-                     5610-5620 r--p 00002000 fe:00 12 /usr/bin/hermesd\nAnonymous: 4 kB\n\
-                     5620-5630 rw-p 00003000 fe:00 12 /usr/bin/hermesd\nAnonymous: 0 kB\n\
-                     5640-5650 r--s 00000000 fe:00 13 /store/a.layer\nAnonymous: 0 kB\n\
-                     7000-7010 r-xp 00000000 00:00 0 [vdso]\nAnonymous: 0 kB\n";
-        assert_eq!(clean_code(smaps), [0x55e0..0x55f0, 0x5600..0x5610]);
-        release_code();
-        assert!(process().resident_bytes > 0, "the program still runs");
-    }
 
     #[test]
     fn status_is_read_in_kib() {

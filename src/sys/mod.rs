@@ -5,7 +5,9 @@
 
 pub mod affinity;
 pub mod board;
+pub mod capabilities;
 pub mod cgroup;
+pub mod code;
 pub mod direct;
 pub mod disk;
 pub mod heap;

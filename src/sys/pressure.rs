@@ -1,5 +1,6 @@
 //! Who tells this process that memory is short: the service manager, its cgroup, the kernel.
 
+use super::capabilities::{Capabilities, Feature};
 use super::cgroup::MemoryCgroup;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,7 +27,7 @@ pub struct Places {
     /// memory.pressure of the own cgroup.
     pub cgroup: Option<PathBuf>,
     /// The whole system's.
-    pub system: PathBuf,
+    pub system: Option<PathBuf>,
 }
 
 /// What was found.
@@ -53,11 +54,12 @@ pub struct Teller {
 impl Places {
     /// Those of this process.
     pub fn of_self() -> Places {
+        let has_psi = Capabilities::get().has(Feature::Psi);
         Places {
             watch: std::env::var_os("MEMORY_PRESSURE_WATCH").map(PathBuf::from),
             write: std::env::var("MEMORY_PRESSURE_WRITE").ok(),
-            cgroup: MemoryCgroup::pressure_file(),
-            system: PathBuf::from("/proc/pressure/memory"),
+            cgroup: has_psi.then(MemoryCgroup::pressure_file).flatten(),
+            system: has_psi.then(|| PathBuf::from("/proc/pressure/memory")),
         }
     }
 
@@ -81,7 +83,8 @@ impl Places {
             opened.inspect_err(|error| log::debug!("{}: {error}", path.display())).ok()
         };
         let cgroups = self.cgroup.as_deref().and_then(told).map(Found::Teller);
-        cgroups.or_else(|| told(&self.system).map(Found::Systems)).unwrap_or(Found::Nobody)
+        let systems = || self.system.as_deref().and_then(told).map(Found::Systems);
+        cgroups.or_else(systems).unwrap_or(Found::Nobody)
     }
 
     /// What the service manager wants to be written first.
@@ -199,7 +202,7 @@ mod tests {
             watch: (!watch.is_empty()).then(|| path(watch)),
             write: (!write.is_empty()).then(|| write.to_string()),
             cgroup: (!cgroup.is_empty()).then(|| path(cgroup)),
-            system: path(system),
+            system: Some(path(system)),
         };
         let name = |teller: Teller| {
             assert!(!teller.is_kernels);
@@ -255,7 +258,7 @@ mod tests {
     /// A trigger is only written to files of the kernel's; where this one takes it, it is one.
     #[test]
     fn the_kernel_is_asked_where_it_can_be() {
-        let system = PathBuf::from("/proc/pressure/memory");
+        let system = Some(PathBuf::from("/proc/pressure/memory"));
         let places = Places { watch: None, write: None, cgroup: None, system };
         match places.open() {
             Found::Systems(teller) => {

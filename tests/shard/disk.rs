@@ -102,6 +102,31 @@ fn leftovers(store: &Path) -> Vec<String> {
     names.filter(|name| name.starts_with('.')).collect()
 }
 
+/// Ctrl-C left the staging folder, as large as the model, until the next build.
+#[test]
+fn an_interrupted_build_removes_what_it_wrote() {
+    let place = Place::with_synth(&["bert-tiny"]);
+    let interrupt = |version: &str| {
+        let mut command = place.command(&["--version", version, "--variants", "f32,q8,q4"]);
+        let mut build = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        while build.try_wait().unwrap().is_none() {
+            if place.store().is_dir() && !leftovers(&place.store()).is_empty() {
+                let id = build.id().to_string();
+                Command::new("kill").args(["-INT", &id]).status().unwrap();
+                break;
+            }
+        }
+        let output = build.wait_with_output().unwrap();
+        assert!(leftovers(&place.store()).is_empty(), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        said.contains("interrupted; what was written is removed")
+            && output.status.code() == Some(1)
+            && !place.store().join("small").join(version).exists()
+    };
+    // A signal may come too late.
+    assert!((0..20).any(|round| interrupt(&format!("v{round}"))), "no build was interrupted");
+}
+
 /// A build may end at any moment. What is served before is served after, what is new is there
 /// whole or not at all, and the next build works and clears away what was left.
 #[test]

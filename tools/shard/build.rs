@@ -1,6 +1,7 @@
 //! `hermes-shard build`: from an ONNX file to an installed version.
 
 use super::encode::{self, Target, codec_of};
+use super::interrupt;
 use super::layers;
 use super::report::Progress;
 use super::tensor::{Matrix, Sources};
@@ -68,6 +69,7 @@ const TOKENIZER_NAME: &str = "tokenizer.json";
 /// Runs the command.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let started = Instant::now();
+    interrupt::begin()?;
     let name = match &options.name {
         Some(name) => name.clone(),
         None => default_name(&options.model)?,
@@ -92,6 +94,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let needed = plan.stored_bytes(&options.variants)
         + skim.skeleton.len() as u64
         + tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
+    interrupt::writing();
     let staging = store::staging(&options.store)?;
     store::check_room(&options.store, needed)?;
     let tokenizer = match tokenizer {
@@ -119,6 +122,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     let json = serde_json::to_vec_pretty(&manifest)?;
     write_file(staging.path(), manifest::MANIFEST_NAME, &json)?;
+    interrupt::check()?;
     let installed =
         store::install(&options.store, staging.path(), &name, &options.version, options.force)?;
     super::report::built(&installed, started.elapsed(), options.json)
@@ -350,6 +354,7 @@ impl<'a> Plan<'a> {
             })
             .collect::<Result<_>>()?;
         for (number, tensor) in tensors.iter().enumerate() {
+            interrupt::check()?;
             let matrix = tensor.matrix(self.skim);
             let heard = |bytes| progress.advance(bytes);
             encode::write(&matrix, tensor.layout, number, &mut targets, sources, &heard)?;

@@ -3,6 +3,7 @@
 mod build;
 mod encode;
 mod install;
+mod interrupt;
 mod layers;
 mod report;
 mod tensor;

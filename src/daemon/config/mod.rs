@@ -15,7 +15,7 @@ pub use show::show;
 use super::rights::Rights;
 use super::size;
 use crate::codec;
-use crate::engine::{Config, EXPECTED_TOKENS};
+use crate::engine::{Config, EXPECTED_TOKENS, Engine, EngineError};
 use crate::plan::{MAX_TOKENS, Way};
 use crate::sys::{cgroup::MemoryCgroup, memory};
 use log::LevelFilter;
@@ -120,6 +120,19 @@ impl Settings {
             variant: self.variant.as_ref().map(|variant| variant.0.clone()),
             ..Config::new(&self.store, budget_bytes)
         }
+    }
+
+    /// Whether a daemon would start with these settings, by starting its engine and stopping it.
+    /// Returns the number of models in the store.
+    ///
+    /// # Errors
+    ///
+    /// Those of the start: a store that cannot be read, a budget that is too small.
+    pub fn try_engine(&self) -> Result<usize, EngineError> {
+        let engine = Engine::start(self.engine())?;
+        let models = engine.models();
+        engine.shutdown();
+        Ok(models?.len())
     }
 
     /// Time for running requests to end.

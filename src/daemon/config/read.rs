@@ -1,6 +1,7 @@
 //! Reading and merging: every value with its origin, every error with its place.
 
 use super::{DEFAULT_PATH, KEYS, Key, Settings};
+use crate::sys::capabilities::WITHOUT;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -84,7 +85,7 @@ impl Sources {
         let text = |(name, value): (OsString, OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
-        let ours = |(name, _): &(String, String)| name.starts_with("HERMES_");
+        let ours = |(name, _): &(String, String)| name.starts_with("HERMES_") && name != WITHOUT;
         let environment = std::env::vars_os().filter_map(text).filter(ours).collect();
         Ok(Sources { path, environment, flags })
     }
