@@ -4,9 +4,13 @@
 mod common;
 
 use common::daemon::Daemon;
-use common::served::{Served, check_alive, check_error, hermesctl};
+use common::served::{Served, check_alive, check_error, hermesctl, slow_request};
 use common::small_store;
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything that must happen.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Products of `slow`, each with a weight of 4 MiB.
 const PRODUCTS: usize = 4;
@@ -127,4 +131,40 @@ fn hermesctl_prints_profiles_and_plans() {
     check(&["plan", "slow", "--use", "daily"], 2, "one-shot");
     check(&["plan", "slow", "--budget", "1MB"], 2, "is not a size");
     check(&["plan", "slow", "--tokens", "0"], 2, "0");
+}
+
+/// Asks until a plan is answered: the daemon has measured by itself.
+fn wait_measured(served: &Served, model: &str) -> Value {
+    let start = Instant::now();
+    loop {
+        let (status, plan) = served.daemon.get(&format!("/v2/models/{model}/plan"));
+        if status == 200 {
+            return plan;
+        }
+        assert!(status == 409 && start.elapsed() < PATIENCE, "{plan}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn an_idle_daemon_measures_what_was_loaded() {
+    let served = served(&["--tokens", "16", "--source", "mapped"]);
+    for _ in 0..3 {
+        check_alive(&served.daemon);
+    }
+    let plan = wait_measured(&served, "linear");
+    assert_eq!((&plan["tokens"], &plan["plan"]["source"]), (&json!(16), &json!("mapped")));
+    // What was never loaded is not read.
+    check_error(&served.daemon.get("/v2/models/slow/plan"), 409, "not measured");
+    // A trial is broken off by each request, and begun anew after it.
+    let slow = slow_request().to_string();
+    for _ in 0..10 {
+        assert_eq!(served.daemon.post("/v2/models/slow/infer", &slow).0, 200);
+        std::thread::sleep(Duration::from_millis(120));
+    }
+    wait_measured(&served, "slow");
+    check_alive(&served.daemon);
+    let ledger = hermesctl(&served.daemon.socket, &["top", "--json"]).1;
+    let ledger: Value = serde_json::from_str(&ledger).unwrap();
+    assert_eq!(ledger["ledger_bytes"]["activations"], json!(0), "{ledger}");
 }

@@ -31,8 +31,6 @@ pub struct Api {
     pub tokenizers: Tokenizers,
     /// The install that is under way.
     pub installs: Installs,
-    /// Largest request body.
-    pub body_limit_bytes: u64,
     /// Connections that are open.
     pub connections: AtomicUsize,
 }
@@ -40,10 +38,14 @@ pub struct Api {
 impl Api {
     /// The handlers' state for `engine`.
     pub fn new(engine: Engine) -> Arc<Api> {
-        let body_limit_bytes = engine.ledger().budget_bytes() / BODY_SHARE;
         let (tokenizers, installs) = (Tokenizers::default(), Installs::default());
         let connections = AtomicUsize::new(0);
-        Arc::new(Api { engine, tokenizers, installs, body_limit_bytes, connections })
+        Arc::new(Api { engine, tokenizers, installs, connections })
+    }
+
+    /// Largest request body.
+    pub fn body_limit_bytes(&self) -> u64 {
+        self.engine.ledger().budget_bytes() / BODY_SHARE
     }
 
     /// The manifest of a model, and of a version of it if one is named.

@@ -24,6 +24,12 @@ pub enum EngineError {
     /// The budget does not suffice.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
+    /// Less than what cannot be given back.
+    #[error(
+        "a budget of {budget_bytes} bytes is too small: the process, loaded graphs and the smallest window take {least_bytes}\n\
+         give at least that and what requests need, or unload models first"
+    )]
+    BudgetTooSmall { budget_bytes: u64, least_bytes: u64 },
     /// The window cannot hold the model's largest block.
     #[error(
         "a window of {window_bytes} bytes is smaller than a block of {block_bytes} of model \"{model}\"\n\
@@ -88,9 +94,10 @@ impl EngineError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             EngineError::UnknownModel { .. } => ErrorKind::NotFound,
-            EngineError::UnknownVariant { .. } | EngineError::Invalid(_) | EngineError::Plan(_) => {
-                ErrorKind::Invalid
-            }
+            EngineError::UnknownVariant { .. }
+            | EngineError::Invalid(_)
+            | EngineError::BudgetTooSmall { .. }
+            | EngineError::Plan(_) => ErrorKind::Invalid,
             EngineError::NotMeasured { .. } => ErrorKind::Conflict,
             EngineError::OverBudget(_) => ErrorKind::TooLarge,
             EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {

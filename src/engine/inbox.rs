@@ -41,6 +41,8 @@ pub enum Control {
     Play(String, Answer<PassStats>),
     Profile(String, Answer<Arc<Profile>>),
     Recall(String, Answer<Known>),
+    /// The budget has changed.
+    Replan,
 }
 
 impl Control {
@@ -52,6 +54,7 @@ impl Control {
             Control::Play(_, answer) => answer(Err(error)),
             Control::Profile(_, answer) => answer(Err(error)),
             Control::Recall(_, answer) => answer(Err(error)),
+            Control::Replan => {}
         }
     }
 }
@@ -129,16 +132,19 @@ impl Inbox {
     /// Has something done before the next pass, or refuses it.
     pub fn control(&self, control: Control) {
         let mut state = lock(&self.state);
-        let refusal = match state.closed {
-            true => Some(EngineError::Cancelled),
-            false if state.control.len() < CONTROL_LIMIT => None,
-            false => Some(EngineError::Busy { limit: CONTROL_LIMIT }),
-        };
-        if let Some(error) = refusal {
+        let has_room = state.control.len() < CONTROL_LIMIT || matches!(control, Control::Replan);
+        if state.closed || !has_room {
+            let error = match state.closed {
+                true => EngineError::Cancelled,
+                false => EngineError::Busy { limit: CONTROL_LIMIT },
+            };
             drop(state);
             return control.refuse(error);
         }
-        state.end_leisure();
+        // Who asks about plans can wait for a trial's end.
+        if !matches!(control, Control::Recall(..)) {
+            state.end_leisure();
+        }
         state.control.push_back(control);
         self.changed.notify_one();
     }

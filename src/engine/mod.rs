@@ -6,6 +6,7 @@
 
 mod array;
 mod crew;
+mod doubt;
 mod error;
 mod inbox;
 mod model;

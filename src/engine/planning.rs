@@ -128,8 +128,9 @@ impl Worker {
             return None;
         }
         let models = lock(&shared.models);
-        let unknown =
-            |model: &&Arc<Model>| model.is_to_be_measured() && model.check_service().is_ok();
+        let unknown = |model: &&Arc<Model>| {
+            model.is_to_be_measured(&self.cores) && model.check_service().is_ok()
+        };
         let model = Arc::clone(models.values().find(unknown)?);
         let base = self.config.base_plan(self.cores.len(), self.window_bytes);
         let profiler = Profiler::new(&model, base, self.cores.len());
@@ -170,8 +171,8 @@ impl Worker {
         model.set_profile(profile);
     }
 
-    fn plan_tape(&mut self, shared: &Shared, model: &Model, profile: &Profile) {
-        match self.terms(shared, model.graph_bytes()).plan(profile) {
+    pub(super) fn plan_tape(&mut self, shared: &Shared, model: &Model, profile: &Profile) {
+        match self.terms(shared, model.graph_bytes(), profile).plan(profile) {
             Ok((_, planned)) => {
                 log::info!("model {}: {planned}", model.name());
                 model.play_by(planned.plan);
@@ -183,8 +184,8 @@ impl Worker {
         }
     }
 
-    /// What a model is planned for whose own graph takes so many bytes.
-    fn terms(&self, shared: &Shared, graph_bytes: u64) -> PlanTerms {
+    /// What a model of this profile is planned for, whose own graph takes so many bytes.
+    fn terms(&self, shared: &Shared, graph_bytes: u64, profile: &Profile) -> PlanTerms {
         let ledger = &shared.ledger;
         let others = [Category::Graph, Category::Tokenizer].map(|of| ledger.held_bytes(of));
         PlanTerms {
@@ -192,7 +193,11 @@ impl Worker {
             others_bytes: others.iter().sum::<u64>().saturating_sub(graph_bytes),
             tokens: self.config.tokens,
             usage: Usage::Cyclic,
-            fixed: self.config.overrides(),
+            fixed: Overrides {
+                // Where there are no direct reads, files are mapped whatever the config says.
+                source: self.config.source.filter(|way| profile.has(*way)),
+                ..self.config.overrides()
+            },
         }
     }
 
@@ -216,7 +221,8 @@ impl Worker {
         let others = others
             .filter_map(|other| self.stored_profile(shared, &manifest, other).ok().flatten())
             .collect();
-        let terms = self.terms(shared, loaded.map_or(0, |model| model.graph_bytes()));
+        let graph_bytes = loaded.map_or(0, |model| model.graph_bytes());
+        let terms = self.terms(shared, graph_bytes, &profile);
         Ok(Known { profile, others, terms })
     }
 }

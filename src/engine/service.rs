@@ -296,6 +296,26 @@ impl Engine {
         &self.0.ledger
     }
 
+    /// Changes the budget. Where it is smaller, pins go at once and the rest when what runs has
+    /// ended; nothing more is granted above it. Models are planned anew before the next pass.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::BudgetTooSmall`]; the old one stays.
+    pub fn set_budget(&self, budget_bytes: u64) -> Result<(), EngineError> {
+        let least_bytes = self.0.least_bytes();
+        if budget_bytes < least_bytes {
+            return Err(EngineError::BudgetTooSmall { budget_bytes, least_bytes });
+        }
+        if budget_bytes < self.0.ledger.set_budget(budget_bytes) {
+            for model in lock(&self.0.models).values() {
+                model.pins.release();
+            }
+        }
+        self.0.inbox.control(Control::Replan);
+        Ok(())
+    }
+
     /// The figures now.
     pub fn stats(&self) -> EngineStats {
         let loaded = lock(&self.0.models).clone();
@@ -372,6 +392,17 @@ impl Shared {
         })
     }
 
+    /// Bytes that nothing gives back while the loaded models stay, with the smallest window that
+    /// they can do with.
+    fn least_bytes(&self) -> u64 {
+        let fixed = [Category::Process, Category::Graph, Category::Tokenizer];
+        let fixed_bytes: u64 = fixed.map(|category| self.ledger.held_bytes(category)).iter().sum();
+        let models = lock(&self.models);
+        let windows = models.values().map(|model| model.playing().smallest_window_bytes());
+        let usual = SMALLEST_WINDOW_BYTES.min(self.window_bytes.load(Ordering::Relaxed));
+        fixed_bytes + windows.max().unwrap_or(usual)
+    }
+
     /// The loaded model of that name, whatever its version.
     pub fn loaded(&self, model: &str) -> Option<Arc<Model>> {
         lock(&self.models).get(model).cloned()
@@ -390,7 +421,7 @@ impl Shared {
 }
 
 /// The window that suits a budget: the default, or half of what is left where that is less.
-fn window_for(ledger: &Ledger) -> u64 {
+pub(super) fn window_for(ledger: &Ledger) -> u64 {
     WINDOW_BYTES.min((ledger.free_bytes() / 2).max(SMALLEST_WINDOW_BYTES))
 }
 

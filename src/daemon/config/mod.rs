@@ -169,7 +169,7 @@ const fn live(name: &'static str, default: &'static str) -> Key {
 pub const KEYS: [Key; 15] = [
     key("store", ""),
     key("socket", ""),
-    key("budget", "half of what the machine can give"),
+    live("budget", "half of what the machine can give"),
     key("window", "planned, or chosen from the budget"),
     key("threads", "planned, or one a core"),
     key("loaders", "planned, or one for two cores"),

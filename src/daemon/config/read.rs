@@ -158,8 +158,17 @@ impl Effective {
         }
         let is_live = |name: &str| KEYS.iter().any(|key| key.is_live && key.name == name);
         self.values.extend(newer.values.into_iter().filter(|(name, _)| is_live(name)));
-        let Settings { drain, log, rights, .. } = newer.settings;
-        self.settings = Settings { drain, log, rights, ..self.settings.clone() };
+        let Settings { budget, drain, log, rights, .. } = newer.settings;
+        self.settings = Settings { budget, drain, log, rights, ..self.settings.clone() };
+    }
+
+    /// Goes back to the budget of `older`.
+    pub fn keep_budget(&mut self, older: &Effective) {
+        self.settings.budget = older.settings.budget;
+        match older.values.get("budget") {
+            Some(value) => drop(self.values.insert("budget", value.clone())),
+            None => drop(self.values.remove("budget")),
+        }
     }
 
     fn add_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
@@ -471,10 +480,13 @@ mod tests {
         let (_other, after) = sources("budget = \"65MiB\"\ndrain = 2\n");
         let (mut running, newer) = (before.read().unwrap(), after.read().unwrap());
         let keys: Vec<&str> = running.needs_restart(&newer).iter().map(|key| key.name).collect();
-        assert_eq!(keys, ["budget", "threads"]);
+        assert_eq!(keys, ["threads"]);
+        let mut refused = newer.clone();
+        refused.keep_budget(&running);
+        assert_eq!(refused.settings.budget, Some(Bytes(64 << 20)));
         running.take_live(newer);
         assert_eq!(running.settings.drain, 2);
-        assert_eq!(running.settings.budget, Some(Bytes(64 << 20)));
+        assert_eq!(running.settings.budget, Some(Bytes(65 << 20)));
         assert_eq!(running.settings.threads.unwrap().0.get(), 2);
     }
 }
