@@ -12,7 +12,7 @@ const PARTS: [(&str, &[&str]); 9] = [
     ("stream", &["sys"]),
     ("plan", &["stream", "sys"]),
     ("engine", &["codec", "graph", "plan", "store", "stream", "sys"]),
-    ("daemon", &["codec", "engine", "sys"]),
+    ("daemon", &["codec", "engine", "plan", "sys"]),
     ("api", &["daemon", "engine", "plan", "store", "stream", "sys"]),
 ];
 

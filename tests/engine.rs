@@ -431,6 +431,7 @@ fn a_failing_disk_gives_errors_and_never_wrong_answers() {
             corrupt_every: 30,
             delay_every: 7,
             delay: Duration::from_millis(1),
+            slow_us: None,
         };
         let engine = Engine::start(Config { disk: DiskKind::Faulty(faults), ..config() }).unwrap();
         for _ in 0..4 {

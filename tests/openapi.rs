@@ -165,6 +165,12 @@ fn answers_are_as_described() {
 
     let repository = "/v2/repository/models/{model}";
     caller.call("POST", "/v2/repository/index", r#"{"ready":true}"#, 200);
+    let (profile, plan) = (format!("{repository}/profile"), format!("{model}/plan"));
+    let args = ["words", "1"];
+    caller.call_with("POST", &profile, args, "application/json", "", 400);
+    caller.call_with("GET", &plan, args, "application/json", "", 409);
+    caller.call("POST", &profile, "", 200);
+    caller.call("GET", &plan, "", 200);
     for verb in ["unload", "load"] {
         let path = format!("{repository}/{verb}");
         caller.call("POST", &path, "", 200);

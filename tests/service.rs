@@ -39,16 +39,19 @@ struct Service {
 }
 
 impl Service {
-    /// Starts hermesd after `prepare` has changed its command.
+    /// Starts hermesd with a budget for all models after `prepare` has changed its command.
     fn start(config: &str, prepare: impl FnOnce(&mut Command)) -> Service {
+        Service::start_with(&["--budget", "96MiB", "--window", "8MiB"], config, prepare)
+    }
+
+    fn start_with(arguments: &[&str], config: &str, prepare: impl FnOnce(&mut Command)) -> Service {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let manager = UnixDatagram::bind(path("manager")).unwrap();
         manager.set_read_timeout(Some(PATIENCE)).unwrap();
         fs::write(path("c.toml"), config).unwrap();
         let socket = path("s");
-        let arguments = ["--budget", "96MiB", "--window", "8MiB"];
-        let mut command = command(STORE.path(), &socket, &arguments);
+        let mut command = command(STORE.path(), &socket, arguments);
         command.arg("--config").arg(path("c.toml")).env("NOTIFY_SOCKET", path("manager"));
         command.stderr(File::create(path("log")).unwrap());
         prepare(&mut command);
@@ -258,6 +261,40 @@ fn a_reload_takes_a_good_config_and_keeps_the_old_before_a_bad_one() {
     assert_eq!(infer(&service.daemon).0, 200);
     assert_eq!(service.daemon.get("/v2/models/none").0, 404);
     service.wait_logged("DEBUG", 0);
+}
+
+#[test]
+fn a_reload_changes_the_budget_or_says_why_not() {
+    let service = Service::start_with(&[], "budget = \"96MiB\"\n", |_| ());
+    let budget = || {
+        let request = "GET /metrics HTTP/1.1\r\nhost: h\r\n\r\n";
+        let (_, _, body) = service.daemon.connect().send(request).response();
+        let text = String::from_utf8(body).unwrap();
+        let line = text.lines().find(|line| line.starts_with("hermes_budget_bytes "));
+        line.unwrap().split(' ').nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    service.wait_told("READY=1");
+    assert_eq!((infer(&service.daemon).0, budget()), (200, 96 << 20));
+    for mib in [64, 128] {
+        service.configure(&format!("budget = \"{mib}MiB\"\n"));
+        service.wait_reloaded();
+        let log = service.wait_logged(&format!("the budget is {mib} MiB now"), 0);
+        assert!(!log.contains("budget has changed"), "{log}");
+        assert_eq!((infer(&service.daemon).0, budget()), (200, mib << 20));
+    }
+    let status = service.wait_told(" of 128 MiB held");
+    assert!(status.starts_with("STATUS=loaded: linear"), "{status}");
+    service.configure("budget = \"1MiB\"\ndrain = 77\n");
+    service.wait_reloaded();
+    let refused = "the old budget stays in force: a budget of 1048576 bytes is too small";
+    service.wait_logged(refused, 0);
+    assert_eq!((infer(&service.daemon).0, budget()), (200, 128 << 20));
+    // The rest of that config is taken, and the budget is tried again at the next reload.
+    service.configure("budget = \"1MiB\"\ndrain = 77\n");
+    service.wait_reloaded();
+    service.wait_logged(refused, 1);
+    service.daemon.signal("-TERM");
+    service.wait_told("STATUS=draining, 77 s at most");
 }
 
 /// A request that has reached the engine, whose threads stand still.

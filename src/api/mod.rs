@@ -19,6 +19,7 @@ mod metrics;
 mod oip;
 mod openai;
 mod pieces;
+mod plan;
 mod repository;
 mod rights;
 mod routes;

@@ -134,7 +134,7 @@ pub async fn run(
     let manifest = find(api, path).map_err(ApiError::closing)?;
     let deadline = Deadline::from_headers(headers)?;
     let json_bytes = body::require_json_or_binary(headers)?;
-    let body = body::read(body, api.body_limit_bytes, api.engine.ledger()).await?;
+    let body = body::read(body, api.body_limit_bytes(), api.engine.ledger()).await?;
     let (mut asked, _grant) = match body.bytes.len() <= PARSE_INLINE_BYTES {
         true => parse(body, json_bytes)?,
         false => wait(move || parse(body, json_bytes)).await?,

@@ -92,7 +92,7 @@ pub async fn embeddings(
 ) -> Result<Response, OpenAiError> {
     let deadline = Deadline::from_headers(&headers)?;
     body::require_json(&headers)?;
-    let body = body::read(body, api.body_limit_bytes, api.engine.ledger()).await?;
+    let body = body::read(body, api.body_limit_bytes(), api.engine.ledger()).await?;
     let request = EmbeddingsRequest::parse(&body.bytes)?;
     let manifest = api.manifest(&request.model, None).map_err(|error| error.about("model"))?;
     let embedding = Embedding::new(&manifest)?;

@@ -4,7 +4,7 @@ use super::error::ApiError;
 use super::install::{self, Installs};
 use super::rights::require;
 use super::tokenizer::Tokenizers;
-use super::{metrics, oip, openai, repository, stats, trace, versions};
+use super::{metrics, oip, openai, plan, repository, stats, trace, versions};
 use crate::daemon::rights::Right;
 use crate::engine::{Cancel, Engine, EngineError, Reply, Request};
 use crate::store::manifest::Manifest;
@@ -31,8 +31,6 @@ pub struct Api {
     pub tokenizers: Tokenizers,
     /// The install that is under way.
     pub installs: Installs,
-    /// Largest request body.
-    pub body_limit_bytes: u64,
     /// Connections that are open.
     pub connections: AtomicUsize,
 }
@@ -40,10 +38,14 @@ pub struct Api {
 impl Api {
     /// The handlers' state for `engine`.
     pub fn new(engine: Engine) -> Arc<Api> {
-        let body_limit_bytes = engine.ledger().budget_bytes() / BODY_SHARE;
         let (tokenizers, installs) = (Tokenizers::default(), Installs::default());
         let connections = AtomicUsize::new(0);
-        Arc::new(Api { engine, tokenizers, installs, body_limit_bytes, connections })
+        Arc::new(Api { engine, tokenizers, installs, connections })
+    }
+
+    /// Largest request body.
+    pub fn body_limit_bytes(&self) -> u64 {
+        self.engine.ledger().budget_bytes() / BODY_SHARE
     }
 
     /// The manifest of a model, and of a version of it if one is named.
@@ -80,6 +82,19 @@ pub async fn wait<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| ApiError::internal("a helper thread failed: see the daemon's log"))?
+}
+
+/// Waits for what the engine calls back with. Dropping this changes nothing for the engine.
+pub async fn answer<T: Send + 'static>(
+    ask: impl FnOnce(Box<dyn FnOnce(Result<T, EngineError>) + Send>),
+) -> Result<T, ApiError> {
+    let (sender, answer) = oneshot::channel();
+    // The receiver is gone if the client is.
+    ask(Box::new(move |result| drop(sender.send(result))));
+    match answer.await {
+        Ok(result) => result.map_err(ApiError::from),
+        Err(_) => Err(ApiError::unavailable("the daemon is stopping")),
+    }
 }
 
 /// A submitted request; dropping it, as when the client goes away, cancels it.
@@ -138,6 +153,7 @@ const ROUTES: &[Route] = &[
     ("GET", "/v2/models/{model}/ready", INFER, || get(oip::model_ready)),
     ("POST", "/v2/models/{model}/infer", INFER, || post(oip::infer)),
     ("POST", "/v2/models/{model}/trace", INFER, || post(trace::trace)),
+    ("GET", "/v2/models/{model}/plan", None, || get(plan::plan)),
     ("GET", "/v2/models/{model}/stats", None, || get(stats::model)),
     ("GET", "/v2/models/{model}/versions/{version}", None, || get(oip::model_metadata)),
     ("GET", "/v2/models/{model}/versions/{version}/ready", INFER, || get(oip::model_ready)),
@@ -149,6 +165,7 @@ const ROUTES: &[Route] = &[
     ("POST", "/v2/repository/gc", INSTALL, || post(versions::collect)),
     ("POST", "/v2/repository/models/{model}/load", LOAD, || post(repository::load)),
     ("POST", "/v2/repository/models/{model}/unload", LOAD, || post(repository::unload)),
+    ("POST", "/v2/repository/models/{model}/profile", LOAD, || post(plan::profile)),
     ("POST", "/v2/repository/models/{model}/use", INSTALL, || post(versions::use_version)),
     ("POST", "/v2/repository/models/{model}/rollback", INSTALL, || post(versions::roll_back)),
     ("GET", "/v2/repository/models/{model}/versions", None, || get(versions::list)),

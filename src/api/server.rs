@@ -88,24 +88,26 @@ pub async fn serve(
     let listener = UnixListener::from_std(listener)?;
     let reserved = RESERVED_CONNECTIONS as u64 * CONNECTION_BYTES;
     let _reserved = engine.ledger().try_grant(Category::Request, reserved)?;
-    let budget_bytes = engine.ledger().budget_bytes();
-    let limit = (budget_bytes / CONNECTIONS_SHARE / CONNECTION_BYTES).min(MAX_CONNECTIONS);
-    let limit = (limit as usize).max(RESERVED_CONNECTIONS);
-    let api = Api::new(engine.clone());
-    log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes));
+    let (limit, api) = (connection_limit(&engine), Api::new(engine.clone()));
+    log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes()));
     let (router, connections) = (router(Arc::clone(&api)), JoinSet::new());
-    let mut server = Server { engine, api, router, limit, control, connections };
+    let mut server = Server { engine, api, router, control, connections };
     server.accept(listener).await;
     log::info!("stopping: {} connections are open", server.connections.len());
     server.drain().await;
     Ok(())
 }
 
+/// Connections that the budget has room for.
+fn connection_limit(engine: &Engine) -> usize {
+    let limit = engine.ledger().budget_bytes() / CONNECTIONS_SHARE / CONNECTION_BYTES;
+    (limit.min(MAX_CONNECTIONS) as usize).max(RESERVED_CONNECTIONS)
+}
+
 struct Server {
     engine: Engine,
     api: Arc<Api>,
     router: Router,
-    limit: usize,
     control: Control,
     connections: JoinSet<()>,
 }
@@ -130,7 +132,7 @@ impl Server {
 
     fn admit(&mut self, stream: UnixStream) {
         let open = self.connections.len();
-        if open >= self.limit {
+        if open >= connection_limit(&self.engine) {
             return refuse(&stream, &format!("{open} connections are open, the limit; try again"));
         }
         let grant = match open < RESERVED_CONNECTIONS {

@@ -4,6 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use hermes::api::client::doctor::{self, DOCTOR_EXIT_CODES};
 use hermes::api::client::embed::Print;
 use hermes::api::client::infer::{InferCommand, parse_binding};
+use hermes::api::client::plan::PlanCommand;
 use hermes::api::client::repository::RepositoryCommand;
 use hermes::api::client::versions::VersionsCommand;
 use hermes::api::client::watch::WatchCommand;
@@ -63,6 +64,8 @@ enum Command {
     #[command(flatten)]
     Repository(RepositoryCommand),
     #[command(flatten)]
+    Plan(PlanCommand),
+    #[command(flatten)]
     Versions(VersionsCommand),
     #[command(flatten)]
     Watch(WatchCommand),
@@ -119,6 +122,7 @@ fn run(args: Args) -> Result<(String, ExitCode), ClientError> {
             InferCommand { model, inputs, outputs, request, json }.run(&client)
         }
         Command::Repository(command) => command.run(&client),
+        Command::Plan(command) => command.run(&client),
         Command::Watch(command) => command.run(&client),
         Command::Completions { shell } => Ok(completions(shell)),
         Command::Doctor { store, json } => {

@@ -3,13 +3,12 @@
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, Parser};
 use hermes::api;
-use hermes::daemon::config::{self, Bytes, Effective, Sources, Threads, Variant};
+use hermes::daemon::config::{self, Effective, Flags, Sources};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
 use hermes::sys::capabilities::Capabilities;
 use hermes::sys::{code, heap};
-use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,35 +42,6 @@ struct Args {
     print_config: bool,
     #[command(flatten)]
     flags: Flags,
-}
-
-/// What of the settings the command line may set.
-#[derive(clap::Args, Serialize)]
-struct Flags {
-    /// Folder that hermes-shard built models into [default: /var/lib/hermes].
-    #[arg(long)]
-    store: Option<PathBuf>,
-    /// Unix socket to serve [default: /run/hermes/hermes.sock].
-    #[arg(long)]
-    socket: Option<PathBuf>,
-    /// Bytes that the whole process may hold: 64MiB, 1GiB [default: half of what there is].
-    #[arg(long)]
-    budget: Option<Bytes>,
-    /// Bytes of weights in memory ahead of and under compute [default: chosen from the budget].
-    #[arg(long)]
-    window: Option<Bytes>,
-    /// Compute threads [default: one a core].
-    #[arg(long)]
-    threads: Option<Threads>,
-    /// Threads that read from disk [default: chosen].
-    #[arg(long)]
-    loaders: Option<Threads>,
-    /// Variant of the weights to serve, such as f32 or q8 [default: the best the model has].
-    #[arg(long)]
-    variant: Option<Variant>,
-    /// Seconds for running requests to end after SIGTERM [default: 10].
-    #[arg(long)]
-    drain: Option<u32>,
 }
 
 fn main() -> ExitCode {

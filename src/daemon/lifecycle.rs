@@ -114,7 +114,7 @@ impl Lifecycle {
         let mut looking = self.manager.is_present().then(|| every(STATUS_INTERVAL));
         loop {
             tokio::select! {
-                Some(()) = self.reload.recv() => self.reload().await,
+                Some(()) = self.reload.recv() => self.reload(engine).await,
                 Some(()) = self.terminate.recv() => self.advance("SIGTERM"),
                 Some(()) = self.interrupt.recv() => self.advance("SIGINT"),
                 () = tick(&mut feeding) => match watchdog.check(engine.progress(), Instant::now()) {
@@ -135,25 +135,36 @@ impl Lifecycle {
     }
 
     /// Reads the config anew; keeps the old one where the new one is wrong.
-    async fn reload(&mut self) {
+    async fn reload(&mut self, engine: &Engine) {
         log::info!("SIGHUP: reading the config anew");
         self.manager.reloading();
         let sources = self.sources.clone();
         // Names of users may be looked up over a network.
         match tokio::task::spawn_blocking(move || sources.read()).await {
-            Ok(Ok(newer)) => self.swap(newer),
+            Ok(Ok(newer)) => self.swap(newer, engine),
             Ok(Err(error)) => self.keep(&error),
             Err(error) => log::error!("the config could not be read: {error}"),
         }
         self.manager.ready();
     }
 
-    fn swap(&mut self, newer: Effective) {
+    fn swap(&mut self, mut newer: Effective, engine: &Engine) {
         newer.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         for key in self.running.needs_restart(&newer) {
             let place = newer.value(key).map(|(_, origin)| format!(" ({origin})"));
             let place = place.unwrap_or_default();
             log::warn!("{} has changed{place}: it needs a restart, the old value stays", key.name);
+        }
+        if newer.settings.budget != self.running.settings.budget {
+            let budget_bytes = newer.settings.budget_bytes();
+            match engine.set_budget(budget_bytes) {
+                Ok(()) => log::info!("the budget is {} now", Size(budget_bytes)),
+                Err(error) => {
+                    let text = error.to_string().replace('\n', ": ");
+                    log::error!("the old budget stays in force: {text}");
+                    newer.keep_budget(&self.running);
+                }
+            }
         }
         self.running.take_live(newer);
         journal::set_level(self.running.settings.log.filter());
@@ -210,7 +221,7 @@ fn status(engine: &Engine) -> String {
     let mut models = engine.models().unwrap_or_default();
     models.retain(|model| engine.is_ready(model));
     let ledger = engine.ledger();
-    let held_bytes = ledger.budget_bytes() - ledger.free_bytes();
+    let held_bytes = ledger.held_in_all_bytes();
     let budget = Size(ledger.budget_bytes());
     let names = match models.len() {
         0 => "no model is loaded".to_string(),

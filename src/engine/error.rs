@@ -24,6 +24,12 @@ pub enum EngineError {
     /// The budget does not suffice.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
+    /// Less than what cannot be given back.
+    #[error(
+        "a budget of {budget_bytes} bytes is too small: the process, loaded graphs and the smallest window take {least_bytes}\n\
+         give at least that and what requests need, or unload models first"
+    )]
+    BudgetTooSmall { budget_bytes: u64, least_bytes: u64 },
     /// The window cannot hold the model's largest block.
     #[error(
         "a window of {window_bytes} bytes is smaller than a block of {block_bytes} of model \"{model}\"\n\
@@ -32,7 +38,7 @@ pub enum EngineError {
     WindowTooSmall { model: String, window_bytes: u64, block_bytes: u64 },
     /// Nothing is known of the model on this board.
     #[error(
-        "model \"{model}\" was not measured on this board\nmeasure it with hermesctl profile {model}"
+        "model \"{model}\" is not measured on this board\nmeasure it with hermesctl profile {model}"
     )]
     NotMeasured { model: String },
     /// There is no plan for what is asked.
@@ -71,6 +77,8 @@ pub enum ErrorKind {
     NotFound,
     /// The request is wrong.
     Invalid,
+    /// Something else has to be done first.
+    Conflict,
     /// The request is larger than what there is room for.
     TooLarge,
     /// Nobody waits for the answer.
@@ -88,8 +96,9 @@ impl EngineError {
             EngineError::UnknownModel { .. } => ErrorKind::NotFound,
             EngineError::UnknownVariant { .. }
             | EngineError::Invalid(_)
-            | EngineError::NotMeasured { .. }
+            | EngineError::BudgetTooSmall { .. }
             | EngineError::Plan(_) => ErrorKind::Invalid,
+            EngineError::NotMeasured { .. } => ErrorKind::Conflict,
             EngineError::OverBudget(_) => ErrorKind::TooLarge,
             EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {
                 ErrorKind::Cancelled

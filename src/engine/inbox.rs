@@ -3,7 +3,7 @@
 use super::error::EngineError;
 use super::model::Model;
 use super::pass::{Cancel, PassStats};
-use super::planning::{Answered, Inquiry};
+use super::planning::Known;
 use super::queue::Queue;
 use super::service::{Reply, Request, lock};
 use crate::plan::Profile;
@@ -16,6 +16,9 @@ pub type Answer<T> = Box<dyn FnOnce(Result<T, EngineError>) + Send>;
 
 /// Requests that may wait, for all models together.
 pub const QUEUE_LIMIT: usize = 256;
+
+/// Other things that may wait to be done.
+const CONTROL_LIMIT: usize = 256;
 
 /// A request that waits for its pass.
 pub struct Waiting {
@@ -37,8 +40,9 @@ pub enum Control {
     Unload(String, Answer<()>),
     Play(String, Answer<PassStats>),
     Profile(String, Answer<Arc<Profile>>),
-    Adopt(String, Arc<Profile>, Answer<()>),
-    Inquire(String, Inquiry, Answer<Answered>),
+    Recall(String, Answer<Known>),
+    /// The budget has changed.
+    Replan,
 }
 
 impl Control {
@@ -49,8 +53,8 @@ impl Control {
             Control::Unload(_, answer) => answer(Err(error)),
             Control::Play(_, answer) => answer(Err(error)),
             Control::Profile(_, answer) => answer(Err(error)),
-            Control::Adopt(_, _, answer) => answer(Err(error)),
-            Control::Inquire(_, _, answer) => answer(Err(error)),
+            Control::Recall(_, answer) => answer(Err(error)),
+            Control::Replan => {}
         }
     }
 }
@@ -125,16 +129,31 @@ impl Inbox {
         answers
     }
 
-    /// Has something done before the next pass; gives it back where the engine has stopped.
-    pub fn control(&self, control: Control) -> Option<Control> {
+    /// Has something done before the next pass, or refuses it.
+    pub fn control(&self, control: Control) {
         let mut state = lock(&self.state);
-        if state.closed {
-            return Some(control);
+        let has_room = state.control.len() < CONTROL_LIMIT || matches!(control, Control::Replan);
+        if state.closed || !has_room {
+            let error = match state.closed {
+                true => EngineError::Cancelled,
+                false => EngineError::Busy { limit: CONTROL_LIMIT },
+            };
+            drop(state);
+            return control.refuse(error);
         }
-        state.end_leisure();
+        // Who asks about plans can wait for a trial's end.
+        if !matches!(control, Control::Recall(..)) {
+            state.end_leisure();
+        }
         state.control.push_back(control);
         self.changed.notify_one();
-        None
+    }
+
+    /// The model whose requests are next, where any may be served now.
+    pub fn next_model(&self) -> Option<String> {
+        let mut state = lock(&self.state);
+        let may_serve = !state.closed && !state.held;
+        may_serve.then(|| state.queue.next_model()).flatten()
     }
 
     /// Whether requests wait although the engine is idle.

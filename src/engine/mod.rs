@@ -6,6 +6,7 @@
 
 mod array;
 mod crew;
+mod doubt;
 mod error;
 mod inbox;
 mod model;
@@ -28,9 +29,9 @@ pub use array::{Array, ArrayError};
 pub use error::{EngineError, ErrorKind};
 pub use model::Model;
 pub use pass::{Cancel, PassStats};
-pub use planning::{Answered, Inquiry};
+pub use planning::{Answered, Inquiry, Known};
 pub use policy::Policy;
 pub use pressure::Pressure;
 pub use sample::sample_inputs;
-pub use service::{Config, DiskKind, Engine, Reply, Request};
+pub use service::{Config, DiskKind, EXPECTED_TOKENS, Engine, Reply, Request};
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};

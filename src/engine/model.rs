@@ -1,6 +1,7 @@
 //! A loaded model: its graph in memory, its tape on disk.
 
 use super::array::Array;
+use super::doubt::Doubt;
 use super::error::EngineError;
 use super::pins::Pins;
 use super::policy::largest_unit_bytes;
@@ -15,7 +16,7 @@ use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSo
 use crate::sys::heap;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use tract_core::internal::*;
 
 /// A model ready for passes.
@@ -32,6 +33,7 @@ pub struct Model {
     sources: Sources,
     playing: Mutex<Arc<Playing>>,
     profile: Mutex<Option<Arc<Profile>>>,
+    doubt: Mutex<Doubt>,
     /// It was tried to measure it, in vain.
     is_given_up: AtomicBool,
     inputs: Vec<Port>,
@@ -69,7 +71,15 @@ impl Playing {
         let largest_unit_bytes = largest_unit_bytes(&units, &held);
         Playing { plan, source, units, largest_unit_bytes }
     }
+
+    /// Bytes of the window where memory is short.
+    pub fn smallest_window_bytes(&self) -> u64 {
+        (SMALLEST_WINDOW_UNITS * self.largest_unit_bytes).min(self.plan.window_bytes)
+    }
 }
+
+/// Units of the window under pressure: one that compute uses, one that is loaded.
+const SMALLEST_WINDOW_UNITS: u64 = 2;
 
 /// What parsing and optimizing a graph holds at its peak where the manifest does not say: several
 /// forms of it at once. Measured on the real models, 6 to 24 bytes a byte of the file.
@@ -141,6 +151,7 @@ impl Model {
             sources,
             playing: Mutex::new(Arc::new(playing)),
             profile: Mutex::default(),
+            doubt: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             inputs: imported.inputs,
             outputs: imported.outputs,
@@ -180,11 +191,14 @@ impl Model {
         lock(&self.profile).clone()
     }
 
-    /// Whether nothing is known of it, and could be.
-    pub(super) fn is_to_be_measured(&self) -> bool {
+    /// Whether nothing is known of it on these cores, and could be.
+    pub(super) fn is_to_be_measured(&self, cores: &[usize]) -> bool {
+        let is_known = |profile: &Arc<Profile>| {
+            profile.board.cores.iter().map(|core| core.id).eq(cores.iter().copied())
+        };
         !self.blocks.is_empty()
             && !self.is_given_up.load(Ordering::Relaxed)
-            && lock(&self.profile).is_none()
+            && !self.profile().as_ref().is_some_and(is_known)
     }
 
     pub(super) fn give_up_measuring(&self) {
@@ -193,6 +207,26 @@ impl Model {
 
     pub(super) fn set_profile(&self, profile: Arc<Profile>) {
         *lock(&self.profile) = Some(profile);
+    }
+
+    /// Nothing is known of it from now on; it is played as before.
+    pub(super) fn drop_profile(&self) {
+        *lock(&self.profile) = None;
+    }
+
+    /// Its passes against their forecasts.
+    pub(super) fn doubt(&self) -> MutexGuard<'_, Doubt> {
+        lock(&self.doubt)
+    }
+
+    /// The length that all open dimensions of a pass's inputs have, in the plan's order: 1 where
+    /// there are none, none where they differ.
+    pub(super) fn tokens_of(&self, inputs: &TVec<TValue>) -> Option<u64> {
+        let shapes = self.inputs.iter().zip(inputs);
+        let sizes = shapes.flat_map(|(port, input)| port.shape.iter().zip(input.shape()));
+        let mut open = sizes.filter(|(dim, _)| matches!(dim, Dim::Symbol(_))).map(|(_, size)| size);
+        let first = open.next().copied().unwrap_or(1);
+        open.all(|size| *size == first).then_some(first as u64)
     }
 
     /// What a plan means for it.
@@ -302,7 +336,10 @@ impl Model {
     }
 }
 
-fn pick_variant(manifest: &Manifest, wanted: Option<&str>) -> Result<String, EngineError> {
+pub(super) fn pick_variant(
+    manifest: &Manifest,
+    wanted: Option<&str>,
+) -> Result<String, EngineError> {
     let variant = wanted.or(manifest.variants.first().map(String::as_str)).unwrap_or("f32");
     if manifest.variants.iter().any(|known| known == variant) {
         return Ok(variant.to_string());

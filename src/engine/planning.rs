@@ -1,19 +1,20 @@
 //! From a profile to the plan that a model's passes follow.
 
 use super::error::EngineError;
-use super::model::Model;
-use super::pass::Cancel;
+use super::model::{Model, pick_variant};
 use super::policy::Policy;
 use super::pressure::Pressure;
 use super::profiler::{self, Profiler};
 use super::service::{DiskKind, Shared, lock};
 use super::worker::{UNPINNED_SHARE, Worker};
 use crate::plan::{
-    Board, Grouping, LayerCost, Overrides, Plan, Planned, Profile, ReadRate, Subject, Usage, Way,
-    Wish, advise, pipeswitch_groups, plan,
+    Board, Grouping, LayerCost, Overrides, Plan, PlanError, Planned, Profile, ReadRate, Subject,
+    Usage, Way, Wish, advise, pipeswitch_groups, plan,
 };
+use crate::store::manifest::Manifest;
 use crate::stream::Category;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// What handing a group of layers from a loader to compute is reckoned to cost PipeSwitch.
@@ -25,28 +26,34 @@ const HERMES: &str = env!("CARGO_PKG_VERSION");
 impl Worker {
     /// Looks for the profile of a model that has just been loaded, and plans by it.
     pub(super) fn recall(&mut self, shared: &Shared, model: &Arc<Model>) {
-        match self.known_profile(shared, model) {
+        match self.stored_profile(shared, &model.dir.manifest, &model.variant) {
             Ok(Some(profile)) => self.adopt(shared, model, Arc::new(profile)),
             Ok(None) => {}
             Err(why) => log::warn!("{}", why.replace('\n', ": ")),
         }
     }
 
-    /// The profile beside the model; why there is none that can be used.
-    fn known_profile(&mut self, shared: &Shared, model: &Model) -> Result<Option<Profile>, String> {
+    /// The profile that lies beside a model; why there is none that can be used.
+    fn stored_profile(
+        &mut self,
+        shared: &Shared,
+        manifest: &Manifest,
+        variant: &str,
+    ) -> Result<Option<Profile>, String> {
         // What an imitated disk gave is of no other.
         if !matches!(self.config.disk, DiskKind::Board) {
             return Ok(None);
         }
-        let folder = shared.store.model_path(model.name()).map_err(|error| error.to_string())?;
-        let Some(profile) =
-            Profile::read(&folder, subject(model)).map_err(|error| error.to_string())?
+        let Manifest { model, version, .. } = manifest;
+        let folder = shared.store.model_path(model).map_err(|error| error.to_string())?;
+        let subject = Subject { model, version, variant };
+        let Some(profile) = Profile::read(&folder, subject).map_err(|error| error.to_string())?
         else {
             return Ok(None);
         };
-        match profile.staleness(self.board(shared), HERMES, &model.dir.manifest.version) {
+        match profile.staleness(self.board(shared), HERMES, version) {
             None => Ok(Some(profile)),
-            Some(stale) => Err(format!("model {}: {stale}: it is measured anew", model.name())),
+            Some(stale) => Err(format!("model {model}: {stale}: it is measured anew")),
         }
     }
 
@@ -59,63 +66,85 @@ impl Worker {
         self.board.as_ref().expect("it was just looked at")
     }
 
-    /// Measures a model from beginning to end.
+    /// Measures a model from beginning to end. Who waits for answers gets them between two trials.
     pub(super) fn measure(
         &mut self,
         shared: &Shared,
         name: &str,
     ) -> Result<Arc<Profile>, EngineError> {
         let model = self.serving(shared, name)?;
-        model.pins.release();
-        let base = self.config.base_plan(self.cores.len(), self.window_bytes);
-        let mut profiler = Profiler::new(Arc::clone(&model), base, self.cores.len());
-        let cancel = Cancel::new();
-        while !profiler.advance(self, shared, &cancel)? {
-            shared.beats.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if model.blocks.is_empty() {
+            let what = "has no weights to stream: there is nothing to measure";
+            return Err(EngineError::Invalid(format!("model \"{name}\" {what}")));
         }
-        Ok(self.conclude(shared, profiler))
+        self.leisure = None;
+        let base = self.config.base_plan(self.cores.len(), self.window_bytes);
+        let mut profiler = Profiler::new(&model, base, self.cores.len());
+        loop {
+            model.pins.release();
+            if profiler.advance(self, shared, &model, &shared.stopping)? {
+                return Ok(self.conclude(shared, &model, profiler));
+            }
+            if shared.stopping.is_cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+            if let Some(other) = shared.inbox.next_model() {
+                self.take_turn(shared, &other);
+            }
+            shared.beats.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Does what can be done while nothing waits: one trial of a model that was not measured yet,
     /// else nothing. `patience` says when to come again.
     pub(super) fn use_leisure(&mut self, shared: &Shared, patience: &mut Option<Duration>) {
-        if self.profiler.is_none() {
+        let under_way = self.leisure.take().and_then(Leisure::resume);
+        if under_way.is_none() {
             self.rest();
-            self.profiler = self.next_to_measure(shared);
         }
-        let Some(mut profiler) = self.profiler.take() else { return };
+        if shared.pressure.get() > Pressure::None {
+            return;
+        }
+        let Some((model, mut profiler)) = under_way.or_else(|| self.next_to_measure(shared)) else {
+            return;
+        };
         let cancel = shared.inbox.leisure();
-        match profiler.advance(self, shared, &cancel) {
-            Ok(true) => {
-                self.conclude(shared, profiler);
+        match profiler.advance(self, shared, &model, &cancel) {
+            Ok(true) => drop(self.conclude(shared, &model, profiler)),
+            Ok(false) => {
+                self.leisure = Some(Leisure { model: Arc::downgrade(&model), profiler });
             }
-            Ok(false) => self.profiler = Some(profiler),
             Err(error) => {
-                let (name, text) = (profiler.model.name(), error.to_string().replace('\n', ": "));
+                let (name, text) = (model.name(), error.to_string().replace('\n', ": "));
                 log::warn!("model {name} could not be measured: {text}");
-                profiler.model.give_up_measuring();
+                model.give_up_measuring();
             }
         }
         *patience = Some(Duration::ZERO);
     }
 
-    fn next_to_measure(&self, shared: &Shared) -> Option<Profiler> {
-        let wanted = self.config.profiles && self.config.policy == Policy::Tape;
-        if !wanted || shared.pressure.get() > Pressure::None {
+    fn next_to_measure(&self, shared: &Shared) -> Option<(Arc<Model>, Profiler)> {
+        if !self.config.profiles || self.config.policy != Policy::Tape {
             return None;
         }
         let models = lock(&shared.models);
-        let unknown =
-            |model: &&Arc<Model>| model.is_to_be_measured() && model.check_service().is_ok();
+        let unknown = |model: &&Arc<Model>| {
+            model.is_to_be_measured(&self.cores) && model.check_service().is_ok()
+        };
         let model = Arc::clone(models.values().find(unknown)?);
         let base = self.config.base_plan(self.cores.len(), self.window_bytes);
-        Some(Profiler::new(model, base, self.cores.len()))
+        let profiler = Profiler::new(&model, base, self.cores.len());
+        Some((model, profiler))
     }
 
-    fn conclude(&mut self, shared: &Shared, profiler: Profiler) -> Arc<Profile> {
-        let model = Arc::clone(&profiler.model);
+    fn conclude(
+        &mut self,
+        shared: &Shared,
+        model: &Arc<Model>,
+        profiler: Profiler,
+    ) -> Arc<Profile> {
         let board = self.board(shared).clone();
-        let profile = Arc::new(profiler.finish(shared, board));
+        let profile = Arc::new(profiler.finish(shared, model, board));
         if matches!(self.config.disk, DiskKind::Board) {
             let written = shared.store.model_path(model.name()).map_err(|error| error.to_string());
             let written = written
@@ -125,7 +154,7 @@ impl Worker {
                 Err(error) => log::warn!("{}", error.replace('\n', ": ")),
             }
         }
-        self.adopt(shared, &model, Arc::clone(&profile));
+        self.adopt(shared, model, Arc::clone(&profile));
         profile
     }
 
@@ -142,16 +171,9 @@ impl Worker {
         model.set_profile(profile);
     }
 
-    fn plan_tape(&mut self, shared: &Shared, model: &Arc<Model>, profile: &Profile) {
-        let wish = self.wish(shared, model);
-        let fixed = self.config.overrides();
-        let planned = plan(profile, &wish, &fixed).or_else(|_| {
-            // Nothing is left for others then; a pass finds out whether that does.
-            let budget_bytes = shared.ledger.budget_bytes();
-            plan(profile, &Wish { budget_bytes, ..wish }, &fixed)
-        });
-        match planned {
-            Ok(planned) => {
+    pub(super) fn plan_tape(&mut self, shared: &Shared, model: &Model, profile: &Profile) {
+        match self.terms(shared, model.graph_bytes(), profile).plan(profile) {
+            Ok((_, planned)) => {
                 log::info!("model {}: {planned}", model.name());
                 model.play_by(planned.plan);
             }
@@ -162,61 +184,92 @@ impl Worker {
         }
     }
 
-    /// What plans are made for: what pins leave to others is not theirs.
-    fn wish(&self, shared: &Shared, model: &Model) -> Wish {
+    /// What a model of this profile is planned for, whose own graph takes so many bytes.
+    fn terms(&self, shared: &Shared, graph_bytes: u64, profile: &Profile) -> PlanTerms {
         let ledger = &shared.ledger;
         let others = [Category::Graph, Category::Tokenizer].map(|of| ledger.held_bytes(of));
-        let others = others.iter().sum::<u64>().saturating_sub(model.graph_bytes());
-        let reserved = ledger.budget_bytes() / UNPINNED_SHARE + others;
-        Wish {
-            budget_bytes: ledger.budget_bytes().saturating_sub(reserved),
+        PlanTerms {
+            budget_bytes: ledger.budget_bytes(),
+            others_bytes: others.iter().sum::<u64>().saturating_sub(graph_bytes),
             tokens: self.config.tokens,
             usage: Usage::Cyclic,
+            fixed: Overrides {
+                // Where there are no direct reads, files are mapped whatever the config says.
+                source: self.config.source.filter(|way| profile.has(*way)),
+                ..self.config.overrides()
+            },
         }
     }
 
-    /// What would be done with a model, and what would help.
-    pub(super) fn inquire(
-        &mut self,
-        shared: &Shared,
-        name: &str,
-        inquiry: &Inquiry,
-    ) -> Result<Answered, EngineError> {
-        let model = self.serving(shared, name)?;
-        let not_measured = || EngineError::NotMeasured { model: name.to_string() };
-        let profile = model.profile().ok_or_else(not_measured)?;
-        let usual = self.wish(shared, &model);
-        let wish = Wish {
-            budget_bytes: inquiry.budget_bytes.unwrap_or(usual.budget_bytes),
-            tokens: inquiry.tokens.unwrap_or(usual.tokens),
-            usage: inquiry.usage.unwrap_or(usual.usage),
+    /// What is known of a model, which need not be loaded and does not come to be.
+    pub(super) fn known(&mut self, shared: &Shared, name: &str) -> Result<Known, EngineError> {
+        let manifest = shared.find(name)?.manifest;
+        let serving = shared.store.serving(name)?;
+        let loaded = shared.loaded(name).filter(|model| model.serving == serving);
+        let variant = match &loaded {
+            Some(model) => model.variant.clone(),
+            None => pick_variant(&manifest, self.config.variant.as_deref())?,
         };
-        let planned = plan(&profile, &wish, &inquiry.fixed)?;
-        let others = self.other_variants(shared, &model);
-        let others: Vec<&Profile> = others.iter().collect();
-        let advice = advise(&profile, &wish, &inquiry.fixed, &planned, &others)?;
-        Ok(Answered { profile, wish, planned, advice: advice.to_string() })
+        let profile = match &loaded {
+            Some(model) => model.profile(),
+            // Why one cannot be used is told when the model is loaded.
+            None => self.stored_profile(shared, &manifest, &variant).ok().flatten().map(Arc::new),
+        };
+        let profile =
+            profile.ok_or_else(|| EngineError::NotMeasured { model: name.to_string() })?;
+        let others = manifest.variants.iter().filter(|other| **other != variant);
+        let others = others
+            .filter_map(|other| self.stored_profile(shared, &manifest, other).ok().flatten())
+            .collect();
+        let graph_bytes = loaded.map_or(0, |model| model.graph_bytes());
+        let terms = self.terms(shared, graph_bytes, &profile);
+        Ok(Known { profile, others, terms })
     }
+}
 
-    /// The profiles of a model's other variants, of those that were measured here.
-    fn other_variants(&mut self, shared: &Shared, model: &Model) -> Vec<Profile> {
-        let Ok(folder) = shared.store.model_path(model.name()) else { return vec![] };
-        let board = self.board(shared).clone();
-        let manifest = &model.dir.manifest;
-        let others = manifest.variants.iter().filter(|variant| **variant != model.variant);
-        let read = |variant: &String| {
-            let subject = Subject { variant, ..subject(model) };
-            let profile = Profile::read(&folder, subject).ok()??;
-            profile.staleness(&board, HERMES, &manifest.version).is_none().then_some(profile)
-        };
-        others.filter_map(read).collect()
+/// A model that is measured while nothing waits.
+pub(super) struct Leisure {
+    /// It may be unloaded between two trials.
+    model: Weak<Model>,
+    profiler: Profiler,
+}
+
+impl Leisure {
+    fn resume(self) -> Option<(Arc<Model>, Profiler)> {
+        Some((self.model.upgrade()?, self.profiler))
+    }
+}
+
+/// What plans are made for.
+#[derive(Clone, Debug)]
+struct PlanTerms {
+    budget_bytes: u64,
+    /// What other models hold for as long as they are loaded.
+    others_bytes: u64,
+    tokens: u64,
+    usage: Usage,
+    fixed: Overrides,
+}
+
+impl PlanTerms {
+    /// The best plan, and the wish that it fulfils: what pins leave to others is not its own.
+    fn plan(&self, profile: &Profile) -> Result<(Wish, Planned), PlanError> {
+        let PlanTerms { budget_bytes, others_bytes, tokens, usage, ref fixed } = *self;
+        let reserved = (budget_bytes / UNPINNED_SHARE).saturating_add(others_bytes);
+        let wish = Wish { budget_bytes: budget_bytes.saturating_sub(reserved), tokens, usage };
+        if let Ok(planned) = plan(profile, &wish, fixed) {
+            return Ok((wish, planned));
+        }
+        // Nothing is left for others then; a pass finds out whether that does.
+        let wish = Wish { budget_bytes, ..wish };
+        Ok((wish, plan(profile, &wish, fixed)?))
     }
 }
 
 /// What is asked about plans; what is left out is as the engine has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inquiry {
-    /// Of the whole process.
+    /// Of the whole engine.
     pub budget_bytes: Option<u64>,
     pub tokens: Option<u64>,
     pub usage: Option<Usage>,
@@ -224,10 +277,46 @@ pub struct Inquiry {
     pub fixed: Overrides,
 }
 
+/// What is known of a model that was measured here.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Of the variant that is served.
+    pub profile: Arc<Profile>,
+    /// Of the model's other variants.
+    others: Vec<Profile>,
+    terms: PlanTerms,
+}
+
+impl Known {
+    /// How passes would be played, and what would help. Takes some milliseconds, for long tapes a
+    /// few hundred; reads nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Plan`] where there is no such plan.
+    pub fn plan(&self, inquiry: Inquiry) -> Result<Answered, EngineError> {
+        let usual = &self.terms;
+        let terms = PlanTerms {
+            budget_bytes: inquiry.budget_bytes.unwrap_or(usual.budget_bytes),
+            others_bytes: usual.others_bytes,
+            tokens: inquiry.tokens.unwrap_or(usual.tokens),
+            usage: inquiry.usage.unwrap_or(usual.usage),
+            fixed: inquiry.fixed.or(usual.fixed.clone()),
+        };
+        let (wish, planned) = terms.plan(&self.profile)?;
+        let others: Vec<&Profile> = self.others.iter().collect();
+        let advice = advise(&self.profile, &wish, &terms.fixed, &planned, &others)?.to_string();
+        let (profile, budget_bytes) = (Arc::clone(&self.profile), terms.budget_bytes);
+        Ok(Answered { profile, budget_bytes, wish, planned, advice })
+    }
+}
+
 /// The answer to an inquiry.
 #[derive(Clone, Debug)]
 pub struct Answered {
     pub profile: Arc<Profile>,
+    /// Of the whole engine; the wish has what is left of it for the model.
+    pub budget_bytes: u64,
     pub wish: Wish,
     pub planned: Planned,
     /// What would help most, as a sentence.
@@ -246,9 +335,4 @@ fn pipeswitch_runs(profile: &Profile, tokens: u64) -> Vec<usize> {
     let compute = |layer: &LayerCost| layer.fixed_us + layer.per_token_us * tokens as f64;
     let compute_us: Vec<f64> = profile.layers.iter().map(compute).collect();
     pipeswitch_groups(&load_us, &compute_us, HAND_OVER_US)
-}
-
-fn subject(model: &Model) -> Subject<'_> {
-    let manifest = &model.dir.manifest;
-    Subject { model: &manifest.model, version: &manifest.version, variant: &model.variant }
 }

@@ -50,9 +50,8 @@ const ODDNESS: f64 = 0.01;
 /// How many times as long as compute a pass takes that only the disk binds.
 const BOUND_BY_DISK: u64 = 4;
 
-/// Measuring under way.
+/// Measuring under way. It keeps nothing of the model, which may go between two trials.
 pub(super) struct Profiler {
-    pub model: Arc<Model>,
     base: Plan,
     steps: VecDeque<Step>,
     turn: usize,
@@ -87,14 +86,14 @@ enum Step {
 
 impl Profiler {
     /// What is to be tried for a model. `base` is the plan where nothing is known.
-    pub fn new(model: Arc<Model>, base: Plan, cores: usize) -> Profiler {
+    pub fn new(model: &Model, base: Plan, cores: usize) -> Profiler {
         let is_open = has_open_dimension(&model.dir.manifest.inputs);
         let tokens = if is_open { &TOKENS[..] } else { &TOKENS[..1] };
         let most = tokens[tokens.len() - 1];
         let has_direct = model.sources().direct().is_some();
         let ways = if has_direct { &[Way::Mapped, Way::Direct][..] } else { &[Way::Mapped] };
         let mut steps = VecDeque::new();
-        let usual = usual_bytes(&model);
+        let usual = usual_bytes(model);
         for _ in 0..REPEATS {
             for way in ways.iter().copied() {
                 steps.extend(DEPTHS.map(|loaders| Step::Play { way, loaders }));
@@ -136,7 +135,7 @@ impl Profiler {
                 }
             }
         }
-        Profiler { model, base, steps, turn: 0, reads: vec![], computed: vec![], streamed: vec![] }
+        Profiler { base, steps, turn: 0, reads: vec![], computed: vec![], streamed: vec![] }
     }
 
     /// Makes the next trial; whether it was the last. One that was cancelled is made again.
@@ -144,6 +143,7 @@ impl Profiler {
         &mut self,
         worker: &mut Worker,
         shared: &Shared,
+        model: &Arc<Model>,
         cancel: &Cancel,
     ) -> Result<bool, EngineError> {
         let Some(step) = self.steps.front().cloned() else { return Ok(true) };
@@ -155,11 +155,13 @@ impl Profiler {
                     placement: Placement::Shared,
                     ..self.base.clone()
                 };
-                let usual = usual_bytes(&self.model);
-                let trial = worker.play_trial(shared, &self.model, &plan);
+                let usual = usual_bytes(model);
+                let trial = worker.play_trial(shared, model, &plan);
                 trial.map(|trial| self.note(rate(*way, *loaders, usual, trial)))
             }
-            Step::Read { way, request_bytes } => self.read(worker, shared, *way, *request_bytes),
+            Step::Read { way, request_bytes } => {
+                self.read(worker, shared, model, (*way, *request_bytes), cancel)
+            }
             Step::Compute { threads, tokens } => {
                 let plan = Plan {
                     threads: *threads,
@@ -169,11 +171,11 @@ impl Profiler {
                     ..self.base.clone()
                 };
                 worker
-                    .compute_trial(shared, &self.model, &plan, *tokens, cancel)
+                    .compute_trial(shared, model, &plan, *tokens, cancel)
                     .map(|trial| self.computed.push((*threads, *tokens, trial)))
             }
             Step::Stream { plan, tokens } => worker
-                .stream_trial(shared, &self.model, plan, *tokens, cancel)
+                .stream_trial(shared, model, plan, *tokens, cancel)
                 .map(|took_us| self.note_pass(plan, *tokens, took_us)),
         };
         match tried {
@@ -190,15 +192,20 @@ impl Profiler {
         &mut self,
         worker: &mut Worker,
         shared: &Shared,
-        way: Way,
-        request_bytes: u64,
+        model: &Model,
+        (way, request_bytes): (Way, u64),
+        cancel: &Cancel,
     ) -> Result<(), EngineError> {
-        let source = Arc::clone(self.model.sources().by(way));
+        let source = Arc::clone(model.sources().by(way));
         // One is let go while the next is read.
         let _held = worker.hold_for_reading(shared, 2 * request_bytes)?;
         let core = worker.cores[worker.cores.len() - 1];
         self.turn += 1;
-        let trial = trials::read(&*source, &self.model.blocks, core, request_bytes, self.turn)?;
+        let (blocks, turn) = (&model.blocks, self.turn);
+        let trial = trials::read(&*source, blocks, core, request_bytes, turn, cancel)?;
+        if cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
         if trial.bytes > 0 {
             self.note(rate(way, 1, request_bytes, trial));
         }
@@ -230,8 +237,8 @@ impl Profiler {
     }
 
     /// The profile, when all is tried.
-    pub fn finish(self, shared: &Shared, board: Board) -> Profile {
-        let manifest = &self.model.dir.manifest;
+    pub fn finish(self, shared: &Shared, model: &Model, board: Board) -> Profile {
+        let manifest = &model.dir.manifest;
         let threads = self.computed.iter().map(|(threads, ..)| *threads).max().unwrap_or(1);
         let fewest = |threads: usize, tokens: usize| {
             let of = self.computed.iter().filter(|(t, k, _)| (*t, *k) == (threads, tokens));
@@ -256,14 +263,14 @@ impl Profiler {
             hermes: env!("CARGO_PKG_VERSION").to_owned(),
             model: manifest.model.clone(),
             version: manifest.version.clone(),
-            variant: self.model.variant.clone(),
+            variant: model.variant.clone(),
             board,
             reads: self.reads.clone(),
-            layers: self.layers(threads),
+            layers: self.layers(model, threads),
             layer_threads: threads,
             passes,
             process_bytes: shared.ledger.held_bytes(Category::Process),
-            graph_bytes: self.model.graph_bytes(),
+            graph_bytes: model.graph_bytes(),
             activations,
             kv_bytes_per_token: 0,
             mapped_contention: Contention::default(),
@@ -312,8 +319,7 @@ impl Profiler {
         }
     }
 
-    fn layers(&self, threads: usize) -> Vec<LayerCost> {
-        let model = &self.model;
+    fn layers(&self, model: &Model, threads: usize) -> Vec<LayerCost> {
         let mapped = model.sources().by(Way::Mapped);
         let direct = model.sources().direct().unwrap_or(mapped);
         let lengths = model.tape.units(&Grouping::Layers);

@@ -5,7 +5,7 @@ use super::error::EngineError;
 use super::inbox::{Control, Inbox, QUEUE_LIMIT, Waiting};
 use super::model::Model;
 use super::pass::{Cancel, PassStats};
-use super::planning::{Answered, Inquiry};
+use super::planning::{Answered, Inquiry, Known};
 use super::policy::Policy;
 use super::pressure::{Pressure, SharedPressure};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
@@ -102,7 +102,7 @@ pub struct Reply {
 }
 
 /// Tokens that requests are expected to have, where nobody says.
-const EXPECTED_TOKENS: u64 = 128;
+pub const EXPECTED_TOKENS: u64 = 128;
 
 /// Default window, and the smallest the program chooses by itself.
 const WINDOW_BYTES: u64 = 16 << 20;
@@ -265,21 +265,55 @@ impl Engine {
         self.ask(|answer| Control::Profile(model.to_string(), answer))
     }
 
-    /// Plans a model's passes by a profile that was measured elsewhere: of the same model, on a
-    /// disk that is imitated alike, say.
-    pub fn adopt(&self, model: &str, profile: Arc<Profile>) -> Result<(), EngineError> {
-        self.ask(|answer| Control::Adopt(model.to_string(), profile, answer))
+    /// As [`Engine::profile`], without waiting: `reply` is called from the engine's thread, at once
+    /// where the engine does not take it.
+    pub fn request_profile(
+        &self,
+        model: &str,
+        reply: impl FnOnce(Result<Arc<Profile>, EngineError>) + Send + 'static,
+    ) {
+        self.0.inbox.control(Control::Profile(model.to_string(), Box::new(reply)));
+    }
+
+    /// What was measured of a model, by which it is planned; as [`Engine::request_profile`]. The
+    /// model is not loaded for it.
+    pub fn request_known(
+        &self,
+        model: &str,
+        reply: impl FnOnce(Result<Known, EngineError>) + Send + 'static,
+    ) {
+        self.0.inbox.control(Control::Recall(model.to_string(), Box::new(reply)));
     }
 
     /// How passes of a model would be played, and what would help. The model has to have been
     /// measured.
     pub fn plan(&self, model: &str, inquiry: Inquiry) -> Result<Answered, EngineError> {
-        self.ask(|answer| Control::Inquire(model.to_string(), inquiry, answer))
+        self.ask(|answer| Control::Recall(model.to_string(), answer))?.plan(inquiry)
     }
 
     /// The ledger of everything held.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.0.ledger
+    }
+
+    /// Changes the budget. Where it is smaller, pins go at once and the rest when what runs has
+    /// ended; nothing more is granted above it. Models are planned anew before the next pass.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::BudgetTooSmall`]; the old one stays.
+    pub fn set_budget(&self, budget_bytes: u64) -> Result<(), EngineError> {
+        let least_bytes = self.0.least_bytes();
+        if budget_bytes < least_bytes {
+            return Err(EngineError::BudgetTooSmall { budget_bytes, least_bytes });
+        }
+        if budget_bytes < self.0.ledger.set_budget(budget_bytes) {
+            for model in lock(&self.0.models).values() {
+                model.pins.release();
+            }
+        }
+        self.0.inbox.control(Control::Replan);
+        Ok(())
     }
 
     /// The figures now.
@@ -344,9 +378,7 @@ impl Engine {
             // The asker waits until it is answered.
             let _ = sender.send(result);
         }));
-        if let Some(job) = self.0.inbox.control(job) {
-            job.refuse(EngineError::Cancelled);
-        }
+        self.0.inbox.control(job);
         receiver.recv().unwrap_or(Err(EngineError::Cancelled))
     }
 }
@@ -358,6 +390,17 @@ impl Shared {
             StoreError::Missing { .. } => EngineError::UnknownModel { model: model.to_string() },
             error => error.into(),
         })
+    }
+
+    /// Bytes that nothing gives back while the loaded models stay, with the smallest window that
+    /// they can do with.
+    fn least_bytes(&self) -> u64 {
+        let fixed = [Category::Process, Category::Graph, Category::Tokenizer];
+        let fixed_bytes: u64 = fixed.map(|category| self.ledger.held_bytes(category)).iter().sum();
+        let models = lock(&self.models);
+        let windows = models.values().map(|model| model.playing().smallest_window_bytes());
+        let usual = SMALLEST_WINDOW_BYTES.min(self.window_bytes.load(Ordering::Relaxed));
+        fixed_bytes + windows.max().unwrap_or(usual)
     }
 
     /// The loaded model of that name, whatever its version.
@@ -378,7 +421,7 @@ impl Shared {
 }
 
 /// The window that suits a budget: the default, or half of what is left where that is less.
-fn window_for(ledger: &Ledger) -> u64 {
+pub(super) fn window_for(ledger: &Ledger) -> u64 {
     WINDOW_BYTES.min((ledger.free_bytes() / 2).max(SMALLEST_WINDOW_BYTES))
 }
 

@@ -54,13 +54,15 @@ pub(super) struct ComputeTrial {
 }
 
 /// Reads from the tape on `core`, `request_bytes` at a time. Every trial of a model has another
-/// `turn`, so that none finds what another has read.
+/// `turn`, so that none finds what another has read. It
+/// ends early where it is cancelled.
 pub(super) fn read(
     source: &dyn WeightSource,
     blocks: &[Block],
     core: usize,
     request_bytes: u64,
     turn: usize,
+    cancel: &Cancel,
 ) -> Result<ReadTrial, StreamError> {
     let mut requests = requests(blocks, request_bytes);
     let count = (READ_BYTES / request_bytes).max(READ_REQUESTS as u64) as usize;
@@ -71,7 +73,8 @@ pub(super) fn read(
         let began = Instant::now();
         let mut trial = ReadTrial { bytes: 0, wall_us: 0, cpu_us: 0 };
         for (index, request) in requests.iter().take(count).enumerate() {
-            if began.elapsed() > READ_TIME && index >= READ_REQUESTS {
+            let is_enough = index >= READ_REQUESTS && began.elapsed() > READ_TIME;
+            if cancel.is_cancelled() || is_enough {
                 break;
             }
             // As loaders do; what the sum ought to be is known of whole blocks only.
@@ -157,7 +160,7 @@ impl Worker {
         cancel: &Cancel,
     ) -> Result<ComputeTrial, EngineError> {
         let playing = model.playing_by(plan.clone());
-        let (stand_ins, _held) = stand_ins(shared, model, &playing)?;
+        let (stand_ins, _held) = stand_ins(shared, model, &playing, cancel)?;
         let trace = Arc::new(Trace::begin());
         let began = Instant::now();
         let rehearsal = Rehearsal { model, playing: &playing, pins: &stand_ins, tokens, cancel };
@@ -198,7 +201,8 @@ impl Worker {
             model.blocks.iter().map(|block| playing.source.held_bytes(block)).collect();
         let (mut pins, _held) = match plan.pin_bytes {
             0 => (vec![], None),
-            _ => stand_ins(shared, model, &playing).map(|(pins, grant)| (pins, Some(grant)))?,
+            _ => stand_ins(shared, model, &playing, cancel)
+                .map(|(pins, grant)| (pins, Some(grant)))?,
         };
         let pinned = pinned_units(&held, plan.pin_bytes, plan.pins);
         pins.iter_mut().zip(pinned).filter(|(_, pinned)| !pinned).for_each(|(pin, _)| *pin = None);
@@ -259,6 +263,7 @@ fn stand_ins(
     shared: &Shared,
     model: &Model,
     playing: &Playing,
+    cancel: &Cancel,
 ) -> Result<(Pinned, Grant), EngineError> {
     let mut shapes = vec![(0, 0); model.blocks.len()];
     for stretch in &model.tape.stretches {
@@ -286,6 +291,9 @@ fn stand_ins(
     let grant = shared.ledger.try_grant(Category::Pins, held_bytes)?;
     let mut loaded = HashMap::new();
     for index in kinds.values().flatten() {
+        if cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
         let block = load_verified(&*playing.source, &model.blocks[*index])?;
         loaded.insert(*index, Arc::new(block));
     }

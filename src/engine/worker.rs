@@ -6,9 +6,10 @@ use super::error::EngineError;
 use super::inbox::{Control, Turn, Waiting};
 use super::model::{Model, Playing, Terms};
 use super::pass::{Pass, PassStats, Seat};
+use super::planning::Leisure;
+use super::policy::Policy;
 use super::pressure::Pressure;
-use super::profiler::Profiler;
-use super::service::{Config, Reply, Shared, lock};
+use super::service::{Config, Reply, Shared, lock, window_for};
 use super::stats::Counters;
 use super::tape::Tape;
 use crate::graph::Kernels;
@@ -43,9 +44,6 @@ const SPARE_SHARE: u64 = 4;
 /// Share of the budget that pins leave free, for requests and for what models need to load.
 pub(super) const UNPINNED_SHARE: u64 = 4;
 
-/// Units of the window under pressure: one that compute uses, one that is loaded.
-const SMALLEST_WINDOW_UNITS: u64 = 2;
-
 /// What the engine's thread works with.
 pub(super) struct Worker {
     pub(super) config: Config,
@@ -61,7 +59,7 @@ pub(super) struct Worker {
     /// Anonymous memory beside the heap: stacks, the programs' own data.
     unheaped_bytes: u64,
     /// Measuring that is done while nothing waits.
-    pub(super) profiler: Option<Profiler>,
+    pub(super) leisure: Option<Leisure>,
     /// The board, once it was looked at.
     pub(super) board: Option<Board>,
     _process: Grant,
@@ -99,7 +97,7 @@ impl Worker {
             window,
             slots: Arc::default(),
             unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
-            profiler: None,
+            leisure: None,
             board: None,
             _process: process,
         })
@@ -107,10 +105,19 @@ impl Worker {
 
     /// Takes turns until the inbox is closed.
     pub fn serve(mut self, shared: &Shared) {
-        let mut patience = None;
-        while let Some(turn) = shared.inbox.next(patience) {
+        let mut patience: Option<Duration> = None;
+        loop {
+            let since = Instant::now();
+            let Some(turn) = shared.inbox.next(patience) else { break };
             shared.busy.store(true, Ordering::Relaxed);
-            patience = (!matches!(turn, Turn::Idle)).then_some(QUIET);
+            patience = match &turn {
+                Turn::Idle => None,
+                // Whoever asks about plans again and again puts off nothing.
+                Turn::Control(Control::Recall(..)) => {
+                    patience.map(|patience| patience.saturating_sub(since.elapsed()))
+                }
+                _ => Some(QUIET),
+            };
             match turn {
                 Turn::Idle => self.use_leisure(shared, &mut patience),
                 Turn::Pass(model) => self.take_turn(shared, &model),
@@ -124,12 +131,9 @@ impl Worker {
                 Turn::Control(Control::Profile(model, answer)) => {
                     answer(self.measure(shared, &model));
                 }
-                Turn::Control(Control::Adopt(model, profile, answer)) => {
-                    let model = self.serving(shared, &model);
-                    answer(model.map(|model| self.adopt(shared, &model, profile)));
-                }
-                Turn::Control(Control::Inquire(model, inquiry, answer)) => {
-                    answer(self.inquire(shared, &model, &inquiry));
+                Turn::Control(Control::Replan) => self.replan(shared),
+                Turn::Control(Control::Recall(model, answer)) => {
+                    answer(self.known(shared, &model));
                 }
             }
             shared.beats.fetch_add(1, Ordering::Relaxed);
@@ -141,6 +145,32 @@ impl Worker {
         lock(&shared.models).clear();
     }
 
+    /// Follows a budget that has changed: the window takes what suits it, and models are planned
+    /// anew.
+    fn replan(&mut self, shared: &Shared) {
+        self.leisure = None;
+        self.rest();
+        // Shrinking is always granted.
+        let _ = self.window.resize(0);
+        self.window_bytes = self.config.window_bytes.unwrap_or_else(|| window_for(&shared.ledger));
+        // Where requests hold what is missing, the next pass asks for it again.
+        let _ = self.window.resize(self.window_bytes.min(shared.ledger.free_bytes()));
+        shared.window_bytes.store(self.window.bytes(), Ordering::Relaxed);
+        if self.config.policy != Policy::Tape {
+            return;
+        }
+        let models: Vec<Arc<Model>> = lock(&shared.models).values().cloned().collect();
+        for model in models {
+            match model.profile() {
+                Some(profile) => self.plan_tape(shared, &model, &profile),
+                None => {
+                    let plan = model.playing().plan.clone();
+                    model.play_by(Plan { window_bytes: self.window_bytes, ..plan });
+                }
+            }
+        }
+    }
+
     /// Gives back what is kept for the next pass.
     pub(super) fn rest(&self) {
         self.slots.keep_within(0);
@@ -148,7 +178,7 @@ impl Worker {
     }
 
     /// One pass for the requests that wait for `name`, as many as fit.
-    fn take_turn(&mut self, shared: &Shared, name: &str) {
+    pub(super) fn take_turn(&mut self, shared: &Shared, name: &str) {
         let model = match self.serving(shared, name) {
             Ok(model) => model,
             // The others that wait find out for themselves: it may be another cause by then.
@@ -271,6 +301,11 @@ impl Worker {
         let counters = shared.counters.of(model.name());
         let mut asked = vec![];
         let mut seats = vec![];
+        // Of one that has the pass to itself.
+        let tokens = match &admitted[..] {
+            [only] => model.tokens_of(&only.seat.inputs),
+            _ => None,
+        };
         for Admitted { waiting, seat, grant, .. } in admitted {
             let names: Vec<String> =
                 seat.outputs.iter().map(|index| model.output_name(*index).to_string()).collect();
@@ -286,8 +321,8 @@ impl Worker {
         log::debug!("a pass held {peak_bytes} bytes at its peak, {granted_bytes} were granted");
         let failure = flow.failure();
         model.pins.take(flow.end());
-        // The level may have risen since the pass was told what to keep.
-        if shared.pressure.get() > Pressure::None {
+        // The level may have risen, or the budget fallen, since the pass was told what to keep.
+        if shared.pressure.get() > Pressure::None || shared.ledger.is_exceeded() {
             model.pins.release();
         }
         let counted = flow.counters();
@@ -300,6 +335,9 @@ impl Worker {
             asked.iter().map(|_| Err(EngineError::Internal(text.clone()))).collect()
         });
         let seats = asked.len();
+        if let (Some(tokens), [Ok(_)]) = (tokens, &results[..]) {
+            self.judge(shared, model, tokens, latency_us, counted);
+        }
         for ((waiting, names, grant), result) in asked.into_iter().zip(results) {
             let queue_us = began.saturating_duration_since(waiting.since).as_micros() as u64;
             Counters::add(&counters.queue_us, queue_us);
@@ -367,9 +405,8 @@ impl Worker {
         trace: Option<Arc<Trace>>,
     ) -> Result<Arc<Flow>, EngineError> {
         let plan = &playing.plan;
-        let smallest = SMALLEST_WINDOW_UNITS * playing.largest_unit_bytes;
         let wanted = match shared.pressure.get() >= Pressure::Window {
-            true => smallest.min(plan.window_bytes),
+            true => playing.smallest_window_bytes(),
             false => plan.window_bytes,
         };
         let window_bytes = self.open_window(shared, model, wanted, playing.largest_unit_bytes)?;
@@ -423,6 +460,11 @@ impl Worker {
         let window_bytes = self.window.bytes();
         shared.window_bytes.store(window_bytes, Ordering::Relaxed);
         Ok(window_bytes)
+    }
+
+    /// Bytes of the window.
+    pub(super) fn granted_window_bytes(&self) -> u64 {
+        self.window.bytes()
     }
 
     /// Lets so many bytes be held by reading beside a pass: the window's, and what is missing there.

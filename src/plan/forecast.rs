@@ -200,7 +200,8 @@ impl<'a> Tape<'a> {
             let coming = units.iter_mut().filter(|unit| unit.work > 0.0);
             roughen(coming.map(|unit| &mut unit.work), LOAD_BUMPS);
         }
-        let work: f64 = units.iter().map(|unit| unit.work).sum();
+        // The sum of nothing would be -0.
+        let work = units.iter().map(|unit| unit.work).fold(0.0, |sum, work| sum + work);
         let coming = (0..self.bytes.len()).filter(|block| !is_there(*block));
         let bytes_read = coming.map(|block| self.bytes[block]).sum();
         let speeds = Speeds::new(self.profile, plan, &self.disk);

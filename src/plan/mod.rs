@@ -30,9 +30,10 @@ pub use profile::{
     BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError, ReadRate,
     Subject,
 };
+pub use report::UnknownWay;
 pub use simulate::{Doing, Span};
 pub use stale::{Board, Core, Stale};
-pub use wish::{Alternative, Kind, Overrides, PlanError, Planned, Usage, Wish};
+pub use wish::{Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish};
 
 use serde::{Deserialize, Serialize};
 

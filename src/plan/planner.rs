@@ -90,7 +90,9 @@ impl Search<'_> {
         let mut least_bytes = u64::MAX;
         for way in self.ways() {
             let least_window = self.least_window_bytes(way)?;
-            let least = self.fixed_bytes + least_window + self.fixed.pin_bytes.unwrap_or(0);
+            let pin_bytes = self.fixed.pin_bytes.unwrap_or(0);
+            let least =
+                [least_window, pin_bytes].into_iter().fold(self.fixed_bytes, u64::saturating_add);
             least_bytes = least_bytes.min(least);
             if least <= self.wish.budget_bytes {
                 self.try_way(way, least_window, &mut tried)?;

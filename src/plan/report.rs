@@ -1,14 +1,41 @@
 //! Profiles and plans for people to read.
 
 use super::wish::mib;
-use super::{Bound, Contention, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile, Way};
+use super::{
+    Bound, Contention, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile, Usage, Way,
+};
 use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
 
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Way::Mapped => "mapped",
             Way::Direct => "direct",
+        })
+    }
+}
+
+/// A text that names no way of reading.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{0:?} is unknown: there are mapped and direct")]
+pub struct UnknownWay(String);
+
+impl FromStr for Way {
+    type Err = UnknownWay;
+
+    fn from_str(name: &str) -> Result<Way, UnknownWay> {
+        let named = [Way::Mapped, Way::Direct].into_iter().find(|way| way.to_string() == name);
+        named.ok_or_else(|| UnknownWay(name.to_owned()))
+    }
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Usage::OneShot => "one-shot",
+            Usage::Cyclic => "cyclic",
         })
     }
 }

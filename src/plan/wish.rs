@@ -5,6 +5,9 @@ use super::{Grouping, PinPlace, Placement, Plan, Release, Turns, Way};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+/// Most tokens of a pass that is planned: far beyond any model's, and from what overflows.
+pub const MAX_TOKENS: u64 = 1_000_000;
+
 /// What a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wish {
@@ -18,7 +21,7 @@ pub struct Wish {
 /// How passes come. It decides between pins at the head and spread ones where the forecast does
 /// not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Usage {
     /// Each alone, long after the one before.
     OneShot,
@@ -41,6 +44,24 @@ pub struct Overrides {
     pub window_bytes: Option<u64>,
     pub pin_bytes: Option<u64>,
     pub pins: Option<PinPlace>,
+}
+
+impl Overrides {
+    /// What is set here, and of the rest what is set in `other`.
+    pub fn or(self, other: Overrides) -> Overrides {
+        Overrides {
+            source: self.source.or(other.source),
+            loaders: self.loaders.or(other.loaders),
+            threads: self.threads.or(other.threads),
+            placement: self.placement.or(other.placement),
+            grouping: self.grouping.or(other.grouping),
+            turns: self.turns.or(other.turns),
+            release: self.release.or(other.release),
+            window_bytes: self.window_bytes.or(other.window_bytes),
+            pin_bytes: self.pin_bytes.or(other.pin_bytes),
+            pins: self.pins.or(other.pins),
+        }
+    }
 }
 
 /// A plan with what it will take.

@@ -61,6 +61,8 @@ pub struct OverBudget {
     pub need_bytes: u64,
     pub free_bytes: u64,
     pub budget_bytes: u64,
+    /// Held in all.
+    pub held_bytes: u64,
     /// Held for as long as the process lives: for itself and for the window.
     pub fixed_bytes: u64,
 }
@@ -73,36 +75,68 @@ impl OverBudget {
 
     /// The smallest budget that would have granted it, all else as it was.
     pub fn smallest_budget_bytes(&self) -> u64 {
-        self.budget_bytes - self.free_bytes + self.need_bytes
+        self.held_bytes + self.need_bytes
     }
 }
 
 /// The count of every byte held, by category, under one budget.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct Ledger(Mutex<Counts>);
+
+#[derive(Debug)]
+struct Counts {
     budget_bytes: u64,
-    held: Mutex<[u64; Category::ALL.len()]>,
+    /// By category.
+    held: [u64; Category::ALL.len()],
+}
+
+impl Counts {
+    fn held_bytes(&self) -> u64 {
+        self.held.iter().sum()
+    }
+
+    /// Nothing where a budget that has become smaller is still exceeded.
+    fn free_bytes(&self) -> u64 {
+        self.budget_bytes.saturating_sub(self.held_bytes())
+    }
 }
 
 impl Ledger {
     /// An empty ledger.
     pub fn new(budget_bytes: u64) -> Arc<Ledger> {
-        Arc::new(Ledger { budget_bytes, held: Mutex::default() })
+        Arc::new(Ledger(Mutex::new(Counts { budget_bytes, held: Default::default() })))
     }
 
     /// The limit in bytes.
     pub fn budget_bytes(&self) -> u64 {
-        self.budget_bytes
+        self.lock().budget_bytes
+    }
+
+    /// Changes the limit and returns the one before. What is held above it stays until it is given
+    /// back, and nothing is granted meanwhile.
+    pub fn set_budget(&self, bytes: u64) -> u64 {
+        std::mem::replace(&mut self.lock().budget_bytes, bytes)
     }
 
     /// Bytes held for `category`.
     pub fn held_bytes(&self, category: Category) -> u64 {
-        self.lock()[category as usize]
+        self.lock().held[category as usize]
+    }
+
+    /// Bytes held in all.
+    pub fn held_in_all_bytes(&self) -> u64 {
+        self.lock().held_bytes()
     }
 
     /// Bytes of the budget that nobody holds.
     pub fn free_bytes(&self) -> u64 {
-        self.budget_bytes - self.lock().iter().sum::<u64>()
+        self.lock().free_bytes()
+    }
+
+    /// Whether more is held than a budget that has become smaller.
+    pub fn is_exceeded(&self) -> bool {
+        let counts = self.lock();
+        counts.held_bytes() > counts.budget_bytes
     }
 
     /// Grants `bytes`, to be allocated only after this returned.
@@ -116,24 +150,25 @@ impl Ledger {
     }
 
     fn add(&self, category: Category, bytes: u64) -> Result<(), OverBudget> {
-        let mut held = self.lock();
-        let free_bytes = self.budget_bytes - held.iter().sum::<u64>();
+        let mut counts = self.lock();
+        let (free_bytes, held) = (counts.free_bytes(), &counts.held);
         if bytes > free_bytes {
             return Err(OverBudget {
                 category,
                 need_bytes: bytes,
                 free_bytes,
-                budget_bytes: self.budget_bytes,
+                budget_bytes: counts.budget_bytes,
+                held_bytes: counts.held_bytes(),
                 fixed_bytes: held[Category::Process as usize] + held[Category::Window as usize],
             });
         }
-        held[category as usize] += bytes;
+        counts.held[category as usize] += bytes;
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, [u64; Category::ALL.len()]> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
         // Every update is one addition: a panic elsewhere leaves the counts true.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,7 +198,7 @@ impl Grant {
         if bytes > self.bytes {
             self.ledger.add(self.category, bytes - self.bytes)?;
         } else {
-            self.ledger.lock()[self.category as usize] -= self.bytes - bytes;
+            self.ledger.lock().held[self.category as usize] -= self.bytes - bytes;
         }
         self.bytes = bytes;
         Ok(())
@@ -172,7 +207,7 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        self.ledger.lock()[self.category as usize] -= self.bytes;
+        self.ledger.lock().held[self.category as usize] -= self.bytes;
     }
 }
 
@@ -214,5 +249,23 @@ mod tests {
         drop(window);
         drop(request);
         assert_eq!(ledger.free_bytes(), 100);
+    }
+
+    #[test]
+    fn a_smaller_budget_takes_nothing_away_and_grants_nothing() {
+        let ledger = Ledger::new(100);
+        let mut pins = ledger.try_grant(Category::Pins, 80).unwrap();
+        assert_eq!(ledger.set_budget(50), 100);
+        assert!(ledger.is_exceeded());
+        assert_eq!((ledger.held_in_all_bytes(), ledger.free_bytes()), (80, 0));
+        let refused = ledger.try_grant(Category::Graph, 1).unwrap_err();
+        assert_eq!((refused.free_bytes, refused.smallest_budget_bytes()), (0, 81));
+        assert!(pins.resize(81).is_err());
+        pins.resize(30).unwrap();
+        assert!(!ledger.is_exceeded());
+        assert!(ledger.try_grant(Category::Graph, 21).is_err());
+        drop(ledger.try_grant(Category::Graph, 20).unwrap());
+        assert_eq!(ledger.set_budget(200), 50);
+        assert_eq!(ledger.free_bytes(), 170);
     }
 }

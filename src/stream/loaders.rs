@@ -291,6 +291,7 @@ mod tests {
                 corrupt_every: 40,
                 delay_every: 5,
                 delay: Duration::from_micros(300),
+                ..Faults::default()
             };
             let direct = fixture.direct(&Arc::default());
             for source in [Some(fixture.mapped()), direct].into_iter().flatten() {

@@ -4,16 +4,19 @@
 //! command line. `read` merges them key by key, `show` writes down the result with the origin of
 //! each value.
 
+mod flags;
 mod read;
 mod show;
 
+pub use flags::Flags;
 pub use read::{ConfigError, Effective, Sources};
 pub use show::show;
 
 use super::rights::Rights;
 use super::size;
 use crate::codec;
-use crate::engine::{Config, Engine, EngineError};
+use crate::engine::{Config, EXPECTED_TOKENS, Engine, EngineError};
+use crate::plan::{MAX_TOKENS, Way};
 use crate::sys::{cgroup::MemoryCgroup, memory};
 use log::LevelFilter;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -54,8 +57,14 @@ pub struct Settings {
     pub threads: Option<Threads>,
     /// Loader threads.
     pub loaders: Option<Threads>,
+    /// How blocks are read.
+    pub source: Option<Way>,
     /// Variant of every model.
     pub variant: Option<Variant>,
+    /// Tokens that requests are expected to have.
+    pub tokens: Tokens,
+    /// Whether models are measured while nothing waits; their plans follow.
+    pub profiles: bool,
     /// Seconds for running requests to end after the daemon was told to stop.
     pub drain: u32,
     /// The gravest messages that are not logged begin below this.
@@ -73,7 +82,10 @@ impl Default for Settings {
             window: None,
             threads: None,
             loaders: None,
+            source: None,
             variant: None,
+            tokens: Tokens(EXPECTED_TOKENS),
+            profiles: true,
             drain: DEFAULT_DRAIN_S,
             log: Level::Info,
             rights: Rights::default(),
@@ -102,6 +114,9 @@ impl Settings {
             window_bytes: self.window.map(|window| window.0),
             threads: self.threads.map(|threads| threads.0.get().into()),
             loaders: self.loaders.map(|threads| threads.0.get().into()),
+            source: self.source,
+            tokens: self.tokens.0,
+            profiles: self.profiles,
             variant: self.variant.as_ref().map(|variant| variant.0.clone()),
             ..Config::new(&self.store, budget_bytes)
         }
@@ -151,14 +166,17 @@ const fn live(name: &'static str, default: &'static str) -> Key {
 }
 
 /// All keys.
-pub const KEYS: [Key; 12] = [
+pub const KEYS: [Key; 15] = [
     key("store", ""),
     key("socket", ""),
-    key("budget", "half of what the machine can give"),
-    key("window", "chosen from the budget"),
-    key("threads", "one a core"),
-    key("loaders", "one for two cores"),
+    live("budget", "half of what the machine can give"),
+    key("window", "planned, or chosen from the budget"),
+    key("threads", "planned, or one a core"),
+    key("loaders", "planned, or one for two cores"),
+    key("source", "planned, or mapped"),
     key("variant", "the best that each model has"),
+    key("tokens", ""),
+    key("profiles", ""),
     live("drain", ""),
     live("log", ""),
     live("rights.infer", ""),
@@ -197,6 +215,33 @@ impl FromStr for Threads {
         let count: i64 =
             text.parse().map_err(|_| format!("{text:?} is no number: give 1 to 255"))?;
         Threads::try_from(count)
+    }
+}
+
+/// A number of tokens: 1 to [`MAX_TOKENS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Tokens(
+    /// How many.
+    pub u64,
+);
+
+impl TryFrom<i64> for Tokens {
+    type Error = String;
+
+    fn try_from(count: i64) -> Result<Tokens, String> {
+        let tokens = u64::try_from(count).ok().filter(|count| (1..=MAX_TOKENS).contains(count));
+        tokens.map(Tokens).ok_or_else(|| format!("{count} tokens: give 1 to {MAX_TOKENS}"))
+    }
+}
+
+impl FromStr for Tokens {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Tokens, String> {
+        let count: i64 =
+            text.parse().map_err(|_| format!("{text:?} is no number: give 1 to {MAX_TOKENS}"))?;
+        Tokens::try_from(count)
     }
 }
 

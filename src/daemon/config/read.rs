@@ -158,8 +158,17 @@ impl Effective {
         }
         let is_live = |name: &str| KEYS.iter().any(|key| key.is_live && key.name == name);
         self.values.extend(newer.values.into_iter().filter(|(name, _)| is_live(name)));
-        let Settings { drain, log, rights, .. } = newer.settings;
-        self.settings = Settings { drain, log, rights, ..self.settings.clone() };
+        let Settings { budget, drain, log, rights, .. } = newer.settings;
+        self.settings = Settings { budget, drain, log, rights, ..self.settings.clone() };
+    }
+
+    /// Goes back to the budget of `older`.
+    pub fn keep_budget(&mut self, older: &Effective) {
+        self.settings.budget = older.settings.budget;
+        match older.values.get("budget") {
+            Some(value) => drop(self.values.insert("budget", value.clone())),
+            None => drop(self.values.remove("budget")),
+        }
     }
 
     fn add_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
@@ -212,10 +221,12 @@ impl Effective {
                 let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
                 Value::Array(parts.map(Value::from).collect())
             }
-            false => match (text.parse(), key.name) {
-                (Ok(number), "threads" | "loaders" | "drain") => Value::Integer(number),
-                _ => Value::String(text.to_string()),
-            },
+            false => match key.name {
+                "threads" | "loaders" | "tokens" | "drain" => text.parse().map(Value::Integer).ok(),
+                "profiles" => text.parse().map(Value::Boolean).ok(),
+                _ => None,
+            }
+            .unwrap_or_else(|| Value::String(text.to_string())),
         };
         self.add(key, value, Origin::Environment(variable.to_string()))
     }
@@ -351,6 +362,7 @@ mod tests {
     use super::*;
     use crate::daemon::config::{Bytes, Level};
     use crate::daemon::rights::Right;
+    use crate::plan::Way;
 
     fn sources(text: &str) -> (tempfile::TempDir, Sources) {
         let folder = tempfile::tempdir().unwrap();
@@ -390,6 +402,9 @@ mod tests {
         check("budget = true", "c.toml:1: invalid type: boolean `true`, expected a size");
         check("threads = 0", "c.toml:1: 0 threads: give 1 to 255");
         check("loaders = 99999", "c.toml:1: 99999 threads: give 1 to 255");
+        check("tokens = 0", "c.toml:1: 0 tokens: give 1 to 1000000");
+        check("profiles = 1", "c.toml:1: invalid type: integer `1`, expected a boolean");
+        check("source = \"ram\"", "c.toml:1: unknown variant `ram`, expected `mapped` or `direct`");
         check("drain = 1.5", "c.toml:1: invalid type: floating point `1.5`, expected u32");
         check("variant = \"q9\"", "c.toml:1: there is no variant \"q9\": there are f32, bf16");
         check("log = \"loud\"", "c.toml:1: unknown variant `loud`, expected one of `error`");
@@ -421,6 +436,9 @@ mod tests {
         sources.environment = vec![
             ("HERMES_BUDGET".to_string(), "65MiB".to_string()),
             ("HERMES_THREADS".to_string(), "3".to_string()),
+            ("HERMES_TOKENS".to_string(), "64".to_string()),
+            ("HERMES_PROFILES".to_string(), "false".to_string()),
+            ("HERMES_SOURCE".to_string(), "direct".to_string()),
             ("HERMES_RIGHTS_INFER".to_string(), "1,2 @3".to_string()),
             ("HERMES_BUDGT".to_string(), "1MiB".to_string()),
             ("HERMES_MODELS".to_string(), "/models".to_string()),
@@ -431,6 +449,8 @@ mod tests {
         assert_eq!(settings.budget, Some(Bytes(66 << 20)));
         assert_eq!(settings.window, Some(Bytes(4 << 20)));
         assert_eq!(settings.threads.unwrap().0.get(), 3);
+        assert_eq!((settings.tokens.0, settings.profiles), (64, false));
+        assert_eq!(settings.source, Some(Way::Direct));
         assert_eq!((settings.drain, settings.log), (3, Level::Warn));
         assert_eq!(settings.rights.texts(Right::Infer), ["1", "2", "@3"]);
         assert_eq!(settings.rights.texts(Right::Load), ["7"]);
@@ -460,10 +480,13 @@ mod tests {
         let (_other, after) = sources("budget = \"65MiB\"\ndrain = 2\n");
         let (mut running, newer) = (before.read().unwrap(), after.read().unwrap());
         let keys: Vec<&str> = running.needs_restart(&newer).iter().map(|key| key.name).collect();
-        assert_eq!(keys, ["budget", "threads"]);
+        assert_eq!(keys, ["threads"]);
+        let mut refused = newer.clone();
+        refused.keep_budget(&running);
+        assert_eq!(refused.settings.budget, Some(Bytes(64 << 20)));
         running.take_live(newer);
         assert_eq!(running.settings.drain, 2);
-        assert_eq!(running.settings.budget, Some(Bytes(64 << 20)));
+        assert_eq!(running.settings.budget, Some(Bytes(65 << 20)));
         assert_eq!(running.settings.threads.unwrap().0.get(), 2);
     }
 }

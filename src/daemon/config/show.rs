@@ -43,6 +43,8 @@ fn default_of(effective: &Effective, key: &Key) -> Option<Value> {
     Some(match key.name {
         "store" => settings.store.to_string_lossy().into_owned().into(),
         "socket" => settings.socket.to_string_lossy().into_owned().into(),
+        "tokens" => i64::try_from(settings.tokens.0).unwrap_or(i64::MAX).into(),
+        "profiles" => settings.profiles.into(),
         "drain" => i64::from(settings.drain).into(),
         "log" => format!("{:?}", settings.log).to_lowercase().into(),
         "rights.infer" => list(Right::Infer),

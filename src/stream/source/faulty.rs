@@ -22,6 +22,9 @@ pub struct Faults {
     /// The read takes `delay` longer.
     pub delay_every: u64,
     pub delay: Duration,
+    /// Microseconds that each read takes longer, which may change at any time: a disk that grows
+    /// slow.
+    pub slow_us: Option<&'static AtomicU64>,
 }
 
 /// A source that fails as disks do, by seed.
@@ -48,7 +51,7 @@ fn mix(mut z: u64) -> u64 {
 
 impl WeightSource for FaultySource {
     fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
-        let Faults { seed, error_every, short_every, corrupt_every, delay_every, delay } =
+        let Faults { seed, error_every, short_every, corrupt_every, delay_every, delay, slow_us } =
             self.faults;
         let count = self.loads.fetch_add(1, Ordering::Relaxed);
         let strikes = |every: u64, kind: u64| {
@@ -57,6 +60,9 @@ impl WeightSource for FaultySource {
         let wanted = block.offset..block.offset + block.bytes;
         if strikes(delay_every, 1) {
             std::thread::sleep(delay);
+        }
+        if let Some(slow_us) = slow_us.map(|us| us.load(Ordering::Relaxed)).filter(|us| *us > 0) {
+            std::thread::sleep(Duration::from_micros(slow_us));
         }
         if strikes(error_every, 2) {
             let error = io::Error::from_raw_os_error(libc::EIO);

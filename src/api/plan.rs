@@ -1,0 +1,222 @@
+//! Profiles and plans: what was measured of a model on this board, and what is best done with it.
+
+use super::client::table;
+use super::error::ApiError;
+use super::oip::{ModelPathArg, OipError, find};
+use super::routes::{Api, answer, wait};
+use super::size::{self, Size};
+use crate::engine::{Answered, Inquiry};
+use crate::plan::{Alternative, Bound, Forecast, MAX_TOKENS, Plan, Planned, Profile, Usage, Way};
+use axum::Json;
+use axum::extract::State;
+use axum::http::Uri;
+use serde_json::{Value, json};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// What a plan can be asked for, as parameters of the query.
+const PARAMETERS: [&str; 7] = ["budget", "tokens", "use", "source", "loaders", "threads", "window"];
+
+/// Most bytes of a budget or a window: beyond any board's, and far from what overflows.
+const MAX_BYTES: u64 = 1 << 40;
+
+/// Most threads, of either kind.
+const MAX_THREADS: u64 = 255;
+
+/// `POST /v2/repository/models/{model}/profile`: measures the model, which takes some tens of
+/// passes; other requests are answered meanwhile.
+pub async fn profile(
+    State(api): State<Arc<Api>>,
+    path: ModelPathArg,
+) -> Result<Json<Profile>, OipError> {
+    let manifest = find(&api, path).map_err(ApiError::closing)?;
+    let profile = answer(|reply| api.engine.request_profile(&manifest.model, reply)).await?;
+    Ok(Json(Profile::clone(&profile)))
+}
+
+/// `GET /v2/models/{model}/plan`: how passes would be played, by what was measured.
+pub async fn plan(
+    State(api): State<Arc<Api>>,
+    path: ModelPathArg,
+    uri: Uri,
+) -> Result<Json<Value>, OipError> {
+    let manifest = find(&api, path).map_err(ApiError::closing)?;
+    let inquiry = parse(uri.query().unwrap_or_default())?;
+    let known = answer(|reply| api.engine.request_known(&manifest.model, reply)).await?;
+    let answered = wait(move || Ok(known.plan(inquiry)?)).await?;
+    Ok(Json(describe(&answered)))
+}
+
+/// What a query asks for.
+fn parse(query: &str) -> Result<Inquiry, ApiError> {
+    let mut inquiry = Inquiry::default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let fixed = &mut inquiry.fixed;
+        let put = match name {
+            "budget" => put(&mut inquiry.budget_bytes, bytes(value)),
+            "tokens" => put(&mut inquiry.tokens, number(value, 1..=MAX_TOKENS)),
+            "use" => put(&mut inquiry.usage, usage(value)),
+            "source" => put(&mut fixed.source, value.parse::<Way>().map_err(|e| e.to_string())),
+            "loaders" => put(&mut fixed.loaders, threads(value)),
+            "threads" => put(&mut fixed.threads, threads(value)),
+            "window" => put(&mut fixed.window_bytes, bytes(value)),
+            _ => Err(format!("it is unknown: there are {}", PARAMETERS.join(", "))),
+        };
+        put.map_err(|wrong| {
+            let name: String = name.chars().take(32).collect();
+            ApiError::invalid(format!("parameter {name:?}: {wrong}"))
+        })?;
+    }
+    Ok(inquiry)
+}
+
+fn put<T>(place: &mut Option<T>, value: Result<T, String>) -> Result<(), String> {
+    match place.replace(value?) {
+        None => Ok(()),
+        Some(_) => Err("it is given twice".to_owned()),
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    match size::parse(text).map_err(|error| error.to_string())? {
+        bytes if bytes <= MAX_BYTES => Ok(bytes),
+        _ => Err(format!("{text} is more than {}", Size(MAX_BYTES))),
+    }
+}
+
+fn number(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("{text:?} is no number from {} to {}", range.start(), range.end()))
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    number(text, 1..=MAX_THREADS).map(|count| count as usize)
+}
+
+fn usage(text: &str) -> Result<Usage, String> {
+    let known = [Usage::Cyclic, Usage::OneShot];
+    let named = known.into_iter().find(|usage| usage.to_string() == text);
+    named.ok_or_else(|| format!("{text:?} is unknown: there are cyclic and one-shot"))
+}
+
+fn describe(answered: &Answered) -> Value {
+    let Answered { profile, budget_bytes, wish, planned, advice } = answered;
+    let alternative = |Alternative { plan, forecast, differs_in }: &Alternative| {
+        json!({
+            "differs_in": differs_in.to_string(),
+            "plan": plan,
+            "forecast": figures(forecast),
+        })
+    };
+    json!({
+        "model": profile.model,
+        "version": profile.version,
+        "variant": profile.variant,
+        "budget_bytes": budget_bytes,
+        "tokens": wish.tokens,
+        "use": wish.usage,
+        "plan": planned.plan,
+        "forecast": figures(&planned.forecast),
+        "granted_bytes": planned.granted_bytes,
+        "fits": planned.fits,
+        "alternatives": planned.alternatives.iter().map(alternative).collect::<Vec<_>>(),
+        "advice": advice,
+        "text": text(answered),
+    })
+}
+
+fn figures(forecast: &Forecast) -> Value {
+    let us = |time_us: f64| time_us.round() as u64;
+    json!({
+        "latency_us": us(forecast.latency_us),
+        "stall_us": us(forecast.stall_us),
+        "bytes_read": forecast.bytes_read,
+        "peak_bytes": forecast.peak_bytes,
+        "io_us": us(forecast.io_us),
+        "compute_us": us(forecast.compute_us),
+        "bound": match forecast.bound() {
+            Bound::Disk => "disk",
+            Bound::Compute => "compute",
+        },
+    })
+}
+
+/// The same for people.
+fn text(answered: &Answered) -> String {
+    let Answered { profile, budget_bytes, wish, planned, advice } = answered;
+    let Planned { plan, forecast, fits, alternatives, .. } = planned;
+    let ms = |time_us: f64| format!("{:.1} ms", time_us / 1e3);
+    let (io, compute) = (ms(forecast.io_us), ms(forecast.compute_us));
+    let bound = match (fits, forecast.bound()) {
+        (true, _) => format!("It fits: all of it stays, and computing takes {compute}."),
+        (false, Bound::Disk) => {
+            format!("The disk is the bound: reading takes {io}, computing {compute}.")
+        }
+        (false, Bound::Compute) => {
+            format!("Compute is the bound: it takes {compute}, reading {io}.")
+        }
+    };
+    let row = |name: String, plan: &Plan, forecast: &Forecast| {
+        [
+            name,
+            ms(forecast.latency_us),
+            ms(forecast.stall_us),
+            Size(forecast.bytes_read).to_string(),
+            Size(forecast.peak_bytes).to_string(),
+            plan.to_string(),
+        ]
+    };
+    let head = ["", "LATENCY", "STALL", "READ", "HELD", "HOW"].map(str::to_owned);
+    let mut rows = vec![head, row("plan".to_owned(), plan, forecast)];
+    for Alternative { plan, forecast, differs_in } in alternatives {
+        rows.push(row(differs_in.to_string(), plan, forecast));
+    }
+    let Profile { model, version, variant, .. } = &**profile;
+    let (tokens, usage, budget) = (wish.tokens, wish.usage, Size(*budget_bytes));
+    format!(
+        "{model} {version} ({variant}), passes of {tokens} tokens, {usage} use, a budget of \
+         {budget}.\n{bound}\n\n{}\n\n{advice}",
+        table::lines(&rows)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Overrides;
+
+    #[test]
+    fn queries_say_what_is_wanted() {
+        let query = "budget=64MiB&tokens=7&use=one-shot&source=direct&loaders=2&threads=3&window=1";
+        let (source, loaders, threads) = (Some(Way::Direct), Some(2), Some(3));
+        let fixed =
+            Overrides { source, loaders, threads, window_bytes: Some(1), ..Overrides::default() };
+        let expected = Inquiry {
+            budget_bytes: Some(64 << 20),
+            tokens: Some(7),
+            usage: Some(Usage::OneShot),
+            fixed,
+        };
+        assert_eq!(parse(query).unwrap(), expected);
+        assert_eq!(parse("").unwrap(), Inquiry::default());
+    }
+
+    #[test]
+    fn wrong_queries_are_told_by_name() {
+        let check = |query: &str, expected: &str| {
+            let message = parse(query).unwrap_err().message;
+            assert!(message.starts_with(expected), "{message}");
+        };
+        check("colour=1", "parameter \"colour\": it is unknown: there are budget, tokens, use,");
+        check("budget", "parameter \"budget\": \"\" is not a size: write bytes");
+        check("budget=64MB", "parameter \"budget\": \"64MB\" is not a size");
+        check("window=9999GiB", "parameter \"window\": 9999GiB is more than 1024 GiB");
+        check("tokens=0", "parameter \"tokens\": \"0\" is no number from 1 to 1000000");
+        check("threads=256", "parameter \"threads\": \"256\" is no number from 1 to 255");
+        check("loaders=-1", "parameter \"loaders\": \"-1\" is no number from 1 to 255");
+        check("use=daily", "parameter \"use\": \"daily\" is unknown: there are cyclic and one-sh");
+        check("source=tape", "parameter \"source\": \"tape\" is unknown: there are mapped and di");
+        check("tokens=1&tokens=2", "parameter \"tokens\": it is given twice");
+    }
+}

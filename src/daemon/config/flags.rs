@@ -1,0 +1,44 @@
+//! The command line's share of the settings.
+
+use super::{Bytes, Threads, Tokens, Variant};
+use crate::plan::Way;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What of the settings the command line may set.
+#[derive(Debug, clap::Args, Serialize)]
+pub struct Flags {
+    /// Folder that hermes-shard built models into [default: /var/lib/hermes].
+    #[arg(long)]
+    pub store: Option<PathBuf>,
+    /// Unix socket to serve [default: /run/hermes/hermes.sock].
+    #[arg(long)]
+    pub socket: Option<PathBuf>,
+    /// Bytes that the whole process may hold: 64MiB, 1GiB [default: half of what there is].
+    #[arg(long)]
+    pub budget: Option<Bytes>,
+    /// Bytes of weights in memory ahead of and under compute [default: planned].
+    #[arg(long)]
+    pub window: Option<Bytes>,
+    /// Compute threads [default: planned].
+    #[arg(long)]
+    pub threads: Option<Threads>,
+    /// Threads that read from disk [default: planned].
+    #[arg(long)]
+    pub loaders: Option<Threads>,
+    /// How blocks are read: mapped, or direct (past the page cache) [default: planned].
+    #[arg(long)]
+    pub source: Option<Way>,
+    /// Variant of the weights to serve, such as f32 or q8 [default: the best the model has].
+    #[arg(long)]
+    pub variant: Option<Variant>,
+    /// Tokens that requests are expected to have, which plans are made for [default: 128].
+    #[arg(long)]
+    pub tokens: Option<Tokens>,
+    /// Whether models are measured while the daemon is idle; plans follow [default: true].
+    #[arg(long, value_name = "BOOL")]
+    pub profiles: Option<bool>,
+    /// Seconds for running requests to end after SIGTERM [default: 10].
+    #[arg(long)]
+    pub drain: Option<u32>,
+}

@@ -1,0 +1,170 @@
+//! Profiles and plans as users meet them: measured on request or while the daemon is idle, asked
+//! for by socket and command line, answered in words.
+
+mod common;
+
+use common::daemon::Daemon;
+use common::served::{Served, check_alive, check_error, hermesctl, slow_request};
+use common::small_store;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything that must happen.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Products of `slow`, each with a weight of 4 MiB.
+const PRODUCTS: usize = 4;
+
+/// A daemon over a store of its own with `slow`, `linear` and `words`.
+fn served(arguments: &[&str]) -> Served {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    std::fs::create_dir(&store).unwrap();
+    small_store::write(&store, small_store::slow(PRODUCTS));
+    small_store::write(&store, small_store::linear());
+    small_store::write(&store, small_store::words());
+    let usual = ["--budget", "96MiB", "--window", "8MiB"];
+    let arguments = [&usual, arguments].concat();
+    let daemon = Daemon::start(&store, &folder.path().join("s"), &arguments);
+    Served { daemon, folder }
+}
+
+/// The same that measures nothing by itself, and has measured `slow`.
+fn measured() -> Served {
+    let served = served(&["--profiles", "false"]);
+    let (status, profile) = served.daemon.post("/v2/repository/models/slow/profile", "");
+    assert_eq!((status, &profile["model"]), (200, &json!("slow")), "{profile}");
+    assert!(!profile["reads"].as_array().unwrap().is_empty(), "{profile}");
+    served
+}
+
+#[test]
+fn a_plan_is_answered_once_the_model_is_measured() {
+    let served = measured();
+    let daemon = &served.daemon;
+    check_error(&daemon.get("/v2/models/linear/plan"), 409, "hermesctl profile linear");
+    check_error(&daemon.get("/v2/models/nobody/plan"), 404, "nobody");
+    check_error(&daemon.get("/v2/models/slow/plan?bugdet=1"), 400, "there are budget, tokens");
+    let (status, plan) = daemon.get("/v2/models/slow/plan");
+    assert_eq!(status, 200, "{plan}");
+    assert_eq!((&plan["budget_bytes"], &plan["tokens"]), (&json!(96 << 20), &json!(128)));
+    // The daemon's own --window holds unless another is asked for.
+    assert_eq!(plan["plan"]["window_bytes"], json!(8 << 20));
+    assert_eq!((&plan["fits"], &plan["forecast"]["bytes_read"]), (&json!(true), &json!(0)));
+    let number = |value: &Value| value.as_u64().unwrap();
+    let pass = &plan["forecast"];
+    assert!(number(&pass["latency_us"]) >= number(&pass["compute_us"]), "{plan}");
+    assert!(number(&pass["peak_bytes"]) <= number(&plan["granted_bytes"]), "{plan}");
+    assert!(number(&plan["granted_bytes"]) <= 96 << 20, "{plan}");
+    let least = "/v2/models/slow/plan?tokens=1&window=4MiB&loaders=1&use=one-shot&source=mapped";
+    let (status, plan) = daemon.get(least);
+    assert_eq!((status, &plan["tokens"], &plan["use"]), (200, &json!(1), &json!("one-shot")));
+    let found = &plan["plan"];
+    assert_eq!(
+        (&found["source"], &found["loaders"], &found["window_bytes"]),
+        (&json!("mapped"), &json!(1), &json!(4 << 20))
+    );
+    let none = daemon.get("/v2/models/slow/plan?budget=1MiB");
+    check_error(&none, 400, "the least that would do is");
+    check_error(&daemon.get("/v2/models/slow/plan?window=4KiB"), 400, "a window of 4096 bytes");
+    // Nothing of it needs the model in memory, nor loads it.
+    assert_eq!(daemon.post("/v2/repository/models/slow/unload", "").0, 200);
+    assert_eq!(daemon.get("/v2/models/slow/plan").0, 200);
+    let (_, stats) = daemon.get("/v2/models/slow/stats");
+    assert_eq!(stats["model_stats"][0]["hermes"]["state"], "unloaded");
+}
+
+#[test]
+fn requests_are_answered_while_a_model_is_measured() {
+    let served = served(&["--profiles", "false"]);
+    let measuring = served.daemon.connect().post("/v2/repository/models/slow/profile", "");
+    let mut answered = 0;
+    std::thread::scope(|scope| {
+        let mut measuring = measuring;
+        let measured = scope.spawn(move || measuring.reply().0);
+        while !measured.is_finished() {
+            check_alive(&served.daemon);
+            assert_eq!(served.daemon.get("/v2/health/live").0, 200);
+            answered += 1;
+        }
+        assert_eq!(measured.join().unwrap(), 200);
+    });
+    assert!(answered > 3, "{answered} requests were answered beside it");
+}
+
+#[test]
+fn hermesctl_prints_profiles_and_plans() {
+    let served = measured();
+    let socket = &served.daemon.socket;
+    let printed = |arguments: &[&str]| {
+        let (code, output, error) = hermesctl(socket, arguments);
+        assert_eq!(code, 0, "{arguments:?}: {error}");
+        output
+    };
+    let profile = printed(&["profile", "linear"]);
+    for part in ["linear version 1 (f32)", "processor ", "reading ", "computing ", "layer "] {
+        assert!(profile.contains(part), "{part:?} is not in\n{profile}");
+    }
+    let text = printed(&["plan", "slow", "--budget", "40MiB", "--tokens", "64"]);
+    let lines: Vec<&str> = text.lines().collect();
+    let head = "slow 1 (f32), passes of 64 tokens, cyclic use, a budget of 40 MiB.";
+    assert_eq!(lines[0], head, "{text}");
+    assert!(lines[1].contains("is the bound: ") || lines[1].starts_with("It fits"), "{text}");
+    let table: Vec<&&str> = lines.iter().filter(|line| line.contains(" ms")).skip(1).collect();
+    assert!(table.iter().any(|line| line.starts_with("plan  ")), "{text}");
+    assert!(table.iter().filter(|line| line.starts_with("other ")).count() <= 2, "{text}");
+    let last = lines.last().unwrap();
+    assert!(last.contains("would help"), "{text}");
+    assert!(text.is_ascii(), "{text}");
+    let json = printed(&["plan", "slow", "--use", "one-shot", "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["use"], &json["model"]), (&json!("one-shot"), &json!("slow")));
+    assert!(json["text"].as_str().unwrap().starts_with("slow 1 (f32)"));
+
+    let check = |arguments: &[&str], expected: i32, words: &str| {
+        let (code, _, error) = hermesctl(socket, arguments);
+        assert_eq!(code, expected, "{arguments:?}: {error}");
+        assert!(error.contains(words), "{arguments:?}: {error}");
+    };
+    check(&["plan", "words"], 1, "not measured on this board");
+    check(&["profile", "words"], 1, "no weights to stream");
+    check(&["plan", "slow", "--use", "daily"], 2, "one-shot");
+    check(&["plan", "slow", "--budget", "1MB"], 2, "is not a size");
+    check(&["plan", "slow", "--tokens", "0"], 2, "0");
+}
+
+/// Asks until a plan is answered: the daemon has measured by itself.
+fn wait_measured(served: &Served, model: &str) -> Value {
+    let start = Instant::now();
+    loop {
+        let (status, plan) = served.daemon.get(&format!("/v2/models/{model}/plan"));
+        if status == 200 {
+            return plan;
+        }
+        assert!(status == 409 && start.elapsed() < PATIENCE, "{plan}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn an_idle_daemon_measures_what_was_loaded() {
+    let served = served(&["--tokens", "16", "--source", "mapped"]);
+    for _ in 0..3 {
+        check_alive(&served.daemon);
+    }
+    let plan = wait_measured(&served, "linear");
+    assert_eq!((&plan["tokens"], &plan["plan"]["source"]), (&json!(16), &json!("mapped")));
+    // What was never loaded is not read.
+    check_error(&served.daemon.get("/v2/models/slow/plan"), 409, "not measured");
+    // A trial is broken off by each request, and begun anew after it.
+    let slow = slow_request().to_string();
+    for _ in 0..10 {
+        assert_eq!(served.daemon.post("/v2/models/slow/infer", &slow).0, 200);
+        std::thread::sleep(Duration::from_millis(120));
+    }
+    wait_measured(&served, "slow");
+    check_alive(&served.daemon);
+    let ledger = hermesctl(&served.daemon.socket, &["top", "--json"]).1;
+    let ledger: Value = serde_json::from_str(&ledger).unwrap();
+    assert_eq!(ledger["ledger_bytes"]["activations"], json!(0), "{ledger}");
+}
