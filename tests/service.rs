@@ -136,8 +136,8 @@ fn the_service_manager_is_told_of_each_phase() {
     assert!(service.told().starts_with("STATUS=no model is loaded; "));
     assert_eq!(service.told(), "READY=1\n");
     assert_eq!(infer(&service.daemon).0, 200);
-    let status = service.wait_told("STATUS=");
-    assert!(status.starts_with("STATUS=loaded: linear; "), "{status}");
+    // While it was being loaded, more was held already.
+    let status = service.wait_told("STATUS=loaded: linear; ");
     assert!(status.contains(" of 96 MiB held"), "{status}");
     service.daemon.signal("-HUP");
     service.wait_reloaded();
