@@ -145,6 +145,7 @@ impl Worker {
     ) -> Arc<Profile> {
         let board = self.board(shared).clone();
         let profile = Arc::new(profiler.finish(shared, model, board));
+        self.adopt(shared, model, Arc::clone(&profile));
         if matches!(self.config.disk, DiskKind::Board) {
             let written = shared.store.model_path(model.name()).map_err(|error| error.to_string());
             let written = written
@@ -154,12 +155,11 @@ impl Worker {
                 Err(error) => log::warn!("{}", error.replace('\n', ": ")),
             }
         }
-        self.adopt(shared, model, Arc::clone(&profile));
         profile
     }
 
     /// Plans a model's passes by its profile.
-    pub(super) fn adopt(&mut self, shared: &Shared, model: &Arc<Model>, profile: Arc<Profile>) {
+    fn adopt(&mut self, shared: &Shared, model: &Arc<Model>, profile: Arc<Profile>) {
         match &self.config.policy {
             Policy::Tape => self.plan_tape(shared, model, &profile),
             Policy::PipeSwitch => {

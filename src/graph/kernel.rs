@@ -83,7 +83,7 @@ impl Kernels {
         self.by_columns.last().and_then(|kernel| kernel.time_tile().ok()).unwrap_or(u64::MAX)
     }
 
-    /// Packs `x[.., depth]` for [`Packed::product`], for which it is no longer needed.
+    /// Packs `x[.., depth]` for `Packed::product`, for which it is no longer needed.
     pub fn pack(&self, x: &Tensor, depth: usize) -> TractResult<Packed<'_>> {
         self.pick(x.len() / depth.max(1))?.pack(x, depth)
     }
