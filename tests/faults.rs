@@ -131,7 +131,8 @@ fn a_profile_that_cannot_be_believed_is_told_and_measured_anew() {
         fs::write(&path, &text).unwrap();
         load();
         board.wait_logged(expected, 0);
-        wait_for("another profile", || read().is_some_and(|found| found != text));
+        let is_other = || fs::read_to_string(&path).is_ok_and(|found| found != text);
+        wait_for("another profile", || is_other() && read().is_some());
         assert_eq!(read().unwrap()["board"], good["board"], "after: {expected}");
         assert_eq!(board.daemon.get("/v2/models/linear/plan").0, 200, "after: {expected}");
     }
