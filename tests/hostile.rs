@@ -308,7 +308,8 @@ fn loads_unloads_and_requests_at_once_do_no_harm() {
 
 #[test]
 fn who_finds_the_queue_full_is_told_when_to_come_again() {
-    let served = serve(&["--budget", "160MiB", "--window", "8MiB"]);
+    // Trials would have threads of their own beside those that are to stand still.
+    let served = serve(&["--budget", "160MiB", "--window", "8MiB", "--profiles", "false"]);
     let daemon = &served.daemon;
     check_alive(daemon);
     let frozen = Frozen::new(daemon.id(), &["engine"]);

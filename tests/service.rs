@@ -167,7 +167,7 @@ fn the_socket_serves_when_the_manager_is_told_so() {
 
 #[test]
 fn the_watchdog_is_fed_only_while_something_moves() {
-    let service = Service::start("", |command| {
+    let service = Service::start("profiles = false", |command| {
         command.env("WATCHDOG_USEC", "400000");
     });
     for _ in 0..3 {
@@ -297,7 +297,8 @@ fn a_reload_changes_the_budget_or_says_why_not() {
     service.wait_told("STATUS=draining, 77 s at most");
 }
 
-/// A request that has reached the engine, whose threads stand still.
+/// A request that has reached the engine, whose threads stand still. It must not be measuring:
+/// trials have threads of their own, which come and go.
 fn hold(service: &Service) -> (Frozen, common::daemon::Connection) {
     assert_eq!(infer(&service.daemon).0, 200);
     let frozen = Frozen::new(service.daemon.id(), &ENGINE_THREADS);
@@ -311,7 +312,7 @@ fn hold(service: &Service) -> (Frozen, common::daemon::Connection) {
 
 #[test]
 fn sigterm_drains_what_runs_and_accepts_nothing_new() {
-    let mut service = Service::start("drain = 3600", |_| ());
+    let mut service = Service::start("drain = 3600\nprofiles = false", |_| ());
     let (frozen, mut waiting) = hold(&service);
     service.daemon.signal("-TERM");
     service.wait_told("STATUS=draining, 3600 s at most");
@@ -326,7 +327,7 @@ fn sigterm_drains_what_runs_and_accepts_nothing_new() {
 
 #[test]
 fn a_second_sigterm_cancels_what_runs() {
-    let mut service = Service::start("drain = 3600", |_| ());
+    let mut service = Service::start("drain = 3600\nprofiles = false", |_| ());
     let (frozen, mut waiting) = hold(&service);
     service.daemon.signal("-TERM");
     service.wait_told("STATUS=draining");
@@ -339,7 +340,7 @@ fn a_second_sigterm_cancels_what_runs() {
 
 #[test]
 fn a_drain_ends_at_its_deadline() {
-    let mut service = Service::start("drain = 1", |_| ());
+    let mut service = Service::start("drain = 1\nprofiles = false", |_| ());
     let (frozen, mut waiting) = hold(&service);
     service.daemon.signal("-INT");
     service.wait_logged("1 connections are cut off", 0);
