@@ -156,9 +156,9 @@ impl Worker {
             self.admit(shared, &model, &mut seats);
         }
         let granted_bytes: u64 = seats.iter().map(|seat| seat.grant.bytes()).sum();
-        // Freed tensors of all sizes find the next of their size in up to twice the room that those
-        // in use take at once.
-        let spare_bytes = granted_bytes.min(shared.ledger.free_bytes() / SPARE_SHARE);
+        // Freed tensors of all sizes find the next of their size in up to four times the room that
+        // those in use take at once.
+        let spare_bytes = (3 * granted_bytes).min(shared.ledger.free_bytes() / SPARE_SHARE);
         let spare = shared.ledger.try_grant(Category::Activations, spare_bytes).ok();
         heap::keep_within(granted_bytes + spare.as_ref().map_or(0, Grant::bytes));
         let pass = Pass {
