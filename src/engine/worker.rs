@@ -591,11 +591,11 @@ impl Worker {
     }
 }
 
-/// Lets the heap keep the freed tensors of a pass that was granted so much, and as much again of
-/// what is free: those of all sizes find the next of their size in up to twice the room that those
-/// in use take at once.
+/// Lets the heap keep the freed tensors of a pass that was granted so much, and three times as much
+/// of what is free: those of all sizes find the next of their size in up to four times the room
+/// that those in use take at once.
 pub(super) fn keep_freed(shared: &Shared, granted_bytes: u64) -> Option<Grant> {
-    let spare_bytes = granted_bytes.min(shared.ledger.free_bytes() / SPARE_SHARE);
+    let spare_bytes = (3 * granted_bytes).min(shared.ledger.free_bytes() / SPARE_SHARE);
     let spare = shared.ledger.try_grant(Category::Activations, spare_bytes).ok();
     heap::keep_within(granted_bytes + spare.as_ref().map_or(0, Grant::bytes));
     spare

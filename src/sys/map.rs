@@ -8,13 +8,15 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A read-only file, mapped whole. The mapping costs address space; a page costs memory from
 /// [`MappedFile::populate`] to [`MappedFile::release`].
 pub struct MappedFile {
     file: File,
     map: Mmap,
+    /// Where the last of the ranges begins that have been populated.
+    last_start: Mutex<usize>,
 }
 
 impl MappedFile {
@@ -26,7 +28,7 @@ impl MappedFile {
         // SAFETY: the mapping is read-only and private to readers; the store never changes an
         // installed file, it replaces versions by rename, which leaves this inode alone.
         let map = unsafe { MmapOptions::new().map(&file)? };
-        Ok(MappedFile { file, map })
+        Ok(MappedFile { file, map, last_start: Mutex::default() })
     }
 
     /// The file.
@@ -52,6 +54,9 @@ impl MappedFile {
     /// that have been released before. What is mapped around ends where a mapping's flags change,
     /// so a populated range differs in one from all others: it is left out of core dumps.
     pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        let mut last_start = self.last_start();
+        *last_start = range.start.max(*last_start);
+        drop(last_start);
         self.flag(range.clone(), Advice::DontDump);
         self.map.advise_range(Advice::PopulateRead, range.start, range.len())
     }
@@ -65,15 +70,19 @@ impl MappedFile {
     /// end from the page cache: a folio may be larger than a block, so a range that starts at
     /// the block would leave the folio that both share. Mapped pages, pinned blocks among them,
     /// survive.
+    ///
+    /// The page at the file's end that kernels read ahead into goes with the last block, or it
+    /// would hold its folio in the page cache.
     pub fn release(&self, mut range: Range<usize>) {
-        // What kernels read ahead of the last block is its own.
-        if self.len() - range.end < page_size() {
+        let last_start = self.last_start();
+        if self.is_last(range.end as u64) && *last_start < range.end {
             range.end = self.len();
         }
         // SAFETY: the mapping is a read-only file mapping: dropped pages read back the same.
         let unmapped = unsafe {
             self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         };
+        drop(last_start);
         if let Err(error) = unmapped {
             log::warn!("madvise(DONTNEED) failed: {error}");
         }
@@ -89,10 +98,17 @@ impl MappedFile {
     }
 
     /// Asks the kernel to drop everything of the file up to `end` from the page cache, and what is
-    /// behind it where that is less than a page.
+    /// behind it where that is no more than a page.
     pub fn drop_consumed(&self, end: u64) {
-        let is_last = (self.len() as u64).saturating_sub(end) < page_size() as u64;
-        self.drop_cached(0..if is_last { self.len() as u64 } else { end });
+        self.drop_cached(0..if self.is_last(end) { self.len() as u64 } else { end });
+    }
+
+    fn is_last(&self, end: u64) -> bool {
+        (self.len() as u64).saturating_sub(end) <= page_size() as u64
+    }
+
+    fn last_start(&self) -> MutexGuard<'_, usize> {
+        self.last_start.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the kernel to drop the whole file from the page cache, where nobody maps it.
@@ -119,6 +135,13 @@ impl MappedFile {
             // What cannot be told is taken for resident, as the kernel does.
             _ => pages.len(),
         }
+    }
+
+    /// Pages that this process has mapped of it.
+    #[cfg(test)]
+    pub fn mapped_pages(&self) -> usize {
+        let pages = self.map.as_ptr_range();
+        super::memory::mapped_pages(pages.start.addr()..pages.end.addr())
     }
 
     /// Reads `out.len()` bytes at `offset`.
@@ -201,6 +224,15 @@ mod tests {
         assert_eq!((mapped(first), mapped(second)), (0, 35));
         map.populate(120 * page..121 * page).unwrap();
         assert_eq!(mapped(0..pages * page), 36);
+        // The last block, and a page that is read ahead into behind it.
+        map.populate(200 * page..256 * page).unwrap();
+        map.release(200 * page..255 * page);
+        assert_eq!(mapped(0..pages * page), 36);
+        // One that is not the last: what is behind it is in use.
+        map.populate(255 * page..256 * page).unwrap();
+        map.populate(200 * page..256 * page).unwrap();
+        map.release(200 * page..255 * page);
+        assert_eq!(mapped(0..pages * page), 37);
     }
 
     #[test]

@@ -68,6 +68,8 @@ impl MappedSource {
 struct MappedBlock {
     file: Arc<MappedFile>,
     range: Range<usize>,
+    /// Its bytes where they are read, not mapped.
+    copy: Option<AlignedBuffer>,
     trail: Arc<Trail>,
 }
 
@@ -75,11 +77,16 @@ impl Memory for MappedBlock {}
 
 impl AsRef<[u8]> for MappedBlock {
     fn as_ref(&self) -> &[u8] {
-        self.file.bytes(self.range.clone())
+        match &self.copy {
+            Some(copy) => copy.as_ref(),
+            None => self.file.bytes(self.range.clone()),
+        }
     }
 }
 
 impl Drop for MappedBlock {
+    /// Of a block that was copied, a page may be mapped: the one that is readable behind the block
+    /// before it. It would hold its folio in the page cache.
     fn drop(&mut self) {
         self.file.release(self.range.clone());
         self.trail.pass(&self.file);
@@ -93,11 +100,16 @@ impl WeightSource for MappedSource {
         let range = usize_range(&wanted, file.len())
             .ok_or_else(|| io_error(path.clone(), wanted.clone(), cut_short()))?;
         let readable = range.start..range.end + self.read_ahead_bytes;
-        if readable.end > file.len() {
-            return read_block(path, file, wanted);
+        let is_mapped = readable.end <= file.len();
+        let copy = match is_mapped {
+            true => None,
+            false => Some(read_block(path, file, wanted.clone())?),
+        };
+        let (file, trail) = (Arc::clone(file), Arc::clone(&self.trail));
+        let held = MappedBlock { file, range, copy, trail };
+        if is_mapped {
+            held.file.populate(readable).map_err(|e| io_error(path.clone(), wanted, e))?;
         }
-        let held = MappedBlock { file: Arc::clone(file), range, trail: Arc::clone(&self.trail) };
-        file.populate(readable).map_err(|e| io_error(path.clone(), wanted, e))?;
         Ok(Loaded(Box::new(held)))
     }
 
@@ -121,12 +133,16 @@ impl WeightSource for MappedSource {
 }
 
 /// Reads a block into a buffer of our own.
-fn read_block(path: &Path, file: &MappedFile, wanted: Range<u64>) -> Result<Loaded, StreamError> {
+fn read_block(
+    path: &Path,
+    file: &MappedFile,
+    wanted: Range<u64>,
+) -> Result<AlignedBuffer, StreamError> {
     let mut buffer = AlignedBuffer::zeroed((wanted.end - wanted.start) as usize);
     file.read_at(buffer.as_mut(), wanted.start)
         .map_err(|e| io_error(path.to_path_buf(), wanted.clone(), e))?;
     file.drop_cached(0..wanted.end);
-    Ok(Loaded(Box::new(buffer)))
+    Ok(buffer)
 }
 
 /// Starts all reads at once, so that the disk sees them together, then takes them in order and
@@ -184,5 +200,7 @@ mod tests {
             assert_eq!(mapped.contains(&bytes.as_ptr()), index == 0, "block {index}");
             assert!(bytes.as_ptr().addr().is_multiple_of(64), "a copy is used in place too");
         }
+        let left = source.files[0].1.mapped_pages();
+        assert_eq!(left, 0, "what was read ahead behind the first goes with the second");
     }
 }
