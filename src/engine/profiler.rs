@@ -41,8 +41,8 @@ const FIT_RANGES: [(Field, Range<f64>); 3] = [
     (|contention| &mut contention.compute_loss, 0.0..3.0),
     (|contention| &mut contention.memory_slowdown, 1.0..2.0),
 ];
-const FIT_STEPS: u32 = 15;
-const FIT_ROUNDS: usize = 3;
+const FIT_STEPS: u32 = 10;
+const FIT_ROUNDS: usize = 2;
 
 /// What an unusual figure counts, against an error of a forecast.
 const ODDNESS: f64 = 0.01;
@@ -156,7 +156,7 @@ impl Profiler {
                     ..self.base.clone()
                 };
                 let usual = usual_bytes(model);
-                let trial = worker.play_trial(shared, model, &plan);
+                let trial = worker.play_trial(shared, model, &plan, cancel);
                 trial.map(|trial| self.note(rate(*way, *loaders, usual, trial)))
             }
             Step::Read { way, request_bytes } => {

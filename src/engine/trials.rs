@@ -127,13 +127,21 @@ impl Worker {
         shared: &Shared,
         model: &Arc<Model>,
         plan: &Plan,
+        cancel: &Cancel,
     ) -> Result<ReadTrial, EngineError> {
         let playing = model.playing_by(plan.clone());
         let flow = self.begin(shared, model, &playing, &[], [].into(), None)?;
         let began = Instant::now();
         let mut bytes = 0;
         for (index, block) in model.blocks.iter().enumerate() {
-            flow.lease(index)?;
+            let came = match cancel.is_cancelled() {
+                true => Err(EngineError::Cancelled),
+                false => flow.lease(index).map(drop).map_err(EngineError::from),
+            };
+            if let Err(error) = came {
+                flow.end();
+                return Err(error);
+            }
             bytes += block.bytes;
             if began.elapsed() > PLAY_TIME && index >= READ_REQUESTS {
                 break;
