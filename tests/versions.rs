@@ -28,8 +28,12 @@ struct Board {
 }
 
 fn board(store: TempDir) -> Board {
+    board_with(store, &[])
+}
+
+fn board_with(store: TempDir, more: &[&str]) -> Board {
     let folder = tempfile::tempdir().unwrap();
-    let arguments = ["--budget", "96MiB", "--window", "8MiB"];
+    let arguments = [&["--budget", "96MiB", "--window", "8MiB"], more].concat();
     let daemon = Daemon::start(store.path(), &folder.path().join("s"), &arguments);
     Board { daemon, store, _folder: folder }
 }
@@ -488,7 +492,8 @@ fn hostile_archives_are_refused_and_leave_nothing() {
 
 #[test]
 fn the_daemon_refuses_hostile_archives_and_serves_on() {
-    let board = board(linear_store(1));
+    // A profile written meanwhile would be something left.
+    let board = board_with(linear_store(1), &["--profiles", "false"]);
     let before = tree(board.store.path());
     let held = |board: &Board| board.daemon.open_files();
     assert_eq!(board.answers(), 1.0);

@@ -181,6 +181,11 @@ impl Model {
         self.tape.bytes()
     }
 
+    /// The plan that its passes follow.
+    pub fn plan(&self) -> Plan {
+        self.playing().plan.clone()
+    }
+
     /// How its passes are played.
     pub(super) fn playing(&self) -> Arc<Playing> {
         Arc::clone(&lock(&self.playing))

@@ -11,8 +11,10 @@ use crate::plan::{
     Board, Grouping, LayerCost, Overrides, Plan, PlanError, Planned, Profile, ReadRate, Subject,
     Usage, Way, Wish, advise, pipeswitch_groups, plan,
 };
+use crate::store::StoreError;
 use crate::store::manifest::Manifest;
 use crate::stream::Category;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -33,19 +35,26 @@ impl Worker {
         }
     }
 
-    /// The profile that lies beside a model; why there is none that can be used.
+    /// Where the profile of a model is kept; None where it is not.
+    fn profile_folder(&self, shared: &Shared, model: &str) -> Result<Option<PathBuf>, StoreError> {
+        match (&self.config.profile_folder, self.config.disk) {
+            (Some(folder), _) => Ok(Some(folder.clone())),
+            (None, DiskKind::Board) => shared.store.model_path(model).map(Some),
+            // What an imitated disk gave is of no other.
+            (None, DiskKind::Throttled { .. } | DiskKind::Faulty(_)) => Ok(None),
+        }
+    }
+
+    /// The profile that is kept of a model; why there is none that can be used.
     fn stored_profile(
         &mut self,
         shared: &Shared,
         manifest: &Manifest,
         variant: &str,
     ) -> Result<Option<Profile>, String> {
-        // What an imitated disk gave is of no other.
-        if !matches!(self.config.disk, DiskKind::Board) {
-            return Ok(None);
-        }
         let Manifest { model, version, .. } = manifest;
-        let folder = shared.store.model_path(model).map_err(|error| error.to_string())?;
+        let folder = self.profile_folder(shared, model).map_err(|error| error.to_string())?;
+        let Some(folder) = folder else { return Ok(None) };
         let subject = Subject { model, version, variant };
         let Some(profile) = Profile::read(&folder, subject).map_err(|error| error.to_string())?
         else {
@@ -146,14 +155,14 @@ impl Worker {
         let board = self.board(shared).clone();
         let profile = Arc::new(profiler.finish(shared, model, board));
         self.adopt(shared, model, Arc::clone(&profile));
-        if matches!(self.config.disk, DiskKind::Board) {
-            let written = shared.store.model_path(model.name()).map_err(|error| error.to_string());
-            let written = written
-                .and_then(|folder| profile.write(&folder).map_err(|error| error.to_string()));
-            match written {
-                Ok(path) => log::info!("model {} is measured: {}", model.name(), path.display()),
-                Err(error) => log::warn!("{}", error.replace('\n', ": ")),
-            }
+        let folder = self.profile_folder(shared, model.name()).map_err(|error| error.to_string());
+        let written = folder.and_then(|folder| {
+            folder.map(|folder| profile.write(&folder)).transpose().map_err(|e| e.to_string())
+        });
+        match written {
+            Ok(Some(path)) => log::info!("model {} is measured: {}", model.name(), path.display()),
+            Ok(None) => log::info!("model {} is measured", model.name()),
+            Err(error) => log::warn!("{}", error.replace('\n', ": ")),
         }
         profile
     }

@@ -46,6 +46,8 @@ pub struct Config {
     pub policy: Policy,
     /// Whether models are measured when there is nothing else to do; their plans follow.
     pub profiles: bool,
+    /// Where profiles are kept; beside the models by default, those of an imitated disk nowhere.
+    pub profile_folder: Option<PathBuf>,
     /// Tokens of the requests that plans are made for.
     pub tokens: u64,
     pub disk: DiskKind,
@@ -65,6 +67,7 @@ impl Config {
             pin_bytes: u64::MAX,
             policy: Policy::Tape,
             profiles: false,
+            profile_folder: None,
             tokens: EXPECTED_TOKENS,
             disk: DiskKind::Board,
         }

@@ -117,6 +117,7 @@ impl Settings {
             source: self.source,
             tokens: self.tokens.0,
             profiles: self.profiles,
+            profile_folder: None,
             variant: self.variant.as_ref().map(|variant| variant.0.clone()),
             ..Config::new(&self.store, budget_bytes)
         }

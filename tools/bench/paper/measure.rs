@@ -5,7 +5,7 @@ use super::disks::{self, Disk};
 use super::policy::{Policy, Step};
 use super::trace::Traced;
 use crate::setup;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use hermes::engine::{Config, Engine, EngineError, Reply, Request};
 use hermes::stream::Trace;
@@ -51,6 +51,12 @@ pub struct Arguments {
     /// Passes in turn, each with a cold page cache
     #[arg(long, default_value_t = 1)]
     pub passes: usize,
+    /// Folder that the model's profile is kept in
+    #[arg(long)]
+    pub profiles: Option<PathBuf>,
+    /// Measure the profile first
+    #[arg(long, requires = "profiles")]
+    pub profile: bool,
     /// Trace the passes
     #[arg(long)]
     pub trace: bool,
@@ -76,6 +82,8 @@ pub struct Measured {
     pub charged_bytes: Option<u64>,
     /// XXH3-64 of the outputs; of a play, 0.
     pub digest: u64,
+    /// By which it was played.
+    pub plan: String,
 }
 
 /// A line that the process writes for each pass.
@@ -96,6 +104,16 @@ pub enum Outcome {
 }
 
 impl Arguments {
+    /// Has a process of its own measure the model's profile, and keep it in `profiles`.
+    pub fn spawn_profile(self) -> Result<()> {
+        let step = Step::Pass(Policy::Tape);
+        let child = Arguments { step, budget: None, passes: 0, profile: true, ..self };
+        match child.spawn()? {
+            Outcome::Measured(_) => Ok(()),
+            Outcome::Refused(why) => bail!("{why}"),
+        }
+    }
+
     /// Measures in a process of its own, and waits for it.
     pub fn spawn(&self) -> Result<Outcome> {
         let program = std::env::current_exe().context("cannot find this program's file")?;
@@ -119,8 +137,13 @@ impl Arguments {
         if let Some(folder) = &self.join {
             command.arg("--join").arg(folder);
         }
-        if self.trace {
-            command.arg("--trace");
+        if let Some(folder) = &self.profiles {
+            command.arg("--profiles").arg(folder);
+        }
+        for (flag, is_set) in [("--trace", self.trace), ("--profile", self.profile)] {
+            if is_set {
+                command.arg(flag);
+            }
         }
         let output = command.output().context("cannot start a process to measure in")?;
         let failed = String::from_utf8_lossy(&output.stderr);
@@ -150,6 +173,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         // In version 2 a process is in one cgroup: the one that limits takes the place of its own.
         cgroup = cgroup.filter(|_| !disks::is_unified(folder));
         disks::join(folder)?;
+    }
+    if arguments.profile {
+        profile(arguments)?;
     }
     memory::reset_peak();
     let session = match Session::start(arguments, &request) {
@@ -184,6 +210,14 @@ fn warm_up(arguments: &Arguments, request: &Request) -> Result<()> {
     };
     let engine = Engine::start(config)?;
     engine.infer(request.clone())?;
+    engine.shutdown();
+    Ok(())
+}
+
+/// Measures the model's profile, which is kept for the engines that follow.
+fn profile(arguments: &Arguments) -> Result<()> {
+    let engine = Engine::start(config(arguments))?;
+    engine.profile(&arguments.model)?;
     engine.shutdown();
     Ok(())
 }
@@ -224,6 +258,7 @@ impl Session {
             window_peak_bytes: stats.window_peak_bytes,
             pinned_bytes: self.model.pinned_bytes(),
             digest,
+            plan: self.model.plan().to_string(),
             ..Measured::default()
         })
     }
@@ -247,6 +282,7 @@ fn config(arguments: &Arguments) -> Config {
         loaders: arguments.loaders,
         pin_bytes,
         tokens: arguments.tokens as u64,
+        profile_folder: arguments.profiles.clone(),
         ..Config::new(&arguments.store, arguments.budget.unwrap_or(NO_BUDGET))
     }
 }

@@ -53,7 +53,7 @@ pub struct Arguments {
     /// Bytes of tape ahead of and under compute, for the policy `tape`
     #[arg(long, value_parser = size::parse, default_value = "16MiB")]
     window: u64,
-    /// Loaders, for the policy `tape`; by default what suits the cores
+    /// Loaders, for the policy `tape`; by default the planner's choice
     #[arg(long)]
     loaders: Option<usize>,
     /// Size of every open dimension of the inputs
@@ -65,7 +65,7 @@ pub struct Arguments {
     /// One round
     #[arg(long, conflicts_with = "repeat")]
     quick: bool,
-    /// Folder for paper.csv, paper.md and the pictures; made where it is missing
+    /// Folder for paper.csv, paper.md, the pictures and the profiles; made where it is missing
     #[arg(long)]
     out: PathBuf,
 }
@@ -165,6 +165,11 @@ impl<'a> Experiment<'a> {
 
     fn measure_disk(&mut self, model: &str, index: usize, steps: &[Step]) -> Result<()> {
         let disk = self.disks[index].0;
+        self.progress.say(&format!("{model} on {disk}: measuring its profile"));
+        let folder = self.profiles(disk);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let profiled = self.child(model, index, Step::Play).spawn_profile();
+        profiled.with_context(|| format!("the profile of {model} on {disk}"))?;
         let mut failed: Vec<Step> = vec![];
         for repeat in 1..=self.arguments.repeats() {
             for turn in 0..steps.len() {
@@ -240,9 +245,16 @@ impl<'a> Experiment<'a> {
             tokens: self.arguments.tokens,
             budget: None,
             passes: 1,
+            profiles: Some(self.profiles(*disk)),
+            profile: false,
             trace: false,
             join: limit.as_ref().map(|limit| limit.folder().to_owned()),
         }
+    }
+
+    /// Where profiles measured on a disk are kept, by which tape and pipeswitch plan.
+    fn profiles(&self, disk: Disk) -> PathBuf {
+        self.arguments.out.join("profiles").join(file_part(disk))
     }
 
     fn leave_out(&mut self, sentence: String) {
@@ -300,6 +312,6 @@ fn usable(arguments: &Arguments, left_out: &mut Vec<String>) -> Vec<(Disk, Optio
 }
 
 /// A disk's name as a part of a file's.
-fn file_part(disk: Disk) -> String {
+pub(super) fn file_part(disk: Disk) -> String {
     disk.to_string().replace(':', "-")
 }

@@ -103,6 +103,13 @@ impl Results {
         self.cell(model, disk, Step::Pass(policy))
     }
 
+    /// By which plan the passes of a policy were played.
+    pub fn plan(&self, model: &str, disk: Disk, policy: Policy) -> Option<&str> {
+        let step = Step::Pass(policy);
+        let is_of = |r: &&Record| r.model == model && r.disk == disk && r.step == step;
+        self.records.iter().find(is_of).map(|record| record.measured.plan.as_str())
+    }
+
     /// The larger of the medians of T_io and T_compute, in milliseconds.
     pub fn limit_ms(&self, model: &str, disk: Disk) -> Option<f64> {
         let median = |step| Some(self.cell(model, disk, step)?.latency_ms.median);

@@ -6,6 +6,7 @@
 
 use super::chart::Chart;
 use super::disks::{Disk, Limit};
+use super::file_part;
 use super::ink::{self, Area};
 use super::measure::{self, Measured, Outcome};
 use super::output::{Progress, write};
@@ -45,7 +46,7 @@ pub struct Arguments {
     /// One round
     #[arg(long, conflicts_with = "repeat")]
     quick: bool,
-    /// Folder for sweep-MODEL.csv, .md and .svg; made where it is missing
+    /// Folder for sweep-MODEL.csv, .md, .svg and the profiles; made where it is missing
     #[arg(long)]
     out: PathBuf,
 }
@@ -76,6 +77,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Disk::Limited { mb_s } => Some(Limit::set(&arguments.store, *mb_s)?),
             Disk::Real | Disk::Imitated { .. } => None,
         });
+    }
+    for (disk, limit) in arguments.disk.iter().zip(&limits) {
+        eprintln!("{disk}: measuring the profile");
+        arguments.profile(*disk, limit.as_ref().map(Limit::folder))?;
     }
     let budgets = arguments.find_budgets()?;
     let progress = Progress::new((budgets.len() * limits.len() * repeats) as u64);
@@ -114,7 +119,21 @@ impl Arguments {
         budget_bytes: u64,
         passes: usize,
     ) -> Result<std::result::Result<Vec<Measured>, String>> {
-        let child = measure::Arguments {
+        let child = self.child(disk, join, budget_bytes, passes);
+        Ok(match child.spawn()? {
+            Outcome::Measured(passes) => Ok(passes.into_iter().map(|(pass, _)| pass).collect()),
+            Outcome::Refused(why) => Err(why),
+        })
+    }
+
+    fn child(
+        &self,
+        disk: Disk,
+        join: Option<&Path>,
+        budget_bytes: u64,
+        passes: usize,
+    ) -> measure::Arguments {
+        measure::Arguments {
             store: self.store.clone(),
             model: self.model.clone(),
             variant: self.variant.clone(),
@@ -125,13 +144,24 @@ impl Arguments {
             tokens: self.tokens,
             budget: Some(budget_bytes),
             passes,
+            profiles: Some(self.profiles(disk)),
+            profile: false,
             trace: false,
             join: join.map(Path::to_owned),
-        };
-        Ok(match child.spawn()? {
-            Outcome::Measured(passes) => Ok(passes.into_iter().map(|(pass, _)| pass).collect()),
-            Outcome::Refused(why) => Err(why),
-        })
+        }
+    }
+
+    /// Has the model's profile measured on a disk, by which passes are planned.
+    fn profile(&self, disk: Disk, join: Option<&Path>) -> Result<()> {
+        let folder = self.profiles(disk);
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let profiled = self.child(disk, join, 0, 0).spawn_profile();
+        profiled.with_context(|| format!("the profile of {} on {disk}", self.model))
+    }
+
+    fn profiles(&self, disk: Disk) -> PathBuf {
+        self.out.join("profiles").join(file_part(disk))
     }
 
     /// From the smallest budget that works to one in which everything is pinned, each larger than

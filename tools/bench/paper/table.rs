@@ -96,6 +96,9 @@ fn policies(text: &mut String, results: &Results, model: &str, disk: Disk) {
             format_args!("T_io {io:.1} ms, T_compute {compute:.1} ms: bound by the {bound}.\n"),
         );
     }
+    if let Some(plan) = results.plan(model, disk, Policy::Tape) {
+        line(text, format_args!("Tape was played by this plan: {plan}.\n"));
+    }
     line(
         text,
         format_args!(
