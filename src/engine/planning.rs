@@ -334,7 +334,7 @@ pub struct Answered {
 
 /// How PipeSwitch groups the layers of a profile's model.
 fn pipeswitch_runs(profile: &Profile, tokens: u64) -> Vec<usize> {
-    let alone = |read: &&ReadRate| read.way == Way::Mapped && read.loaders == 1;
+    let alone = |r: &&ReadRate| r.way == Way::Mapped && r.loaders == 1 && !r.is_scattered;
     let rates = profile.reads.iter().filter(alone).map(|read| read.bandwidth_bytes_s);
     let bytes_per_us = rates.fold(1.0, f64::max) / 1e6;
     let bytes = |layer: &LayerCost| -> f64 {

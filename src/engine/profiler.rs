@@ -68,6 +68,7 @@ enum Step {
     Play {
         way: Way,
         loaders: usize,
+        is_scattered: bool,
     },
     /// Requests of another size.
     Read {
@@ -96,7 +97,11 @@ impl Profiler {
         let usual = usual_bytes(model);
         for _ in 0..REPEATS {
             for way in ways.iter().copied() {
-                steps.extend(DEPTHS.map(|loaders| Step::Play { way, loaders }));
+                // Direct reads have no read-ahead to lose.
+                let orders = if way == Way::Mapped { &[false, true][..] } else { &[false] };
+                for is_scattered in orders.iter().copied() {
+                    steps.extend(DEPTHS.map(|loaders| Step::Play { way, loaders, is_scattered }));
+                }
                 let sizes = REQUEST_BYTES.into_iter().filter(|bytes| *bytes != usual);
                 steps.extend(sizes.map(|request_bytes| Step::Read { way, request_bytes }));
             }
@@ -148,16 +153,18 @@ impl Profiler {
     ) -> Result<bool, EngineError> {
         let Some(step) = self.steps.front().cloned() else { return Ok(true) };
         let tried = match &step {
-            Step::Play { way, loaders } => {
+            Step::Play { way, loaders, is_scattered } => {
                 let plan = Plan {
                     source: *way,
                     loaders: *loaders,
                     placement: Placement::Shared,
+                    pin_bytes: if *is_scattered { model.tape_bytes() / 2 } else { 0 },
+                    pins: PinPlace::Spread,
                     ..self.base.clone()
                 };
                 let usual = usual_bytes(model);
                 let trial = worker.play_trial(shared, model, &plan, cancel);
-                trial.map(|trial| self.note(rate(*way, *loaders, usual, trial)))
+                trial.map(|trial| self.note(rate(*way, *loaders, usual, trial), *is_scattered))
             }
             Step::Read { way, request_bytes } => {
                 self.read(worker, shared, model, (*way, *request_bytes), cancel)
@@ -206,9 +213,7 @@ impl Profiler {
         if cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
-        if trial.bytes > 0 {
-            self.note(rate(way, 1, request_bytes, trial));
-        }
+        self.note(rate(way, 1, request_bytes, trial), false);
         Ok(())
     }
 
@@ -226,9 +231,11 @@ impl Profiler {
         }
     }
 
-    /// Keeps the best rate of each kind.
-    fn note(&mut self, rate: ReadRate) {
-        let kind = |read: &ReadRate| (read.way, read.loaders, read.request_bytes);
+    /// Keeps the best rate of each kind. A short tape may have nothing to read for some.
+    fn note(&mut self, rate: Option<ReadRate>, is_scattered: bool) {
+        let Some(rate) = rate else { return };
+        let rate = ReadRate { is_scattered, ..rate };
+        let kind = |r: &ReadRate| (r.way, r.loaders, r.request_bytes, r.is_scattered);
         match self.reads.iter_mut().find(|read| kind(read) == kind(&rate)) {
             Some(read) if read.bandwidth_bytes_s < rate.bandwidth_bytes_s => *read = rate,
             Some(_) => {}
@@ -357,7 +364,7 @@ impl Profiler {
 /// Whether nothing smaller could be tried in its place.
 fn is_least(step: &Step) -> bool {
     match step {
-        Step::Play { loaders, .. } => *loaders <= DEPTHS[0],
+        Step::Play { loaders, is_scattered, .. } => *loaders <= DEPTHS[0] && !is_scattered,
         Step::Read { .. } => false,
         Step::Compute { tokens, .. } => *tokens <= TOKENS[0],
         Step::Stream { .. } => false,
@@ -371,14 +378,16 @@ fn usual_bytes(model: &Model) -> u64 {
     sizes.get(sizes.len() / 2).copied().unwrap_or(0)
 }
 
-fn rate(way: Way, loaders: usize, request_bytes: u64, trial: ReadTrial) -> ReadRate {
-    ReadRate {
+/// None where nothing was read.
+fn rate(way: Way, loaders: usize, request_bytes: u64, trial: ReadTrial) -> Option<ReadRate> {
+    (trial.bytes > 0).then(|| ReadRate {
         way,
         loaders,
         request_bytes,
+        is_scattered: false,
         bandwidth_bytes_s: trial.bytes as f64 / (trial.wall_us.max(1) as f64 / 1e6),
         cpu_ns_per_byte: trial.cpu_us as f64 * 1e3 / trial.bytes as f64,
-    }
+    })
 }
 
 /// A time that grows with the tokens.

@@ -121,7 +121,7 @@ pub(super) fn core_speeds(kernels: &Kernels, cores: &[usize]) -> Vec<f64> {
 }
 
 impl Worker {
-    /// Plays the tape for a while as `plan` has it, computing nothing.
+    /// Plays the tape for a while as `plan` has it, computing nothing. What it pins is not read.
     pub(super) fn play_trial(
         &mut self,
         shared: &Shared,
@@ -130,7 +130,9 @@ impl Worker {
         cancel: &Cancel,
     ) -> Result<ReadTrial, EngineError> {
         let playing = model.playing_by(plan.clone());
-        let flow = self.begin(shared, model, &playing, &[], [].into(), None)?;
+        let (pins, _held) = pinned_stand_ins(shared, model, &playing, cancel)?;
+        let is_pinned = |block: usize| pins.get(block).is_some_and(Option::is_some);
+        let flow = self.begin(shared, model, &playing, &pins, [].into(), None)?;
         let began = Instant::now();
         let mut bytes = 0;
         for (index, block) in model.blocks.iter().enumerate() {
@@ -142,7 +144,7 @@ impl Worker {
                 flow.end();
                 return Err(error);
             }
-            bytes += block.bytes;
+            bytes += if is_pinned(index) { 0 } else { block.bytes };
             if began.elapsed() > PLAY_TIME && index >= READ_REQUESTS {
                 break;
             }
@@ -205,15 +207,7 @@ impl Worker {
         cancel: &Cancel,
     ) -> Result<u64, EngineError> {
         let playing = model.playing_by(plan.clone());
-        let held: Vec<u64> =
-            model.blocks.iter().map(|block| playing.source.held_bytes(block)).collect();
-        let (mut pins, _held) = match plan.pin_bytes {
-            0 => (vec![], None),
-            _ => stand_ins(shared, model, &playing, cancel)
-                .map(|(pins, grant)| (pins, Some(grant)))?,
-        };
-        let pinned = pinned_units(&held, plan.pin_bytes, plan.pins);
-        pins.iter_mut().zip(pinned).filter(|(_, pinned)| !pinned).for_each(|(pin, _)| *pin = None);
+        let (pins, _held) = pinned_stand_ins(shared, model, &playing, cancel)?;
         let began = Instant::now();
         let rehearsal = Rehearsal { model, playing: &playing, pins: &pins, tokens, cancel };
         self.rehearse(shared, &rehearsal, None)?;
@@ -264,6 +258,24 @@ struct Rehearsal<'a> {
 
 /// Blocks that are in memory, by index on the tape.
 type Pinned = Vec<Option<Arc<Loaded>>>;
+
+/// Stand-ins for what a plan pins.
+fn pinned_stand_ins(
+    shared: &Shared,
+    model: &Model,
+    playing: &Playing,
+    cancel: &Cancel,
+) -> Result<(Pinned, Option<Grant>), EngineError> {
+    if playing.plan.pin_bytes == 0 {
+        return Ok((vec![], None));
+    }
+    let held: Vec<u64> =
+        model.blocks.iter().map(|block| playing.source.held_bytes(block)).collect();
+    let (mut pins, grant) = stand_ins(shared, model, playing, cancel)?;
+    let pinned = pinned_units(&held, playing.plan.pin_bytes, playing.plan.pins);
+    pins.iter_mut().zip(pinned).filter(|(_, pinned)| !pinned).for_each(|(pin, _)| *pin = None);
+    Ok((pins, Some(grant)))
+}
 
 /// For every block of the tape one of the same shape, as many different ones as a window holds:
 /// so many that they come from memory, not from a processor's cache.

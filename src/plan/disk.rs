@@ -26,9 +26,11 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// None where this way was not measured.
-    pub fn new(profile: &Profile, way: Way, request_bytes: u64) -> Option<Disk> {
-        let reads: Vec<&ReadRate> = profile.reads.iter().filter(|read| read.way == way).collect();
+    /// `gaps` is the share of requests that follow a block which is not read. None where this way
+    /// was not measured.
+    pub fn new(profile: &Profile, way: Way, request_bytes: u64, gaps: f64) -> Option<Disk> {
+        let (scattered, reads): (Vec<&ReadRate>, Vec<&ReadRate>) =
+            profile.reads.iter().filter(|read| read.way == way).partition(|r| r.is_scattered);
         let mut loaders: Vec<usize> = reads.iter().map(|read| read.loaders).collect();
         loaders.sort_unstable();
         loaders.dedup();
@@ -39,8 +41,14 @@ impl Disk {
             let times = line(of_count().map(|read| (read.request_bytes as f64, time_us(read))));
             let cpus = line(of_count().map(|read| (read.request_bytes as f64, cpu_time_us(read))));
             let bytes = request_bytes as f64;
-            let rate = count as f64 * bytes / along(&times, bytes);
-            let cpu = (along(&cpus, bytes) / bytes).min(MOST_CPU * count as f64 / rate);
+            let (mut time, mut cpu) = (along(&times, bytes), along(&cpus, bytes));
+            if let Some(read) = scattered.iter().find(|read| read.loaders == count) {
+                let share = bytes / read.request_bytes as f64;
+                time += gaps * (share * time_us(read) - time);
+                cpu += gaps * (share * cpu_time_us(read) - cpu);
+            }
+            let rate = count as f64 * bytes / time;
+            let cpu = (cpu / bytes).min(MOST_CPU * count as f64 / rate);
             let waiting = count as f64 - rate * cpu;
             curve.push((waiting, rate));
             cpu_us.push((count, cpu));
@@ -133,7 +141,7 @@ mod tests {
     #[test]
     fn the_curve_gives_back_what_was_measured() {
         let profile = fixture::profile();
-        let disk = Disk::new(&profile, Way::Direct, MIB).unwrap();
+        let disk = Disk::new(&profile, Way::Direct, MIB, 0.0).unwrap();
         for read in profile.reads.iter().filter(|read| read.way == Way::Direct) {
             let rate = read.bandwidth_bytes_s / 1e6;
             let cpu = disk.cpu_us_per_byte(read.loaders);
@@ -152,7 +160,7 @@ mod tests {
             bandwidth_bytes_s: profile.reads[0].bandwidth_bytes_s / 2.0,
             ..profile.reads[0]
         });
-        let disk = Disk::new(&profile, Way::Mapped, MIB).unwrap();
+        let disk = Disk::new(&profile, Way::Mapped, MIB, 0.0).unwrap();
         close(disk.work(MIB), MIB as f64);
         close(disk.work(2 * MIB), 2.0 * MIB as f64);
         close(disk.work(MIB / 4), MIB as f64 / 2.0);
@@ -160,9 +168,29 @@ mod tests {
     }
 
     #[test]
+    fn blocks_behind_gaps_come_as_they_were_measured() {
+        let mut profile = fixture::profile();
+        let along = profile.reads[0];
+        let slow = along.bandwidth_bytes_s / 2.0;
+        profile.reads.push(ReadRate { bandwidth_bytes_s: slow, is_scattered: true, ..along });
+        let rate = |gaps: f64| {
+            let disk = Disk::new(&profile, Way::Mapped, MIB, gaps).unwrap();
+            let cpu = disk.cpu_us_per_byte(1);
+            let times = (0..60).fold((0.0, 10_000.0), |(low, high), _| {
+                let rate: f64 = (low + high) / 2.0;
+                if disk.rate(1.0 - rate * cpu) > rate { (rate, high) } else { (low, rate) }
+            });
+            times.0
+        };
+        close(rate(0.0), along.bandwidth_bytes_s / 1e6);
+        close(rate(1.0), slow / 1e6);
+        close(1.0 / rate(0.5), (1.0 / rate(0.0) + 1.0 / rate(1.0)) / 2.0);
+    }
+
+    #[test]
     fn a_way_that_was_not_measured_has_no_disk() {
         let mut profile = fixture::profile();
         profile.reads.retain(|read| read.way == Way::Mapped);
-        assert!(Disk::new(&profile, Way::Direct, MIB).is_none());
+        assert!(Disk::new(&profile, Way::Direct, MIB, 0.0).is_none());
     }
 }

@@ -22,6 +22,7 @@ pub fn profile() -> Profile {
         way,
         loaders,
         request_bytes: MIB,
+        is_scattered: false,
         bandwidth_bytes_s: gib_s * 1e9,
         cpu_ns_per_byte,
     };

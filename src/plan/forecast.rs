@@ -112,6 +112,8 @@ pub fn forecast_spans(
 /// so have in common.
 pub(super) struct Tape<'a> {
     profile: &'a Profile,
+    way: Way,
+    /// Without gaps.
     disk: Disk,
     /// By block.
     blocks: Vec<Unit>,
@@ -133,8 +135,7 @@ impl<'a> Tape<'a> {
         if threads == 0 {
             return Err(ForecastError::Crew);
         }
-        let request_bytes = profile.runs().map(|run| run.bytes).max().unwrap_or(1);
-        let disk = Disk::new(profile, way, request_bytes).ok_or(ForecastError::Way(way))?;
+        let disk = disk(profile, way, 0.0)?;
         let layers_us = profile.compute_us(threads, tokens);
         let (mut blocks, mut bytes, mut before_us) = (vec![], vec![], 0.0);
         for (layer, layer_us) in profile.layers.iter().zip(&layers_us) {
@@ -159,6 +160,7 @@ impl<'a> Tape<'a> {
         }
         Ok(Tape {
             profile,
+            way,
             disk,
             blocks,
             bytes,
@@ -202,9 +204,16 @@ impl<'a> Tape<'a> {
         }
         // The sum of nothing would be -0.
         let work = units.iter().map(|unit| unit.work).fold(0.0, |sum, work| sum + work);
-        let coming = (0..self.bytes.len()).filter(|block| !is_there(*block));
-        let bytes_read = coming.map(|block| self.bytes[block]).sum();
-        let speeds = Speeds::new(self.profile, plan, &self.disk);
+        let coming = || (0..self.bytes.len()).filter(|block| !is_there(*block));
+        let gaps = coming().filter(|block| *block > 0 && is_there(block - 1)).count();
+        let speeds = match gaps {
+            0 => Speeds::new(self.profile, plan, &self.disk),
+            gaps => {
+                let share = gaps as f64 / coming().count() as f64;
+                Speeds::new(self.profile, plan, &disk(self.profile, self.way, share)?)
+            }
+        };
+        let bytes_read = coming().map(|block| self.bytes[block]).sum();
         let played = play(&units, self.tail_us, plan, &speeds, spans);
         Ok(Forecast {
             latency_us: played.latency_us,
@@ -237,6 +246,12 @@ impl<'a> Tape<'a> {
             stay,
         }
     }
+}
+
+/// What reads so much of a tape, where a share of its requests follows a gap.
+fn disk(profile: &Profile, way: Way, gaps: f64) -> Result<Disk, ForecastError> {
+    let request_bytes = profile.runs().map(|run| run.bytes).max().unwrap_or(1);
+    Disk::new(profile, way, request_bytes, gaps).ok_or(ForecastError::Way(way))
 }
 
 /// Makes one value in so many so many times as large, and all of them so much smaller that the sum

@@ -22,6 +22,7 @@ fn equal_layers(layers: usize, loaders: usize, load_us: f64, compute_us: f64) ->
             way: Way::Mapped,
             loaders,
             request_bytes: MIB,
+            is_scattered: false,
             bandwidth_bytes_s: loaders as f64 * MIB as f64 / load_us * 1e6,
             cpu_ns_per_byte: 0.2 * load_us * 1e3 / MIB as f64,
         }],
@@ -256,6 +257,7 @@ fn cases() -> impl Strategy<Value = Case> {
                     way: Way::Mapped,
                     loaders,
                     request_bytes: MIB,
+                    is_scattered: false,
                     bandwidth_bytes_s: mb_s * 1e6,
                     cpu_ns_per_byte: cpu,
                 })

@@ -176,7 +176,7 @@ impl Search<'_> {
         let cores = self.profile.board.cores.len();
         let mut counts: Vec<usize> = (1..=cores).collect();
         let mut reads: Vec<&ReadRate> =
-            self.profile.reads.iter().filter(|read| read.way == way).collect();
+            self.profile.reads.iter().filter(|r| r.way == way && !r.is_scattered).collect();
         reads.sort_by_key(|read| read.loaders);
         let usual = reads.iter().filter(|read| read.loaders <= cores);
         let mut best = usual.map(|read| read.bandwidth_bytes_s).fold(0.0, f64::max);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Format of the file; one of another number is not read.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Limit of the file. A profile of 10,000 layers takes 2 MiB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -59,6 +59,9 @@ pub struct ReadRate {
     pub loaders: usize,
     /// Bytes of each block.
     pub request_bytes: u64,
+    /// Whether every second block was left out, as where others are pinned: the kernel's read-ahead
+    /// then has less to go by.
+    pub is_scattered: bool,
     /// Of all loaders together, blocks verified and released.
     pub bandwidth_bytes_s: f64,
     /// CPU time of the loaders (kernel and checksum too) for each byte.

@@ -53,12 +53,13 @@ impl fmt::Display for Profile {
         for read in &self.reads {
             writeln!(
                 f,
-                "  {:<10}{:>6}{:>13}{:>10.0}{:>12.3}",
+                "  {:<10}{:>6}{:>13}{:>10.0}{:>12.3}{}",
                 read.way,
                 read.loaders,
                 read.request_bytes >> 10,
                 read.bandwidth_bytes_s / 1e6,
-                read.cpu_ns_per_byte
+                read.cpu_ns_per_byte,
+                if read.is_scattered { "   every second block" } else { "" }
             )?;
         }
         writeln!(f, "\ncomputing  threads   tokens        ms   activations MiB")?;

@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     fn speeds(profile: &Profile, plan: &Plan) -> Speeds {
-        Speeds::new(profile, plan, &Disk::new(profile, plan.source, MIB).unwrap())
+        Speeds::new(profile, plan, &Disk::new(profile, plan.source, MIB, 0.0).unwrap())
     }
 
     fn close(found: f64, expected: f64) {

@@ -165,6 +165,7 @@ pub fn example() -> Results {
             peak_rss_bytes: window_peak_bytes + 40_000_000,
             charged_bytes: None,
             digest: if step == Step::Play { 0 } else { 42 },
+            plan: "a plan".to_string(),
         };
         results.records.push(Record { model: "bert".to_string(), disk, step, repeat, measured });
     };
