@@ -58,6 +58,8 @@ pub(super) struct Profiler {
     reads: Vec<ReadRate>,
     /// Threads, tokens.
     computed: Vec<(usize, usize, ComputeTrial)>,
+    /// By block, in microseconds.
+    decoded: Vec<f64>,
     /// Plan, tokens, microseconds.
     streamed: Vec<(Plan, usize, u64)>,
 }
@@ -75,6 +77,7 @@ enum Step {
         way: Way,
         request_bytes: u64,
     },
+    Decode,
     Compute {
         threads: usize,
         tokens: usize,
@@ -106,6 +109,7 @@ impl Profiler {
                 steps.extend(sizes.map(|request_bytes| Step::Read { way, request_bytes }));
             }
         }
+        steps.push_back(Step::Decode);
         // The first pass of a crew warms its threads.
         steps.push_back(Step::Compute { threads: cores, tokens: tokens[0] });
         for tokens in tokens {
@@ -140,7 +144,15 @@ impl Profiler {
                 }
             }
         }
-        Profiler { base, steps, turn: 0, reads: vec![], computed: vec![], streamed: vec![] }
+        Profiler {
+            base,
+            steps,
+            turn: 0,
+            reads: vec![],
+            decoded: vec![],
+            computed: vec![],
+            streamed: vec![],
+        }
     }
 
     /// Makes the next trial; whether it was the last. One that was cancelled is made again.
@@ -168,6 +180,9 @@ impl Profiler {
             }
             Step::Read { way, request_bytes } => {
                 self.read(worker, shared, model, (*way, *request_bytes), cancel)
+            }
+            Step::Decode => {
+                worker.decode_trial(shared, model).map(|decoded| self.decoded = decoded)
             }
             Step::Compute { threads, tokens } => {
                 let plan = Plan {
@@ -331,6 +346,7 @@ impl Profiler {
         let direct = model.sources().direct().unwrap_or(mapped);
         let lengths = model.tape.units(&Grouping::Layers);
         let mut blocks = &model.blocks[..];
+        let mut decoded = &self.decoded[..];
         let layer = |(index, length): (usize, usize)| {
             let (own, rest) = blocks.split_at(length);
             blocks = rest;
@@ -349,9 +365,12 @@ impl Profiler {
                 }
             }
             let line = Line::through(&points);
+            let (decoding, others) = decoded.split_at(length.min(decoded.len()));
+            decoded = others;
             LayerCost {
                 name: model.layer_name(own[0].file),
                 blocks: BlockRun::joined(runs),
+                decode_us: decoding.iter().fold(0.0, |sum, us| sum + us),
                 fixed_us: line.fixed,
                 per_token_us: line.slope,
                 error: line.error,
@@ -365,7 +384,7 @@ impl Profiler {
 fn is_least(step: &Step) -> bool {
     match step {
         Step::Play { loaders, is_scattered, .. } => *loaders <= DEPTHS[0] && !is_scattered,
-        Step::Read { .. } => false,
+        Step::Read { .. } | Step::Decode => false,
         Step::Compute { tokens, .. } => *tokens <= TOKENS[0],
         Step::Stream { .. } => false,
     }

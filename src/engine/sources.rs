@@ -35,7 +35,6 @@ impl Sources {
         let mapped: Arc<dyn WeightSource> = if map::populate_supported() {
             Arc::clone(&files) as _
         } else {
-            log::warn!("this kernel has no MADV_POPULATE_READ: blocks are read, not mapped");
             Arc::new(ReadSource::new(Arc::clone(&files), READ_AHEAD_BYTES, Arc::clone(&slots)))
         };
         let mapped = on(disk, mapped);

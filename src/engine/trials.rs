@@ -8,14 +8,16 @@ use super::sample::sample_inputs;
 use super::service::Shared;
 use super::tape::Stretch;
 use super::worker::{Worker, keep_freed};
+use crate::codec::{Codec, PANEL_ROWS};
 use crate::graph::Kernels;
-use crate::plan::{Grouping, Plan, pinned_units};
+use crate::plan::{Grouping, Plan, Way, pinned_units};
 use crate::store::layer_file::BLOCK_ALIGN;
 use crate::stream::{
     Block, Category, Grant, Loaded, StreamError, Trace, WeightSource, What, load_verified,
 };
 use crate::sys::{affinity, heap};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
@@ -32,6 +34,9 @@ const PLAY_TIME: Duration = Duration::from_millis(500);
 /// How often a core is timed, the shortest time counting; and how near the fastest it is alike.
 const SPEED_ROUNDS: usize = 50;
 const ALIKE: f64 = 0.9;
+
+/// How often a block is decoded, the shortest time counting.
+const DECODE_ROUNDS: usize = 5;
 
 /// What some reading took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +201,37 @@ impl Worker {
         Ok(ComputeTrial { total_us, layers_us, activation_bytes })
     }
 
+    /// How long one core takes to decode each block of the tape once, in microseconds; 0 where
+    /// kernels use what is stored. One block of each kind is tried.
+    pub(super) fn decode_trial(
+        &mut self,
+        shared: &Shared,
+        model: &Model,
+    ) -> Result<Vec<f64>, EngineError> {
+        let source = model.sources().by(Way::Mapped);
+        let mut times = vec![0.0; model.blocks.len()];
+        let mut known: HashMap<(&str, u64, usize), f64> = HashMap::new();
+        for stretch in &model.tape.stretches {
+            let Stretch::Blocks { first, rows, codec: Some(codec) } = stretch else { continue };
+            if codec.is_plain_f32() {
+                continue;
+            }
+            for (index, rows) in rows.iter().enumerate() {
+                let block = &model.blocks[first + index];
+                let kind = (codec.name(), block.bytes, rows.len());
+                times[first + index] = match known.entry(kind) {
+                    Entry::Occupied(time) => *time.get(),
+                    Entry::Vacant(time) => {
+                        let _held = self.hold_for_reading(shared, 2 * block.bytes)?;
+                        let loaded = load_verified(&**source, block)?;
+                        *time.insert(decode_us(*codec, rows.len(), loaded.as_ref()))
+                    }
+                };
+            }
+        }
+        Ok(times)
+    }
+
     /// The time of a pass as requests get it, over sample inputs. For what the plan pins, blocks of
     /// the same shape stand in.
     pub(super) fn stream_trial(
@@ -245,6 +281,36 @@ impl Worker {
         results.into_iter().try_for_each(|result| result.map(drop))?;
         Ok(bytes)
     }
+}
+
+/// Time of decoding a block of so many rows, a panel at a time as kernels do it; of flat values,
+/// whole.
+fn decode_us(codec: &dyn Codec, rows: usize, stored: &[u8]) -> f64 {
+    let (lanes, runs) = match codec.stored_bytes(rows, 1) == stored.len() {
+        true => (1, 1),
+        false => (PANEL_ROWS, rows.div_ceil(PANEL_ROWS)),
+    };
+    let run_bytes = stored.len() / runs;
+    // The deepest run that takes so many bytes.
+    let (mut depth, mut beyond) = (0, run_bytes + 1);
+    while beyond - depth > 1 {
+        let middle = depth + (beyond - depth) / 2;
+        match codec.stored_bytes(middle, lanes) <= run_bytes {
+            true => depth = middle,
+            false => beyond = middle,
+        }
+    }
+    let run_bytes = codec.stored_bytes(depth, lanes).max(1);
+    let mut values = vec![0.0; depth * lanes];
+    let decode = || {
+        let began = Instant::now();
+        for run in stored.chunks_exact(run_bytes) {
+            codec.decode(run, lanes, &mut values);
+            std::hint::black_box(&values);
+        }
+        began.elapsed().as_nanos() as f64 / 1e3
+    };
+    std::iter::repeat_with(decode).take(DECODE_ROUNDS).fold(f64::INFINITY, f64::min)
 }
 
 /// What is played in a trial.
@@ -327,6 +393,22 @@ fn stand_ins(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec;
+
+    #[test]
+    fn every_codec_is_timed_as_it_lies_in_blocks() {
+        for codec in codec::ALL.iter().filter(|codec| !codec.is_plain_f32()) {
+            for (rows, depth, lanes) in [(40, 96, PANEL_ROWS), (1000, 1000, 1)] {
+                let runs = if lanes == 1 { 1 } else { 3 };
+                let mut stored = vec![];
+                for _ in 0..runs {
+                    codec.encode(&vec![0.5; depth * lanes], lanes, &mut stored);
+                }
+                let us = decode_us(*codec, rows, &stored);
+                assert!(us > 0.0 && us.is_finite(), "{} {lanes}: {us}", codec.name());
+            }
+        }
+    }
 
     #[test]
     fn requests_cover_runs_of_files() {

@@ -14,6 +14,7 @@ pub fn profile() -> Profile {
     let layer = |index| LayerCost {
         name: format!("encoder.{index}"),
         blocks: [12, 36].map(|count| blocks(count, MIB)).to_vec(),
+        decode_us: 0.0,
         fixed_us: 1400.0,
         per_token_us: 106.25,
         error: 0.02,

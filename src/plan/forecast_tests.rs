@@ -13,6 +13,7 @@ fn equal_layers(layers: usize, loaders: usize, load_us: f64, compute_us: f64) ->
     let layer = LayerCost {
         name: "layer".into(),
         blocks: vec![blocks(1, MIB)],
+        decode_us: 0.0,
         fixed_us: compute_us,
         per_token_us: 0.0,
         error: 0.0,
@@ -246,6 +247,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 .map(|(count, quarters, compute_us)| LayerCost {
                     name: String::new(),
                     blocks: vec![blocks(count, quarters * quarter)],
+                    decode_us: 0.0,
                     fixed_us: compute_us,
                     per_token_us: 0.0,
                     error: 0.0,

@@ -75,6 +75,9 @@ pub struct LayerCost {
     pub name: String,
     /// Its blocks on the tape, in order; none where it computes without weights.
     pub blocks: Vec<BlockRun>,
+    /// Time of one core for decoding its blocks once; 0 where kernels use what is stored. It is
+    /// part of what computing takes.
+    pub decode_us: f64,
     /// Time of its nodes, all its blocks resident: `fixed_us + tokens * per_token_us`.
     pub fixed_us: f64,
     pub per_token_us: f64,
@@ -296,6 +299,7 @@ impl Profile {
         }
         let mut blocks = 0usize;
         for (index, layer) in self.layers.iter().enumerate() {
+            at_least(layer.decode_us, 0.0, || format!("layers[{index}].decode_us"))?;
             at_least(layer.fixed_us, 0.0, || format!("layers[{index}].fixed_us"))?;
             at_least(layer.per_token_us, 0.0, || format!("layers[{index}].per_token_us"))?;
             at_least(layer.error, 0.0, || format!("layers[{index}].error"))?;

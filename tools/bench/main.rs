@@ -2,6 +2,7 @@
 //!
 //! Each subcommand is one file or folder beside this one; none of them is linked into the daemon.
 
+mod boards;
 mod daemon;
 mod forecast;
 mod paper;
@@ -36,6 +37,8 @@ enum Command {
     Profile(profile::Arguments),
     /// Compare what the forecast says of a grid of plans with passes
     Forecast(forecast::Arguments),
+    /// Forecast passes on boards by their published figures and a profile measured here
+    Boards(boards::Arguments),
     /// Find the smallest budget within which a model answers
     Smallest(smallest::Arguments),
     /// Measure requests that share a pass against one alone
@@ -66,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         Command::Pass(arguments) => pass::run(&arguments),
         Command::Profile(arguments) => profile::run(&arguments),
         Command::Forecast(arguments) => forecast::run(&arguments),
+        Command::Boards(arguments) => boards::run(&arguments),
         Command::Smallest(arguments) => smallest::run(&arguments),
         Command::Together(arguments) => together::run(&arguments),
         Command::Switch(arguments) => switch::run(&arguments),

@@ -59,13 +59,14 @@ pub struct Arguments {
     /// Size of every open dimension of the inputs
     #[arg(long, default_value_t = 128)]
     tokens: usize,
-    /// Rounds
+    /// Rounds; with 0, tables and pictures are made of what is in the folder
     #[arg(long, default_value_t = 3)]
     repeat: usize,
     /// One round
     #[arg(long, conflicts_with = "repeat")]
     quick: bool,
-    /// Folder for paper.csv, paper.md, the pictures and the profiles; made where it is missing
+    /// Folder for paper.csv, paper.md, the pictures and the profiles; made where it is missing.
+    /// What is measured is added to the paper.csv that it has
     #[arg(long)]
     out: PathBuf,
 }
@@ -79,16 +80,25 @@ const TRACED_DISK: &str = "sata";
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(arguments.repeats() > 0, "--repeat takes at least 1");
     let mut experiment = Experiment::prepare(arguments)?;
-    for model in &arguments.models {
-        experiment.measure_model(model)?;
+    if arguments.repeats() > 0 {
+        for model in &arguments.models {
+            experiment.measure_model(model)?;
+        }
     }
     experiment.progress.finish();
     experiment.report()
 }
 
 impl Arguments {
+    fn csv_path(&self) -> PathBuf {
+        self.out.join("paper.csv")
+    }
+
+    fn setting(&self) -> Setting {
+        Setting { tokens: self.tokens, window_bytes: self.window }
+    }
+
     fn repeats(&self) -> usize {
         if self.quick { 1 } else { self.repeat }
     }
@@ -118,7 +128,13 @@ impl<'a> Experiment<'a> {
         }
         fs::create_dir_all(&arguments.out)
             .with_context(|| format!("cannot make {}", arguments.out.display()))?;
+        let path = arguments.csv_path();
         let mut results = Results::default();
+        if path.exists() {
+            let text = fs::read_to_string(&path)?;
+            let name = || format!("{}: give another --out, or remove it", path.display());
+            results.records = table::parse_csv(&text, &arguments.setting()).with_context(name)?;
+        }
         let disks = usable(arguments, &mut results.left_out);
         ensure!(!disks.is_empty(), "none of the disks can be had: {}", results.left_out.join("; "));
         let steps = arguments.policies.len() + 2;
@@ -136,7 +152,8 @@ impl<'a> Experiment<'a> {
             let steps = self.steps_that_fit(model, disk, shape);
             self.measure_disk(model, index, &steps)?;
             // A run that is cut off leaves what it has measured.
-            write(&self.arguments.out.join("paper.csv"), &table::csv(&self.results))?;
+            let text = table::csv(&self.results, &self.arguments.setting());
+            write(&self.arguments.csv_path(), &text)?;
         }
         let traced = self.disks.iter().position(|(disk, _)| disk.to_string() == TRACED_DISK);
         let index = traced.unwrap_or(0);
@@ -171,7 +188,8 @@ impl<'a> Experiment<'a> {
         let profiled = self.child(model, index, Step::Play).spawn_profile();
         profiled.with_context(|| format!("the profile of {model} on {disk}"))?;
         let mut failed: Vec<Step> = vec![];
-        for repeat in 1..=self.arguments.repeats() {
+        let before = self.results.rounds(model, disk);
+        for repeat in before + 1..=before + self.arguments.repeats() {
             for turn in 0..steps.len() {
                 // Every round begins with another, so that none always follows the same.
                 let step = steps[(turn + repeat - 1) % steps.len()];
@@ -266,10 +284,8 @@ impl<'a> Experiment<'a> {
 
     /// Writes tables and pictures; an error where outputs differ.
     fn report(&self) -> Result<()> {
-        let Arguments { out, tokens, window, .. } = self.arguments;
-        let setting =
-            Setting { tokens: *tokens, window_bytes: *window, repeats: self.arguments.repeats() };
-        let text = table::markdown(&self.results, &setting);
+        let out = &self.arguments.out;
+        let text = table::markdown(&self.results, &self.arguments.setting());
         write(&out.join("paper.md"), &text)?;
         for model in self.results.models() {
             for disk in self.results.disks(model) {

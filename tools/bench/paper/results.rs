@@ -110,6 +110,12 @@ impl Results {
         self.records.iter().find(is_of).map(|record| record.measured.plan.as_str())
     }
 
+    /// How often a model was measured on a disk.
+    pub fn rounds(&self, model: &str, disk: Disk) -> usize {
+        let here = self.records.iter().filter(|r| r.model == model && r.disk == disk);
+        here.map(|record| record.repeat).max().unwrap_or(0)
+    }
+
     /// The larger of the medians of T_io and T_compute, in milliseconds.
     pub fn limit_ms(&self, model: &str, disk: Disk) -> Option<f64> {
         let median = |step| Some(self.cell(model, disk, step)?.latency_ms.median);
@@ -165,7 +171,7 @@ pub fn example() -> Results {
             peak_rss_bytes: window_peak_bytes + 40_000_000,
             charged_bytes: None,
             digest: if step == Step::Play { 0 } else { 42 },
-            plan: "a plan".to_string(),
+            plan: "a plan, quickly".to_string(),
         };
         results.records.push(Record { model: "bert".to_string(), disk, step, repeat, measured });
     };

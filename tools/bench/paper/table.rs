@@ -1,38 +1,43 @@
 //! The results as text: CSV for programs, Markdown tables like the paper's for people.
 
 use super::disks::Disk;
+use super::measure::Measured;
 use super::policy::{Policy, Step};
-use super::results::{Agreement, Cell, Results};
+use super::results::{Agreement, Cell, Record, Results};
+use anyhow::{Context, Result, anyhow, ensure};
 use hermes::api::size::Size;
 use std::fmt::Write;
+use std::str::FromStr;
 
-/// What the tables say of how the passes were made.
+/// How the passes were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
     pub tokens: usize,
     pub window_bytes: u64,
-    pub repeats: usize,
 }
+
+/// The fields of a line; the last may have commas.
+const FIELDS: &str = "model,disk,policy,repeat,tokens,window_bytes,load_us,latency_us,stall_us,\
+                      bytes_read,window_peak_bytes,peak_rss_bytes,charged_bytes,digest,plan";
 
 /// Speed-up over the one-loader pipeline that the paper reports for BERT-Large with six agents.
 const PAPER_SPEED_UP: f64 = 4.24;
 
 /// One line a measured pass.
-pub fn csv(results: &Results) -> String {
-    let mut text = String::from(
-        "model,disk,policy,repeat,load_us,latency_us,stall_us,bytes_read,window_peak_bytes,\
-         peak_rss_bytes,charged_bytes,digest\n",
-    );
+pub fn csv(results: &Results, setting: &Setting) -> String {
+    let Setting { tokens, window_bytes } = setting;
+    let mut text = format!("{FIELDS}\n");
     for record in &results.records {
         let m = &record.measured;
         let charged = m.charged_bytes.map_or(String::new(), |bytes| bytes.to_string());
         let (model, disk, step, repeat) = (&record.model, record.disk, record.step, record.repeat);
         let (load, latency, stall, read) = (m.load_us, m.latency_us, m.stall_us, m.bytes_read);
-        let (peak, rss) = (m.window_peak_bytes, m.peak_rss_bytes);
+        let (peak, rss, plan) = (m.window_peak_bytes, m.peak_rss_bytes, &m.plan);
         line(
             &mut text,
             format_args!(
-                "{model},{disk},{step},{repeat},{load},{latency},{stall},{read},{peak},{rss},\
-                 {charged},{:016x}",
+                "{model},{disk},{step},{repeat},{tokens},{window_bytes},{load},{latency},{stall},\
+                 {read},{peak},{rss},{charged},{:016x},\"{plan}\"",
                 m.digest
             ),
         );
@@ -40,17 +45,74 @@ pub fn csv(results: &Results) -> String {
     text
 }
 
+/// The passes that [`csv`] has written.
+///
+/// # Errors
+/// Where a line is none of its, or of another setting.
+pub fn parse_csv(text: &str, setting: &Setting) -> Result<Vec<Record>> {
+    let mut lines = text.lines().enumerate();
+    let head = lines.next().map_or("", |(_, head)| head);
+    ensure!(head == FIELDS, "line 1: the fields are not {FIELDS}");
+    lines
+        .map(|(index, line)| {
+            let (record, of) = parse_line(line).with_context(|| format!("line {}", index + 1))?;
+            ensure!(
+                of == *setting,
+                "line {}: a pass of {} tokens and a window of {}, not {} and {}",
+                index + 1,
+                of.tokens,
+                Size(of.window_bytes),
+                setting.tokens,
+                Size(setting.window_bytes)
+            );
+            Ok(record)
+        })
+        .collect()
+}
+
+fn parse_line(line: &str) -> Result<(Record, Setting)> {
+    let count = FIELDS.split(',').count();
+    let fields: Vec<&str> = line.splitn(count, ',').collect();
+    ensure!(fields.len() == count, "{} fields of {count}", fields.len());
+    fn parse<T: FromStr<Err: std::fmt::Display>>(name: &str, field: &str) -> Result<T> {
+        field.parse().map_err(|error| anyhow!("{name}: {field:?}: {error}"))
+    }
+    let number =
+        |index: usize| parse::<u64>(FIELDS.split(',').nth(index).unwrap_or(""), fields[index]);
+    let charged_bytes = if fields[12].is_empty() { None } else { Some(number(12)?) };
+    let measured = Measured {
+        load_us: number(6)?,
+        latency_us: number(7)?,
+        stall_us: number(8)?,
+        bytes_read: number(9)?,
+        window_peak_bytes: number(10)?,
+        pinned_bytes: 0,
+        peak_rss_bytes: number(11)?,
+        charged_bytes,
+        digest: u64::from_str_radix(fields[13], 16).context("digest")?,
+        plan: fields[14].trim_matches('"').to_string(),
+    };
+    let record = Record {
+        model: fields[0].to_string(),
+        disk: parse("disk", fields[1])?,
+        step: parse("policy", fields[2])?,
+        repeat: number(3)? as usize,
+        measured,
+    };
+    Ok((record, Setting { tokens: number(4)? as usize, window_bytes: number(5)? }))
+}
+
 /// Tables and sentences.
 pub fn markdown(results: &Results, setting: &Setting) -> String {
-    let Setting { tokens, window_bytes, repeats } = *setting;
+    let Setting { tokens, window_bytes } = *setting;
     let mut text = String::new();
     line(&mut text, format_args!("# Policies of the papers on one tape\n"));
     line(
         &mut text,
         format_args!(
             "One pass with a cold page cache in a process of its own, {tokens} tokens where a model \
-             takes tokens, a window of {} for tape. All policies in turns, {repeats} times; medians (least to \
-             most). MB are 10^6 bytes. *Weights* are the most streamed weights \
+             takes tokens, a window of {} for tape. Rounds go over all policies in turns; medians \
+             (least to most). MB are 10^6 bytes. *Weights* are the most streamed weights \
              held at once, *RSS* the process's peak, each with its share of load-all's. *Limit* is \
              the larger of T_io, the tape played without computing, and T_compute, a pass with \
              everything pinned, both measured in the same rounds.\n",
@@ -89,11 +151,16 @@ fn agreement(results: &Results, model: &str) -> String {
 fn policies(text: &mut String, results: &Results, model: &str, disk: Disk) {
     line(text, format_args!("### {model} on {}\n", disk.title()));
     let median = |step| results.cell(model, disk, step).map(|cell| cell.latency_ms.median);
+    let rounds = results.rounds(model, disk);
+    let plural = if rounds == 1 { "" } else { "s" };
     if let (Some(io), Some(compute)) = (median(Step::Play), median(Step::Resident)) {
         let bound = if io > compute { "disk" } else { "processor" };
         line(
             text,
-            format_args!("T_io {io:.1} ms, T_compute {compute:.1} ms: bound by the {bound}.\n"),
+            format_args!(
+                "{rounds} round{plural}. T_io {io:.1} ms, T_compute {compute:.1} ms: bound by the \
+                 {bound}.\n"
+            ),
         );
     }
     if let Some(plan) = results.plan(model, disk, Policy::Tape) {
@@ -251,29 +318,43 @@ mod tests {
     use super::super::results::example;
     use super::*;
 
+    const SETTING: Setting = Setting { tokens: 128, window_bytes: 16 << 20 };
+
     #[test]
     fn csv_has_a_line_for_each_pass_and_as_many_fields_as_its_head() {
         let results = example();
-        let text = csv(&results);
+        let text = csv(&results, &SETTING);
         assert_eq!(text.lines().count(), 1 + results.records.len());
         let head = text.lines().next().unwrap();
         assert!(head.starts_with("model,disk,policy,repeat,"), "{head}");
-        for line in text.lines() {
-            assert_eq!(line.matches(',').count(), head.matches(',').count(), "{line}");
-        }
         let first = text.lines().nth(1).unwrap();
-        let expected = "bert,real,load-all,1,240000,1101000,550500,1200000000,1200000000,\
-                        1240000000,,000000000000002a";
+        let expected = "bert,real,load-all,1,128,16777216,240000,1101000,550500,1200000000,\
+                        1200000000,1240000000,,000000000000002a,\"a plan, quickly\"";
         assert_eq!(first, expected);
+        let read = parse_csv(&text, &SETTING).unwrap();
+        assert_eq!(csv(&Results { records: read, left_out: vec![] }, &SETTING), text);
+    }
+
+    #[test]
+    fn csv_of_others_is_refused_by_line_and_field() {
+        let text = csv(&example(), &SETTING);
+        let check = |text: &str, setting: &Setting, expected: &str| {
+            let error = format!("{:#}", parse_csv(text, setting).unwrap_err());
+            assert!(error.contains(expected), "{error} lacks {expected}");
+        };
+        check("", &SETTING, "line 1: the fields are not");
+        check(&text, &Setting { tokens: 16, ..SETTING }, "line 2: a pass of 128 tokens");
+        check(&text.replacen(",550500,", ",x,", 1), &SETTING, "line 2: stall_us: \"x\": ");
+        check(&text.replacen("load-all", "load", 1), &SETTING, "line 2: policy: \"load\": give");
+        check(&format!("{text}bert,real"), &SETTING, "2 fields of 15");
     }
 
     #[test]
     fn tables_give_the_papers_figures() {
-        let setting = Setting { tokens: 128, window_bytes: 16 << 20, repeats: 3 };
-        let text = markdown(&example(), &setting);
+        let text = markdown(&example(), &SETTING);
         let has = |wanted: &str| assert!(text.contains(wanted), "{wanted} is not in\n{text}");
         has("The outputs of all 48 passes are identical.");
-        has("T_io 702.0 ms, T_compute 402.0 ms: bound by the disk.");
+        has("3 rounds. T_io 702.0 ms, T_compute 402.0 ms: bound by the disk.");
         has("| tape | 722.0 (721.0 to 723.0) | 1.06 x | 1.03 x | 16.0 (1.3 %) | 56.0 (4.5 %) |");
         has("| pipeload-6 | 752.0 (751.0 to 753.0) | 1.01 x | 1.07 x | 350.0 (29.2 %) |");
         has("| real | 702.0 | 402.0 | 762.0 | 752.0 | 1.00 x | 1.00 x | 1.00 x | 1.04 x |");
@@ -286,8 +367,7 @@ mod tests {
         let mut results = example();
         results.records.retain(|record| record.step == Step::Pass(Policy::Tape));
         results.left_out.push("bert by load-all does not fit".to_string());
-        let setting = Setting { tokens: 128, window_bytes: 16 << 20, repeats: 3 };
-        let text = markdown(&results, &setting);
+        let text = markdown(&results, &SETTING);
         let has = |wanted: &str| assert!(text.contains(wanted), "{wanted} is not in\n{text}");
         has("| tape | 722.0 (721.0 to 723.0) | - | - | 16.0 | 56.0 |");
         has("| real | - | - | - | - | - |");
