@@ -392,7 +392,7 @@ mod tests {
         };
         check("", "damaged: EOF");
         check(&good[..good.len() / 2], "damaged: EOF");
-        check(&good.replace("\"format\":1", "\"format\":7"), "format 7");
+        check(&good.replace(&format!("\"format\":{FORMAT}"), "\"format\":7"), "format 7");
         check(&good.replace("\"bert\"", "\"gpt\""), "of gpt 1 f32, not of bert 1 f32");
         check(&good.replace("\"process_bytes\":", "\"process\":"), "process");
         check(&good.replace("\"memory_slowdown\":1.0", "\"memory_slowdown\":0.5"), "below 1");

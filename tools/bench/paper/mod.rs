@@ -118,7 +118,8 @@ impl<'a> Experiment<'a> {
     /// Looks at all that can be missing before anything is measured.
     fn prepare(arguments: &'a Arguments) -> Result<Experiment<'a>> {
         let store = Store::open(&arguments.store)?;
-        for model in &arguments.models {
+        let is_measured = arguments.repeats() > 0;
+        for model in arguments.models.iter().filter(|_| is_measured) {
             store.current(model).with_context(|| {
                 format!(
                     "model {model} is not in the store\n\
@@ -134,6 +135,12 @@ impl<'a> Experiment<'a> {
             let text = fs::read_to_string(&path)?;
             let name = || format!("{}: give another --out, or remove it", path.display());
             results.records = table::parse_csv(&text, &arguments.setting()).with_context(name)?;
+        }
+        if !is_measured {
+            let none = || format!("{} has no passes, and none were measured", path.display());
+            ensure!(!results.records.is_empty(), none());
+            let (disks, progress) = (vec![], Progress::new(0));
+            return Ok(Experiment { arguments, store, disks, results, progress });
         }
         let disks = usable(arguments, &mut results.left_out);
         ensure!(!disks.is_empty(), "none of the disks can be had: {}", results.left_out.join("; "));
