@@ -14,6 +14,10 @@ export HERMES_MODELS
 HERMES_PYTHON ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/python
 export HERMES_PYTHON
 
+# Where programs for aarch64 are built to.
+HERMES_ARM_TARGET ?= $(abspath $(or $(CARGO_TARGET_DIR),target/arm))
+export HERMES_ARM_TARGET
+
 .PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test vm-test install \
 	clean help
 
@@ -66,8 +70,9 @@ bench:
 cross:
 	cross/build.sh
 
-test-arm:
-	cross/test.sh
+test-arm: models
+	CARGO_TARGET_DIR="$(HERMES_ARM_TARGET)" cross/test.sh
+	cross/compare.sh
 
 deb: build
 	packaging/deb.sh

@@ -5,7 +5,7 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 toolchain=${HERMES_CROSS_DIR:-$PWD/target/cross}
-arm=${HERMES_ARM_TARGET:-${CARGO_TARGET_DIR:-$PWD/target}/arm}
+arm=${HERMES_ARM_TARGET:-${CARGO_TARGET_DIR:-$PWD/target/arm}}
 cross/setup.sh "$toolchain"
 # A subshell, for the tests are built by the machine's own compiler.
 (
