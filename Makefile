@@ -18,8 +18,8 @@ export HERMES_PYTHON
 HERMES_ARM_TARGET ?= $(abspath $(or $(CARGO_TARGET_DIR),target/arm))
 export HERMES_ARM_TARGET
 
-.PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test vm-test install \
-	clean help
+.PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test \
+	service-test vm-test install clean help
 
 all: build
 
@@ -33,6 +33,7 @@ help:
 	@echo "make test-arm run tests for aarch64 under qemu-user"
 	@echo "make deb      build, and pack a .deb with cargo-deb (packaging/deb.sh for another architecture)"
 	@echo "make deb-test install, upgrade and purge the .deb in a Debian of its own (as root)"
+	@echo "make service-test  run the units under a systemd of their own (as root; seconds)"
 	@echo "make vm-test  boot the arm64 .deb in an emulated board (as root; some minutes)"
 	@echo "make install  copy programs, units, man pages and completions below \$$(DESTDIR)"
 	@echo "make clean    remove what was built; fetched models stay"
@@ -45,6 +46,9 @@ demo:
 	tools/demo.sh
 
 test: lint unit
+
+service-test: build
+	tests/units.sh
 
 lint:
 	@tools/check_machine.sh build

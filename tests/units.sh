@@ -10,11 +10,11 @@ set -euo pipefail
 # What happens inside, as root. Lines that begin with "ok" or "FAILED" are checks.
 # shellcheck disable=SC2317 # "check" and "eventually" call the others
 inside() {
-    local process client text
+    local process client text number texts=()
     export HERMES_SOCKET=/run/hermes/hermes.sock
     property() { systemctl show hermesd --property "$1" --value; }
     is_logged() { journalctl --no-pager -q -u hermesd | grep -F "$1"; }
-    embed() { hermesctl embed demo "${@:-A cat sleeps on the warm sofa.}" --json; }
+    embed() { hermesctl embed demo "A cat sleeps on the warm sofa." --json; }
     check() { # what, command...
         if ! "${@:2}" >/tmp/out 2>&1; then
             echo "FAILED: $1: $(tail -c 2000 /tmp/out)"
@@ -43,8 +43,9 @@ inside() {
     check "it is ready" test "$(property ActiveState)" = active
     process=$(property MainPID)
     check "it runs as its user" test "$(stat -c %U "/proc/$process")" = hermes
-    check "a sentence is embedded" embed
-    cp /tmp/out /tmp/first
+    embed >/tmp/first || true
+    answers() { embed >/tmp/again && [[ -s /tmp/first ]] && cmp /tmp/first /tmp/again; }
+    check "a sentence is embedded" answers
     tells_status() { grep -q "loaded: demo" <<<"$(property StatusText)"; }
     check "the status tells of the model" eventually tells_status
 
@@ -55,18 +56,20 @@ inside() {
 
     kill -9 "$process"
     check "it is there again when killed" eventually is_another
-    check "answers the same" embed
-    check "to the bit" cmp /tmp/out /tmp/first
+    check "and answers the same" answers
 
     process=$(property MainPID)
     kill -STOP "$process"
     check "the watchdog starts it anew when it hangs" eventually is_another
     check "it was the watchdog" is_logged "Watchdog timeout"
-    check "answers again" embed
+    check "and answers the same again" answers
 
     # Asked before the service is told to stop, answered while it does.
     text=$(printf 'The weights of the model stream through a window. %.0s' {1..40})
-    yes "$text" | head -n 60 | xargs -d '\n' hermesctl embed demo --json >/tmp/drained 2>&1 &
+    for number in {1..60}; do
+        texts+=("$number. $text")
+    done
+    hermesctl embed demo "${texts[@]}" --json >/tmp/drained 2>&1 &
     client=$!
     is_busy() {
         curl -s --unix-socket "$HERMES_SOCKET" http://localhost/metrics |
@@ -74,7 +77,8 @@ inside() {
     }
     check "is busy" eventually is_busy
     check "stops" systemctl stop hermesd.socket hermesd.service
-    check "what ran was answered" wait "$client"
+    was_answered() { wait "$client" || { tail -c 500 /tmp/drained && false; }; }
+    check "what ran was answered" was_answered
     check "it was drained" is_logged "SIGTERM: what runs has"
     check "is disabled" systemctl disable hermesd.socket
     check "the socket is gone" test ! -e "$HERMES_SOCKET"
