@@ -11,7 +11,9 @@ cross/setup.sh "$toolchain"
 (
     # shellcheck source=/dev/null
     . "$toolchain/env"
-    CARGO_TARGET_DIR=$arm cargo build --locked --bins --target aarch64-unknown-linux-gnu
+    # As the tests build them: without the tests' dependencies all of tract would be built once more.
+    CARGO_TARGET_DIR=$arm cargo test --locked --no-run --test kernels \
+        --target aarch64-unknown-linux-gnu
 )
 # shellcheck source=/dev/null
 prefix=$(. "$toolchain/env" && echo "$QEMU_LD_PREFIX")
