@@ -14,8 +14,12 @@ export HERMES_MODELS
 HERMES_PYTHON ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/python
 export HERMES_PYTHON
 
-.PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test vm-test install \
-	clean help
+# Where programs for aarch64 are built to.
+HERMES_ARM_TARGET ?= $(abspath $(or $(CARGO_TARGET_DIR),target/arm))
+export HERMES_ARM_TARGET
+
+.PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test \
+	service-test vm-test install clean help
 
 all: build
 
@@ -29,6 +33,7 @@ help:
 	@echo "make test-arm run tests for aarch64 under qemu-user"
 	@echo "make deb      build, and pack a .deb with cargo-deb (packaging/deb.sh for another architecture)"
 	@echo "make deb-test install, upgrade and purge the .deb in a Debian of its own (as root)"
+	@echo "make service-test  run the units under a systemd of their own (as root; seconds)"
 	@echo "make vm-test  boot the arm64 .deb in an emulated board (as root; some minutes)"
 	@echo "make install  copy programs, units, man pages and completions below \$$(DESTDIR)"
 	@echo "make clean    remove what was built; fetched models stay"
@@ -41,6 +46,9 @@ demo:
 	tools/demo.sh
 
 test: lint unit
+
+service-test: build
+	tests/units.sh
 
 lint:
 	@tools/check_machine.sh build
@@ -66,8 +74,9 @@ bench:
 cross:
 	cross/build.sh
 
-test-arm:
-	cross/test.sh
+test-arm: models
+	CARGO_TARGET_DIR="$(HERMES_ARM_TARGET)" cross/test.sh
+	cross/compare.sh
 
 deb: build
 	packaging/deb.sh

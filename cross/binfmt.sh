@@ -5,9 +5,6 @@
 # Debian's package qemu-user-binfmt makes.
 set -euo pipefail
 
-# The emulated core. Where the target's libraries are says QEMU_LD_PREFIX, by setup.sh.
-export QEMU_CPU=${HERMES_QEMU_CPU:-cortex-a76}
-
 files=/proc/sys/fs/binfmt_misc
 if [[ ${1:-} == --inside ]]; then
     shift

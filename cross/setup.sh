@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make a cross toolchain for aarch64 without Docker, on Debian or a system like it:
-# cross/setup.sh [DIR], default target/cross. Needs root for apt-get install alone.
+# Make a cross toolchain for aarch64 without Docker, on Debian: cross/setup.sh [DIR], default
+# target/cross. Needs root for apt-get install alone. Exit code 3: this is no Debian.
 #
 # gcc, libc and qemu-user are ordinary packages. Rust's standard library for arm64 is not one that
 # can be installed beside rustup, so Debian's own compiler and both of its standard libraries are
@@ -14,7 +14,13 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 dir=${1:-$here/target/cross}
 mkdir -p "$dir"/{lists,cache/archives}/partial "$dir/sysroot"
 dir=$(cd "$dir" && pwd)
-[[ -x $dir/rustc && -d $dir/glibc && -f $dir/env ]] && "$dir/rustc" --version && exit 0
+# The last thing made: a copy of what made it.
+cmp -s "$here/cross/setup.sh" "$dir/setup.sh" && "$dir/rustc" --version && exit 0
+# shellcheck source=/dev/null
+if [[ $(. /etc/os-release && echo "$ID") != debian || $(uname -m) != x86_64 ]]; then
+    echo "the toolchain is made of Debian's packages for x86-64: elsewhere, use cross and Docker" >&2
+    exit 3
+fi
 
 packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 missing=()
@@ -32,9 +38,21 @@ if ((${#missing[@]})); then
 fi
 
 old=bullseye
-# shellcheck disable=SC2016 # apt-get expands them
-archive=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' |
-    awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
+# Lists that were never fetched do not tell where they would come from.
+archive_url() {
+    # shellcheck disable=SC2016 # apt-get expands them
+    apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' |
+        awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }'
+}
+archive=$(archive_url)
+if [[ -z $archive ]] && ((EUID == 0)); then
+    apt-get -qq update
+    archive=$(archive_url)
+fi
+if [[ -z $archive ]]; then
+    echo "apt knows no archive of Debian's: run apt-get update first" >&2
+    exit 1
+fi
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
 cat /etc/apt/sources.list >"$dir/sources.list" 2>/dev/null || true
 echo "deb [signed-by=$keys] $archive $old main" >>"$dir/sources.list"
@@ -107,8 +125,9 @@ export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 export AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export QEMU_LD_PREFIX=$dir/glibc
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu \${HERMES_QEMU_CPU:-cortex-a76}"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
 ENV
 cd "$here"
 rm -rf "$dir/lists" "$dir/cache"
 "$dir/rustc" --version
+cp "$here/cross/setup.sh" "$dir/setup.sh"

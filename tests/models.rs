@@ -1,8 +1,7 @@
 //! Real models give the answers that ONNX Runtime gives.
 //!
-//! `tests/refs/*.npz` holds inputs and the outputs of ONNX Runtime (f32, one thread): keys
-//! `in.<input>` and `out.<output>`, or `in.<case>.<input>` and so on for several cases. Each model
-//! is sharded by the real hermes-shard and served by the engine through a small window.
+//! Each model of `tests/refs` is sharded by the real hermes-shard and served by the engine through
+//! a small window.
 //!
 //! What counts as equal, for each output of each case:
 //! - f32: no element further from the reference than 1e-4 of the reference's largest magnitude.
@@ -11,12 +10,12 @@
 //!   model's q4 is held to the 0.97 it reaches: three layers of 384 have little to average over.
 //! - an output that is not float, whatever the variant: every bit.
 
+mod common;
+
+use common::references::{Case, cases, model_file};
 use hermes::engine::{Array, Cancel, Config, Engine, Request};
-use hermes::store::Dtype;
-use npyz::npz::NpzArchive;
-use npyz::{DType, NpyFile, TypeChar};
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 /// A window that no model here fits into, but for magika.
@@ -88,20 +87,6 @@ fn check(model: &str, reference: &str, q4_cosine: f64) {
     assert!(failures.is_empty(), "{reference}:\n{}", failures.join("\n"));
 }
 
-/// The model's file, or an end that says how to get it.
-fn model_file(model: &str) -> PathBuf {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    let folder = std::env::var_os("HERMES_MODELS").map_or_else(default, PathBuf::from);
-    let file = folder.join(model);
-    assert!(
-        file.is_file(),
-        "{} is missing; fetch it with tools/fetch_models.sh {}",
-        file.display(),
-        folder.display()
-    );
-    file
-}
-
 fn shard(file: &Path, store: &Path, name: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_hermes-shard"))
         .arg("build")
@@ -171,65 +156,4 @@ fn compare(found: &Array, expected: &Array, likeness: Likeness) -> Result<f64, S
             if cosine >= limit { Ok(cosine) } else { Err(format!("has a cosine of {cosine:.5}")) }
         }
     }
-}
-
-/// What goes in and what must come out.
-#[derive(Clone, Default)]
-struct Case {
-    inputs: BTreeMap<String, Array>,
-    outputs: BTreeMap<String, Array>,
-}
-
-fn cases(reference: &str) -> Vec<Case> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/refs").join(reference);
-    let mut archive = NpzArchive::open(path.with_extension("npz")).unwrap();
-    let keys: BTreeSet<String> = archive.array_names().map(str::to_string).collect();
-    let mut cases: BTreeMap<u64, Case> = BTreeMap::new();
-    for key in keys {
-        let Some((side, rest)) = key.split_once('.') else { continue };
-        let numbered = rest.split_once('.').and_then(|(n, name)| Some((n.parse().ok()?, name)));
-        let (number, name) = numbered.unwrap_or((0, rest));
-        let array = read_array(archive.by_name(&key).unwrap().unwrap());
-        let case = cases.entry(number).or_default();
-        let ports = if side == "in" { &mut case.inputs } else { &mut case.outputs };
-        ports.insert(name.to_string(), array);
-    }
-    cases.into_values().flat_map(|case| batch_of_one(&case)).collect()
-}
-
-/// A request is one element of a batch: a case with more becomes several.
-fn batch_of_one(case: &Case) -> Vec<Case> {
-    let batch = case.inputs.values().map(|array| array.shape[0]).min().unwrap();
-    let pick = |ports: &BTreeMap<String, Array>, i: usize| {
-        ports.iter().map(|(name, array)| (name.clone(), element(array, batch, i))).collect()
-    };
-    (0..batch)
-        .map(|i| Case { inputs: pick(&case.inputs, i), outputs: pick(&case.outputs, i) })
-        .collect()
-}
-
-/// Part `index` of `count` along the first axis; all of it where `count` is 1.
-fn element(array: &Array, count: usize, index: usize) -> Array {
-    let mut shape = array.shape.clone();
-    assert_eq!(shape[0] % count, 0);
-    shape[0] /= count;
-    let bytes = array.bytes.len() / count;
-    let bytes = array.bytes[index * bytes..(index + 1) * bytes].to_vec();
-    Array::new(array.dtype, shape, bytes).unwrap()
-}
-
-fn read_array(file: NpyFile<impl std::io::Read>) -> Array {
-    let shape = file.shape().iter().map(|dim| usize::try_from(*dim).unwrap()).collect();
-    let DType::Plain(dtype) = file.dtype() else { panic!("a reference holds records") };
-    let (dtype, bytes) = match (dtype.type_char(), dtype.size_field()) {
-        (TypeChar::Float, 4) => (Dtype::Fp32, bytes_of(file.into_vec().unwrap(), f32::to_le_bytes)),
-        (TypeChar::Int, 8) => (Dtype::Int64, bytes_of(file.into_vec().unwrap(), i64::to_le_bytes)),
-        (TypeChar::Int, 4) => (Dtype::Int32, bytes_of(file.into_vec().unwrap(), i32::to_le_bytes)),
-        other => panic!("a reference holds {other:?}"),
-    };
-    Array::new(dtype, shape, bytes).unwrap()
-}
-
-fn bytes_of<T, const N: usize>(values: Vec<T>, to_bytes: fn(T) -> [u8; N]) -> Vec<u8> {
-    values.into_iter().flat_map(to_bytes).collect()
 }

@@ -590,6 +590,41 @@ fn a_client_that_goes_away_leaves_nothing() {
     assert_eq!(board.answers(), 2.0);
 }
 
+/// Ctrl-C left the staging folder, as large as the model, until the next install.
+#[test]
+fn an_interrupted_install_removes_what_it_wrote() {
+    let store = linear_store(1);
+    let before = tree(store.path());
+    let (_two, folder) = folder_of(small_store::scaled_linear(2.0), "2");
+    let tar = packed(&folder);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+    command.args(["install", "/dev/stdin", "--store"]).arg(store.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    let (first, rest) = tar.split_at(tar.len() / 2);
+    pipe.write_all(first).unwrap();
+    let is_staging = |(path, _): &(String, u64)| path.contains("/.staging-");
+    let start = Instant::now();
+    while !tree(store.path()).iter().any(is_staging) {
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing is received");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    // It reads on, until it sees that it was asked to end.
+    for byte in rest {
+        if child.try_wait().unwrap().is_some() || pipe.write_all(&[*byte]).is_err() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("interrupted; what was written is removed"), "{output:?}");
+    assert_eq!(tree(store.path()), before);
+}
+
 /// Kills `hermes-shard install` anywhere in its work. A rename is all that makes a version, and
 /// another what serves it: whatever is there must be whole.
 #[test]

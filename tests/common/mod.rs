@@ -5,6 +5,7 @@
 
 pub mod daemon;
 pub mod frozen;
+pub mod references;
 pub mod schema;
 pub mod served;
 pub mod small_store;

@@ -1,4 +1,4 @@
-//! Ctrl-C, and being told to end: a build that has begun to write removes what it wrote.
+//! Ctrl-C, and being told to end: who has begun to write into a store removes what it wrote.
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
