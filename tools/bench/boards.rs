@@ -99,13 +99,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         bail!("{model} has no variant f32, whose size tells how many weights there are");
     }
     let flops = 2.0 * weights as f64 * arguments.tokens as f64;
+    // What takes inputs of one size was measured with that.
+    let tokens = match &here.activations[..] {
+        [only] => only.tokens,
+        _ => arguments.tokens,
+    };
     println!("| board | storage | budget | a pass | bound by | plan |");
     println!("|---|---|---:|---:|---|---|");
     for board in &BOARDS {
         for (disk, mb_s) in board.disks {
-            let there = carried(&here, board, *mb_s, flops, arguments.tokens);
+            let there = carried(&here, board, *mb_s, flops, tokens);
             for budget_bytes in &arguments.budget {
-                let (tokens, budget_bytes) = (arguments.tokens, *budget_bytes);
+                let budget_bytes = *budget_bytes;
                 let wish = Wish { budget_bytes, tokens, usage: Usage::Cyclic };
                 let budget = Size(budget_bytes);
                 let start = format!("| {} | {disk}, {mb_s} MB/s | {budget} |", board.name);
@@ -133,18 +138,19 @@ fn carried(here: &Profile, board: &BoardKind, mb_s: f64, flops: f64, tokens: u64
     let core_us = flops / (EFFICIENCY * board.core_gflops * 1e3);
     let pass = |threads: usize| PassTime { threads, tokens, latency_us: core_us / threads as f64 };
     there.passes = (1..=board.cores).map(pass).collect();
-    // One request at a time is enough for a card; what has a queue is seldom the bound.
+    // However many ask, the disk gives what is published.
     let bytes = here.layers.iter().flat_map(|layer| &layer.blocks).map(|run| run.bytes);
     let request_bytes = bytes.max().unwrap_or(1);
-    let read = |(way, ns): (Way, f64)| ReadRate {
+    let read = |(way, ns): (Way, f64), loaders: usize| ReadRate {
         way,
-        loaders: 1,
+        loaders,
         request_bytes,
         is_scattered: false,
         bandwidth_bytes_s: mb_s * 1e6,
         cpu_ns_per_byte: ns * board.slower,
     };
-    there.reads = LOADER_NS_PER_BYTE.map(read).to_vec();
+    let both = |loaders: usize| LOADER_NS_PER_BYTE.map(|cost| read(cost, loaders));
+    there.reads = [1, 2, 4].map(both).concat();
     there.mapped_contention = Contention::default();
     there.direct_contention = Contention::default();
     there
@@ -203,8 +209,8 @@ mod tests {
         for board in &BOARDS {
             let limit = (48 * MIB) as f64 / 20e6;
             let found = seconds(board, 20.0, 1e6);
-            // Some of the budget pins some of the tape.
-            assert!(found > 0.5 * limit && found < 1.05 * limit, "{}: {found}", board.name);
+            // Some of the budget pins some of the tape: at most what is left of 24 MiB.
+            assert!(found > 0.55 * limit && found < 1.02 * limit, "{}: {found}", board.name);
             let flops = 1e9 * EFFICIENCY * board.core_gflops * board.cores as f64;
             let found = seconds(board, 2000.0, flops);
             assert!(found > 0.99 && found < 1.5, "{}: {found}", board.name);
