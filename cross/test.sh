@@ -25,7 +25,7 @@ skipped=(
     code_that_is_released_comes_back_in_pieces
     # MADV_POPULATE_READ succeeds and populates nothing.
     nothing_is_mapped_around_what_is_populated
-    # Nothing is wrong, but its products take ten minutes emulated.
+    # Nothing is wrong, but emulated it takes more than six minutes of a processor.
     vit_s
 )
 for name in "${skipped[@]}"; do
