@@ -33,7 +33,8 @@ is_logged() { journalctl --no-pager -q -u hermesd | grep -qF "$1"; }
 held() { awk "/^$1:/ { print \$2 }" "/proc/$process/status"; }
 pinned() { hermesctl ps --json | grep -o '"pinned_bytes":[0-9]*' | cut -d: -f2; }
 nothing_is_pinned() { test "$(pinned)" -eq 0; }
-pins_come_back() { embed && test "$(pinned)" -gt $((32 << 20)); }
+ask() { hermesctl infer big --request /request --json; }
+pins_come_back() { ask && test "$(pinned)" -gt $((64 << 20)); }
 settings() { # lines of [Service]; in force at the next start
     mkdir -p /etc/systemd/system/hermesd.service.d
     (echo "[Service]" && printf '%s\n' "$@") >/etc/systemd/system/hermesd.service.d/test.conf
@@ -133,8 +134,7 @@ check "and answers" embed
 # Others come to need the memory, while requests go on.
 check "a larger budget" settings Environment=HERMES_BUDGET=160MiB
 systemctl restart hermesd
-check "the service answers" embed
-check "its weights stay" waited pins_come_back
+check "its weights stay" pins_come_back
 process=$(property MainPID)
 before=$(held VmRSS)
 since=$(date +%s)
@@ -142,7 +142,7 @@ is_pressed() { journalctl --no-pager -q -u hermesd --since "@$since" | grep -F "
 mkdir /eaten
 mount -t tmpfs -o size=100% eaten /eaten
 touch /eating
-(while [[ -e /eating ]]; do embed; done >/dev/null 2>&1) &
+(while [[ -e /eating ]]; do ask; done >/dev/null 2>&1) &
 for _ in {1..400}; do
     is_pressed "pins after none" && break
     available=$(awk '/MemAvailable/ { print $2 }' /proc/meminfo)
@@ -153,8 +153,8 @@ echo "figure: $(awk '/MemAvailable/ { print $2 }' /proc/meminfo) KiB available a
 check "the sign is logged" is_pressed "pins after none"
 check "nothing is pinned" waited nothing_is_pinned
 echo "figure: VmRSS $before KiB before, $(held VmRSS) KiB after"
-check "the process holds less" test "$(held VmRSS)" -lt $((before - (24 << 10)))
-check "who asks is answered" embed
+check "the process holds less" test "$(held VmRSS)" -lt $((before - (48 << 10)))
+check "who asks is answered" ask
 rm /eaten/file
 check "calm is told" waited is_pressed "there is enough again"
 check "pins come back" waited pins_come_back
