@@ -156,7 +156,7 @@ echo "figure: VmRSS $before KiB before, $(held VmRSS) KiB after"
 check "the process holds less" test "$(held VmRSS)" -lt $((before - (48 << 10)))
 check "who asks is answered" ask
 rm /eaten/file
-check "calm is told" waited is_pressed "there is enough again"
+check "calm is told" waited is_pressed "none after pins"
 check "pins come back" waited pins_come_back
 check "nothing was restarted" test "$(property MainPID)" = "$process"
 
