@@ -162,6 +162,11 @@ impl Inbox {
         self.changed.notify_one();
     }
 
+    /// Ends what is done while nothing waits.
+    pub fn end_leisure(&self) {
+        lock(&self.state).end_leisure();
+    }
+
     /// No more is taken in; what waits is for [`Inbox::drain`].
     pub fn close(&self) {
         let mut state = lock(&self.state);
@@ -230,5 +235,26 @@ impl Inbox {
         let mut state = lock(&self.state);
         let control = state.control.drain(..).collect();
         (control, state.queue.remove(|_| true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pass of measuring holds as much as plans may pin: under memory pressure it went on to its
+    /// end, on a slow board for a minute.
+    #[test]
+    fn leisure_ends_when_it_is_told_to() {
+        let inbox = Inbox::default();
+        let trial = inbox.leisure();
+        assert!(!trial.is_cancelled());
+        inbox.end_leisure();
+        assert!(trial.is_cancelled());
+        let next = inbox.leisure();
+        assert!(!next.is_cancelled(), "each has an end of its own");
+        inbox.control(Control::Replan);
+        assert!(next.is_cancelled());
+        assert!(inbox.leisure().is_cancelled(), "something waits");
     }
 }

@@ -107,17 +107,18 @@ impl Worker {
     /// Does what can be done while nothing waits: one trial of a model that was not measured yet,
     /// else nothing. `patience` says when to come again.
     pub(super) fn use_leisure(&mut self, shared: &Shared, patience: &mut Option<Duration>) {
+        // Before the level is looked at: a sign that comes later ends it.
+        let cancel = shared.inbox.leisure();
+        if shared.pressure.get() > Pressure::None {
+            return self.rest();
+        }
         let under_way = self.leisure.take().and_then(Leisure::resume);
         if under_way.is_none() {
             self.rest();
         }
-        if shared.pressure.get() > Pressure::None {
-            return;
-        }
         let Some((model, mut profiler)) = under_way.or_else(|| self.next_to_measure(shared)) else {
             return;
         };
-        let cancel = shared.inbox.leisure();
         match profiler.advance(self, shared, &model, &cancel) {
             Ok(true) => drop(self.conclude(shared, &model, profiler)),
             Ok(false) => {

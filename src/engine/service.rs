@@ -363,6 +363,8 @@ impl Engine {
             for model in lock(&self.0.models).values() {
                 model.pins.release();
             }
+            // What a trial holds goes too.
+            self.0.inbox.end_leisure();
         }
         self.0.inbox.hold(level >= Pressure::Hold);
     }

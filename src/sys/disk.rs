@@ -68,7 +68,27 @@ impl Disk {
     }
 }
 
+/// What a device was asked to read since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    pub count: u64,
+    pub bytes: u64,
+}
+
+/// Bytes of a sector in the kernel's counts, whatever the device's own are.
+const SECTOR_BYTES: u64 = 512;
+
 impl Device {
+    /// Requests that it has answered, by stat in its folder of /sys/block; `None` where the kernel
+    /// does not tell.
+    pub fn requests(&self, root: &Path) -> Option<Requests> {
+        let text = line(&root.join("sys/block").join(&self.name).join("stat"))?;
+        let mut fields = text.split_whitespace().map(str::parse);
+        // What was merged lies between.
+        let (count, sectors) = (fields.next()?.ok()?, fields.nth(1)?.ok()?);
+        Some(Requests { count, bytes: SECTOR_BYTES.checked_mul(sectors)? })
+    }
+
     fn read(folder: &Path) -> Device {
         let kind =
             || line(&folder.join("device/type")).filter(|kind| kind == "SD" || kind == "MMC");
@@ -269,6 +289,23 @@ mod tests {
         symlink(card.join("mmcblk0p2"), root.join("sys/class/block/mmcblk0p2")).unwrap();
         fs::write(root.join("proc/self/mountinfo"), mounts).unwrap();
         Disk::of(root, folder.as_ref())
+    }
+
+    #[test]
+    fn requests_are_counted_by_the_kernel() {
+        let check = |stat: &str, expected| {
+            let root = tempfile::tempdir().unwrap();
+            let folder = root.path().join("sys/block/vda");
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("stat"), stat).unwrap();
+            let device = Device { name: "vda".to_owned(), ..Device::default() };
+            assert_eq!(device.requests(root.path()), expected, "{stat}");
+        };
+        check("   7   2   24   5 1 1 1 1\n", Some(Requests { count: 7, bytes: 24 * 512 }));
+        check("7 2", None);
+        check("7 2 x", None);
+        check(&format!("7 2 {}", u64::MAX), None);
+        assert_eq!(Device::default().requests("/nowhere".as_ref()), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the kernel says this process and this machine hold.
 
+use nix::sys::resource::{UsageWho, getrusage};
 use std::fs;
 
 /// A process's figures from /proc/PID/status, in bytes (proc_pid_status(5)).
@@ -27,6 +28,25 @@ pub fn process_of(id: u32) -> ProcessMemory {
 /// kernel refuses.
 pub fn reset_peak() -> bool {
     fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Pages that were missing when they were touched or populated (getrusage(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Those in memory already.
+    pub minor: u64,
+    /// Those that had to be read.
+    pub major: u64,
+}
+
+/// This process's faults since its start.
+pub fn faults() -> Faults {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok();
+    let count = |faults: i64| u64::try_from(faults).unwrap_or(0);
+    usage.map_or_else(Faults::default, |usage| Faults {
+        minor: count(usage.minor_page_faults()),
+        major: count(usage.major_page_faults()),
+    })
 }
 
 /// The machine's figures from /proc/meminfo, in bytes (proc_meminfo(5)).

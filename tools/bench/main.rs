@@ -8,6 +8,7 @@ mod forecast;
 mod paper;
 mod pass;
 mod profile;
+mod reading;
 mod setup;
 mod smallest;
 mod soak;

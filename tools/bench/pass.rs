@@ -2,8 +2,9 @@
 //!
 //! The limit is the larger of T_io, the time the tape takes to play without computing, and
 //! T_compute, the same pass with everything pinned. All three are measured in one run, in turns,
-//! and compared by their medians.
+//! and compared by their medians. The plays also tell what reading asks of the kernel and the disk.
 
+use super::reading::Reading;
 use super::setup::{self, Subject, Times};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
@@ -66,7 +67,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.repeat > 0, "--repeat takes at least 1");
     let request =
         setup::request(&arguments.subject.store, &arguments.subject.model, arguments.tokens)?;
-    let mut report = Report::default();
+    let reading = Reading::of(&arguments.subject.store)?;
+    let mut report = Report { reading, ..Report::default() };
     let streamed = streamed(arguments, &request, &mut report)?;
     if !arguments.no_resident {
         resident(arguments, &request, &streamed, &mut report)?;
@@ -92,6 +94,7 @@ struct Report {
     latency_us: Vec<u64>,
     stall_us: Vec<u64>,
     io_us: Vec<u64>,
+    reading: Reading,
     compute_us: Vec<u64>,
     bytes_read: u64,
     activation_bytes: u64,
@@ -122,7 +125,8 @@ fn streamed(arguments: &Arguments, request: &Request, report: &mut Report) -> Re
         report.anonymous_bytes = figures.anonymous_bytes;
         report.charged_bytes = cgroup.as_ref().and_then(OwnCgroup::peak_bytes);
         arguments.chill()?;
-        report.io_us.push(engine.play(&arguments.subject.model)?.latency_us);
+        let played = report.reading.add(|| Ok(engine.play(&arguments.subject.model)?))?;
+        report.io_us.push(played.latency_us);
     }
     report.bytes_read = last.stats.bytes_read;
     report.activation_bytes = last.stats.activation_bytes;
@@ -198,6 +202,7 @@ impl Report {
             println!("ratio      {ratio:8.3}  to the larger of the two");
         }
         println!("stall      {}", times(&self.stall_us));
+        self.reading.print();
         println!("bytes read {:8.1} MiB", mib(self.bytes_read));
         println!("activations{:8.1} MiB granted", mib(self.activation_bytes));
         let (peak, anonymous) = (mib(self.peak_bytes), mib(self.anonymous_bytes));
@@ -230,6 +235,7 @@ impl Report {
                 "latency_us": times(&self.latency_us),
                 "io_us": times(&self.io_us),
                 "compute_us": times(&self.compute_us),
+                "reading": self.reading.json(),
                 "stall_us": times(&self.stall_us),
                 "ratio": self.ratio(),
                 "bytes_read": self.bytes_read,
