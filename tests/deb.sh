@@ -3,7 +3,8 @@
 # tests/deb.sh [PACKAGE], as root. Without a package it packs the programs that are built.
 #
 # Needs cargo-deb, lintian and debootstrap. The Debian is fetched once and kept in
-# HERMES_DEB_ROOT (target/deb-root by default); the package is tried in a copy of it.
+# HERMES_DEB_ROOT (target/deb-root by default); the package is tried in a copy of it. Exit code 3:
+# this machine has not what it takes.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -16,7 +17,14 @@ fail() {
     echo "$*" >&2
     exit 1
 }
-((EUID == 0)) || fail "run as root: a chroot is made"
+unable() {
+    echo "$*" >&2
+    exit 3
+}
+((EUID == 0)) || unable "run as root: a chroot is made"
+for tool in cargo-deb lintian debootstrap; do
+    command -v "$tool" >/dev/null || unable "$tool is not installed"
+done
 
 if [[ ! -e $root/.complete ]]; then
     rm -rf --one-file-system "$root"
@@ -26,7 +34,7 @@ if [[ ! -e $root/.complete ]]; then
     touch "$root/.complete"
 fi
 
-package=${1:-$(packaging/deb.sh)}
+package=${1:-$(packaging/deb.sh "" --fast)}
 lintian --allow-root --fail-on error "$package"
 cp -a --reflink=auto "$root" "$work/root"
 cp "$package" "$work/root/old.deb"
