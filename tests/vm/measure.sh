@@ -32,3 +32,4 @@ for kib in 128 4096; do
 done
 echo 128 >"$ahead"
 measured pass --model bert-large --tokens 16 --repeat 1 "${common[@]}"
+measured pass --model bert-large --tokens 128 --repeat 1 --source direct "${common[@]}"
