@@ -59,8 +59,7 @@ pub(super) struct ComputeTrial {
 }
 
 /// Reads from the tape on `core`, `request_bytes` at a time. Every trial of a model has another
-/// `turn`, so that none finds what another has read. It
-/// ends early where it is cancelled.
+/// `turn`, so that none finds what another has read. It ends early where it is cancelled.
 pub(super) fn read(
     source: &dyn WeightSource,
     blocks: &[Block],
@@ -222,9 +221,11 @@ impl Worker {
                 times[first + index] = match known.entry(kind) {
                     Entry::Occupied(time) => *time.get(),
                     Entry::Vacant(time) => {
-                        let _held = self.hold_for_reading(shared, 2 * block.bytes)?;
+                        let run = Run::of(*codec, rows.len(), block.bytes as usize);
+                        let bytes = source.held_bytes(block) + run.decoded_bytes();
+                        let _held = self.hold_for_reading(shared, bytes)?;
                         let loaded = load_verified(&**source, block)?;
-                        *time.insert(decode_us(*codec, rows.len(), loaded.as_ref()))
+                        *time.insert(run.decode_us(*codec, loaded.as_ref()))
                     }
                 };
             }
@@ -283,34 +284,52 @@ impl Worker {
     }
 }
 
-/// Time of decoding a block of so many rows, a panel at a time as kernels do it; of flat values,
-/// whole.
-fn decode_us(codec: &dyn Codec, rows: usize, stored: &[u8]) -> f64 {
-    let (lanes, runs) = match codec.stored_bytes(rows, 1) == stored.len() {
-        true => (1, 1),
-        false => (PANEL_ROWS, rows.div_ceil(PANEL_ROWS)),
-    };
-    let run_bytes = stored.len() / runs;
-    // The deepest run that takes so many bytes.
-    let (mut depth, mut beyond) = (0, run_bytes + 1);
-    while beyond - depth > 1 {
-        let middle = depth + (beyond - depth) / 2;
-        match codec.stored_bytes(middle, lanes) <= run_bytes {
-            true => depth = middle,
-            false => beyond = middle,
+/// What a block is decoded by at a time: a panel, as kernels do it; flat values whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    depth: usize,
+    lanes: usize,
+}
+
+impl Run {
+    /// That of a block of so many rows and bytes.
+    fn of(codec: &dyn Codec, rows: usize, block_bytes: usize) -> Run {
+        if codec.stored_bytes(rows, 1) == block_bytes {
+            return Run { depth: rows, lanes: 1 };
         }
+        let lanes = PANEL_ROWS;
+        let run_bytes = block_bytes / rows.div_ceil(lanes).max(1);
+        // The deepest that takes so many bytes; sixteen values never take less than one.
+        let (mut depth, mut beyond) = (0, run_bytes + 1);
+        while beyond - depth > 1 {
+            let middle = depth + (beyond - depth) / 2;
+            match codec.stored_bytes(middle, lanes) <= run_bytes {
+                true => depth = middle,
+                false => beyond = middle,
+            }
+        }
+        Run { depth, lanes }
     }
-    let run_bytes = codec.stored_bytes(depth, lanes).max(1);
-    let mut values = vec![0.0; depth * lanes];
-    let decode = || {
-        let began = Instant::now();
-        for run in stored.chunks_exact(run_bytes) {
-            codec.decode(run, lanes, &mut values);
-            std::hint::black_box(&values);
-        }
-        began.elapsed().as_nanos() as f64 / 1e3
-    };
-    std::iter::repeat_with(decode).take(DECODE_ROUNDS).fold(f64::INFINITY, f64::min)
+
+    fn decoded_bytes(self) -> u64 {
+        (self.depth * self.lanes * size_of::<f32>()) as u64
+    }
+
+    /// Time of decoding a block's stored bytes.
+    fn decode_us(self, codec: &dyn Codec, stored: &[u8]) -> f64 {
+        let Run { depth, lanes } = self;
+        let run_bytes = codec.stored_bytes(depth, lanes).max(1);
+        let mut values = vec![0.0; depth * lanes];
+        let decode = || {
+            let began = Instant::now();
+            for run in stored.chunks_exact(run_bytes) {
+                codec.decode(run, lanes, &mut values);
+                std::hint::black_box(&values);
+            }
+            began.elapsed().as_nanos() as f64 / 1e3
+        };
+        std::iter::repeat_with(decode).take(DECODE_ROUNDS).fold(f64::INFINITY, f64::min)
+    }
 }
 
 /// What is played in a trial.
@@ -393,7 +412,7 @@ fn stand_ins(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec;
+    use crate::codec::{self, GROUP_DEPTH};
 
     #[test]
     fn every_codec_is_timed_as_it_lies_in_blocks() {
@@ -404,7 +423,12 @@ mod tests {
                 for _ in 0..runs {
                     codec.encode(&vec![0.5; depth * lanes], lanes, &mut stored);
                 }
-                let us = decode_us(*codec, rows, &stored);
+                let run = Run::of(*codec, rows, stored.len());
+                let bytes = |depth| codec.stored_bytes(depth, lanes);
+                assert!(run.lanes == lanes && bytes(run.depth) == bytes(depth), "{run:?}");
+                // Groups are padded.
+                assert!((depth..depth + GROUP_DEPTH).contains(&run.depth), "{run:?}");
+                let us = run.decode_us(*codec, &stored);
                 assert!(us > 0.0 && us.is_finite(), "{} {lanes}: {us}", codec.name());
             }
         }

@@ -112,7 +112,6 @@ pub fn forecast_spans(
 /// so have in common.
 pub(super) struct Tape<'a> {
     profile: &'a Profile,
-    way: Way,
     /// Without gaps.
     disk: Disk,
     /// By block.
@@ -160,7 +159,6 @@ impl<'a> Tape<'a> {
         }
         Ok(Tape {
             profile,
-            way,
             disk,
             blocks,
             bytes,
@@ -210,7 +208,7 @@ impl<'a> Tape<'a> {
             0 => Speeds::new(self.profile, plan, &self.disk),
             gaps => {
                 let share = gaps as f64 / coming().count() as f64;
-                Speeds::new(self.profile, plan, &disk(self.profile, self.way, share)?)
+                Speeds::new(self.profile, plan, &disk(self.profile, plan.source, share)?)
             }
         };
         let bytes_read = coming().map(|block| self.bytes[block]).sum();
