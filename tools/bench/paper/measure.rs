@@ -54,7 +54,7 @@ pub struct Arguments {
     /// Folder that the model's profile is kept in
     #[arg(long)]
     pub profiles: Option<PathBuf>,
-    /// Measure the profile first
+    /// Measure the profile, and nothing else
     #[arg(long, requires = "profiles")]
     pub profile: bool,
     /// Trace the passes
@@ -175,7 +175,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         disks::join(folder)?;
     }
     if arguments.profile {
-        profile(arguments)?;
+        return profile(arguments);
     }
     memory::reset_peak();
     let session = match Session::start(arguments, &request) {

@@ -192,8 +192,10 @@ impl<'a> Experiment<'a> {
         self.progress.say(&format!("{model} on {disk}: measuring its profile"));
         let folder = self.profiles(disk);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let profiled = self.child(model, index, Step::Play).spawn_profile();
-        profiled.with_context(|| format!("the profile of {model} on {disk}"))?;
+        if let Err(error) = self.child(model, index, Step::Play).spawn_profile() {
+            let why = format!("{error:#}").replace('\n', "; ");
+            self.leave_out(format!("the profile of {model} on {disk}, plans are the usual: {why}"));
+        }
         let mut failed: Vec<Step> = vec![];
         let before = self.results.rounds(model, disk);
         for repeat in before + 1..=before + self.arguments.repeats() {

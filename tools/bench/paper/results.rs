@@ -103,11 +103,12 @@ impl Results {
         self.cell(model, disk, Step::Pass(policy))
     }
 
-    /// By which plan the passes of a policy were played.
-    pub fn plan(&self, model: &str, disk: Disk, policy: Policy) -> Option<&str> {
+    /// By which plans the passes of a policy were played, in the order in which they came.
+    pub fn plans(&self, model: &str, disk: Disk, policy: Policy) -> Vec<&str> {
         let step = Step::Pass(policy);
         let is_of = |r: &&Record| r.model == model && r.disk == disk && r.step == step;
-        self.records.iter().find(is_of).map(|record| record.measured.plan.as_str())
+        let plans = self.records.iter().filter(is_of).map(|r| r.measured.plan.as_str());
+        distinct(plans)
     }
 
     /// How often a model was measured on a disk.

@@ -163,7 +163,7 @@ fn policies(text: &mut String, results: &Results, model: &str, disk: Disk) {
             ),
         );
     }
-    if let Some(plan) = results.plan(model, disk, Policy::Tape) {
+    for plan in results.plans(model, disk, Policy::Tape) {
         line(text, format_args!("Tape was played by this plan: {plan}.\n"));
     }
     line(
