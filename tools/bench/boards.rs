@@ -1,8 +1,8 @@
 //! `hermes-bench boards`: what passes would take on boards that are not here, by the forecast.
 //!
 //! A profile of the model measured on this machine is carried over to each board with figures as
-//! they are published: cores and their peak, and what the usual storage reads. Nothing here is
-//! measured on a board.
+//! they are published (cores and their peak, what the usual storage reads) and guesses of what is
+//! not. Nothing here is measured on a board.
 
 use super::setup::Subject;
 use anyhow::{Context, Result, bail};
@@ -32,8 +32,8 @@ struct BoardKind {
     cores: usize,
     /// Peak of one core in f32: clock, times lanes, times 2 for multiplying and adding.
     core_gflops: f64,
-    /// How many times as long one core takes for a loader's work (page cache, checksum) as one of
-    /// a server, by single-core benchmarks.
+    /// How many times as long one core is taken to need for a loader's work (page cache, checksum)
+    /// as one of a server: a guess, not a published figure.
     slower: f64,
     /// What it is usually booted from or has added, and what that reads in MB/s.
     disks: &'static [(&'static str, f64)],
