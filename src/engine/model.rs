@@ -4,12 +4,12 @@ use super::array::Array;
 use super::doubt::Doubt;
 use super::error::EngineError;
 use super::pins::Pins;
-use super::policy::largest_unit_bytes;
+use super::policy::{Policy, largest_unit_bytes};
 use super::service::{DiskKind, lock};
 use super::sources::Sources;
 use super::tape::Tape;
 use crate::graph::{self, Footprint, GraphError, Imported, Lockstep};
-use crate::plan::{Plan, Profile, Way};
+use crate::plan::{Plan, Profile};
 use crate::store::manifest::{Dim, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
@@ -47,6 +47,9 @@ pub(super) struct Terms<'a> {
     /// The manifest's first where it is none.
     pub variant: Option<&'a str>,
     pub disk: DiskKind,
+    pub policy: &'a Policy,
+    /// The plan where nothing was measured, which the policy may change.
+    pub base: Plan,
     pub slots: &'a Arc<Slots>,
     /// Granted for something that is idle while a model loads, the window: loading may use them.
     pub idle_bytes: u64,
@@ -111,9 +114,8 @@ impl Model {
         dir: ModelDir,
         serving: Serving,
         terms: &Terms,
-        plan: impl FnOnce(&Tape, &[u64]) -> Plan,
     ) -> Result<Model, EngineError> {
-        let Terms { variant, disk, slots, idle_bytes, ledger } = *terms;
+        let Terms { variant, disk, policy, ref base, slots, idle_bytes, ledger } = *terms;
         let manifest = &dir.manifest;
         let variant = pick_variant(manifest, variant)?;
         let expected = loading_bytes(manifest);
@@ -136,9 +138,9 @@ impl Model {
         if measured > 0 {
             grant.resize(measured)?;
         }
-        let source = sources.by(Way::Mapped);
+        let source = sources.by(base.source);
         let held: Vec<u64> = tape.blocks.iter().map(|block| source.held_bytes(block)).collect();
-        let playing = Playing::of(plan(&tape, &held), &tape, &sources);
+        let playing = Playing::of(policy.plan(&tape, &held, base.clone()), &tape, &sources);
         let held = tape.blocks.iter().map(|block| playing.source.held_bytes(block)).collect();
         let pins = Pins::none(held, ledger)?;
         Ok(Model {

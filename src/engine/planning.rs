@@ -72,7 +72,10 @@ impl Worker {
         }) {
             self.board = Some(profiler::board(shared.store.path(), self.config.disk, self));
         }
-        self.board.as_ref().expect("it was just looked at")
+        let board = self.board.as_mut().expect("it was just looked at");
+        // Read-ahead is changed while we run.
+        board.disk = profiler::disk_name(shared.store.path(), self.config.disk);
+        board
     }
 
     /// Measures a model from beginning to end. Who waits for answers gets them between two trials.

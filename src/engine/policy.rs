@@ -1,8 +1,9 @@
 //! Which plan a model's passes follow: the program's own, one of the papers', or a given one.
 
 use super::service::Config;
+use super::sources::{disk_of, usual_way};
 use super::tape::Tape;
-use crate::plan::{Grouping, Overrides, PinPlace, Placement, Plan, Release, Turns, Way};
+use crate::plan::{Grouping, Overrides, PinPlace, Placement, Plan, Release, Turns};
 
 /// Whose way of playing a tape is followed. All play the same blocks with the same kernels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,7 +77,7 @@ impl Config {
     /// What suits most boards, with what is set by hand: for models that were not measured.
     pub(super) fn base_plan(&self, cores: usize, window_bytes: u64) -> Plan {
         Plan {
-            source: self.source.unwrap_or(Way::Mapped),
+            source: self.source.unwrap_or_else(|| usual_way(disk_of(&self.store).as_ref())),
             loaders: self.loaders.unwrap_or(cores / 2).max(1),
             threads: self.threads.unwrap_or(cores).max(1),
             placement: Placement::Shared,

@@ -5,6 +5,7 @@ use super::model::Model;
 use super::pass::Cancel;
 use super::sample::has_open_dimension;
 use super::service::{DiskKind, Shared};
+use super::sources::disk_of;
 use super::trials::{self, ComputeTrial, ReadTrial};
 use super::worker::Worker;
 use crate::plan::{
@@ -13,7 +14,6 @@ use crate::plan::{
 };
 use crate::stream::Category;
 use crate::sys::board::{processor, release};
-use crate::sys::disk::Disk;
 use crate::sys::map::page_size;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -447,17 +447,19 @@ pub(super) fn board(store: &Path, disk: DiskKind, worker: &Worker) -> Board {
         cores: cores.map(|(id, speed)| Core { id: *id, speed }).collect(),
         page_bytes: page_size() as u64,
         kernel: release(root),
-        disk: disk_name(root, store, disk),
+        disk: disk_name(store, disk),
     }
 }
 
-fn disk_name(root: &Path, store: &Path, disk: DiskKind) -> String {
-    let store = store.canonicalize().unwrap_or_else(|_| store.to_owned());
-    let name = Disk::of(root, &store).map_or_else(String::new, |disk| {
+/// What the disk below a store is called, with what the kernel reads ahead of it.
+pub(super) fn disk_name(store: &Path, kind: DiskKind) -> String {
+    let name = disk_of(store).map_or_else(String::new, |disk| {
         let device = disk.device.unwrap_or_default();
-        format!("{} {} {}", device.name, device.model.unwrap_or_default(), disk.file_system)
+        let ahead = device.read_ahead_kib.map(|kib| format!("{kib} KiB ahead"));
+        let words = [Some(device.name), device.model, Some(disk.file_system), ahead];
+        words.into_iter().flatten().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
     });
-    match disk {
+    match kind {
         DiskKind::Board => name,
         DiskKind::Throttled { bytes_per_s } => format!("{name}, held to {bytes_per_s} bytes/s"),
         DiskKind::Faulty(_) => format!("{name}, with faults"),

@@ -36,7 +36,8 @@ pub struct Config {
     /// Loader threads; by default one for two cores. On two cores with an NVMe disk one loader
     /// came within 3 % of the limit, two within 20 %: they take compute's cores from it.
     pub loaders: Option<usize>,
-    /// How blocks are brought in; mapped by default, and where there are no direct reads.
+    /// How blocks are brought in, mapped where there are no direct reads; by default what suits
+    /// the disk's read-ahead.
     pub source: Option<Way>,
     /// Variant of every model; by default each model's best.
     pub variant: Option<String>,

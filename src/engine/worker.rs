@@ -11,7 +11,6 @@ use super::policy::Policy;
 use super::pressure::Pressure;
 use super::service::{Config, Reply, Shared, lock, window_for};
 use super::stats::Counters;
-use super::tape::Tape;
 use crate::graph::Kernels;
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
@@ -557,16 +556,16 @@ impl Worker {
     fn try_load(&self, shared: &Shared, dir: ModelDir) -> Result<Model, EngineError> {
         let Config { variant, disk, policy, .. } = &self.config;
         let serving = shared.store.serving(&dir.manifest.model)?;
-        let base = self.config.base_plan(self.cores.len(), self.window_bytes);
-        let plan = |tape: &Tape, held_bytes: &[u64]| policy.plan(tape, held_bytes, base);
         let terms = Terms {
             variant: variant.as_deref(),
             disk: *disk,
+            policy,
+            base: self.config.base_plan(self.cores.len(), self.window_bytes),
             slots: &self.slots,
             idle_bytes: self.window.bytes(),
             ledger: &shared.ledger,
         };
-        let loading = || Model::load(dir, serving, &terms, plan);
+        let loading = || Model::load(dir, serving, &terms);
         let loaded = catch_unwind(AssertUnwindSafe(loading))
             .unwrap_or_else(|panic| Err(EngineError::Internal(panic_text(&*panic))))?;
         code::release();
@@ -580,11 +579,12 @@ impl Worker {
             });
         }
         log::info!(
-            "model {} version {} ({}) is ready: {} MiB of tape, {} KiB resident",
+            "model {} version {} ({}) is ready: {} MiB of tape ({}), {} KiB resident",
             loaded.name(),
             loaded.dir.manifest.version,
             loaded.variant,
             loaded.tape_bytes() >> 20,
+            playing.source.name(),
             loaded.graph_bytes() >> 10
         );
         Ok(loaded)

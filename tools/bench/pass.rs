@@ -42,9 +42,10 @@ pub struct Arguments {
     /// Drop the model from the page cache before every pass
     #[arg(long)]
     cold: bool,
-    /// How blocks are brought in; mapped where the file system has no direct reads
-    #[arg(long, value_enum, default_value = "mapped")]
-    source: Source,
+    /// How blocks are brought in, mapped where the file system has no direct reads; by default as
+    /// hermesd does
+    #[arg(long, value_enum)]
+    source: Option<Source>,
     /// Hold the disk to this many bytes a second
     #[arg(long, value_parser = size::parse)]
     throttle: Option<u64>,
@@ -160,16 +161,16 @@ fn config(arguments: &Arguments, budget_bytes: u64) -> Config {
         Some(bytes_per_s) => DiskKind::Throttled { bytes_per_s },
         None => DiskKind::Board,
     };
-    let source = match arguments.source {
+    let source = arguments.source.map(|source| match source {
         Source::Mapped => Way::Mapped,
         Source::Direct => Way::Direct,
-    };
+    });
     Config {
         pin_bytes: 0,
         threads: arguments.threads,
         loaders: arguments.loaders,
         variant: arguments.subject.variant.clone(),
-        source: Some(source),
+        source,
         disk,
         ..Config::new(&arguments.subject.store, budget_bytes)
     }

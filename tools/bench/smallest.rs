@@ -22,8 +22,8 @@ pub struct Arguments {
     #[arg(long, default_value_t = 128)]
     tokens: usize,
     /// How blocks are brought in, as for `pass`
-    #[arg(long, default_value = "mapped")]
-    source: String,
+    #[arg(long)]
+    source: Option<String>,
     /// Passes with each budget
     #[arg(long, default_value_t = 2)]
     repeat: usize,
@@ -79,7 +79,8 @@ fn tried(arguments: &Arguments, budget: u64) -> Result<Option<Value>> {
     ] {
         command.arg(option).arg(value.to_string());
     }
-    command.args(["--source", &arguments.source, "--no-resident", "--json"]);
+    command.args(arguments.source.iter().flat_map(|source| ["--source", source]));
+    command.args(["--no-resident", "--json"]);
     let ended = command.stderr(Stdio::piped()).output()?;
     if !ended.status.success() {
         let message = String::from_utf8_lossy(&ended.stderr);

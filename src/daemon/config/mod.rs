@@ -174,7 +174,7 @@ pub const KEYS: [Key; 15] = [
     key("window", "planned, or chosen from the budget"),
     key("threads", "planned, or one a core"),
     key("loaders", "planned, or one for two cores"),
-    key("source", "planned, or mapped"),
+    key("source", "planned, or chosen by the disk's read-ahead"),
     key("variant", "the best that each model has"),
     key("tokens", ""),
     key("profiles", ""),
