@@ -7,6 +7,7 @@ use hermes::engine::{
 };
 use hermes::plan::Way;
 use hermes::stream::{Category, Faults, StreamError, Trace, What};
+use hermes::sys::capabilities::{Capabilities, Feature};
 use hermes::sys::disk::Disk;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -152,14 +153,17 @@ fn every_policy_gives_the_same_bits() {
             (Policy::PipeLoad { agents: 4 }, false),
         ] {
             let engine = engine(policy.clone());
+            // Blocks that are not mapped are held in whole pages.
+            let room = engine.load(model).unwrap().plan().window_bytes;
+            assert!(room >= bytes || !all_at_once, "{model} by {policy:?}: {room}");
             // The second pass finds nothing of the first.
             for _ in 0..2 {
                 let found = infer(&engine, model, 9);
                 assert!(found.outputs == expected.outputs, "{model} by {policy:?}");
                 assert_eq!(found.stats.bytes_read, bytes, "{model} by {policy:?}");
                 let held = found.stats.window_peak_bytes;
-                assert!(held <= bytes, "{model} by {policy:?}: {held}");
-                assert!(held == bytes || !all_at_once, "{model} by {policy:?}: {held}");
+                assert!(held <= room, "{model} by {policy:?}: {held}");
+                assert!(held == room || !all_at_once, "{model} by {policy:?}: {held}");
             }
         }
     }
@@ -177,7 +181,8 @@ fn source_asked_direct(store: &Path) -> (&'static str, Reply) {
 fn direct_reads_fall_back_where_they_are_refused() {
     let store = store().join("store");
     let (on_disk, expected) = source_asked_direct(&store);
-    if !Disk::of("/".as_ref(), &store).is_some_and(|disk| disk.is_memory()) {
+    let in_memory = Disk::of("/".as_ref(), &store).is_some_and(|disk| disk.is_memory());
+    if !in_memory && Capabilities::get().has(Feature::Direct) {
         assert_eq!(on_disk, "direct", "the file system of {} refuses direct reads", path(&store));
     }
     let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return };
