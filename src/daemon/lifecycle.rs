@@ -108,6 +108,7 @@ impl Lifecycle {
         self.tell_status(engine, &mut seen);
         self.manager.ready();
         let mut pressure = PressureWatch::begin();
+        let has_pins = || engine.pinned_bytes() > 0;
         let interval_of_watchdog = self.manager.watchdog().filter(|whole| !whole.is_zero());
         let mut feeding = interval_of_watchdog.map(|whole| every(whole / 2));
         let mut watchdog = Watchdog::new(interval_of_watchdog.unwrap_or_default(), Instant::now());
@@ -125,7 +126,7 @@ impl Lifecycle {
                     ),
                 },
                 () = tick(&mut looking) => self.tell_progress(engine, &mut seen),
-                level = pressure.changed() => {
+                level = pressure.changed(has_pins) => {
                     engine.set_pressure(level);
                     seen = None;
                     self.tell_progress(engine, &mut seen);

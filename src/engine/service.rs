@@ -300,6 +300,11 @@ impl Engine {
         &self.0.ledger
     }
 
+    /// Bytes of all models' tapes that stay in memory.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.0.ledger.held_bytes(Category::Pins)
+    }
+
     /// Changes the budget. Where it is smaller, pins go at once and the rest when what runs has
     /// ended; nothing more is granted above it. Models are planned anew before the next pass.
     ///

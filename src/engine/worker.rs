@@ -15,7 +15,8 @@ use crate::graph::Kernels;
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
 use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaded, Slots, Trace};
-use crate::sys::{affinity, code, heap, memory};
+use crate::sys::memory::{self, MachineMemory};
+use crate::sys::{affinity, code, heap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -370,7 +371,9 @@ impl Worker {
         let reserve = shared.ledger.budget_bytes() / UNPINNED_SHARE;
         let spare = shared.ledger.free_bytes().saturating_sub(reserve);
         let wanted = plan.pin_bytes.saturating_sub(model.pinned_bytes());
-        let keep = model.pins.plan(spare.min(wanted), plan.pins);
+        // What others came to need since the budget was set is not ours.
+        let room = memory::machine().map_or(u64::MAX, MachineMemory::spare_bytes);
+        let keep = model.pins.plan(spare.min(wanted).min(room), plan.pins);
         if model.pins.coming_bytes() > 0 {
             // What passes have left in the heap is free by the ledger, and about to be used.
             heap::trim();

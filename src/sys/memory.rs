@@ -58,6 +58,16 @@ pub struct MachineMemory {
     pub available_bytes: u64,
 }
 
+/// What a machine has left is for others, below this part of what there is.
+const OTHERS_SHARE: u64 = 8;
+
+impl MachineMemory {
+    /// Bytes that may be taken without the machine coming to be short.
+    pub fn spare_bytes(self) -> u64 {
+        self.available_bytes.saturating_sub(self.total_bytes / OTHERS_SHARE)
+    }
+}
+
 /// Reads the figures; `None` where /proc is not there.
 pub fn machine() -> Option<MachineMemory> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;

@@ -10,9 +10,6 @@ use crate::sys::memory::{self, MachineMemory};
 const SHORT_SHARES: [(u64, Pressure); 3] =
     [(40, Pressure::Hold), (20, Pressure::Window), (10, Pressure::Pins)];
 
-/// Memory abounds where the machine can give more than this part.
-const AMPLE_SHARE: u64 = 8;
-
 /// Where the machine can give this part of what it has, it is not the machine that is short.
 const PLENTY_SHARE: u64 = 4;
 
@@ -35,9 +32,20 @@ pub enum Look {
     Short { most: Pressure, why: String },
 }
 
+impl Look {
+    /// The same, but no reason for more than `level`.
+    pub fn at_most(self, level: Pressure) -> Look {
+        match self {
+            Look::Short { most, why } => Look::Short { most: most.min(level), why },
+            look => look,
+        }
+    }
+}
+
 /// Compares the figures with limits and with those before.
 #[derive(Debug)]
 pub struct Looker {
+    machine: fn() -> Option<MachineMemory>,
     group: Option<MemoryCgroup>,
     hits: Option<u64>,
 }
@@ -45,19 +53,25 @@ pub struct Looker {
 impl Looker {
     /// For this process.
     pub fn of_self() -> Looker {
-        Looker { group: MemoryCgroup::of_self(), hits: None }
+        Looker { machine: memory::machine, group: MemoryCgroup::of_self(), hits: None }
+    }
+
+    /// For a machine that is not this one, and no cgroup.
+    #[cfg(test)]
+    pub fn fake(machine: fn() -> Option<MachineMemory>) -> Looker {
+        Looker { machine, group: None, hits: None }
     }
 
     /// Looks.
     pub fn look(&mut self) -> Look {
         let filling = self.group.as_ref().and_then(MemoryCgroup::filling);
-        self.judge(memory::machine(), filling)
+        self.judge((self.machine)(), filling)
     }
 
     /// Whether neither the machine nor a limit of ours can be what is short.
     pub fn is_plenty(&self) -> bool {
         let filling = self.group.as_ref().and_then(MemoryCgroup::filling);
-        is_plenty(memory::machine(), filling)
+        is_plenty((self.machine)(), filling)
     }
 
     fn judge(&mut self, machine: Option<MachineMemory>, filling: Option<Filling>) -> Look {
@@ -98,7 +112,7 @@ fn judge_machine(machine: MachineMemory) -> Look {
         let why = format!("MemAvailable is {} of {}", Size(available_bytes), Size(total_bytes));
         return Look::Short { most: *most, why };
     }
-    if available_bytes < total_bytes / AMPLE_SHARE { Look::Tight } else { Look::Ample }
+    if machine.spare_bytes() == 0 { Look::Tight } else { Look::Ample }
 }
 
 #[cfg(test)]
@@ -116,7 +130,7 @@ mod tests {
         let check = |available: u64, expected: Look| {
             let machine =
                 MachineMemory { total_bytes: 1000 * MIB, available_bytes: available * MIB };
-            let mut looker = Looker { group: None, hits: None };
+            let mut looker = Looker::fake(|| None);
             assert_eq!(looker.judge(Some(machine), None), expected, "{available} MiB");
         };
         check(24, short(Pressure::Hold, 24));
@@ -125,13 +139,14 @@ mod tests {
         check(99, short(Pressure::Pins, 99));
         check(100, Look::Tight);
         check(124, Look::Tight);
-        check(125, Look::Ample);
-        assert_eq!(Looker { group: None, hits: None }.judge(None, None), Look::Ample);
+        check(125, Look::Tight);
+        check(126, Look::Ample);
+        assert_eq!(Looker::fake(|| None).judge(None, None), Look::Ample);
     }
 
     #[test]
     fn a_cgroup_is_judged_by_its_limit_and_how_often_it_was_hit() {
-        let mut looker = Looker { group: None, hits: None };
+        let mut looker = Looker::fake(|| None);
         let mut check = |held: u64, hits: u64, expected: &str| {
             let filling = Filling { held_bytes: held * MIB, limit_bytes: 100 * MIB, hits };
             let ample = MachineMemory { total_bytes: 8, available_bytes: 8 };
@@ -153,7 +168,7 @@ mod tests {
 
     #[test]
     fn what_is_worse_counts() {
-        let mut looker = Looker { group: None, hits: None };
+        let mut looker = Looker::fake(|| None);
         let filling = Filling { held_bytes: 90, limit_bytes: 100, hits: 0 };
         let mut most = |available_bytes| {
             let machine = MachineMemory { total_bytes: 1000, available_bytes };

@@ -8,7 +8,7 @@ mod listen;
 mod look;
 
 use crate::engine::Pressure;
-use crate::sys::pressure::{Found, Places};
+use crate::sys::pressure::{Found, Places, Teller};
 use ladder::Ladder;
 use listen::Listener;
 use look::{Look, Looker};
@@ -19,42 +19,41 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 /// Between two looks at the figures.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Follows memory pressure, on the event loop; an idle daemon is woken only where nobody tells.
+/// Follows memory pressure, on the event loop.
 #[derive(Debug)]
 pub struct PressureWatch {
-    signs: Signs,
+    /// None where it is not watched.
+    signs: Option<Signs>,
     ladder: Ladder,
 }
 
+/// Where signs come from.
 #[derive(Debug)]
-enum Signs {
-    Never,
-    /// By one that may mean others, where there is a looker to doubt it.
-    Told {
-        listener: Listener,
-        doubt: Option<Looker>,
-    },
-    Looked {
-        looker: Looker,
-        ticks: Interval,
-    },
+struct Signs {
+    listener: Option<Listener>,
+    /// Whether the listener's teller may mean others.
+    is_doubted: bool,
+    looker: Looker,
+    ticks: Interval,
 }
 
 impl PressureWatch {
     /// Probes who tells, takes the first and logs who it is. Needs the runtime's context.
     pub fn begin() -> PressureWatch {
         PressureWatch {
-            signs: Signs::find(&Places::of_self()),
+            signs: Signs::find(&Places::of_self(), Looker::of_self()),
             ladder: Ladder::new(Instant::now()),
         }
     }
 
-    /// Waits for the next change of the level, which it logs. Dropping the future loses nothing.
-    pub async fn changed(&mut self) -> Pressure {
+    /// Waits for the next change of the level, which it logs; `has_pins` says whether there is
+    /// anything to give that the kernel may not be able to take. Dropping the future loses nothing.
+    pub async fn changed(&mut self, has_pins: impl Fn() -> bool) -> Pressure {
         loop {
             let before = self.ladder.level();
+            let is_worth_a_look = || before > Pressure::None || has_pins();
             let look = tokio::select! {
-                look = self.signs.next() => Some(look),
+                look = next(&mut self.signs, is_worth_a_look) => Some(look),
                 () = until(self.ladder.calm_at()) => None,
             };
             let now = Instant::now();
@@ -77,50 +76,69 @@ impl PressureWatch {
 }
 
 impl Signs {
-    fn find(places: &Places) -> Signs {
-        let (teller, doubt) = match places.open() {
+    fn find(places: &Places, looker: Looker) -> Option<Signs> {
+        let mut ticks = interval(LOOK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut signs = Signs { listener: None, is_doubted: false, looker, ticks };
+        match places.open() {
             Found::Off => {
                 log::info!("memory pressure is not watched: MEMORY_PRESSURE_WATCH says so");
-                return Signs::Never;
+                return None;
             }
-            Found::Nobody => return Signs::looked("nobody tells"),
-            Found::Teller(teller) => (teller, None),
-            Found::Systems(teller) => (teller, Some(Looker::of_self())),
-        };
+            Found::Nobody => signs.look_alone("nobody tells"),
+            Found::Teller(teller) => signs.listen(teller),
+            Found::Systems(teller) => {
+                signs.is_doubted = true;
+                signs.listen(teller);
+            }
+        }
+        Some(signs)
+    }
+
+    fn listen(&mut self, teller: Teller) {
         let path = teller.path().display().to_string();
         match Listener::start(teller) {
             Ok(listener) => {
                 log::info!("memory pressure is told by {path}");
-                Signs::Told { listener, doubt }
+                self.listener = Some(listener);
             }
-            Err(error) => Signs::looked(&format!("{path}: {error}")),
+            Err(error) => self.look_alone(&format!("{path}: {error}")),
         }
     }
 
-    fn looked(why: &str) -> Signs {
+    fn look_alone(&mut self, why: &str) {
         log::info!("memory pressure is looked for in the figures each second: {why}");
-        let mut ticks = interval(LOOK_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Signs::Looked { looker: Looker::of_self(), ticks }
+        self.listener = None;
     }
 
-    async fn next(&mut self) -> Look {
+    async fn next(&mut self, is_worth_a_look: impl Fn() -> bool) -> Look {
         loop {
-            match self {
-                Signs::Never => return pending().await,
-                Signs::Looked { looker, ticks } => {
-                    ticks.tick().await;
-                    return looker.look();
-                }
-                Signs::Told { listener, doubt } => match listener.next().await {
-                    Ok(why) if doubt.as_ref().is_some_and(Looker::is_plenty) => {
+            let Some(listener) = &mut self.listener else {
+                self.ticks.tick().await;
+                return self.looker.look();
+            };
+            tokio::select! {
+                told = listener.next() => match told {
+                    Ok(why) if self.is_doubted && self.looker.is_plenty() => {
                         log::debug!("not ours: memory pressure {why}, but there is plenty");
                     }
                     Ok(why) => return Look::Short { most: Pressure::Hold, why },
-                    Err(why) => *self = Signs::looked(&why),
+                    Err(why) => self.look_alone(&why),
+                },
+                _ = self.ticks.tick() => if is_worth_a_look() {
+                    // Whether it is worse is told by those who wait for memory.
+                    return self.looker.look().at_most(Pressure::Pins);
                 },
             }
         }
+    }
+}
+
+/// The next sign; none ever where nothing is watched.
+async fn next(signs: &mut Option<Signs>, is_worth_a_look: impl Fn() -> bool) -> Look {
+    match signs {
+        Some(signs) => signs.next(is_worth_a_look).await,
+        None => pending().await,
     }
 }
 
@@ -129,5 +147,37 @@ async fn until(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant.into()).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::memory::MachineMemory;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use std::cell::Cell;
+    use tokio::time::timeout;
+
+    /// A kernel cannot take what is neither cache nor swapped: it stalls nobody before it kills.
+    #[tokio::test]
+    async fn pins_go_before_anybody_tells() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let places = Places { watch: Some(fifo), write: None, cgroup: None, system: None };
+        let short = || Some(MachineMemory { total_bytes: 1000, available_bytes: 1 });
+        let signs = Signs::find(&places, Looker::fake(short));
+        assert!(signs.as_ref().unwrap().listener.is_some(), "somebody may tell");
+        let mut watch = PressureWatch { signs, ladder: Ladder::new(Instant::now()) };
+        let looks = 2 * LOOK_INTERVAL;
+        let has_pins = Cell::new(false);
+        let nothing = watch.changed(|| has_pins.get());
+        assert!(timeout(looks, nothing).await.is_err(), "nothing is to be given");
+        has_pins.set(true);
+        let level = watch.changed(|| has_pins.get()).await;
+        assert_eq!(level, Pressure::Pins);
+        let worse = watch.changed(|| false);
+        assert!(timeout(looks, worse).await.is_err(), "nobody has told of more");
     }
 }
