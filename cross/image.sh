@@ -19,7 +19,7 @@ cross/setup.sh "$toolchain" >/dev/null
 instructions() { # RUN or ENV
     sed -e ':a' -e '/\\$/{N;s/\\\n *//;ba' -e '}' "$dockerfile" | sed -n "s/^$1 //p"
 }
-base=$(sed -n 's/^FROM debian:\([a-z]*\)-slim$/\1/p' "$dockerfile")
+base=$(sed -n 's/^FROM debian:\([a-z]*\)-.*/\1/p' "$dockerfile")
 [[ -n $base ]] || { echo "$dockerfile begins with no Debian that is known here" >&2 && exit 1; }
 inside() {
     # shellcheck disable=SC2016 # the inner shell expands them
