@@ -19,7 +19,7 @@ HERMES_ARM_TARGET ?= $(abspath $(or $(CARGO_TARGET_DIR),target/arm))
 export HERMES_ARM_TARGET
 
 .PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test \
-	service-test vm-test install clean help
+	service-test vm-test vm-kernel install clean help
 
 all: build
 
@@ -35,6 +35,7 @@ help:
 	@echo "make deb-test install, upgrade and purge the .deb in a Debian of its own (as root)"
 	@echo "make service-test  run the units under a systemd of their own (as root; seconds)"
 	@echo "make vm-test  boot the arm64 .deb in an emulated board (as root; some minutes)"
+	@echo "make vm-kernel run tests under arm64 kernels in an emulated board (as root; some minutes)"
 	@echo "make install  copy programs, units, man pages and completions below \$$(DESTDIR)"
 	@echo "make clean    remove what was built; fetched models stay"
 
@@ -90,6 +91,9 @@ deb-test:
 vm-test: build cross
 	packaging/deb.sh aarch64-unknown-linux-gnu --fast
 	tests/vm/run.sh "$(or $(CARGO_TARGET_DIR),$(CURDIR)/target/arm)"/debian/hermes_*_arm64.deb
+
+vm-kernel:
+	tests/vm/kernel.sh
 
 BIN = $(DESTDIR)$(PREFIX)/bin
 SHARE = $(DESTDIR)$(PREFIX)/share

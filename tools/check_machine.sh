@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Check that this machine has what a step needs: tools/check_machine.sh [build|models|demo|units]...
+# Check that this machine has what a step needs:
+# tools/check_machine.sh [build|models|demo|units|board]...
 # Says what is missing and how to get it; run as root where there is apt-get, it installs it.
 # Rust itself is never installed here.
 set -euo pipefail
@@ -29,8 +30,16 @@ for step in "${@:-build}"; do
     units)
         need systemd command -v systemd-analyze
         ;;
+    board)
+        need qemu-system-arm command -v qemu-system-aarch64
+        need mmdebstrap command -v mmdebstrap
+        need kmod command -v modprobe
+        need cpio command -v cpio
+        need e2fsprogs command -v mke2fs
+        need jq command -v jq
+        ;;
     *)
-        echo "usage: $0 [build|models|demo|units]..." >&2
+        echo "usage: $0 [build|models|demo|units|board]..." >&2
         exit 2
         ;;
     esac

@@ -30,3 +30,21 @@ pub fn thread_cpu_us() -> u64 {
     getrusage(UsageWho::RUSAGE_THREAD)
         .map_or(0, |usage| micros(usage.user_time()) + micros(usage.system_time()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pinned_thread_may_run_on_its_core_alone() {
+        let cores = allowed_cores();
+        for core in &cores {
+            let pin = || {
+                pin_current_thread(*core);
+                allowed_cores()
+            };
+            assert_eq!(std::thread::scope(|scope| scope.spawn(pin).join().unwrap()), [*core]);
+        }
+        assert_eq!(allowed_cores(), cores, "the other threads stay where they were");
+    }
+}

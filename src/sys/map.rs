@@ -253,4 +253,29 @@ mod tests {
         map.read_at(&mut tail, (1 << 20) - 5).unwrap();
         assert_eq!(tail, content[(1 << 20) - 5..]);
     }
+
+    #[test]
+    fn what_is_released_leaves_the_page_cache_and_what_is_mapped_stays() {
+        let mut file = tempfile::tempfile().unwrap();
+        // Folios are not as large as half of it.
+        file.write_all(&vec![7; 8 << 20]).unwrap();
+        // Dirty pages stay, and memory has nowhere to drop its files to.
+        file.sync_all().unwrap();
+        let is_on_disk = nix::sys::statfs::fstatfs(&file).unwrap().filesystem_type()
+            != nix::sys::statfs::TMPFS_MAGIC;
+        if !populate_supported() || !is_on_disk {
+            return;
+        }
+        let map = MappedFile::new(file).unwrap();
+        let pages = (4 << 20) / page_size();
+        map.populate(0..8 << 20).unwrap();
+        let resident = || [0, 4 << 20].map(|at| map.resident_pages(at..at + (4 << 20)));
+        assert_eq!(resident(), [pages, pages]);
+        map.release(0..4 << 20);
+        assert_eq!(resident(), [0, pages]);
+        map.drop_all();
+        assert_eq!(resident(), [0, pages], "what is mapped stays");
+        map.release(4 << 20..8 << 20);
+        assert_eq!(resident(), [0, 0]);
+    }
 }

@@ -1,15 +1,21 @@
-# An emulated board, for run.sh and record.sh, which source this: an arm64 Debian with systemd in
-# 512 MiB of memory and on one core, and a script that runs in it once it is up.
+# An emulated board, for run.sh, record.sh and kernel.sh, which source this: an arm64 Debian with
+# systemd in 512 MiB of memory, and a script that runs in it once it is up.
 #
-# Needs qemu-system-arm, mmdebstrap, kmod, cpio and e2fsprogs, this machine's programs in HERMES_BIN
-# (target/release) and the models (make models). The Debian is kept in HERMES_VM (target/vm). For
-# pages of 16 KiB, as a Raspberry Pi 5 has them:
+# Needs root, Debian's packages that tools/check_machine.sh lists for a board, this machine's programs
+# in HERMES_BIN (target/release) and the models (make models). The Debian is kept in HERMES_VM
+# (target/vm). For pages of 16 KiB, as a Raspberry Pi 5 has them:
 # HERMES_VM=target/vm16 HERMES_VM_KERNEL=linux-image-arm64-16k HERMES_VM_CPU=cortex-a76.
+# Exit code 3: this machine has not what it takes.
 # shellcheck shell=bash disable=SC2034
 
 programs=${HERMES_BIN:-${CARGO_TARGET_DIR:-$PWD/target}/release}
 vm=${HERMES_VM:-${CARGO_TARGET_DIR:-$PWD/target}/vm}
 models=${HERMES_MODELS:-$PWD/models}
+if ((EUID != 0)); then
+    echo "run as root: the board's files belong to it" >&2
+    exit 3
+fi
+tools/check_machine.sh board || exit 3
 work=$(mktemp -d)
 daemon=
 cleanup() {
@@ -18,18 +24,19 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# Makes the board's files: furnish PACKAGE SCRIPT. $work/store, where there is one, becomes /store.
+# One core. While it is busy, time passes there by 4 ns an instruction, not by the clock here:
+# deadlines there do not care how busy this machine is.
+cores=(-smp 1 -icount shift=2)
+
+# Makes the board's files: furnish SCRIPT. $work/store, where there is one, becomes /store.
 furnish() {
     tests/vm/rootfs.sh "$vm" "${HERMES_VM_KERNEL:-}"
+    rm -rf "$work/root"
     cp -a --reflink=auto "$vm/root" "$work/root"
     rm -rf "$work/root/dev"
     mkdir "$work/root/dev"
     [[ ! -e $work/store ]] || mv "$work/store" "$work/root/store"
-    # Not compressed, as unpacking would take minutes there.
-    dpkg-deb -R "$1" "$work/package"
-    dpkg-deb -Znone -b "$work/package" "$work/root/hermes.deb" >/dev/null
-    rm -r "$work/package"
-    install -m 755 "$2" "$work/root/inside.sh"
+    install -m 755 "$1" "$work/root/inside.sh"
     local units=$work/root/etc/systemd/system
     cat >"$work/root/usr/lib/systemd/system/inside.service" <<'UNIT'
 [Unit]
@@ -44,14 +51,21 @@ UNIT
     ln -s /dev/null "$units/serial-getty@ttyAMA0.service"
 }
 
+# Puts a package there as /hermes.deb: bring PACKAGE, once furnished.
+bring() {
+    # Not compressed, as unpacking would take minutes there.
+    dpkg-deb -R "$1" "$work/package"
+    dpkg-deb -Znone -b "$work/package" "$work/root/hermes.deb" >/dev/null
+    rm -r "$work/package"
+}
+
 # Boots it and shows what it says, which is kept in $work/said: boot NAME KERNEL_ARGUMENTS
-# While it is busy, time passes there by 4 ns an instruction, not by the clock here: deadlines there
-# do not care how busy this machine is.
 boot() {
     echo "== $1"
     mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$work/root" "$work/disk" 4G
-    timeout "${HERMES_VM_SECONDS:-2400}" qemu-system-aarch64 -M virt -cpu "${HERMES_VM_CPU:-cortex-a72}" -m 512 -smp 1 \
-        -icount shift=2 -nodefaults -no-reboot -display none -serial "file:$work/console" \
+    timeout "${HERMES_VM_SECONDS:-2400}" qemu-system-aarch64 -M virt \
+        -cpu "${HERMES_VM_CPU:-cortex-a72}" -m 512 "${cores[@]}" \
+        -nodefaults -no-reboot -display none -serial "file:$work/console" \
         -kernel "$vm/kernel" -initrd "$vm/initrd" \
         -append "console=ttyAMA0 panic=-1 quiet systemd.show_status=0 $2" \
         -drive "if=none,id=disk,format=raw,file=$work/disk,cache=unsafe" \

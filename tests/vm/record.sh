@@ -20,5 +20,6 @@ made three-layers bert-base --layers 3
 "$programs/hermes-shard" build "$models/paraphrase-minilm-l3/paraphrase-MiniLM-L3-v2.onnx" \
     --store "$work/store" --name demo --variants f32 >/dev/null 2>&1
 
-furnish "$1" tests/vm/measure.sh
+furnish tests/vm/measure.sh
+bring "$1"
 boot "figures" "psi=1"

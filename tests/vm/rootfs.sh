@@ -3,22 +3,26 @@
 # tests/vm/rootfs.sh DIR [KERNEL]. KERNEL is Debian's package: linux-image-cloud-arm64 by default,
 # linux-image-arm64-16k for pages of 16 KiB. No foreign code is run: packages are unpacked, not
 # configured, and what their scripts would do and a boot needs is done here. Needs root, mmdebstrap,
-# kmod and cpio.
+# kmod and cpio. What was made by this same script stays. Exit code 3: no Debian could be fetched.
 set -euo pipefail
 
 dir=$1
 image=${2:-linux-image-cloud-arm64}
-[[ ! -e $dir/complete ]] || exit 0
+root=$dir/root
+# The last thing made: a copy of what made it.
+! cmp -s "$0" "$dir/complete" || exit 0
 rm -rf --one-file-system "$dir"
 mkdir -p "$dir"
-root=$dir/root
 packages=base-files,base-passwd,bash,coreutils,dash,diffutils,findutils,grep,sed,mawk,tar,gzip,xz-utils
 packages+=,util-linux,mount,libc-bin,libgcc-s1,passwd,perl-base,dpkg,init-system-helpers,hostname
 packages+=,systemd,systemd-sysv,dbus,udev,kmod,procps,$image,busybox-static
-mmdebstrap --quiet --variant=extract --architectures=arm64 --include="$packages" \
-    --aptopt='Apt::Install-Recommends "false"' \
+if ! mmdebstrap --quiet --variant=extract --architectures=arm64 --include="$packages" \
+    --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --dpkgopt='path-exclude=/usr/share/doc/*' --format=directory trixie "$root"
+    --dpkgopt='path-exclude=/usr/share/doc/*' --format=directory trixie "$root"; then
+    echo "mmdebstrap could not make a Debian for arm64: is the archive to be reached?" >&2
+    exit 3
+fi
 cp "$root/usr/share/base-passwd/passwd.master" "$root/etc/passwd"
 cp "$root/usr/share/base-passwd/group.master" "$root/etc/group"
 touch "$root/var/lib/dpkg/status"
@@ -65,4 +69,4 @@ $B poweroff -f
 INIT
 chmod +x "$initrd/init"
 (cd "$initrd" && find . | cpio -o -H newc --quiet | gzip -1) >"$dir/initrd"
-touch "$dir/complete"
+cp "$0" "$dir/complete"

@@ -36,7 +36,8 @@ ctl=$programs/hermesctl
 kill "$daemon"
 daemon=
 
-furnish "$1" tests/vm/inside.sh
+furnish tests/vm/inside.sh
+bring "$1"
 cp "$work/request" "$work/root/request"
 
 # The same values as here, within 1e-5 of the largest.
