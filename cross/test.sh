@@ -39,7 +39,7 @@ for name in "${skipped[@]}"; do
 done
 case ${1:-} in
 '') set -- --lib --bins --test engine --test kernels --test models --test store ;;
---computing) set -- --lib --test kernels --test models ;;
+--computing) set -- --lib --test kernels ;;
 *) skipped=() ;;
 esac
 ((${#skipped[@]} == 0)) || set -- "$@" -- "${skipped[@]/#/--skip=}"
