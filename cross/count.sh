@@ -32,7 +32,8 @@ qemu-aarch64 "$programs/hermes-shard" build \
 counted() { # variant, rounds, option...
     qemu-aarch64 -plugin "$work/count.so" "$programs/hermes-bench" pass --store "$work/store" \
         --model demo --variant "$1" --repeat "$2" --tokens "$tokens" --threads 1 --loaders 1 \
-        --window 8MiB --budget 1GiB "${@:3}" 2>"$work/log" >&2 || { cat "$work/log" >&2 && exit 1; }
+        --window 8MiB --budget 1GiB --source mapped "${@:3}" 2>"$work/log" >&2 ||
+        { cat "$work/log" >&2 && exit 1; }
     sed -n 's/^instructions: //p' "$work/log"
 }
 
