@@ -180,7 +180,7 @@ fn a_teller_that_goes_is_replaced() {
     teller.write_all(&[1]).unwrap();
     service.wait_logged("memory pressure: pins after none: told by");
     drop(teller);
-    service.wait_logged("is looked for in the figures each second: ");
+    service.wait_logged("is looked for in the figures: ");
     assert!(service.log().contains("teller: the other end is closed"), "{}", service.log());
     assert_eq!(service.infer(), 200);
 }
@@ -201,7 +201,7 @@ fn a_watch_that_cannot_be_watched_is_told_and_replaced() {
         let mut service = Pressed::start(folder, &watch);
         let found = |log: &str| {
             log.contains("memory pressure is told by")
-                || log.contains("memory pressure is looked for in the figures each second")
+                || log.contains("memory pressure is looked for in the figures")
         };
         service.until(|service| found(&service.log()));
         let log = service.log();

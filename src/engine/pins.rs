@@ -5,7 +5,7 @@
 
 use super::error::EngineError;
 use crate::plan::{PinPlace, pinned_units};
-use crate::stream::{Category, Grant, Ledger, Loaded};
+use crate::stream::{Category, Grant, Keep, Ledger, Loaded};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A model's pins, as far as the ledger grants them.
@@ -18,6 +18,8 @@ struct State {
     blocks: Vec<Option<Arc<Loaded>>>,
     /// Bytes granted for blocks that the running pass is to keep.
     coming: Grant,
+    /// Those blocks.
+    keep: Keep,
 }
 
 impl State {
@@ -32,7 +34,7 @@ impl Pins {
     pub fn none(sizes: Vec<u64>, ledger: &Arc<Ledger>) -> Result<Pins, EngineError> {
         let coming = ledger.try_grant(Category::Pins, 0)?;
         let blocks = vec![None; sizes.len()];
-        Ok(Pins(Mutex::new(State { sizes, blocks, coming })))
+        Ok(Pins(Mutex::new(State { sizes, blocks, coming, keep: Keep::default() })))
     }
 
     /// The pinned blocks, by index on the tape.
@@ -47,21 +49,22 @@ impl Pins {
 
     /// Has up to `more_bytes` granted for further blocks. Returns which blocks the coming pass is
     /// to keep when they pass; none where somebody else was faster to take the bytes.
-    pub fn plan(&self, more_bytes: u64, place: PinPlace) -> Arc<[bool]> {
+    pub fn plan(&self, more_bytes: u64, place: PinPlace) -> Keep {
         let mut state = self.lock();
         let wanted = pinned_units(&state.sizes, state.bytes() + more_bytes, place);
         let mut bytes = 0;
-        let keep: Arc<[bool]> = (wanted.iter().zip(&state.blocks).zip(&state.sizes))
+        let keep: Vec<bool> = (wanted.iter().zip(&state.blocks).zip(&state.sizes))
             .map(|((wanted, pinned), held)| {
                 let comes = *wanted && pinned.is_none() && bytes + held <= more_bytes;
                 bytes += if comes { *held } else { 0 };
                 comes
             })
             .collect();
-        match state.coming.resize(bytes) {
-            Ok(()) => keep,
-            Err(_) => [].into(),
-        }
+        state.keep = match state.coming.resize(bytes) {
+            Ok(()) => Keep::new(keep),
+            Err(_) => Keep::default(),
+        };
+        state.keep.clone()
     }
 
     /// Lets all pins go where blocks take other bytes of memory from now on.
@@ -91,10 +94,11 @@ impl Pins {
         let _ = state.coming.resize(0);
     }
 
-    /// Lets all pins go; memory that a running pass still uses goes when it ends. Returns
-    /// whether there were any.
+    /// Lets all pins go; what a running pass has yet to use goes once it is used. Returns whether
+    /// there were any.
     pub fn release(&self) -> bool {
         let mut state = self.lock();
+        state.keep.revoke();
         let count = state.blocks.len();
         let released = std::mem::replace(&mut state.blocks, vec![None; count]);
         drop(state);

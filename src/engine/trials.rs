@@ -13,7 +13,7 @@ use crate::graph::Kernels;
 use crate::plan::{Grouping, Plan, Way, pinned_units};
 use crate::store::layer_file::BLOCK_ALIGN;
 use crate::stream::{
-    Block, Category, Grant, Loaded, StreamError, Trace, WeightSource, What, load_verified,
+    Block, Category, Grant, Keep, Loaded, StreamError, Trace, WeightSource, What, load_verified,
 };
 use crate::sys::{affinity, heap};
 use std::collections::HashMap;
@@ -136,7 +136,7 @@ impl Worker {
         let playing = model.playing_by(plan.clone());
         let (pins, _held) = pinned_stand_ins(shared, model, &playing, cancel)?;
         let is_pinned = |block: usize| pins.get(block).is_some_and(Option::is_some);
-        let flow = self.begin(shared, model, &playing, &pins, [].into(), None)?;
+        let flow = self.begin(shared, model, &playing, &pins, Keep::default(), None)?;
         let began = Instant::now();
         let mut bytes = 0;
         for (index, block) in model.blocks.iter().enumerate() {
@@ -265,7 +265,7 @@ impl Worker {
         let bytes = model.footprint(&inputs).alone_bytes;
         let grant = shared.ledger.try_grant(Category::Activations, bytes)?;
         let _spare = keep_freed(shared, bytes);
-        let flow = self.begin(shared, model, playing, pins, [].into(), trace.cloned())?;
+        let flow = self.begin(shared, model, playing, pins, Keep::default(), trace.cloned())?;
         let pass = Pass {
             model: Arc::clone(model),
             flow: Arc::clone(&flow),

@@ -14,7 +14,7 @@ use super::stats::Counters;
 use crate::graph::Kernels;
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
-use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Loaded, Slots, Trace};
+use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, Slots, Trace};
 use crate::sys::memory::{self, MachineMemory};
 use crate::sys::{affinity, code, heap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -364,9 +364,9 @@ impl Worker {
     }
 
     /// Which blocks the coming pass keeps.
-    fn pins_wanted(&self, shared: &Shared, model: &Model, plan: &Plan) -> Arc<[bool]> {
+    fn pins_wanted(&self, shared: &Shared, model: &Model, plan: &Plan) -> Keep {
         if shared.pressure.get() > Pressure::None {
-            return [].into();
+            return Keep::default();
         }
         let reserve = shared.ledger.budget_bytes() / UNPINNED_SHARE;
         let spare = shared.ledger.free_bytes().saturating_sub(reserve);
@@ -391,7 +391,7 @@ impl Worker {
         let playing = model.playing();
         let keep = match playing.plan.release {
             Release::AfterUse => self.pins_wanted(shared, model, &playing.plan),
-            Release::AtEnd => [].into(),
+            Release::AtEnd => Keep::default(),
         };
         self.begin(shared, model, &playing, &model.pins.blocks(), keep, trace)
     }
@@ -403,7 +403,7 @@ impl Worker {
         model: &Model,
         playing: &Playing,
         pins: &[Option<Arc<Loaded>>],
-        keep: Arc<[bool]>,
+        keep: Keep,
         trace: Option<Arc<Trace>>,
     ) -> Result<Arc<Flow>, EngineError> {
         let plan = &playing.plan;
@@ -502,7 +502,7 @@ impl Worker {
         let model = self.serving(shared, model)?;
         let pins = model.pins.blocks();
         let began = Instant::now();
-        let flow = self.begin(shared, &model, &model.playing(), &pins, [].into(), None)?;
+        let flow = self.begin(shared, &model, &model.playing(), &pins, Keep::default(), None)?;
         let played = (0..model.blocks.len()).try_for_each(|block| flow.lease(block).map(drop));
         let latency_us = began.elapsed().as_micros() as u64;
         flow.end();

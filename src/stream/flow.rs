@@ -17,7 +17,7 @@ pub struct Flow {
     turns: Turns,
     release: Release,
     pinned: Vec<bool>,
-    keep: Arc<[bool]>,
+    keep: Keep,
     trace: Option<Arc<Trace>>,
     beats: Arc<AtomicU64>,
     state: Mutex<State>,
@@ -44,13 +44,41 @@ pub struct Course<'a> {
     pub release: Release,
     /// Blocks that are in memory already, by index.
     pub pins: &'a [Option<Arc<Loaded>>],
-    /// Which blocks stay when they have passed, by index; none where it is empty. [`Flow::end`]
-    /// hands them over.
-    pub keep: Arc<[bool]>,
+    /// Which blocks stay when they have passed. [`Flow::end`] hands them over.
+    pub keep: Keep,
     /// Where to note what happens.
     pub trace: Option<Arc<Trace>>,
     /// Grows with every block that arrives or is leased.
     pub beats: Arc<AtomicU64>,
+}
+
+/// Which blocks of a tape stay when they have passed, until that is revoked: then what has passed
+/// goes with the next block that does.
+#[derive(Clone, Debug, Default)]
+pub struct Keep {
+    /// By index; none where it is empty.
+    blocks: Arc<[bool]>,
+    revoked: Arc<AtomicBool>,
+}
+
+impl Keep {
+    /// Those of `blocks` that are true.
+    pub fn new(blocks: impl Into<Arc<[bool]>>) -> Keep {
+        Keep { blocks: blocks.into(), revoked: Arc::default() }
+    }
+
+    /// Nothing stays any more, for this and its clones.
+    pub fn revoke(&self) {
+        self.revoked.store(true, Ordering::Relaxed);
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Relaxed)
+    }
+
+    fn has(&self, index: usize) -> bool {
+        self.blocks.get(index) == Some(&true) && !self.is_revoked()
+    }
 }
 
 /// The units of a tape: runs of blocks.
@@ -95,6 +123,8 @@ struct State {
     failure: Option<StreamError>,
     /// Loaders at work on a unit.
     busy: usize,
+    /// Whether what was kept before that was revoked has gone.
+    is_swept: bool,
 }
 
 /// What a traversal has cost so far.
@@ -136,7 +166,7 @@ impl Flow {
         let window = Window::new(course.window_bytes, sizes);
         let pending = (0..units.count()).map(|unit| units.blocks(unit).len()).collect();
         let (leaving, failure) = (vec![], None);
-        let state = State { window, arrived, pending, leaving, failure, busy: 0 };
+        let state = State { window, arrived, pending, leaving, failure, busy: 0, is_swept: false };
         Arc::new(Flow {
             source,
             tape,
@@ -347,6 +377,13 @@ impl Flow {
             return;
         }
         state.pending[unit] -= 1;
+        if self.pinned[index] {
+            // It stays with whoever pinned it, as long as they will.
+            state.arrived[index] = None;
+        }
+        if self.keep.is_revoked() && !state.is_swept && self.release == Release::AfterUse {
+            self.sweep(&mut state);
+        }
         if state.pending[unit] > 0 || state.window.is_pinned(unit) || self.release == Release::AtEnd
         {
             return;
@@ -367,8 +404,18 @@ impl Flow {
         }
     }
 
+    /// Lets blocks go that were kept when their units had been used.
+    fn sweep(&self, state: &mut State) {
+        state.is_swept = true;
+        for block in 0..state.arrived.len() {
+            if state.pending[self.units.of[block]] == 0 && state.arrived[block].take().is_some() {
+                self.released.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
     fn stays(&self, index: usize) -> bool {
-        self.pinned[index] || self.keep.get(index) == Some(&true)
+        self.pinned[index] || self.keep.has(index)
     }
 
     fn has_ended(&self) -> bool {
@@ -401,7 +448,7 @@ pub struct BlockLease {
     flow: Arc<Flow>,
     index: usize,
     since: Instant,
-    loaded: Option<Arc<Loaded>>,
+    pub(super) loaded: Option<Arc<Loaded>>,
 }
 
 impl AsRef<[u8]> for BlockLease {

@@ -60,8 +60,9 @@ impl Drop for Loaders {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Block, Category, Course, DirectSource, Faults, FaultySource, Ledger, Loaded, MappedSource,
-        ReadSource, Release, Slots, StreamError, ThrottledSource, Turns, WeightSource,
+        Block, Category, Course, DirectSource, Faults, FaultySource, Keep, Ledger, Loaded,
+        MappedSource, ReadSource, Release, Slots, StreamError, ThrottledSource, Turns,
+        WeightSource,
     };
     use super::*;
     use crate::sys::direct::DirectFile;
@@ -210,7 +211,7 @@ mod tests {
         let fixture = fixture(6);
         let loaders = Loaders::start(&[0, 0]).unwrap();
         let window_bytes = 2 * BLOCK_BYTES as u64;
-        let keep = [true, false, true, true, false, false].into();
+        let keep = Keep::new([true, false, true, true, false, false]);
         let course = Course { window_bytes, keep, ..Course::default() };
         let flow = Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), course);
         loaders.serve(&flow);
@@ -228,6 +229,45 @@ mod tests {
         let mut pins = vec![None; 6];
         kept.into_iter().for_each(|(index, loaded)| pins[index] = Some(loaded));
         assert!(fixture.play(fixture.mapped(), &pins).unwrap() == fixture.content);
+    }
+
+    /// What is no longer to stay goes while the pass goes on, not with its end.
+    #[test]
+    fn blocks_that_were_to_stay_go_once_used() {
+        let fixture = fixture(6);
+        let source = fixture.mapped();
+        let loaders = Loaders::start(&[0]).unwrap();
+        let window_bytes = 2 * BLOCK_BYTES as u64;
+        let pinned = [0, 4].map(|i| Arc::new(source.load(&fixture.tape[i]).unwrap()));
+        let [first, last] = pinned.each_ref().map(Arc::downgrade);
+        let mut pins = vec![None; 6];
+        let mut pinned = pinned.into_iter();
+        (pins[0], pins[4]) = (pinned.next(), pinned.next());
+        let keep = Keep::new([false, true, true, true, false, false]);
+        let course = Course { window_bytes, keep: keep.clone(), pins: &pins, ..Course::default() };
+        let flow = Flow::new(source, Arc::clone(&fixture.tape), course);
+        drop(pins);
+        loaders.serve(&flow);
+        let used = |index| {
+            let lease = flow.lease(index).unwrap();
+            let start = index * BLOCK_BYTES;
+            assert!(lease.as_ref() == &fixture.content[start..start + BLOCK_BYTES]);
+            Arc::downgrade(lease.loaded.as_ref().unwrap())
+        };
+        assert!(first.upgrade().is_some());
+        used(0);
+        assert!(first.upgrade().is_none(), "nobody pins it any more");
+        let kept = [used(1), used(2)];
+        assert!(kept.iter().all(|block| block.upgrade().is_some()), "they are to stay");
+        keep.revoke();
+        used(3);
+        assert!(kept.iter().all(|block| block.upgrade().is_none()), "they are not");
+        assert!(last.upgrade().is_some(), "it is still to be used");
+        used(4);
+        assert!(last.upgrade().is_none());
+        used(5);
+        assert!(flow.end().is_empty());
+        assert_eq!(flow.counters().released, 4, "all that were loaded");
     }
 
     /// PIPELOAD, PipeSwitch and load-all: units of several blocks, taken in turns by loaders, and

@@ -11,7 +11,7 @@ mod source;
 mod trace;
 mod window;
 
-pub use flow::{BlockLease, Course, Flow, FlowCounters, load_verified};
+pub use flow::{BlockLease, Course, Flow, FlowCounters, Keep, load_verified};
 pub use ledger::{Category, Grant, Ledger, OverBudget};
 pub use loaders::Loaders;
 pub use slots::Slots;

@@ -55,7 +55,7 @@ const FEATURES: [(Feature, &str, &str, &str); 6] = [
         Feature::Psi,
         "psi",
         "PSI (Linux 4.20; it may want psi=1 on the kernel's command line)",
-        "how short memory is, is looked for in the figures each second",
+        "how short memory is, is looked for in the figures",
     ),
     (
         Feature::Cgroup,

@@ -59,7 +59,7 @@ pub struct MachineMemory {
 }
 
 /// What a machine has left is for others, below this part of what there is.
-const OTHERS_SHARE: u64 = 8;
+const OTHERS_SHARE: u64 = 6;
 
 impl MachineMemory {
     /// Bytes that may be taken without the machine coming to be short.

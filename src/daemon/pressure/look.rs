@@ -8,7 +8,7 @@ use crate::sys::memory::{self, MachineMemory};
 /// Memory is short where the machine can give less than this part of what it has, and how far that
 /// counts. A small board may live with little for ever; work is held where the end is near.
 const SHORT_SHARES: [(u64, Pressure); 3] =
-    [(40, Pressure::Hold), (20, Pressure::Window), (10, Pressure::Pins)];
+    [(40, Pressure::Hold), (20, Pressure::Window), (8, Pressure::Pins)];
 
 /// Where the machine can give this part of what it has, it is not the machine that is short.
 const PLENTY_SHARE: u64 = 4;
@@ -136,11 +136,10 @@ mod tests {
         check(24, short(Pressure::Hold, 24));
         check(25, short(Pressure::Window, 25));
         check(50, short(Pressure::Pins, 50));
-        check(99, short(Pressure::Pins, 99));
-        check(100, Look::Tight);
-        check(124, Look::Tight);
+        check(124, short(Pressure::Pins, 124));
         check(125, Look::Tight);
-        check(126, Look::Ample);
+        check(166, Look::Tight);
+        check(167, Look::Ample);
         assert_eq!(Looker::fake(|| None).judge(None, None), Look::Ample);
     }
 

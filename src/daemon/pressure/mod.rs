@@ -16,8 +16,8 @@ use std::future::pending;
 use std::time::{Duration, Instant};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 
-/// Between two looks at the figures.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks at the figures: others can take some hundred MB in a second.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Follows memory pressure, on the event loop.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ impl Signs {
     }
 
     fn look_alone(&mut self, why: &str) {
-        log::info!("memory pressure is looked for in the figures each second: {why}");
+        log::info!("memory pressure is looked for in the figures: {why}");
         self.listener = None;
     }
 
