@@ -31,12 +31,7 @@ skipped=(
     # Nothing is wrong, but emulated it takes more than six minutes of a processor.
     vit_s
 )
-for name in "${skipped[@]}"; do
-    grep -rqE "fn $name\b" src tests || {
-        echo "cross/test.sh skips $name, which is no test" >&2
-        exit 1
-    }
-done
+cross/are_tests.sh cross/test.sh "${skipped[@]}"
 case ${1:-} in
 '') set -- --lib --bins --test engine --test kernels --test models --test store ;;
 --computing) set -- --lib --test kernels ;;

@@ -15,7 +15,8 @@ pub struct Board {
     pub page_bytes: u64,
     /// The kernel's release, as `uname -r` prints it.
     pub kernel: String,
-    /// The disk that holds the model: what it is called, and what file system is on it.
+    /// The disk that holds the model: what it is called, what file system is on it, and what the
+    /// kernel reads ahead of it.
     pub disk: String,
 }
 
