@@ -77,7 +77,7 @@ fn block_bytes(layer: usize, tensor: &TensorEntry, block: &BlockEntry) -> Vec<u8
                 seal_row(&mut stored, start);
             }
         }
-        Layout::Panels => {
+        Layout::Panels | Layout::ColumnPanels => {
             for panel in rows.clone().step_by(16) {
                 let cell = |step: usize, row: usize| {
                     if row < rows.end { value(layer, row * depth + step) } else { 0.0 }

@@ -2,7 +2,7 @@
 
 use super::error::EngineError;
 use crate::codec::{self, Codec};
-use crate::graph::{GraphError, UseKind, WeightUse};
+use crate::graph::{GraphError, WeightUse};
 use crate::plan::Grouping;
 use crate::store::layer_file::{LayerFile, Layout};
 use crate::store::manifest::Manifest;
@@ -22,6 +22,12 @@ pub enum Stretch {
     },
     /// A table whose rows are read as they are asked for.
     Table(Table),
+}
+
+impl Stretch {
+    fn empty() -> Stretch {
+        Stretch::Blocks { first: 0, rows: vec![], codec: None }
+    }
 }
 
 /// A table of rows in a layer file.
@@ -65,14 +71,11 @@ impl Tape {
             }
         }
         let mut tape = Tape { blocks: vec![], stretches: vec![] };
-        let mut stretches: Vec<Option<Stretch>> = (0..uses.len()).map(|_| None).collect();
+        // Ops that the plan needs no more have slots too.
+        let slots = uses.iter().map(|used| used.slot + 1).max().unwrap_or(0);
+        tape.stretches.resize_with(slots, Stretch::empty);
         for used in uses {
-            let weight = &manifest.weights[used.weight];
-            let layout = match used.kind {
-                UseKind::Linear { .. } => Layout::Panels,
-                UseKind::Gather => Layout::Rows,
-                UseKind::Constant => Layout::Flat,
-            };
+            let (weight, layout) = (&manifest.weights[used.weight], used.layout);
             let (file, tensor) = *places.get(&(weight.name.as_str(), layout)).ok_or_else(|| {
                 let what = format!("weight \"{}\" as {layout:?}, in no layer file", weight.name);
                 GraphError::Mismatch { what }
@@ -82,9 +85,13 @@ impl Tape {
                 let what = format!("the type or shape of weight \"{}\"", weight.name);
                 return Err(GraphError::Mismatch { what }.into());
             }
-            stretches[used.slot] = Some(tape.extend(file, &files[file], tensor));
+            if used.kind.extent(&weight.shape) != Some((entry.rows, entry.depth)) {
+                let what = format!("the rows of weight \"{}\" as {layout:?}", weight.name);
+                return Err(GraphError::Mismatch { what }.into());
+            }
+            let stretch = tape.extend(file, &files[file], tensor);
+            tape.stretches[used.slot] = stretch;
         }
-        tape.stretches = stretches.into_iter().map(|s| s.expect("slots are numbered")).collect();
         Ok(tape)
     }
 

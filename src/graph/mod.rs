@@ -12,11 +12,13 @@ mod lockstep;
 mod memory;
 mod ops;
 pub mod skim;
+mod uses;
 mod view;
 
 pub use error::GraphError;
-pub use import::{Imported, UseKind, WeightUse, datum_of, dtype_of, import, streamed_slots};
+pub use import::{Imported, datum_of, dtype_of, import};
 pub use kernel::{Kernels, READ_AHEAD_BYTES};
 pub use lockstep::{Lockstep, Outcomes};
 pub use memory::Footprint;
 pub use ops::{Feed, IndexOutOfRange, Lease, TapeFeed};
+pub use uses::{UseKind, WeightUse, streamed_slots};

@@ -288,11 +288,16 @@ impl Destination {
             ensure!(stored.len() == codec.stored_bytes(values.len(), 1), "stored run's length");
             codec.decode(stored, 1, values);
         } else {
-            let size = tensor.datum_type().size_of();
+            let (size, is_bool) =
+                (tensor.datum_type().size_of(), tensor.datum_type() == bool::datum_type());
             let bytes = tensor.as_bytes_mut();
             let bytes = &mut bytes[elements.start * size..elements.end * size];
             ensure!(stored.len() == bytes.len(), "stored elements' length");
             bytes.copy_from_slice(stored);
+            if is_bool {
+                // Any other byte than 0 and 1 is no bool, and a file may have it.
+                bytes.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
+            }
         }
         Ok(())
     }

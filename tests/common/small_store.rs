@@ -1,7 +1,7 @@
 //! Stores of models so small that a test knows their answers, written without hermes-shard.
 
 use hermes::codec;
-use hermes::graph::{self, UseKind};
+use hermes::graph::{self, UseKind, WeightUse};
 use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan, seal_row};
 use hermes::store::manifest::{
     Checksum, FORMAT, FileEntry, Layer, LayerEntry, Manifest, Pooling, Provenance, Task, Weight,
@@ -62,7 +62,7 @@ pub fn write_version(store: &Path, model: SmallModel, version: &str) {
     let tokenizer = model.tokenizer.map(|text| put("tokenizer.json", text.as_bytes()));
     let mut tensors: Vec<(TensorPlan, Vec<f32>)> = Vec::new();
     for used in &imported.uses {
-        let tensor = tensor(&model.weights[used.weight], used.kind);
+        let tensor = tensor(&model.weights[used.weight], used);
         if !tensors.iter().any(|(plan, _)| *plan == tensor.0) {
             tensors.push(tensor);
         }
@@ -104,15 +104,11 @@ pub fn write_version(store: &Path, model: SmallModel, version: &str) {
 /// The stored form of a weight: its plan, and its values row by row.
 fn tensor(
     (name, shape, values): &(&str, [u64; 2], Vec<f32>),
-    kind: UseKind,
+    used: &WeightUse,
 ) -> (TensorPlan, Vec<f32>) {
-    let [first, second] = *shape;
-    let (layout, rows, depth) = match kind {
-        UseKind::Linear { transposed: true } => (Layout::Panels, first, second),
-        UseKind::Linear { transposed: false } => (Layout::Panels, second, first),
-        UseKind::Gather => (Layout::Rows, first, second),
-        UseKind::Constant => (Layout::Flat, first * second, 1),
-    };
+    let second = shape[1];
+    let (kind, layout) = (used.kind, used.layout);
+    let (rows, depth) = kind.extent(shape).unwrap();
     let values = match kind {
         UseKind::Linear { transposed: false } => {
             let at = |row: u64, step: u64| values[(step * second + row) as usize];
@@ -154,7 +150,7 @@ fn encode(plan: &TensorPlan, values: &[f32], rows: std::ops::Range<usize>) -> Ve
     let (depth, codec) = (plan.depth as usize, codec::by_code(plan.codec).unwrap());
     let mut bytes = Vec::new();
     match plan.layout {
-        Layout::Panels => {
+        Layout::Panels | Layout::ColumnPanels => {
             for panel in rows.clone().step_by(codec::PANEL_ROWS) {
                 let mut run = vec![0.0; depth * codec::PANEL_ROWS];
                 for row in panel..(panel + codec::PANEL_ROWS).min(rows.end) {

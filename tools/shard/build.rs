@@ -225,26 +225,11 @@ struct Tensor {
 
 impl Tensor {
     fn new(skim: &Skim, used: &WeightUse) -> Tensor {
-        let shape: Vec<usize> =
-            skim.weights[used.weight].shape.iter().map(|dim| *dim as usize).collect();
-        let weight = used.weight;
-        match used.kind {
-            UseKind::Linear { transposed } => {
-                let matrix: Vec<usize> = shape.to_vec();
-                let (first, second) = (matrix[0], matrix[1]);
-                let (rows, depth) = if transposed { (first, second) } else { (second, first) };
-                Tensor { weight, layout: Layout::Panels, rows, depth, rows_contiguous: transposed }
-            }
-            UseKind::Gather => {
-                let depth = shape[1..].iter().product();
-                let rows = shape[0];
-                Tensor { weight, layout: Layout::Rows, rows, depth, rows_contiguous: true }
-            }
-            UseKind::Constant => {
-                let rows = shape.iter().product();
-                Tensor { weight, layout: Layout::Flat, rows, depth: 1, rows_contiguous: true }
-            }
-        }
+        let WeightUse { weight, kind, layout, .. } = *used;
+        let extent = kind.extent(&skim.weights[weight].shape);
+        let (rows, depth) = extent.expect("the importer looks at the shapes of weights");
+        let rows_contiguous = kind != UseKind::Linear { transposed: false };
+        Tensor { weight, layout, rows: rows as usize, depth: depth as usize, rows_contiguous }
     }
 
     fn matrix<'a>(&self, skim: &'a Skim) -> Matrix<'a> {

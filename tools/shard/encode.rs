@@ -60,7 +60,7 @@ pub fn codec_of(variant: &str, layout: Layout, dtype: Dtype) -> u64 {
     let name = match (variant, dtype) {
         ("f32", Dtype::Fp16) => "f16",
         ("f32", Dtype::Bf16) => "bf16",
-        ("q4", dtype) if dtype.is_float() && layout != Layout::Panels => "q8",
+        ("q4", dtype) if dtype.is_float() && !layout.is_panels() => "q8",
         (name, dtype) if dtype.is_float() => name,
         _ => codec::RAW_NAME,
     };
@@ -83,7 +83,7 @@ pub fn write(
 ) -> Result<()> {
     match layout {
         Layout::Flat => write_flat(matrix, tensor, targets, sources, progress),
-        Layout::Panels | Layout::Rows => {
+        Layout::Panels | Layout::ColumnPanels | Layout::Rows => {
             write_rows(matrix, layout, tensor, targets, sources, progress)
         }
     }
@@ -119,7 +119,7 @@ fn write_rows(
         let strip = matrix.read(sources, rows.clone())?;
         for (target, filling) in targets.iter_mut().zip(&mut filling) {
             let code = target.writer.tensors()[tensor].codec;
-            let unit_rows = if layout == Layout::Panels { PANEL_ROWS } else { 1 };
+            let unit_rows = if layout.is_panels() { PANEL_ROWS } else { 1 };
             let count = rows.len().div_ceil(unit_rows);
             for batch in (0..count).step_by(BATCH_UNITS) {
                 let batch = batch..(batch + BATCH_UNITS).min(count);
@@ -171,13 +171,14 @@ fn encode_units(
         let (values, decoded) = buffers;
         let mut stored = vec![];
         let mut errors = ErrorSums::default();
-        let lanes = if layout == Layout::Panels { PANEL_ROWS } else { 1 };
+        let lanes = if layout.is_panels() { PANEL_ROWS } else { 1 };
         match codec::by_code(code) {
             None => stored.extend(strip.row_bytes(index)),
             Some(codec) => {
-                match layout {
-                    Layout::Panels => strip.panel(index, values),
-                    _ => strip.row(index, values),
+                if layout.is_panels() {
+                    strip.panel(index, values);
+                } else {
+                    strip.row(index, values);
                 }
                 errors = encode_run(codec, values, lanes, exact, decoded, &mut stored)
                     .map_err(|at| refuse(matrix, strip.rows.start + index * lanes + at % lanes))?;

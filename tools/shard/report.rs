@@ -137,7 +137,7 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
         let Some(variant) = manifest.variants.first() else { continue };
         for tensor in &dir.open_layer(index, variant)?.index.tensors {
             let layout = match tensor.layout {
-                Layout::Panels => "linear",
+                Layout::Panels | Layout::ColumnPanels => "linear",
                 Layout::Rows => "table",
                 Layout::Flat => "constant",
             };

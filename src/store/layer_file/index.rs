@@ -44,7 +44,7 @@ impl TensorEntry {
         bytes.and_then(|b| usize::try_from(b).ok()).expect("parse and plan bound a row's bytes")
     }
 
-    /// Bytes of one panel of a [`Layout::Panels`] tensor.
+    /// Bytes of one panel of a tensor in panels.
     pub fn panel_bytes(&self) -> usize {
         let bytes = run_bytes(self.codec, self.dtype, self.depth, PANEL_ROWS);
         bytes.and_then(|b| usize::try_from(b).ok()).expect("parse and plan bound a panel's bytes")
@@ -639,7 +639,9 @@ mod tests {
                 row += block.row_count;
                 end = block.offset + block.bytes;
                 let expected = match tensor.layout {
-                    Layout::Panels => block.row_count.div_ceil(16) * tensor.panel_bytes() as u64,
+                    Layout::Panels | Layout::ColumnPanels => {
+                        block.row_count.div_ceil(16) * tensor.panel_bytes() as u64
+                    }
                     Layout::Rows => block.row_count * tensor.row_stride() as u64,
                     Layout::Flat => continue,
                 };
@@ -655,7 +657,7 @@ mod tests {
         let codec = prop::sample::select(vec!["f32", "f16", "bf16", "q8", "q4", "raw"]);
         (layout, codec, 1u64..5000, 1u64..3000).prop_map(move |(layout, codec, rows, depth)| {
             let depth = if layout == Layout::Flat { 1 } else { depth };
-            let is_panels = layout == Layout::Panels;
+            let is_panels = layout.is_panels();
             let codec = if is_panels && codec == "raw" { "f32" } else { codec };
             plan(&format!("tensor.{number}"), layout, codec, rows, depth)
         })

@@ -76,11 +76,14 @@ pub enum Layout {
     Rows,
     /// The elements in row-major order, for everything else: `rows` elements of depth 1.
     Flat,
+    /// Panels whose rows are a matrix' columns, where those of its rows are there as
+    /// [`Layout::Panels`]: for a matrix that products use as it is and as its transpose.
+    ColumnPanels,
 }
 
 impl Layout {
     /// Every layout, in the order of their codes.
-    pub const ALL: [Layout; 3] = [Layout::Panels, Layout::Rows, Layout::Flat];
+    pub const ALL: [Layout; 4] = [Layout::Panels, Layout::Rows, Layout::Flat, Layout::ColumnPanels];
 
     /// The code that stands for it in a layer file.
     pub fn code(self) -> u64 {
@@ -88,6 +91,7 @@ impl Layout {
             Layout::Panels => 0,
             Layout::Rows => 1,
             Layout::Flat => 2,
+            Layout::ColumnPanels => 3,
         }
     }
 
@@ -96,10 +100,15 @@ impl Layout {
         Layout::ALL.into_iter().find(|layout| layout.code() == code)
     }
 
+    /// Whether rows stand in panels.
+    pub fn is_panels(self) -> bool {
+        matches!(self, Layout::Panels | Layout::ColumnPanels)
+    }
+
     /// Rows that a block's bounds must be multiples of, but for the tensor's end.
     pub fn row_step(self) -> u64 {
         match self {
-            Layout::Panels => PANEL_ROWS as u64,
+            Layout::Panels | Layout::ColumnPanels => PANEL_ROWS as u64,
             Layout::Rows => 1,
             Layout::Flat => GROUP_DEPTH as u64,
         }
@@ -133,7 +142,7 @@ fn block_bytes(
     row_count: u64,
 ) -> Option<u64> {
     match layout {
-        Layout::Panels => run_bytes(codec, dtype, depth, PANEL_ROWS)?
+        Layout::Panels | Layout::ColumnPanels => run_bytes(codec, dtype, depth, PANEL_ROWS)?
             .checked_mul(row_count.div_ceil(PANEL_ROWS as u64)),
         Layout::Rows => {
             run_bytes(codec, dtype, depth, 1).and_then(with_checksum)?.checked_mul(row_count)

@@ -38,7 +38,7 @@ impl TensorPlan {
     /// What is wrong with it, if anything: codec, layout, dtype, shape, rows and depth must agree.
     pub(super) fn check(&self) -> Result<(), String> {
         let is_raw = self.codec == codec::RAW;
-        if is_raw && self.layout == Layout::Panels {
+        if is_raw && self.layout.is_panels() {
             return Err("of panels cannot be raw".into());
         }
         if !is_raw && codec::by_code(self.codec).is_none() {
