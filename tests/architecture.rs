@@ -8,7 +8,7 @@ const PARTS: [(&str, &[&str]); 9] = [
     ("sys", &[]),
     ("codec", &[]),
     ("store", &["codec", "sys"]),
-    ("graph", &["codec", "store"]),
+    ("graph", &["codec", "store", "sys"]),
     ("stream", &["sys"]),
     ("plan", &["stream", "sys"]),
     ("engine", &["codec", "graph", "plan", "store", "stream", "sys"]),

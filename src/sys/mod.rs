@@ -13,6 +13,7 @@ pub mod disk;
 pub mod heap;
 pub mod map;
 pub mod memory;
+pub mod panics;
 pub mod passed;
 pub mod peer;
 pub mod pressure;
