@@ -1,6 +1,8 @@
 //! What the planner chooses, against every plan of a grid.
 
 use super::super::fixture::{self, MIB};
+use super::super::profile::PassTime;
+use super::super::stale::Core;
 use super::*;
 use proptest::prelude::*;
 
@@ -124,6 +126,35 @@ fn what_is_set_by_hand_and_cannot_be_played_is_told() {
     check(Overrides { grouping: runs, ..Overrides::default() }, "not those of 24 layers");
 }
 
+/// All cores of a larger board have something to do, and none has a thread that was not planned.
+#[test]
+fn four_and_eight_cores_are_all_used() {
+    for cores in [4, 8] {
+        let mut profile = fixture::profile();
+        profile.board.cores = (0..cores).map(|id| Core { id, speed: 1.0 }).collect();
+        profile.layer_threads = cores;
+        let measured = [(cores, 1.0), (cores - 1, 1.2), (cores / 2, 1.8)];
+        let pass = |(threads, times): (usize, f64)| PassTime {
+            threads,
+            tokens: 128,
+            latency_us: 366_000.0 * times,
+        };
+        profile.passes = measured.map(pass).to_vec();
+        for budget_mib in [48, 64, 200, 600, 1300] {
+            let plan = planned(&profile, budget_mib, 128).plan;
+            let Plan { threads, loaders, placement, .. } = plan;
+            // Where compute shares them, loaders have the last cores.
+            let used = match placement {
+                Placement::Apart => threads + loaders.min(cores - 1),
+                Placement::Shared => cores.min(threads + loaders),
+            };
+            assert_eq!(used, cores, "{budget_mib} MiB: {plan:?}");
+            assert!(threads <= cores, "{plan:?}");
+            assert!(loaders <= cores, "{loaders} loaders on {cores} cores");
+        }
+    }
+}
+
 /// Every plan of a grid, of the tape's grouping, that the budget has room for.
 fn grid(profile: &Profile, wish: &Wish) -> Vec<Plan> {
     let room = wish.budget_bytes - profile.fixed_bytes(wish.tokens);
@@ -169,7 +200,7 @@ proptest! {
         budget_mib in 40u64..700,
         tokens in 1u64..200,
         disk in 0.05f64..2.0,
-        cores in 2usize..5,
+        cores in 2usize..9,
     ) {
         let mut profile = fixture::profile();
         profile.layers.truncate(6);

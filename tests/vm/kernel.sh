@@ -10,8 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=tests/vm/machine.sh
 . tests/vm/machine.sh
-# As many as work here at the same time; counted instructions would take one core.
-cores=(-smp 2)
+# As many as a board has; counted instructions would take one core.
+cores=(-smp 4)
 
 tests=(--lib --bins --test budget --test engine --test kernels --test store)
 skipped=(
