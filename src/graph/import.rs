@@ -1,6 +1,7 @@
 //! The importer: skeleton in, plan with streamed ops and the order of the tape out.
 
 use super::check::check;
+use super::checked::{check_ops, crop_pads};
 use super::error::GraphError;
 use super::uses::{MissingWeight, WeightUse, stream_weights, tape_order};
 use crate::store::Dtype;
@@ -139,9 +140,11 @@ fn type_and_plan(
 /// tract 0.23.9 it takes the causal mask of a symbolic length for a constant, and gives wrong
 /// answers from two tokens on.
 fn optimize(model: &mut TypedModel) -> TractResult<()> {
+    crop_pads(model)?;
     let mut declutter = Optimizer::declutter();
     declutter.passes.retain(|pass| !format!("{pass:?}").starts_with("FoldUniformMask"));
     declutter.optimize(model)?;
+    check_ops(model);
     Optimizer::codegen().optimize(model)
 }
 

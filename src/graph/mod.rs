@@ -5,6 +5,7 @@
 //! requests at once. Nothing here reads a block, knows a window or speaks HTTP.
 
 mod check;
+mod checked;
 mod error;
 mod import;
 mod kernel;

@@ -1,5 +1,6 @@
 //! The three streamed ops: linear, gather, constant.
 
+use super::checked::position;
 use super::kernel::Kernels;
 use crate::codec::Codec;
 use std::ops::Range;
@@ -178,16 +179,7 @@ impl Gather {
     fn resolve(&self, indices: &Tensor) -> TractResult<Vec<usize>> {
         let indices = indices.cast_to::<i64>()?;
         let indices = indices.to_plain_array_view::<i64>()?;
-        indices
-            .iter()
-            .map(|index| {
-                let row = if *index < 0 { index + self.rows as i64 } else { *index };
-                match usize::try_from(row) {
-                    Ok(row) if row < self.rows => Ok(row),
-                    _ => Err(TractError::new(IndexOutOfRange { index: *index, rows: self.rows })),
-                }
-            })
-            .collect()
+        indices.iter().map(|index| Ok(position(*index, self.rows)?)).collect()
     }
 }
 
@@ -201,7 +193,8 @@ pub struct IndexOutOfRange {
 impl std::fmt::Display for IndexOutOfRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let IndexOutOfRange { index, rows } = self;
-        write!(f, "index {index} is outside a table of {rows} rows (0 to {})", rows - 1)
+        write!(f, "index {index} is outside a table of {rows} rows")?;
+        rows.checked_sub(1).map_or(Ok(()), |last| write!(f, " (0 to {last})"))
     }
 }
 
