@@ -3,7 +3,8 @@
 use super::error::EngineError;
 use crate::plan::{Placement, Plan};
 use crate::stream::{Flow, Loaders};
-use crate::sys::affinity;
+use crate::sys::{affinity, panics};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
 
@@ -48,6 +49,7 @@ impl Crew {
             .num_threads(shape.threads)
             .thread_name(|index| format!("compute-{index}"))
             .start_handler(move |index| {
+                panics::passed_on();
                 affinity::pin_current_thread(compute_cores[index % compute_cores.len()]);
             })
             .build()
@@ -66,11 +68,13 @@ impl Crew {
         self.loaders.serve(flow);
     }
 
-    /// Runs `work` on the compute threads, products in parallel.
+    /// Runs `work` on the compute threads, products in parallel. A panic is passed on.
     pub fn compute<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.pool.install(|| {
-            multithread_tract_scope(Executor::MultiThread(Arc::clone(&self.pool)), work)
-        })
+        let executor = Executor::MultiThread(Arc::clone(&self.pool));
+        // Past a panic tract would leave its executor, and with it the pool, to the thread.
+        let work = || catch_unwind(AssertUnwindSafe(work));
+        let done = self.pool.install(|| multithread_tract_scope(executor, work));
+        done.unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 

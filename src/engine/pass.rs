@@ -5,7 +5,7 @@ use super::error::EngineError;
 use super::model::Model;
 use super::tape::{Stretch, Table};
 use crate::codec::Codec;
-use crate::graph::{Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
+use crate::graph::{AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
 use crate::store::layer_file::open_row;
 use crate::stream::{Flow, StreamError, Trace, What};
 use std::ops::Range;
@@ -233,10 +233,11 @@ impl Pass {
         if let Some(failure) = self.flow.failure() {
             return failure.into();
         }
-        let index = error.chain().find_map(|cause| cause.downcast_ref::<IndexOutOfRange>());
-        EngineError::Invalid(match index {
-            Some(index) => format!("{index}: a token id or the length is too large"),
-            None => format!("the model cannot compute this request: {error:#}"),
+        EngineError::Invalid(match (error.downcast_ref(), error.downcast_ref::<AtNode>()) {
+            (Some(index @ IndexOutOfRange { .. }), Some(node)) => {
+                format!("{node}: {index}: a token id or the length is too large")
+            }
+            _ => format!("the model cannot compute this request: {error:#}"),
         })
     }
 }

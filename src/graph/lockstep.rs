@@ -6,13 +6,19 @@
 
 use super::memory::{Footprint, Liveness};
 use super::ops::{Constant, Linear, TapeFeed};
+use crate::codec::PANEL_ROWS;
+use crate::sys::panics;
 use rayon::prelude::*;
+use std::fmt;
 use std::sync::Arc;
 use tract_core::internal::*;
 use tract_core::model::order::build_flush_list;
 use tract_core::ops::konst::Const;
 use tract_core::ops::matmul::optimized::OptMatMul;
 use tract_core::plan::SessionId;
+use tract_linalg::multithread::{
+    Executor, current_threading_element_threshold, multithread_tract_scope,
+};
 
 /// A plan that several requests can walk through in lockstep.
 pub struct Lockstep {
@@ -48,6 +54,13 @@ impl Lockstep {
     /// What a request with inputs of these shapes, in the plan's order, will hold besides weights.
     pub fn footprint(&self, inputs: &[Vec<usize>]) -> Footprint {
         self.liveness.footprint(inputs)
+    }
+
+    /// Bytes that each compute thread decodes panels into, where weights are not stored as f32.
+    pub fn panel_bytes(&self) -> u64 {
+        let linears = self.plan.model().nodes.iter().filter_map(|node| node.op_as::<Linear>());
+        let depth = linears.map(|linear| linear.depth).max().unwrap_or(0);
+        (depth * PANEL_ROWS * size_of::<f32>()) as u64
     }
 
     /// Evaluates the plan once for all of `requests`, each given as its inputs in the plan's
@@ -105,9 +118,12 @@ impl Lockstep {
     }
 
     fn seat(&self, feed: &TapeFeed, inputs: TVec<TValue>) -> Seat {
-        match SimpleState::new_from_inputs(&self.plan, inputs) {
+        let set = panics::caught(|| SimpleState::new_from_inputs(&self.plan, inputs))
+            .unwrap_or_else(|panic| Err(format_err!(panic)));
+        match set {
             Ok(mut state) => {
                 state.turn_state.shared.insert(feed.clone());
+                self.furnish(&mut state.turn_state);
                 Seat { state, ended: None }
             }
             Err(error) => {
@@ -118,19 +134,39 @@ impl Lockstep {
         }
     }
 
+    /// Gives a model without inputs its constants, which tract sets with the first input.
+    fn furnish(&self, turn: &mut TurnState) {
+        let nodes = &self.plan.model().nodes;
+        if turn.values.is_empty() {
+            turn.values = vec![None; nodes.len()];
+            for node in nodes {
+                let constant = node.op_as::<Const>();
+                turn.values[node.id] = constant.map(|op| tvec!(op.val().clone().into_tvalue()));
+            }
+        }
+    }
+
     fn step(
         &self,
         feed: &TapeFeed,
         step: usize,
         node: &TypedNode,
-        live: &mut [&mut Seat],
+        live: &mut Vec<&mut Seat>,
     ) -> TractResult<()> {
         let flush = &self.flush[step];
         if let Some(linear) = node.op_as::<Linear>() {
-            let inputs: Vec<TValue> = live
-                .iter_mut()
-                .map(|seat| Ok(args_1!(seat.take_inputs(node, flush)?)))
-                .collect::<TractResult<_>>()?;
+            let mut inputs = Vec::with_capacity(live.len());
+            live.retain_mut(|seat| {
+                let input = seat.attempt(node, |seat| {
+                    let input = args_1!(seat.take_inputs(node, flush)?);
+                    linear.check(&input).map(|()| input)
+                });
+                inputs.extend(input);
+                seat.ended.is_none()
+            });
+            if live.is_empty() {
+                return Ok(());
+            }
             let outputs = linear.eval_together(&*feed.0, inputs)?;
             for (seat, output) in live.iter_mut().zip(outputs) {
                 seat.store(node, tvec!(output.into_tvalue()));
@@ -144,40 +180,112 @@ impl Lockstep {
             }
             return Ok(());
         }
-        match live {
-            // A single request has tract's own threads within its nodes.
-            [seat] => seat.compute(node, flush),
-            // Several are computed beside each other, each on one thread.
-            _ => live.par_iter_mut().for_each(|seat| seat.compute_beside(node, flush)),
+        let elements: TVec<usize> = live.iter().map(|seat| seat.largest_input(node)).collect();
+        match Spread::of(rayon::current_num_threads(), &elements) {
+            Spread::Within => live.iter_mut().for_each(|seat| seat.compute(node, flush)),
+            Spread::Beside => {
+                live.par_iter_mut().for_each(|seat| seat.compute_beside(node, flush));
+            }
         }
         Ok(())
     }
 }
 
+/// How the compute threads share a node of several requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spread {
+    /// One request after another, each on all threads, as far as tract divides the node.
+    Within,
+    /// The requests beside each other, each on one thread.
+    Beside,
+}
+
+impl Spread {
+    /// All threads within each request only where there are more threads than requests and each of
+    /// these, whose largest inputs have so many elements, has enough to do: tract divides no smaller
+    /// values among threads.
+    fn of(threads: usize, elements: &[usize]) -> Spread {
+        let enough = current_threading_element_threshold();
+        match elements {
+            [_] => Spread::Within,
+            all if all.len() < threads && all.iter().all(|elements| *elements >= enough) => {
+                Spread::Within
+            }
+            _ => Spread::Beside,
+        }
+    }
+}
+
+/// The node whose evaluation ended a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AtNode {
+    /// Its name in the graph, which is that of the ONNX node or begins with it.
+    pub name: String,
+    pub op: String,
+}
+
+impl AtNode {
+    fn of(node: &TypedNode) -> AtNode {
+        AtNode { name: node.name.clone(), op: node.op.name().into_owned() }
+    }
+}
+
+impl fmt::Display for AtNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node \"{}\" ({})", self.name, self.op)
+    }
+}
+
 impl Seat {
     fn compute(&mut self, node: &TypedNode, flush: &[usize]) {
-        let computed = self
-            .take_inputs(node, flush)
-            .and_then(|inputs| self.state.compute_one_with_inputs(node.id, inputs));
-        match computed {
-            Ok(()) => self.resolve(node),
-            Err(error) => self.end(error),
+        let computed = self.attempt(node, |seat| {
+            let inputs = seat.take_inputs(node, flush)?;
+            seat.state.compute_one_with_inputs(node.id, inputs)
+        });
+        if computed.is_some() {
+            self.resolve(node);
         }
     }
 
-    /// The same on any thread of the pool. Tract keeps scratch memory for a state in each thread
-    /// that evaluates it, and lets go of that of the dropping thread alone; so all requests of a
-    /// pass share what tract keeps for none, which is dropped in every thread at the pass's end.
+    /// The same on any thread of the pool, and on that one alone: a product that waited there for
+    /// other threads would meanwhile take up another request, which finds this one's scratch in use.
+    ///
+    /// Tract keeps scratch memory for a state in each thread that evaluates it, and lets go of that
+    /// of the dropping thread alone; so all requests of a pass share what tract keeps for none, which
+    /// is dropped in every thread at the pass's end, and an op's own state, a loop's, lives here.
     fn compute_beside(&mut self, node: &TypedNode, flush: &[usize]) {
-        let computed = self.take_inputs(node, flush).and_then(|inputs| {
-            let context = self.state.turn_state.context(SessionId::NONE, node.id);
-            let op_state = self.state.op_states[node.id].as_deref_mut();
-            tract_core::plan::eval(&context, op_state, node, inputs)
+        let computed = multithread_tract_scope(Executor::SingleThread, || {
+            self.attempt(node, |seat| {
+                let inputs = seat.take_inputs(node, flush)?;
+                let context = seat.state.turn_state.context(SessionId::NONE, node.id);
+                let mut op_state = node.op.state(&context)?;
+                tract_core::plan::eval(&context, op_state.as_deref_mut(), node, inputs)
+            })
         });
-        match computed {
-            Ok(values) => self.store(node, values),
-            Err(error) => self.end(error),
+        if let Some(values) = computed {
+            self.store(node, values);
         }
+    }
+
+    /// Does what the request's own values may make fail: an error or a panic there is of this
+    /// request, and ends it alone. What was changed by then goes with it.
+    fn attempt<T>(
+        &mut self,
+        node: &TypedNode,
+        work: impl FnOnce(&mut Seat) -> TractResult<T>,
+    ) -> Option<T> {
+        let done = panics::caught(|| work(self)).unwrap_or_else(|panic| Err(format_err!(panic)));
+        done.map_err(|error| self.end(error.context(AtNode::of(node)))).ok()
+    }
+
+    /// Elements of the node's largest input.
+    fn largest_input(&self, node: &TypedNode) -> usize {
+        let values = &self.state.turn_state.values;
+        let elements = |input: &OutletId| {
+            let value = values[input.node].as_ref().and_then(|values| values.get(input.slot));
+            value.map_or(0, |value| value.len())
+        };
+        node.inputs.iter().map(elements).max().unwrap_or(0)
     }
 
     /// The node's inputs; what only they needed is let go.
@@ -222,3 +330,7 @@ impl Seat {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "lockstep_tests.rs"]
+mod tests;

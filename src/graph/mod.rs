@@ -19,7 +19,7 @@ mod view;
 pub use error::GraphError;
 pub use import::{Imported, datum_of, dtype_of, import};
 pub use kernel::{Kernels, READ_AHEAD_BYTES};
-pub use lockstep::{Lockstep, Outcomes};
+pub use lockstep::{AtNode, Lockstep, Outcomes};
 pub use memory::Footprint;
 pub use ops::{Feed, IndexOutOfRange, Lease, TapeFeed};
 pub use uses::{UseKind, WeightUse, streamed_slots};

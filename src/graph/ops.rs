@@ -82,12 +82,19 @@ impl EvalOp for Linear {
 }
 
 impl Linear {
+    /// Whether one request's input can be multiplied.
+    pub fn check(&self, input: &Tensor) -> TractResult<()> {
+        let (depth, dtype) = (self.depth, input.datum_type());
+        ensure!(input.shape().last() == Some(&depth), "a linear of depth {depth} got {input:?}");
+        ensure!(dtype.is_float(), "a linear got {input:?}");
+        Ok(())
+    }
+
     /// The outputs of several requests, whose columns stand side by side in one product: each
     /// block is leased once for all. The inputs are gone before there are outputs.
     pub fn eval_together(&self, feed: &dyn Feed, inputs: Vec<TValue>) -> TractResult<Vec<Tensor>> {
         let mut shapes: Vec<TVec<usize>> = inputs.iter().map(|x| x.shape().into()).collect();
-        let depth = |shape: &TVec<usize>| shape.last() == Some(&self.depth);
-        ensure!(shapes.iter().all(depth), "linear of depth {} got {inputs:?}", self.depth);
+        inputs.iter().try_for_each(|input| self.check(input))?;
         let columns: Vec<usize> =
             shapes.iter().map(|shape| shape[..shape.len() - 1].iter().product()).collect();
         let packed = match &*inputs {

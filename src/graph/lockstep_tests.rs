@@ -1,0 +1,195 @@
+//! Requests together give what each gives alone, whatever threads there are, and what one of them
+//! gets wrong is its own.
+
+use super::super::checked::check_ops;
+use super::super::kernel::Kernels;
+use super::super::ops::{Feed, IndexOutOfRange, Lease};
+use super::*;
+use crate::codec::Codec;
+use tract_core::ops::array::Gather;
+use tract_core::ops::einsum::EinSum;
+use tract_core::ops::math;
+use tract_core::ops::nn::{Softmax, SoftmaxKind};
+use tract_linalg::multithread::set_threading_panel_threshold;
+
+/// Of compute threads.
+const CREWS: [usize; 4] = [1, 2, 4, 8];
+
+/// The pass of a model that has no streamed weights.
+struct NoTape;
+
+impl Feed for NoTape {
+    fn codec(&self, _: usize) -> Option<&'static dyn Codec> {
+        unreachable!("there is no weight")
+    }
+
+    fn block_count(&self, _: usize) -> usize {
+        unreachable!("there is no weight")
+    }
+
+    fn lease(&self, _: usize, _: usize) -> TractResult<Lease> {
+        unreachable!("there is no weight")
+    }
+
+    fn read_rows(
+        &self,
+        _: usize,
+        _: &[usize],
+        _: &mut dyn FnMut(usize, &[u8]) -> TractResult<()>,
+    ) -> TractResult<()> {
+        unreachable!("there is no weight")
+    }
+
+    fn kernels(&self) -> &Kernels {
+        unreachable!("there is no weight")
+    }
+}
+
+/// A plan of `model`, as an importer makes it.
+fn lockstep(model: TypedModel) -> Lockstep {
+    let mut model = model.into_decluttered().unwrap();
+    check_ops(&mut model);
+    Lockstep::new(TypedSimplePlan::new(model.into_optimized().unwrap()).unwrap())
+}
+
+/// What comes of requests of one pass on so many threads.
+fn run(lockstep: &Lockstep, threads: usize, requests: &[TValue]) -> Outcomes {
+    // However small a product: on one thread there is nothing to go wrong.
+    set_threading_panel_threshold(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let executor = Executor::MultiThread(Arc::new(pool));
+    let Executor::MultiThread(pool) = &executor else { unreachable!() };
+    let inputs = requests.iter().map(|request| tvec![request.clone()]).collect();
+    let run = || lockstep.run(&TapeFeed(Arc::new(NoTape)), inputs, &|_| Ok(()), &|_| ());
+    pool.install(|| multithread_tract_scope(executor.clone(), run)).unwrap()
+}
+
+/// Attention of `n` rows to each other: two products of the request's own values.
+fn attention() -> TypedModel {
+    let mut model = TypedModel::default();
+    let n = model.symbols.sym("n");
+    let f32 = f32::datum_type();
+    let x = model.add_source("x", f32.fact([n.to_dim(), 64.to_dim()])).unwrap();
+    let product = |axes: &str| EinSum::new(axes.parse().unwrap(), f32);
+    let scores = model.wire_node("scores", product("ik,jk->ij"), &[x, x]).unwrap();
+    let softmax = Softmax { axes: tvec![1], kind: SoftmaxKind::default(), ..Softmax::default() };
+    let shares = model.wire_node("shares", softmax, &scores).unwrap();
+    let mixed = model.wire_node("mixed", product("ij,jk->ik"), &[shares[0], x]).unwrap();
+    model.select_output_outlets(&mixed).unwrap();
+    model
+}
+
+fn rows(count: usize) -> TValue {
+    let value = |i: usize| (i * 7919 % 1000) as f32 / 500.0 - 1.0;
+    let values: Vec<f32> = (0..count * 64).map(|i| value(i + count)).collect();
+    tensor1(&values).into_shape(&[count, 64]).unwrap().into_tvalue()
+}
+
+/// With three threads and more, a pass of several requests once ended in "RefCell already borrowed":
+/// a product that had divided itself among threads waited for them inside the loop over requests,
+/// and took up another request there, whose product wanted the same thread's scratch.
+#[test]
+fn requests_together_have_the_bits_that_each_has_alone_on_any_number_of_threads() {
+    let lockstep = lockstep(attention());
+    let lengths = [40, 3, 200, 117, 64, 1, 96, 150, 31, 128, 80, 12, 600, 55, 520, 90];
+    let requests = lengths.map(rows);
+    let alone: Vec<TValue> = requests
+        .iter()
+        .map(|request| {
+            run(&lockstep, 1, std::slice::from_ref(request)).remove(0).unwrap().remove(0)
+        })
+        .collect();
+    for threads in CREWS {
+        for seats in [1, 2, 3, 5, 16] {
+            for start in (0..=requests.len() - seats).step_by(seats) {
+                let asked = &requests[start..start + seats];
+                for (found, alone) in run(&lockstep, threads, asked).iter().zip(&alone[start..]) {
+                    let found = &found.as_ref().unwrap()[0];
+                    assert!(found == alone, "{threads} threads, {seats} requests from {start}");
+                }
+            }
+        }
+    }
+}
+
+/// Few large requests on many threads follow each other, small or many ones go side by side.
+#[test]
+fn all_threads_work_on_one_request_where_it_has_enough_for_them() {
+    let check = |elements: &[usize], threads: usize, expected: Spread| {
+        assert_eq!(Spread::of(threads, elements), expected, "{elements:?} on {threads}");
+    };
+    let enough = current_threading_element_threshold();
+    check(&[3], 8, Spread::Within);
+    check(&[3, 3], 8, Spread::Beside);
+    check(&[enough, enough], 8, Spread::Within);
+    check(&[enough, enough], 2, Spread::Beside);
+    check(&[enough, 3], 8, Spread::Beside);
+    check(&[enough; 8], 4, Spread::Beside);
+}
+
+/// `table[100 / x]`: an index that the request decides, and a division that it may make impossible.
+fn lookup() -> TypedModel {
+    let mut model = TypedModel::default();
+    let n = model.symbols.sym("n");
+    let x = model.add_source("x", i64::datum_type().fact([n.to_dim()])).unwrap();
+    let hundred = model.add_const("hundred", tensor1(&[100i64])).unwrap();
+    let index = model.wire_node("index", math::div(), &[hundred, x]).unwrap()[0];
+    let table: Vec<f32> = (0..60).map(|i| i as f32).collect();
+    let table = tensor1(&table).into_shape(&[20, 3]).unwrap();
+    let table = model.add_const("table", table).unwrap();
+    let row = model.wire_node("row", Gather::new(0), &[table, index]).unwrap();
+    model.select_output_outlets(&row).unwrap();
+    model
+}
+
+/// One index beyond a small table once made tract panic, and failed everybody in the pass.
+#[test]
+fn what_one_request_gets_wrong_ends_it_alone() {
+    let lockstep = lockstep(lookup());
+    let ask = |value: i64| tensor1(&[value, 50]).into_tvalue();
+    let right = |value: i64| {
+        let rows = [100 / value, 2].map(|row| [0, 1, 2].map(|column| (row * 3 + column) as f32));
+        tensor2(&rows)
+    };
+    for threads in CREWS {
+        for _ in 0..3 {
+            // Beyond the table, divided by zero, before the table, and right ones between them.
+            let asked = [10, 5, 20, 0, 100, -4, 25];
+            let outcomes = run(&lockstep, threads, &asked.map(ask));
+            for (value, outcome) in asked.into_iter().zip(outcomes) {
+                let node = |error: &TractError| error.downcast_ref::<AtNode>().unwrap().clone();
+                match (value, outcome) {
+                    (5 | -4, Err(error)) => {
+                        let expected = IndexOutOfRange { index: 100 / value, rows: 20 };
+                        assert_eq!(error.downcast_ref(), Some(&expected), "{error:#}");
+                        assert_eq!(node(&error).name, "row", "{error:#}");
+                    }
+                    (0, Err(error)) => {
+                        assert!(format!("{error:#}").contains("divide by zero"), "{error:#}");
+                        assert_eq!(node(&error).name, "index", "{error:#}");
+                    }
+                    (value, outcome) => {
+                        let found = outcome.unwrap_or_else(|error| panic!("{value}: {error:#}"));
+                        assert_eq!(*found[0], right(value), "{value}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tract sets a model's constants with its first input.
+#[test]
+fn a_model_without_inputs_is_computed() {
+    let mut model = TypedModel::default();
+    let one = model.add_const("one", tensor1(&[1.0f32, 2.0])).unwrap();
+    model.select_output_outlets(&[one]).unwrap();
+    let lockstep = Lockstep::new(TypedSimplePlan::new(model).unwrap());
+    let feed = TapeFeed(Arc::new(NoTape));
+    for seats in [1, 3] {
+        let outcomes = lockstep.run(&feed, vec![tvec![]; seats], &|_| Ok(()), &|_| ()).unwrap();
+        for outcome in outcomes {
+            assert_eq!(*outcome.unwrap()[0], tensor1(&[1.0f32, 2.0]));
+        }
+    }
+}
