@@ -7,7 +7,7 @@ use super::pins::Pins;
 use super::policy::{Policy, largest_unit_bytes};
 use super::service::{DiskKind, lock};
 use super::sources::Sources;
-use super::tape::Tape;
+use super::tape::{Stretch, Tape};
 use crate::graph::{self, Footprint, GraphError, Imported, Lockstep};
 use crate::plan::{Plan, Profile};
 use crate::store::manifest::{Dim, Manifest, Port};
@@ -339,7 +339,20 @@ impl Model {
     /// What a pass over inputs of these shapes, in the plan's order, will hold besides weights.
     pub(super) fn footprint(&self, inputs: &TVec<TValue>) -> Footprint {
         let shapes: Vec<Vec<usize>> = inputs.iter().map(|value| value.shape().to_vec()).collect();
-        self.plan.footprint(&shapes)
+        let footprint = self.plan.footprint(&shapes);
+        Footprint { alone_bytes: footprint.alone_bytes + self.decoding_bytes(), ..footprint }
+    }
+
+    /// What the compute threads decode blocks into; once a pass.
+    pub(super) fn decoding_bytes(&self) -> u64 {
+        let decodes = |stretch: &Stretch| match stretch {
+            Stretch::Blocks { codec, .. } => codec.is_some_and(|codec| !codec.is_plain_f32()),
+            Stretch::Table(_) => false,
+        };
+        match self.tape.stretches.iter().any(decodes) {
+            true => self.playing().plan.threads as u64 * self.plan.panel_bytes(),
+            false => 0,
+        }
     }
 }
 

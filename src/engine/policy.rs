@@ -74,6 +74,15 @@ impl Config {
         }
     }
 
+    /// As many compute threads and loaders as a plan has on so many cores.
+    pub(super) fn most_threads(&self, cores: usize) -> (usize, usize) {
+        let agents = match self.policy {
+            Policy::PipeLoad { agents } => agents,
+            _ => cores,
+        };
+        (self.threads.unwrap_or(cores), self.loaders.unwrap_or(agents))
+    }
+
     /// What suits most boards, with what is set by hand: for models that were not measured.
     pub(super) fn base_plan(&self, cores: usize, window_bytes: u64) -> Plan {
         Plan {

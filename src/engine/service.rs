@@ -1,6 +1,7 @@
 //! The engine as others see it: requests go in, replies come back on the engine's thread.
 
 use super::array::Array;
+use super::crew::thread_bytes;
 use super::error::EngineError;
 use super::inbox::{Control, Inbox, QUEUE_LIMIT, Waiting};
 use super::model::Model;
@@ -14,7 +15,7 @@ use crate::plan::{Profile, Way};
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Store, StoreError};
 use crate::stream::{Category, Faults, Ledger, Trace};
-use crate::sys::{code, memory};
+use crate::sys::{affinity, code, memory};
 use crossbeam_channel::bounded;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -162,7 +163,10 @@ impl Engine {
         code::map_in_pieces();
         code::release();
         // In whole MiB: the next start, a few pages larger or smaller, needs the same.
-        let process = memory::process().resident_bytes + PROCESS_GROWTH_BYTES;
+        let cores = affinity::allowed_cores().len();
+        let (threads, loaders) = config.most_threads(cores);
+        let growth_bytes = PROCESS_GROWTH_BYTES + thread_bytes(threads, loaders);
+        let process = memory::process().resident_bytes + growth_bytes;
         let process = process.next_multiple_of(1 << 20);
         let process = ledger.try_grant(Category::Process, process)?;
         let window_bytes = config.window_bytes.unwrap_or_else(|| window_for(&ledger));

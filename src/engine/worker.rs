@@ -263,6 +263,7 @@ impl Worker {
         let inputs = model.arrange(&request.inputs).map_err(Refusal::Error)?;
         let outputs = model.pick_outputs(&request.outputs).map_err(Refusal::Error)?;
         let footprint = model.footprint(&inputs);
+        let shared_bytes = if seats.is_empty() { model.decoding_bytes() } else { 0 };
         let grant = match seats {
             [] => self.grant_alone(shared, model, footprint.alone_bytes).map_err(Refusal::Error)?,
             seats => {
@@ -276,7 +277,7 @@ impl Worker {
             }
         };
         let seat = Seat { inputs, outputs, cancel: request.cancel.clone() };
-        Ok((seat, footprint.together_bytes, grant))
+        Ok((seat, footprint.together_bytes + shared_bytes, grant))
     }
 
     /// A grant for a pass; whatever can give way does, before it is refused.
