@@ -1,104 +1,20 @@
 //! The engine on models of the papers' architectures: exact, within its budget, and clear when
 //! the disk or the request is at fault.
 
+mod common;
+
+use common::tiny::{WINDOW_BYTES, config, fitting, infer, path, request, run, store, submit};
 use hermes::engine::{
-    Array, Cancel, Config, DiskKind, Engine, EngineError, ErrorKind, Policy, Pressure, Reply,
-    Request,
+    Array, Config, DiskKind, Engine, EngineError, ErrorKind, Policy, Pressure, Reply, Request,
 };
 use hermes::plan::Way;
 use hermes::stream::{Category, Faults, StreamError, Trace, What};
 use hermes::sys::capabilities::{Capabilities, Feature};
 use hermes::sys::disk::Disk;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-
-const BUDGET_BYTES: u64 = 1 << 30;
-
-/// Smallest window that holds a block of the tiny models.
-const WINDOW_BYTES: u64 = 2 << 20;
-
-/// A store with bert-tiny, gpt2-tiny and vit-tiny in f32, q8 and q4, made once.
-fn store() -> &'static Path {
-    static STORE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    STORE
-        .get_or_init(|| {
-            let folder = tempfile::tempdir().unwrap();
-            for model in ["bert-tiny", "gpt2-tiny", "vit-tiny"] {
-                let file = folder.path().join(format!("{model}.onnx"));
-                run(env!("CARGO_BIN_EXE_hermes-bench"), &["synth", model, "-o", path(&file)]);
-                let store = folder.path().join("store");
-                let arguments =
-                    ["build", path(&file), "--store", path(&store), "--variants", "f32,q8,q4"];
-                run(env!("CARGO_BIN_EXE_hermes-shard"), &arguments);
-            }
-            folder
-        })
-        .path()
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn config() -> Config {
-    let window_bytes = Some(WINDOW_BYTES);
-    Config { window_bytes, pin_bytes: 0, ..Config::new(store().join("store"), BUDGET_BYTES) }
-}
-
-fn ids(name: &str, count: usize) -> (String, Array) {
-    let values: Vec<i64> = (0..count as i64).map(|i| i * 37 % 211 + 1).collect();
-    (name.to_string(), Array::from_i64(vec![1, count], &values).unwrap())
-}
-
-fn ones(name: &str, count: usize, value: i64) -> (String, Array) {
-    (name.to_string(), Array::from_i64(vec![1, count], &vec![value; count]).unwrap())
-}
-
-fn request(model: &str, tokens: usize) -> Request {
-    let inputs = match model {
-        "bert-tiny" => vec![
-            ids("input_ids", tokens),
-            ones("attention_mask", tokens, 1),
-            ones("token_type_ids", tokens, 0),
-        ],
-        "gpt2-tiny" => {
-            let positions: Vec<i64> = (0..tokens as i64).collect();
-            let positions = Array::from_i64(vec![1, tokens], &positions).unwrap();
-            vec![
-                ids("input_ids", tokens),
-                ones("attention_mask", tokens, 1),
-                ("position_ids".to_string(), positions),
-            ]
-        }
-        _ => unreachable!("no such model"),
-    };
-    Request {
-        model: model.to_string(),
-        inputs,
-        outputs: vec![],
-        cancel: Cancel::new(),
-        trace: None,
-    }
-}
-
-/// The request with the inputs that the model does not have left out.
-fn fitting(engine: &Engine, mut request: Request) -> Request {
-    let manifest = engine.manifest(&request.model).unwrap();
-    request.inputs.retain(|(name, _)| manifest.inputs.iter().any(|port| port.name == *name));
-    request
-}
-
-fn infer(engine: &Engine, model: &str, tokens: usize) -> Reply {
-    engine.infer(fitting(engine, request(model, tokens))).unwrap()
-}
 
 fn last_rows(reply: &Reply, rows: usize) -> Vec<f32> {
     let (_, array) = &reply.outputs[0];
@@ -282,14 +198,6 @@ fn an_unknown_variant_is_refused_with_those_there_are() {
     let engine = Engine::start(Config { variant: Some("q3".to_string()), ..config() }).unwrap();
     let error = engine.infer(fitting(&engine, request("bert-tiny", 4))).unwrap_err();
     assert!(error.to_string().contains("it has f32, q8, q4"), "{error}");
-}
-
-/// Submits `request` and returns where its result comes.
-fn submit(engine: &Engine, request: Request) -> Receiver<Result<Reply, EngineError>> {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    // The test may have failed by then.
-    engine.submit(request, move |result| drop(sender.send(result)));
-    receiver
 }
 
 /// Requests of any lengths that wait together take one pass, and each gets what it would get

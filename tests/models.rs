@@ -9,9 +9,11 @@
 //! - q8 and q4: cosine similarity with the reference of at least 0.999 and 0.99; the sentence
 //!   model's q4 is held to the 0.97 it reaches: three layers of 384 have little to average over.
 //! - an output that is not float, whatever the variant: every bit.
+//! - the same variant with other numbers of compute threads and loaders: every bit.
 
 mod common;
 
+use common::crews::CREWS;
 use common::references::{Case, cases, model_file};
 use hermes::engine::{Array, Cancel, Config, Engine, Request};
 use std::collections::BTreeMap;
@@ -57,25 +59,35 @@ enum Likeness {
 }
 
 fn check(model: &str, reference: &str, q4_cosine: f64) {
+    let exact = Likeness::Within(1e-4);
     let variants = [
-        ("f32", Likeness::Within(1e-4)),
-        ("q8", Likeness::Cosine(0.999)),
-        ("q4", Likeness::Cosine(q4_cosine)),
+        ("f32", exact, CREWS[0]),
+        ("f32", exact, CREWS[2]),
+        ("f32", exact, CREWS[3]),
+        ("q8", Likeness::Cosine(0.999), CREWS[1]),
+        ("q4", Likeness::Cosine(q4_cosine), CREWS[3]),
     ];
+    let mut first: Vec<Vec<(String, Array)>> = vec![];
     let file = model_file(model);
     let cases = cases(reference);
     let store = tempfile::tempdir().unwrap();
     shard(&file, store.path(), reference);
     let mut failures = vec![];
-    for (variant, likeness) in variants {
+    for (variant, likeness, crew) in variants {
         let config = Config {
             window_bytes: Some(WINDOW_BYTES),
             variant: Some(variant.to_string()),
-            ..Config::new(store.path(), BUDGET_BYTES)
+            ..crew.of(Config::new(store.path(), BUDGET_BYTES))
         };
         let engine = Engine::start(config).unwrap();
         for (i, case) in cases.iter().enumerate() {
-            for (name, what) in answers(&engine, reference, case, likeness) {
+            let outputs = answer(&engine, reference, case);
+            if crew == CREWS[0] {
+                first.push(outputs.clone());
+            } else if variant == "f32" && outputs != first[i] {
+                failures.push(format!("case {i} has other bits with {crew:?}"));
+            }
+            for (name, what) in compared(outputs, case, likeness) {
                 println!("{reference} {variant}, case {i}, output {name}: {what:?}");
                 if let Err(what) = what {
                     failures.push(format!("{variant}, case {i}, output {name}: {what}"));
@@ -99,13 +111,7 @@ fn shard(file: &Path, store: &Path, name: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Every output the case knows, with how well it was met or why it was not.
-fn answers(
-    engine: &Engine,
-    model: &str,
-    case: &Case,
-    likeness: Likeness,
-) -> Vec<(String, Result<f64, String>)> {
+fn answer(engine: &Engine, model: &str, case: &Case) -> Vec<(String, Array)> {
     let request = Request {
         model: model.to_string(),
         inputs: case.inputs.clone().into_iter().collect(),
@@ -113,8 +119,16 @@ fn answers(
         cancel: Cancel::new(),
         trace: None,
     };
-    let reply = engine.infer(request).unwrap();
-    let mut outputs: BTreeMap<String, Array> = reply.outputs.into_iter().collect();
+    engine.infer(request).unwrap().outputs
+}
+
+/// Every output the case knows, with how well it was met or why it was not.
+fn compared(
+    outputs: Vec<(String, Array)>,
+    case: &Case,
+    likeness: Likeness,
+) -> Vec<(String, Result<f64, String>)> {
+    let mut outputs: BTreeMap<String, Array> = outputs.into_iter().collect();
     case.outputs
         .iter()
         .map(|(name, expected)| {

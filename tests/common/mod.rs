@@ -3,6 +3,7 @@
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
+pub mod crews;
 pub mod daemon;
 pub mod frozen;
 pub mod references;
@@ -10,3 +11,4 @@ pub mod schema;
 pub mod served;
 pub mod small_store;
 pub mod tar;
+pub mod tiny;

@@ -13,8 +13,8 @@ use std::path::Path;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use tract_onnx::pb::type_proto::{Tensor as TensorType, Value as TypeValue};
 use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto,
-    TypeProto, ValueInfoProto, attribute_proto::AttributeType,
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -267,6 +267,31 @@ pub fn slow_identity(products: usize) -> SmallModel {
     let values = &mut model.weights[0].2;
     (0..1024).for_each(|row| values[row * 1024 + row] = 1.0);
     model
+}
+
+/// `y = table[ids] W` with a table of two rows in the graph, `[1, 2, 3, 4]` and `[0, 0, 0, 1]`, and
+/// the weight of [`linear`].
+pub fn segments() -> SmallModel {
+    let table = TensorProto {
+        name: "table".to_string(),
+        dims: vec![2, 4],
+        data_type: elem_type(Dtype::Fp32),
+        float_data: vec![1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 1.0],
+        ..TensorProto::default()
+    };
+    let inputs =
+        vec![port("ids", Dtype::Int64, &["1", "seq"]), port("W", Dtype::Fp32, &["4", "3"])];
+    let nodes = vec![node("Gather", &["table", "ids"], "x"), node("MatMul", &["x", "W"], "y")];
+    let mut graph = graph_of(inputs, nodes, vec![output("y", Dtype::Fp32)]);
+    graph.initializer.push(table);
+    SmallModel { name: "segments", graph, ..linear() }
+}
+
+/// `y = a op b` of so many whole numbers.
+pub fn of_two(name: &'static str, op: &str, count: &str) -> SmallModel {
+    let inputs = ["a", "b"].map(|name| port(name, Dtype::Int64, &["1", count])).to_vec();
+    let graph = graph_of(inputs, vec![node(op, &["a", "b"], "y")], vec![output("y", Dtype::Int64)]);
+    SmallModel { name, graph, weights: vec![], tokenizer: None, task: None }
 }
 
 /// Many products with one weight of 4 MiB: a pass that takes a while.
