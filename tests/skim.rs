@@ -12,8 +12,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto,
-    TensorProto, attribute_proto::AttributeType,
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    StringStringEntryProto, TensorProto, attribute_proto::AttributeType,
 };
 
 #[global_allocator]
@@ -34,8 +34,8 @@ fn tensor(name: &str, dims: &[i64]) -> TensorProto {
     TensorProto { name: name.to_string(), data_type: 1, dims, ..TensorProto::default() }
 }
 
-/// A model with a weight in each place that ONNX knows, and small tensors beside them. Its
-/// external data is `weights.bin`, of 512 bytes.
+/// A model with a weight in each place and form that ONNX knows, small tensors beside them, and a
+/// function. Its external data is `weights.bin`, of 512 bytes.
 fn model() -> ModelProto {
     let raw = TensorProto { raw_data: vec![7; 128], ..tensor("raw", &[4, 8]) };
     let small = TensorProto { raw_data: vec![7; 16], ..tensor("small", &[4]) };
@@ -55,8 +55,50 @@ fn model() -> ModelProto {
         t: Some(TensorProto { raw_data: vec![1; 64], ..tensor("", &[16]) }),
         ..AttributeProto::default()
     });
+    let number = |name: &str, value: i64| AttributeProto {
+        name: name.to_string(),
+        r#type: AttributeType::Int as i32,
+        i: value,
+        ..AttributeProto::default()
+    };
+    let typed = |name: &str, data_type: i32, dims: &[i64]| TensorProto {
+        int32_data: vec![300; dims.iter().product::<i64>() as usize],
+        data_type,
+        ..tensor(name, dims)
+    };
+    let codes = |name: &str, data_type: i32, dims: &[i64]| TensorProto {
+        raw_data: vec![
+            5;
+            dims.iter().product::<i64>() as usize / if data_type == 22 { 2 } else { 1 }
+        ],
+        data_type,
+        ..tensor(name, dims)
+    };
+    let scales = TensorProto { float_data: vec![0.5; 8], ..tensor("scales", &[8]) };
+    let attribute = vec![number("axis", 0)];
+    let dequantized = node("DequantizeLinear", &["codes", "scales"], "dequantized");
+    let dequantized = NodeProto { attribute, ..dequantized };
+    let few_bits = node("MatMulNBits", &["x", "packed_codes", "scales"], "few_bits");
+    let sizes = [("K", 32), ("N", 4), ("bits", 4), ("block_size", 16)];
+    let few_bits = NodeProto {
+        attribute: sizes.map(|(name, size)| number(name, size)).to_vec(),
+        domain: "com.microsoft".to_string(),
+        ..few_bits
+    };
+    let call = NodeProto { domain: "own".to_string(), ..node("Twice", &["x"], "twice") };
+    let twice = FunctionProto {
+        name: Some("Twice".to_string()),
+        domain: Some("own".to_string()),
+        input: vec!["a".to_string()],
+        output: vec!["b".to_string()],
+        node: vec![node("Add", &["a", "a"], "b")],
+        ..FunctionProto::default()
+    };
     let nodes = vec![
         constant,
+        dequantized,
+        few_bits,
+        call,
         node("MatMul", &["x", "raw"], "a"),
         node("MatMul", &["a", "packed"], "b"),
         node("MatMul", &["b", "outside"], "c"),
@@ -68,6 +110,12 @@ fn model() -> ModelProto {
             raw,
             small,
             packed,
+            scales,
+            typed("halves", 10, &[8, 8]),
+            typed("brains", 16, &[3]),
+            codes("codes", 3, &[8, 16]),
+            codes("packed_codes", 2, &[4, 2, 8]),
+            codes("nibbles", 22, &[2]),
             outside("outside", &[4, 4], "256"),
             outside("bias", &[2], "8"),
         ],
@@ -78,6 +126,7 @@ fn model() -> ModelProto {
         producer_name: "test".to_string(),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
         graph: Some(graph),
+        functions: vec![twice],
         ..ModelProto::default()
     }
 }
@@ -106,7 +155,7 @@ fn check(folder: &Path, content: &[u8]) -> Result<Skim, SkimError> {
     match &result {
         Ok(skim) => check_skim(skim, folder),
         Err(SkimError::Malformed { offset, .. }) => assert!(*offset <= file_bytes, "{offset}"),
-        Err(SkimError::Tensor { .. }) => {}
+        Err(SkimError::Tensor { .. } | SkimError::Node { .. }) => {}
         Err(other) => panic!("a small file that can be read: {other}"),
     }
     result
@@ -116,12 +165,15 @@ fn check_skim(skim: &Skim, folder: &Path) {
     let skeleton = ModelProto::decode(&*skim.skeleton).expect("the skeleton is a model");
     let graph = skeleton.graph.expect("it has a graph");
     for weight in &skim.weights {
-        let location = &weight.location;
-        assert!(location.path.starts_with(folder), "{}", location.path.display());
-        let file_bytes = fs::metadata(&location.path).unwrap().len();
-        assert!(location.bytes <= file_bytes && location.offset <= file_bytes - location.bytes);
-        let bytes = weight.shape.iter().product::<u64>() * weight.dtype.size() as u64;
-        assert!(bytes == location.bytes && bytes >= THRESHOLD_BYTES, "{weight:?}");
+        for location in weight.elements.locations() {
+            assert!(location.path.starts_with(folder), "{}", location.path.display());
+            let file_bytes = fs::metadata(&location.path).unwrap().len();
+            assert!(location.bytes <= file_bytes && location.offset <= file_bytes - location.bytes);
+        }
+        if let Some(location) = weight.location() {
+            assert!(weight.bytes() == location.bytes, "{weight:?}");
+        }
+        assert!(weight.bytes() >= THRESHOLD_BYTES, "{weight:?}");
         let declared = graph.input.iter().filter(|input| input.name == weight.name).count();
         assert_eq!(declared, 1, "{weight:?}");
     }
@@ -131,8 +183,10 @@ fn check_skim(skim: &Skim, folder: &Path) {
 fn weights_are_found_wherever_onnx_keeps_them() {
     let skim = check(folder().path(), &model().encode_to_vec()).unwrap();
     let names: Vec<&str> = skim.weights.iter().map(|weight| weight.name.as_str()).collect();
-    assert_eq!(names.len(), 4);
-    for name in ["raw", "packed", "outside", "constant"] {
+    let known =
+        ["raw", "packed", "outside", "constant", "halves", "dequantized", "few_bits/weight"];
+    assert_eq!(names.len(), known.len(), "{names:?}");
+    for name in known {
         assert!(names.contains(&name), "{name} is not among {names:?}");
     }
 }

@@ -38,15 +38,16 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(taken <= (64 << 10) + BYTES_A_BYTE * bytes.len() as u64, "{taken} bytes of memory");
     match result {
         Err(SkimError::Malformed { offset, .. }) => assert!(offset <= bytes.len() as u64),
-        Err(SkimError::Tensor { .. }) => {}
+        Err(SkimError::Tensor { .. } | SkimError::Node { .. }) => {}
         Err(other) => panic!("a small file that can be read: {other}"),
         Ok(skim) => {
             for weight in &skim.weights {
-                let location = &weight.location;
-                assert!(location.path.starts_with(&*FOLDER));
-                let file_bytes = fs::metadata(&location.path).expect("it was opened").len();
-                let end = location.offset.checked_add(location.bytes);
-                assert!(end.is_some_and(|end| end <= file_bytes), "{weight:?}");
+                for location in weight.elements.locations() {
+                    assert!(location.path.starts_with(&*FOLDER));
+                    let file_bytes = fs::metadata(&location.path).expect("it was opened").len();
+                    let end = location.offset.checked_add(location.bytes);
+                    assert!(end.is_some_and(|end| end <= file_bytes), "{weight:?}");
+                }
             }
             fix_dims(&skim.skeleton, &BTreeMap::new()).expect("a skeleton is a model");
         }

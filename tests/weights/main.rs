@@ -3,6 +3,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod formats;
+mod functions;
+mod quantized;
 mod uses;
 
 use common::small_store::{graph_of, output, port};
@@ -25,11 +28,13 @@ const TOKENS: usize = 5;
 /// A model's folder, its file and the store in it.
 struct Place {
     folder: tempfile::TempDir,
+    /// Encoded fields behind the model's.
+    more: Vec<u8>,
 }
 
 impl Place {
     fn new() -> Place {
-        Place { folder: tempfile::tempdir().unwrap() }
+        Place { folder: tempfile::tempdir().unwrap(), more: vec![] }
     }
 
     /// Puts a file beside the model.
@@ -40,13 +45,13 @@ impl Place {
     }
 
     fn shard(&self, model: &ModelProto, variants: &str) -> Output {
-        self.put("model.onnx", &model.encode_to_vec());
+        self.put("model.onnx", &[model.encode_to_vec(), self.more.clone()].concat());
         Command::new(env!("CARGO_BIN_EXE_hermes-shard"))
             .arg("build")
             .arg(self.folder.path().join("model.onnx"))
             .arg("--store")
             .arg(self.folder.path().join("store"))
-            .args(["--name", "m", "--threshold", THRESHOLD, "--variants", variants])
+            .args(["--name", "m", "--force", "--threshold", THRESHOLD, "--variants", variants])
             .output()
             .unwrap()
     }

@@ -8,7 +8,7 @@ use super::tensor::{Matrix, Sources};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, value_parser};
 use hermes::codec;
-use hermes::graph::skim::{self, Skim, THRESHOLD_BYTES};
+use hermes::graph::skim::{self, Skim, THRESHOLD_BYTES, WeightSource};
 use hermes::graph::{self, GraphError, Imported, UseKind, WeightUse};
 use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use hermes::store::manifest::{
@@ -66,6 +66,9 @@ const GRAPH_NAME: &str = "graph.onnx";
 
 /// Name of the tokenizer's file, in a version and beside a model.
 const TOKENIZER_NAME: &str = "tokenizer.json";
+
+/// Name of the file that decoded weights are put into while a version is built.
+const SPOOL_NAME: &str = "spool";
 
 /// Runs the command.
 pub fn run(options: &Options) -> Result<ExitCode> {
@@ -155,7 +158,7 @@ fn import(skim: &mut Skim, weights: &[Weight], options: &Options) -> Result<(Imp
         heap::reset_peak();
         match graph::import(&skim.skeleton, weights) {
             Err(GraphError::Pinned { symbol, size }) if !dims.contains_key(&symbol) => {
-                eprintln!("dimension {symbol} can only be {size}: it is fixed");
+                hermes::tell!("dimension {symbol} can only be {size}: it is fixed");
                 dims.insert(symbol, size);
             }
             imported => return Ok((imported?, heap::peak_bytes().saturating_sub(held_bytes))),
@@ -232,9 +235,9 @@ impl Tensor {
         Tensor { weight, layout, rows: rows as usize, depth: depth as usize, rows_contiguous }
     }
 
-    fn matrix<'a>(&self, skim: &'a Skim) -> Matrix<'a> {
+    fn matrix<'a>(&self, source: &'a WeightSource) -> Matrix<'a> {
         let Tensor { rows, depth, rows_contiguous, .. } = *self;
-        Matrix { source: &skim.weights[self.weight], rows, depth, rows_contiguous }
+        Matrix { source, rows, depth, rows_contiguous }
     }
 
     fn plan(&self, skim: &Skim, variant: &str) -> TensorPlan {
@@ -275,7 +278,7 @@ impl<'a> Plan<'a> {
     }
 
     fn source_bytes(&self) -> u64 {
-        self.tensors().map(|tensor| self.skim.weights[tensor.weight].location.bytes).sum()
+        self.tensors().map(|tensor| self.skim.weights[tensor.weight].bytes()).sum()
     }
 
     /// Bytes the layer files will take, from above.
@@ -285,25 +288,28 @@ impl<'a> Plan<'a> {
                 let source = &self.skim.weights[tensor.weight];
                 let stored = match codec::by_code(codec_of(variant, tensor.layout, source.dtype)) {
                     Some(codec) => codec.stored_bytes(tensor.depth, 1) * tensor.rows,
-                    None => source.location.bytes as usize,
+                    None => source.bytes() as usize,
                 };
                 // Alignment, row checksums, padding of the last panel.
                 stored as u64 + stored as u64 / 12 + (192 << 10)
             })
         });
-        sizes.sum()
+        let decoded = self.tensors().map(|tensor| &self.skim.weights[tensor.weight]);
+        let decoded = decoded.filter(|source| source.location().is_none());
+        // The spool has one decoded weight at a time.
+        sizes.sum::<u64>() + decoded.map(WeightSource::bytes).max().unwrap_or(0)
     }
 
     fn write(&self, folder: &Path, variants: &[String], progress: &Progress) -> Result<Vec<Layer>> {
         fs::create_dir(folder.join("layers"))?;
-        let mut sources = Sources::default();
+        let mut sources = Sources::new(folder.join(SPOOL_NAME));
         let layers = self.layers.iter().enumerate();
-        layers
+        let layers: Result<Vec<Layer>> = layers
             .map(|(index, (name, tensors))| {
                 progress.layer(name);
                 let next = self.layers.get(index + 1).map_or(&[][..], |(_, tensors)| tensors);
                 for tensor in next {
-                    sources.prefetch(&self.skim.weights[tensor.weight].location)?;
+                    sources.prefetch(&self.skim.weights[tensor.weight])?;
                 }
                 let layer = self.write_layer(
                     folder,
@@ -317,7 +323,9 @@ impl<'a> Plan<'a> {
                 progress.layer_done(name);
                 Ok(layer)
             })
-            .collect()
+            .collect();
+        sources.finish()?;
+        layers
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -344,10 +352,12 @@ impl<'a> Plan<'a> {
             .collect::<Result<_>>()?;
         for (number, tensor) in tensors.iter().enumerate() {
             interrupt::check()?;
-            let matrix = tensor.matrix(self.skim);
+            let source = sources.spread(&self.skim.weights[tensor.weight])?;
+            let matrix = tensor.matrix(&source);
             let heard = |bytes| progress.advance(bytes);
             encode::write(&matrix, tensor.layout, number, &mut targets, sources, &heard)?;
-            sources.forget(&matrix.source.location)?;
+            sources.forget(&source)?;
+            sources.forget(&self.skim.weights[tensor.weight])?;
         }
         let mut files = BTreeMap::new();
         for target in targets {

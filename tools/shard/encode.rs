@@ -260,6 +260,6 @@ fn write_flat(
             target.writer.write_block(block, &stored)?;
         }
     }
-    progress(matrix.source.location.bytes);
+    progress(matrix.source.bytes());
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Reads a weight strip by strip, never whole, as the f32 values codecs encode.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use half::{bf16, f16};
 use hermes::codec::PANEL_ROWS;
-use hermes::graph::skim::{Location, WeightSource};
+use hermes::graph::skim::{Elements, Location, WeightSource};
 use hermes::store::Dtype;
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,17 +18,53 @@ const STRIP_BYTES: usize = 24 << 20;
 const PREFETCH_BYTES: u64 = 64 << 20;
 
 /// The files weights lie in, opened once.
-#[derive(Default)]
-pub struct Sources(HashMap<PathBuf, File>);
+pub struct Sources {
+    files: HashMap<PathBuf, File>,
+    /// Where weights that have to be decoded are spread out.
+    spool: PathBuf,
+}
 
 impl Sources {
+    /// Sources that may put one decoded weight at a time into the file `spool`.
+    pub fn new(spool: PathBuf) -> Sources {
+        Sources { files: HashMap::new(), spool }
+    }
+
     fn file(&mut self, location: &Location) -> Result<&File> {
-        if !self.0.contains_key(&location.path) {
+        if !self.files.contains_key(&location.path) {
             let file = File::open(&location.path)
                 .with_context(|| format!("cannot open {}", location.path.display()))?;
-            self.0.insert(location.path.clone(), file);
+            self.files.insert(location.path.clone(), file);
         }
-        Ok(&self.0[&location.path])
+        Ok(&self.files[&location.path])
+    }
+
+    /// The weight with its elements as they are in one stretch of a file: decoded piece by piece
+    /// into the spool where they are not. It holds until the next weight is spread out.
+    pub fn spread(&mut self, source: &WeightSource) -> Result<WeightSource> {
+        if source.location().is_some() {
+            return Ok(source.clone());
+        }
+        let path = self.spool.clone();
+        let told = || format!("cannot decode weight \"{}\" into {}", source.name, path.display());
+        let options =
+            File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        let mut file = options.with_context(told)?;
+        let bytes = source.bytes();
+        let copied = std::io::copy(&mut source.read().with_context(told)?, &mut file);
+        ensure!(copied.with_context(told)? == bytes, "{}: its data ends too early", told());
+        self.files.insert(path.clone(), file);
+        let elements = Elements::Plain(Location { path, offset: 0, bytes });
+        Ok(WeightSource { elements, ..source.clone() })
+    }
+
+    /// Takes the spool away.
+    pub fn finish(&mut self) -> Result<()> {
+        match self.files.remove(&self.spool) {
+            Some(_) => std::fs::remove_file(&self.spool)
+                .with_context(|| format!("cannot remove {}", self.spool.display())),
+            None => Ok(()),
+        }
     }
 
     /// Reads `out.len()` bytes of a weight from byte `from` of it.
@@ -40,17 +76,21 @@ impl Sources {
     }
 
     /// Starts the disk on a weight that will be read soon.
-    pub fn prefetch(&mut self, location: &Location) -> Result<()> {
-        let bytes = location.bytes.min(PREFETCH_BYTES);
-        let range = location.offset..location.offset + bytes;
-        hermes::sys::map::read_ahead(self.file(location)?, range);
+    pub fn prefetch(&mut self, source: &WeightSource) -> Result<()> {
+        for location in source.elements.locations() {
+            let bytes = location.bytes.min(PREFETCH_BYTES);
+            let range = location.offset..location.offset + bytes;
+            hermes::sys::map::read_ahead(self.file(location)?, range);
+        }
         Ok(())
     }
 
     /// Lets the page cache go of what a weight left there.
-    pub fn forget(&mut self, location: &Location) -> Result<()> {
-        let range = location.offset..location.offset + location.bytes;
-        hermes::sys::map::drop_cached(self.file(location)?, range);
+    pub fn forget(&mut self, source: &WeightSource) -> Result<()> {
+        for location in source.elements.locations() {
+            let range = location.offset..location.offset + location.bytes;
+            hermes::sys::map::drop_cached(self.file(location)?, range);
+        }
         Ok(())
     }
 }
@@ -85,7 +125,7 @@ impl Matrix<'_> {
     /// Reads `rows`, which the caller bounds by [`Matrix::strip_rows`].
     pub fn read(&self, sources: &mut Sources, rows: Range<usize>) -> Result<Strip> {
         let size = self.source.dtype.size();
-        let location = &self.source.location;
+        let location = self.source.location().context("a weight is spread out before")?;
         let mut bytes = vec![0; rows.len() * self.depth * size];
         let whole = rows.len() == self.rows;
         if self.rows_contiguous || whole {

@@ -4,16 +4,23 @@
 //! offset and length and left where they are; everything else becomes the skeleton, an ONNX
 //! model in which each big weight is an input of the graph.
 
+mod dequantize;
+mod elements;
+mod functions;
+mod narrow;
+mod plain;
+mod quantized;
 mod skeleton;
+mod tensor;
 mod wire;
 
-use crate::store::Dtype;
+pub use elements::{Elements, Location, WeightSource};
 pub use skeleton::{fix_dims, open_dims};
-use std::collections::HashSet;
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
+use tensor::{Files, TensorFields};
 use thiserror::Error;
+use tract_onnx::pb::NodeProto;
 use wire::{Field, Value, WireFile};
 
 /// What is left of a model when its big weights are out.
@@ -28,23 +35,6 @@ pub struct Skim {
     pub opset: i64,
     /// Bytes of the model, external data included.
     pub source_bytes: u64,
-}
-
-/// A big weight where it lies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WeightSource {
-    pub name: String,
-    pub dtype: Dtype,
-    pub shape: Vec<u64>,
-    pub location: Location,
-}
-
-/// Bytes of a file: little-endian elements in row-major order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    pub path: PathBuf,
-    pub offset: u64,
-    pub bytes: u64,
 }
 
 /// Why a file cannot be skimmed.
@@ -65,6 +55,12 @@ pub enum SkimError {
     )]
     Tensor { path: PathBuf, tensor: String, what: String },
     #[error(
+        "{path}: node \"{node}\" ({op}) cannot be run: {what}\n\
+         export the model without it",
+        path = path.display()
+    )]
+    Node { path: PathBuf, node: String, op: String, what: String },
+    #[error(
         "{path}: the graph without its big weights takes more than {limit} bytes\n\
          lower --threshold, so that more tensors count as weights",
         path = path.display()
@@ -79,24 +75,27 @@ pub const THRESHOLD_BYTES: u64 = 64 << 10;
 /// Largest skeleton: it is parsed in memory.
 const SKELETON_LIMIT_BYTES: u64 = 64 << 20;
 
-/// Largest nesting and counts the walk accepts of a tensor's small fields.
-const DIMS_LIMIT: usize = 64;
-
 /// Field numbers of onnx.proto3.
 mod field {
     pub const MODEL_GRAPH: u64 = 7;
+    pub const MODEL_FUNCTIONS: u64 = 25;
     pub const GRAPH_NODE: u64 = 1;
     pub const GRAPH_INITIALIZER: u64 = 5;
     pub const GRAPH_VALUE_INFO: u64 = 13;
     pub const NODE_OUTPUT: u64 = 2;
     pub const NODE_OP_TYPE: u64 = 4;
     pub const NODE_ATTRIBUTE: u64 = 5;
+    pub const NODE_DOMAIN: u64 = 7;
     pub const ATTRIBUTE_TENSOR: u64 = 5;
     pub const TENSOR_DIMS: u64 = 1;
     pub const TENSOR_DATA_TYPE: u64 = 2;
     pub const TENSOR_FLOAT_DATA: u64 = 4;
+    pub const TENSOR_INT32_DATA: u64 = 5;
+    pub const TENSOR_INT64_DATA: u64 = 7;
     pub const TENSOR_NAME: u64 = 8;
     pub const TENSOR_RAW_DATA: u64 = 9;
+    pub const TENSOR_DOUBLE_DATA: u64 = 10;
+    pub const TENSOR_UINT64_DATA: u64 = 11;
     pub const TENSOR_EXTERNAL_DATA: u64 = 13;
     pub const TENSOR_DATA_LOCATION: u64 = 14;
     pub const ENTRY_KEY: u64 = 1;
@@ -107,58 +106,49 @@ mod field {
 pub fn skim(path: &Path, threshold_bytes: u64) -> Result<Skim, SkimError> {
     let mut walk = Walk::open(path, threshold_bytes)?;
     walk.model()?;
-    let Walk { wire, model, graph, weights, external_files, .. } = walk;
-    let finished =
-        skeleton::finish(model, &graph, &weights).map_err(|what| wire.malformed(0, what))?;
-    let mut source_bytes = wire.len();
-    for file in &external_files {
-        source_bytes += std::fs::metadata(file).map(|m| m.len()).unwrap_or(0);
-    }
+    let Walk { wire, mut files, model, functions, graph, mut weights, threshold_bytes } = walk;
+    let malformed = |what| wire.malformed(0, what);
+    let mut proto = skeleton::join(model, &graph).map_err(malformed)?;
+    drop(graph);
+    functions::inline(&mut proto, &functions, &files)?;
+    drop(functions);
+    let narrow = narrow::names(&proto);
+    plain::settle(&mut proto, &mut weights, &mut files, threshold_bytes)?;
+    dequantize::rewrite(&mut proto, &mut weights, &files, threshold_bytes)?;
+    narrow::check(&proto, &weights, narrow, &files)?;
+    let finished = skeleton::finish(proto, &weights).map_err(malformed)?;
     Ok(Skim {
         skeleton: finished.bytes,
         weights,
         producer: finished.producer,
         opset: finished.opset,
-        source_bytes,
+        source_bytes: files.total_bytes(),
     })
 }
 
 /// The walk over the file, and what it has gathered.
 struct Walk {
     wire: WireFile,
-    folder: PathBuf,
+    files: Files,
     threshold_bytes: u64,
-    /// Encoded fields of the model but for its graph.
+    /// Encoded fields of the model but for its graph and its functions.
     model: Vec<u8>,
+    functions: Vec<u8>,
     /// Encoded fields of the graph that stay.
     graph: Vec<u8>,
     weights: Vec<WeightSource>,
-    external_files: HashSet<PathBuf>,
-}
-
-/// A tensor's fields, as far as they decide where its elements lie.
-#[derive(Default)]
-struct TensorFields {
-    name: String,
-    dims: Vec<u64>,
-    data_type: u64,
-    raw: Option<Range<u64>>,
-    floats: Option<Range<u64>>,
-    external: Vec<(String, String)>,
-    is_external: bool,
 }
 
 impl Walk {
     fn open(path: &Path, threshold_bytes: u64) -> Result<Walk, SkimError> {
-        let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
         Ok(Walk {
             wire: WireFile::open(path)?,
-            folder,
+            files: Files::of(path),
             threshold_bytes: threshold_bytes.max(1),
             model: vec![],
+            functions: vec![],
             graph: vec![],
             weights: vec![],
-            external_files: HashSet::new(),
         })
     }
 
@@ -168,6 +158,9 @@ impl Walk {
             match field {
                 Field { number: field::MODEL_GRAPH, value: Value::Bytes(range), .. } => {
                     graphs.push(range);
+                }
+                field if field.number == field::MODEL_FUNCTIONS => {
+                    self.keep(&field, Part::Functions)?;
                 }
                 field => self.keep(&field, Part::Model)?,
             }
@@ -184,7 +177,7 @@ impl Walk {
                 Field {
                     number: field::GRAPH_INITIALIZER, value: Value::Bytes(ref range), ..
                 } => {
-                    let tensor = self.tensor(range.clone())?;
+                    let tensor = TensorFields::read(&self.wire, range.clone())?;
                     self.initializer(&field, tensor)?;
                 }
                 Field { number: field::GRAPH_NODE, value: Value::Bytes(ref range), .. }
@@ -199,21 +192,27 @@ impl Walk {
     }
 
     fn initializer(&mut self, field: &Field, tensor: TensorFields) -> Result<(), SkimError> {
-        let bytes = self.data_bytes(&tensor)?;
-        match self.locate(&tensor, bytes)? {
-            Some(location) if bytes >= self.threshold_bytes => self.take(tensor, location),
-            Some(location) if tensor.is_external => self.inline(&tensor, &location),
+        let bytes = self.files.data_bytes(&tensor)?;
+        match self.files.locate(&self.wire, &tensor, bytes)? {
+            Some(elements) if bytes >= self.threshold_bytes => {
+                self.weights.push(weight(tensor, elements));
+                Ok(())
+            }
             _ => self.keep(field, Part::Graph),
         }
     }
 
     /// A node that carries much: a `Constant` whose tensor is a weight, or anything else, kept.
     fn large_node(&mut self, field: &Field, range: Range<u64>) -> Result<(), SkimError> {
-        let (mut op, mut output, mut tensor) = (String::new(), None, None);
+        let (mut op, mut domain) = (String::new(), String::new());
+        let (mut output, mut tensor) = (None, None);
         for part in self.wire.fields(range)? {
             match part {
                 Field { number: field::NODE_OP_TYPE, value: Value::Bytes(range), .. } => {
                     op = self.wire.text(range)?;
+                }
+                Field { number: field::NODE_DOMAIN, value: Value::Bytes(range), .. } => {
+                    domain = self.wire.text(range)?;
                 }
                 Field { number: field::NODE_OUTPUT, value: Value::Bytes(range), .. } => {
                     output = Some(self.wire.text(range)?);
@@ -223,188 +222,39 @@ impl Walk {
                         if let (field::ATTRIBUTE_TENSOR, Value::Bytes(range)) =
                             (part.number, part.value)
                         {
-                            tensor = Some(self.tensor(range)?);
+                            tensor = Some(TensorFields::read(&self.wire, range)?);
                         }
                     }
                 }
                 _ => {}
             }
         }
-        let (Some(name), Some(tensor)) = (output, tensor) else {
+        let is_constant = op == "Constant" && matches!(&*domain, "" | "ai.onnx");
+        let (Some(name), Some(tensor), true) = (output, tensor, is_constant) else {
             return self.keep(field, Part::Graph);
         };
-        let bytes = self.data_bytes(&tensor)?;
-        match self.locate(&tensor, bytes)? {
-            Some(location) if op == "Constant" && bytes >= self.threshold_bytes => {
-                self.take(TensorFields { name, ..tensor }, location)
+        let bytes = self.files.data_bytes(&tensor)?;
+        match self.files.locate(&self.wire, &tensor, bytes)? {
+            Some(elements) if bytes >= self.threshold_bytes => {
+                self.weights.push(weight(tensor.called(name), elements));
+                Ok(())
             }
             _ => self.keep(field, Part::Graph),
         }
     }
 
-    fn tensor(&self, range: Range<u64>) -> Result<TensorFields, SkimError> {
-        let mut tensor = TensorFields::default();
-        let start = range.start;
-        for part in self.wire.fields(range)? {
-            match (part.number, part.value) {
-                (field::TENSOR_DIMS, Value::Number(dim)) => tensor.dims.push(dim),
-                (field::TENSOR_DIMS, Value::Bytes(range)) => {
-                    tensor.dims.extend(self.wire.packed_numbers(range, DIMS_LIMIT)?);
-                }
-                (field::TENSOR_DATA_TYPE, Value::Number(code)) => tensor.data_type = code,
-                (field::TENSOR_NAME, Value::Bytes(range)) => tensor.name = self.wire.text(range)?,
-                (field::TENSOR_RAW_DATA, Value::Bytes(range)) => tensor.raw = Some(range),
-                (field::TENSOR_FLOAT_DATA, Value::Bytes(range)) => tensor.floats = Some(range),
-                (field::TENSOR_DATA_LOCATION, Value::Number(place)) => {
-                    tensor.is_external = place == 1;
-                }
-                (field::TENSOR_EXTERNAL_DATA, Value::Bytes(range)) => {
-                    tensor.external.push(self.entry(range)?);
-                }
-                _ => {}
-            }
-            if tensor.dims.len() > DIMS_LIMIT || tensor.external.len() > DIMS_LIMIT {
-                return Err(self.wire.malformed(start, "a tensor of absurd rank".to_string()));
-            }
-        }
-        Ok(tensor)
-    }
-
-    fn entry(&self, range: Range<u64>) -> Result<(String, String), SkimError> {
-        let mut entry = (String::new(), String::new());
-        for part in self.wire.fields(range)? {
-            match (part.number, part.value) {
-                (field::ENTRY_KEY, Value::Bytes(range)) => entry.0 = self.wire.text(range)?,
-                (field::ENTRY_VALUE, Value::Bytes(range)) => entry.1 = self.wire.text(range)?,
-                _ => {}
-            }
-        }
-        Ok(entry)
-    }
-
-    /// Bytes of the tensor's elements; 0 for an element type that stays inline.
-    fn data_bytes(&self, tensor: &TensorFields) -> Result<u64, SkimError> {
-        let Some(dtype) = dtype_of_onnx(tensor.data_type) else { return Ok(0) };
-        tensor
-            .dims
-            .iter()
-            .try_fold(dtype.size() as u64, |bytes, dim| bytes.checked_mul(*dim))
-            .filter(|bytes| *bytes <= i64::MAX as u64)
-            .ok_or_else(|| {
-                let shape: Vec<i64> = tensor.dims.iter().map(|dim| dim.cast_signed()).collect();
-                self.tensor_error(tensor, format!("shape {shape:?} is absurd"))
-            })
-    }
-
-    /// Where the elements lie, `None` where they are in fields that only a parser can read.
-    fn locate(&self, tensor: &TensorFields, bytes: u64) -> Result<Option<Location>, SkimError> {
-        if tensor.is_external {
-            return self.locate_external(tensor, bytes).map(Some);
-        }
-        let packed = tensor.floats.clone().filter(|_| tensor.data_type == 1);
-        let Some(range) = tensor.raw.clone().or(packed) else { return Ok(None) };
-        let found = range.end - range.start;
-        if found != bytes {
-            let what = format!("shape {:?} takes {bytes} bytes, the file has {found}", tensor.dims);
-            return Err(self.tensor_error(tensor, what));
-        }
-        let path = self.wire.path().to_path_buf();
-        Ok(Some(Location { path, offset: range.start, bytes }))
-    }
-
-    fn locate_external(&self, tensor: &TensorFields, bytes: u64) -> Result<Location, SkimError> {
-        let value = |key: &str| tensor.external.iter().find(|(k, _)| k == key).map(|(_, v)| v);
-        let number = |key: &str| match value(key) {
-            None => Ok(None),
-            Some(text) => text.parse::<u64>().map(Some).map_err(|_| {
-                self.tensor_error(tensor, format!("external {key} \"{text}\" is not a number"))
-            }),
-        };
-        let name = value("location")
-            .ok_or_else(|| self.tensor_error(tensor, "external data has no location".into()))?;
-        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-        if !inside || name.is_empty() {
-            let what = format!("external data \"{name}\" lies outside the model's folder");
-            return Err(self.tensor_error(tensor, what));
-        }
-        let path = self.folder.join(name);
-        let (offset, found) = (number("offset")?.unwrap_or(0), number("length")?.unwrap_or(bytes));
-        if found != bytes {
-            let what = format!(
-                "shape {:?} takes {bytes} bytes, its external data has {found}",
-                tensor.dims
-            );
-            return Err(self.tensor_error(tensor, what));
-        }
-        let length = match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_file() => metadata.len(),
-            Ok(_) => {
-                let what = format!("external data \"{name}\" is not a file");
-                return Err(self.tensor_error(tensor, what));
-            }
-            Err(error) => {
-                let what = format!("external data \"{name}\": {error}");
-                return Err(self.tensor_error(tensor, what));
-            }
-        };
-        if offset.checked_add(bytes).is_none_or(|end| end > length) {
-            let what = format!(
-                "it takes {bytes} bytes at offset {offset} of \"{name}\", which has {length}"
-            );
-            return Err(self.tensor_error(tensor, what));
-        }
-        Ok(Location { path, offset, bytes })
-    }
-
-    fn take(&mut self, tensor: TensorFields, location: Location) -> Result<(), SkimError> {
-        let Some(dtype) = dtype_of_onnx(tensor.data_type) else {
-            return Err(self.tensor_error(&tensor, "its type cannot be stored".to_string()));
-        };
-        if location.path != self.wire.path() {
-            self.external_files.insert(location.path.clone());
-        }
-        let TensorFields { name, dims: shape, .. } = tensor;
-        self.weights.push(WeightSource { name, dtype, shape, location });
-        Ok(())
-    }
-
-    /// Puts a small external tensor into the skeleton, which must stand alone.
-    fn inline(&mut self, tensor: &TensorFields, location: &Location) -> Result<(), SkimError> {
-        use std::os::unix::fs::FileExt;
-        if location.bytes > SKELETON_LIMIT_BYTES {
-            return Err(self.too_large());
-        }
-        let mut data = vec![0; location.bytes as usize];
-        File::open(&location.path)
-            .and_then(|file| file.read_exact_at(&mut data, location.offset))
-            .map_err(|error| SkimError::Io { path: location.path.clone(), error })?;
-        self.external_files.insert(location.path.clone());
-        skeleton::append_tensor(
-            &mut self.graph,
-            &tensor.name,
-            tensor.data_type,
-            &tensor.dims,
-            data,
-        );
-        self.check_size()
-    }
-
     fn keep(&mut self, field: &Field, part: Part) -> Result<(), SkimError> {
-        let gathered = self.model.len() + self.graph.len();
+        let gathered = self.model.len() + self.functions.len() + self.graph.len();
         if gathered as u64 + (field.whole.end - field.whole.start) > SKELETON_LIMIT_BYTES {
             return Err(self.too_large());
         }
         let bytes = self.wire.bytes(field.whole.clone())?;
         match part {
             Part::Model => self.model.extend(bytes),
+            Part::Functions => self.functions.extend(bytes),
             Part::Graph => self.graph.extend(bytes),
         }
         Ok(())
-    }
-
-    fn check_size(&self) -> Result<(), SkimError> {
-        let gathered = (self.model.len() + self.graph.len()) as u64;
-        if gathered > SKELETON_LIMIT_BYTES { Err(self.too_large()) } else { Ok(()) }
     }
 
     /// An error of the file as a whole.
@@ -413,46 +263,35 @@ impl Walk {
     }
 
     fn too_large(&self) -> SkimError {
-        let path = self.wire.path().to_path_buf();
-        SkimError::SkeletonTooLarge { path, limit: SKELETON_LIMIT_BYTES }
+        too_large(&self.files)
     }
+}
 
-    fn tensor_error(&self, tensor: &TensorFields, what: String) -> SkimError {
-        let path = self.wire.path().to_path_buf();
-        SkimError::Tensor { path, tensor: tensor.name.clone(), what }
-    }
+/// The graph is too large to be parsed.
+fn too_large(files: &Files) -> SkimError {
+    SkimError::SkeletonTooLarge { path: files.path.clone(), limit: SKELETON_LIMIT_BYTES }
+}
+
+/// A node that cannot be run.
+fn node_error(files: &Files, node: &NodeProto, what: String) -> SkimError {
+    let name = match (node.name.is_empty(), node.output.first()) {
+        (true, Some(output)) => output,
+        _ => &node.name,
+    };
+    let (path, op) = (files.path.clone(), node.op_type.clone());
+    SkimError::Node { path, node: name.clone(), op, what }
+}
+
+/// A tensor as a weight.
+fn weight(tensor: TensorFields, elements: Elements) -> WeightSource {
+    let dtype = tensor::ElementType::of(tensor.data_type).map(|element| element.dtype);
+    let dtype = dtype.expect("its elements were found by their type");
+    WeightSource { name: tensor.name, dtype, shape: tensor.dims, elements }
 }
 
 #[derive(Clone, Copy)]
 enum Part {
     Model,
+    Functions,
     Graph,
-}
-
-/// Element types of onnx.proto3's TensorProto.DataType that a layer file can hold.
-fn dtype_of_onnx(code: u64) -> Option<Dtype> {
-    Some(match code {
-        1 => Dtype::Fp32,
-        2 => Dtype::Uint8,
-        3 => Dtype::Int8,
-        4 => Dtype::Uint16,
-        5 => Dtype::Int16,
-        6 => Dtype::Int32,
-        7 => Dtype::Int64,
-        9 => Dtype::Bool,
-        10 => Dtype::Fp16,
-        11 => Dtype::Fp64,
-        12 => Dtype::Uint32,
-        13 => Dtype::Uint64,
-        _ => return None,
-    })
-}
-
-/// The code of an element type in onnx.proto3's TensorProto.DataType.
-fn onnx_of_dtype(dtype: Dtype) -> i32 {
-    let codes = 1..=13;
-    codes
-        .into_iter()
-        .find(|code| dtype_of_onnx(*code) == Some(dtype))
-        .map_or(16, |code| code as i32)
 }

@@ -1,6 +1,7 @@
 //! The skeleton: what the walk kept, with the weights as inputs and the batch fixed.
 
-use super::{WeightSource, onnx_of_dtype};
+use super::WeightSource;
+use super::tensor::onnx_of_dtype;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -15,34 +16,21 @@ pub struct Finished {
     pub opset: i64,
 }
 
-/// Appends an initializer with inline data to a graph's encoded fields.
-pub fn append_tensor(graph: &mut Vec<u8>, name: &str, data_type: u64, dims: &[u64], data: Vec<u8>) {
-    let tensor = pb::TensorProto {
-        name: name.to_string(),
-        data_type: data_type as i32,
-        dims: dims.iter().map(|dim| *dim as i64).collect(),
-        raw_data: data,
-        ..Default::default()
-    };
-    encode_message(graph, super::field::GRAPH_INITIALIZER as u32, &tensor.encode_to_vec());
-}
-
 fn encode_message(out: &mut Vec<u8>, number: u32, body: &[u8]) {
     encode_key(number, WireType::LengthDelimited, out);
     encode_varint(body.len() as u64, out);
     out.extend(body);
 }
 
-/// Joins the kept fields and declares the weights.
-pub fn finish(
-    mut model: Vec<u8>,
-    graph: &[u8],
-    weights: &[WeightSource],
-) -> Result<Finished, String> {
+/// Joins the kept fields.
+pub fn join(mut model: Vec<u8>, graph: &[u8]) -> Result<pb::ModelProto, String> {
     encode_message(&mut model, super::field::MODEL_GRAPH as u32, graph);
-    let mut proto = pb::ModelProto::decode(&*model).map_err(|error| error.to_string())?;
-    drop(model);
-    let graph = proto.graph.as_mut().expect("it was just put in");
+    pb::ModelProto::decode(&*model).map_err(|error| error.to_string())
+}
+
+/// Declares the weights and fixes what has to be.
+pub fn finish(mut proto: pb::ModelProto, weights: &[WeightSource]) -> Result<Finished, String> {
+    let graph = proto.graph.as_mut().ok_or("it holds no graph")?;
     let taken: HashSet<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
     if taken.len() != weights.len() {
         return Err("two tensors of one name".to_string());

@@ -6,6 +6,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+/// Bytes of numbers that are read at once.
+const PIECE_BYTES: u64 = 64 << 10;
+
 /// A file of nested protobuf messages.
 pub struct WireFile {
     file: File,
@@ -53,10 +56,6 @@ impl WireFile {
 
     pub fn len(&self) -> u64 {
         self.length
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// An error at `offset`.
@@ -112,6 +111,22 @@ impl WireFile {
             rest = &rest[used..];
         }
         Ok(numbers)
+    }
+
+    /// How many varints end in `range`, which is read piece by piece.
+    pub fn count_numbers(&self, range: Range<u64>) -> Result<u64, SkimError> {
+        let (mut count, mut at) = (0, range.start);
+        let mut piece = vec![0; PIECE_BYTES.min(range.end - range.start) as usize];
+        while at < range.end {
+            piece.truncate((range.end - at).min(PIECE_BYTES) as usize);
+            self.read(&mut piece, at)?;
+            count += piece.iter().filter(|byte| **byte & 0x80 == 0).count() as u64;
+            at += piece.len() as u64;
+        }
+        if piece.last().is_some_and(|byte| byte & 0x80 != 0) {
+            return Err(self.malformed(at, "a number that does not end".to_string()));
+        }
+        Ok(count)
     }
 
     fn read(&self, out: &mut [u8], offset: u64) -> Result<(), SkimError> {
