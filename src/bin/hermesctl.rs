@@ -102,7 +102,7 @@ fn main() -> ExitCode {
             code
         }
         Err(error) => {
-            eprintln!("hermesctl: {error}");
+            hermes::tell!("hermesctl: {error}");
             ExitCode::from(error.exit_code())
         }
     }

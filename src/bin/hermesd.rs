@@ -66,11 +66,11 @@ fn run(args: &Args) -> Result<()> {
     let effective = sources.read()?;
     effective.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if args.print_config {
-        print!("{}", config::show(&effective));
+        hermes::say!("{}", config::show(&effective).trim_end());
     }
     if args.check_config {
         let (files, models) = (effective.files.len(), effective.settings.try_engine()?);
-        eprintln!("the config is good: {files} files were read, the store has {models} models");
+        hermes::tell!("the config is good: {files} files were read, the store has {models} models");
     }
     if args.print_config || args.check_config {
         return Ok(());

@@ -1,6 +1,6 @@
 //! The terminal, for a program that draws frames on it and waits for keys (termios(3)).
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,6 +87,35 @@ impl Drop for Keys {
         // terminal any more.
         unsafe { libc::tcsetattr(io::stdin().as_raw_fd(), libc::TCSADRAIN, &self.before) };
     }
+}
+
+/// Prints a line, as `println!` does. A reader that has gone, as of `| head`, is no failure.
+#[macro_export]
+macro_rules! say {
+    ($($text:tt)*) => { $crate::sys::terminal::print_line(format_args!($($text)*)) };
+}
+
+/// Tells a line on standard error, as `eprintln!` does, where anybody listens.
+#[macro_export]
+macro_rules! tell {
+    ($($text:tt)*) => { $crate::sys::terminal::tell_line(format_args!($($text)*)) };
+}
+
+/// What [`crate::say`] does. Ends the program where the line cannot be written for another reason
+/// than that nobody reads: what was asked for is not there.
+pub fn print_line(text: std::fmt::Arguments) {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            tell_line(format_args!("cannot print: {error}"));
+            std::process::exit(1);
+        }
+        _ => {}
+    }
+}
+
+/// What [`crate::tell`] does.
+pub fn tell_line(text: std::fmt::Arguments) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Columns and rows of the terminal on standard output; 80 by 24 where it does not say.

@@ -185,3 +185,24 @@ fn verify_goes_on_after_a_bad_file_and_names_them_all() {
     place.build(&["--force", "--variants", "f32,q8"]);
     place.check_sound("1");
 }
+
+/// A reader that goes before all is printed (`| head`) made the tool panic.
+#[test]
+fn what_nobody_reads_is_printed_quietly() {
+    let place = Place::with_linear();
+    place.build(&[]);
+    let store = place.store();
+    for arguments in [&["inspect"][..], &["inspect", "--json"], &["verify"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = std::process::Command::new(super::TOOL);
+        command.args(&arguments[..1]).args(["small", "--store", store.to_str().unwrap()]);
+        let output = command.args(&arguments[1..]).stdout(writer).output().unwrap();
+        assert_eq!((output.status.code(), super::stderr(&output).as_str()), (Some(0), ""));
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut build = place.command(&["--force"]);
+    build.stdout(writer.try_clone().unwrap()).stderr(writer);
+    assert_eq!(build.status().unwrap().code(), Some(0));
+}

@@ -104,8 +104,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         [only] => only.tokens,
         _ => arguments.tokens,
     };
-    println!("| board | storage | budget | a pass | bound by | plan |");
-    println!("|---|---|---:|---:|---|---|");
+    hermes::say!("| board | storage | budget | a pass | bound by | plan |");
+    hermes::say!("|---|---|---:|---:|---|---|");
     for board in &BOARDS {
         for (disk, mb_s) in board.disks {
             let there = carried(&here, board, *mb_s, flops, tokens);
@@ -118,10 +118,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                     Ok(planned) => {
                         let bound = format!("{:?}", planned.forecast.bound()).to_lowercase();
                         let seconds = planned.forecast.latency_us / 1e6;
-                        println!("{start} {seconds:.2} s | {bound} | {} |", planned.plan);
+                        hermes::say!("{start} {seconds:.2} s | {bound} | {} |", planned.plan);
                     }
                     Err(PlanError::Budget { least_bytes, .. }) => {
-                        println!("{start} - | - | it takes {} |", Size(least_bytes));
+                        hermes::say!("{start} - | - | it takes {} |", Size(least_bytes));
                     }
                     Err(error) => return Err(error.into()),
                 }

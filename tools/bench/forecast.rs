@@ -57,8 +57,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let engine = Engine::start(Config { window_bytes, ..base.clone() })?;
         engine.profile(model)?
     };
-    println!("{profile}\n");
-    println!(
+    hermes::say!("{profile}\n");
+    hermes::say!(
         "source loaders threads      window    pinned  tokens   forecast ms   measured ms    off"
     );
     let mut errors = vec![];
@@ -70,7 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             let forecast = forecast(&profile, &plan, *tokens as u64, Passing::Later)?;
             let off = forecast.latency_us / measured as f64 - 1.0;
             errors.push(off.abs());
-            println!(
+            hermes::say!(
                 "{:<7}{:>7} {:>2} {:<6} {:>7} MiB {:>5} MiB {tokens:>7} {:>13.1} {:>13.1} {:>5.1} %",
                 plan.source,
                 plan.loaders,
@@ -102,13 +102,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 times[turn % 2].extend(measure(arguments, &base, rivals[turn % 2], tokens)?);
             }
             let [measured_us, best_us] = times.map(|times| Times(times).median());
-            println!("{tokens:>4} tokens, {:>4} MiB: the planner's choice is tried", room >> 20);
+            hermes::say!(
+                "{tokens:>4} tokens, {:>4} MiB: the planner's choice is tried",
+                room >> 20
+            );
             choices.push(Choice { tokens, room, plan, measured_us, best_us });
         }
     }
-    println!("\nthe planner's choices, against the best of the plans above in the same memory");
+    hermes::say!("\nthe planner's choices, against the best of the plans above in the same memory");
     for Choice { tokens, room, plan, measured_us, best_us } in &choices {
-        println!(
+        hermes::say!(
             "{tokens:>4} tokens, {:>4} MiB {:>9.1} ms, best {:>9.1} ms {:>6.1} %   {plan}",
             room >> 20,
             *measured_us as f64 / 1e3,
@@ -117,10 +120,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         );
     }
     let near = choices.iter().filter(|c| c.measured_us as f64 <= 1.05 * c.best_us as f64).count();
-    println!("{near} of {} choices within 5 % of the best", choices.len());
+    hermes::say!("{near} of {} choices within 5 % of the best", choices.len());
     errors.sort_by(f64::total_cmp);
     let within = errors.iter().filter(|error| **error <= 0.1).count();
-    println!(
+    hermes::say!(
         "\n{} plans: {within} within 10 %, median {:.1} %, worst {:.1} %",
         errors.len(),
         errors[errors.len() / 2] * 100.0,

@@ -190,32 +190,34 @@ impl Report {
     fn print(&self, arguments: &Arguments) {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let times = |us: &[u64]| Times(us.to_vec()).line();
-        println!(
+        hermes::say!(
             "{} of {} tokens, {} passes",
-            arguments.subject.model, arguments.tokens, arguments.repeat
+            arguments.subject.model,
+            arguments.tokens,
+            arguments.repeat
         );
-        println!("source     {:>8}", self.source);
-        println!("load       {:8.1} ms", self.load_us as f64 / 1e3);
-        println!("latency    {}", times(&self.latency_us));
-        println!("T_io       {}", times(&self.io_us));
+        hermes::say!("source     {:>8}", self.source);
+        hermes::say!("load       {:8.1} ms", self.load_us as f64 / 1e3);
+        hermes::say!("latency    {}", times(&self.latency_us));
+        hermes::say!("T_io       {}", times(&self.io_us));
         if let Some(ratio) = self.ratio() {
-            println!("T_compute  {}", times(&self.compute_us));
-            println!("ratio      {ratio:8.3}  to the larger of the two");
+            hermes::say!("T_compute  {}", times(&self.compute_us));
+            hermes::say!("ratio      {ratio:8.3}  to the larger of the two");
         }
-        println!("stall      {}", times(&self.stall_us));
+        hermes::say!("stall      {}", times(&self.stall_us));
         self.reading.print();
-        println!("bytes read {:8.1} MiB", mib(self.bytes_read));
-        println!("activations{:8.1} MiB granted", mib(self.activation_bytes));
+        hermes::say!("bytes read {:8.1} MiB", mib(self.bytes_read));
+        hermes::say!("activations{:8.1} MiB granted", mib(self.activation_bytes));
         let (peak, anonymous) = (mib(self.peak_bytes), mib(self.anonymous_bytes));
-        println!("peak RSS   {peak:8.1} MiB  (anonymous after the pass {anonymous:.1})");
+        hermes::say!("peak RSS   {peak:8.1} MiB  (anonymous after the pass {anonymous:.1})");
         if let Some(charged) = self.charged_bytes {
-            println!(
+            hermes::say!(
                 "charged    {:8.1} MiB  at the peak by the cgroup, page cache too",
                 mib(charged)
             );
         }
         if let Some(identical) = self.identical {
-            println!(
+            hermes::say!(
                 "streamed and resident outputs are {}",
                 if identical { "identical" } else { "DIFFERENT" }
             );
@@ -224,7 +226,7 @@ impl Report {
 
     fn print_json(&self, arguments: &Arguments) {
         let times = |us: &[u64]| Times(us.to_vec()).json();
-        println!(
+        hermes::say!(
             "{}",
             json!({
                 "model": arguments.subject.model,

@@ -31,7 +31,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let engine = Engine::start(Config { variant: variant.clone(), disk, ..config })?;
     engine.load(model)?;
     let began = Instant::now();
-    println!("{}", engine.profile(model)?);
-    println!("measured in {:.1} s", began.elapsed().as_secs_f64());
+    hermes::say!("{}", engine.profile(model)?);
+    hermes::say!("measured in {:.1} s", began.elapsed().as_secs_f64());
     Ok(())
 }

@@ -50,17 +50,17 @@ impl Reading {
     pub fn print(&self) {
         let a_play = |count: u64| count as f64 / self.plays.max(1) as f64;
         let bytes = self.bytes.max(1) as f64;
-        println!(
+        hermes::say!(
             "reading    {:8.1} MB/s, {:.3} s of the loaders' processor time a GB",
             bytes / self.wall_us.max(1) as f64,
             self.loader_cpu_us as f64 * 1e3 / bytes
         );
-        println!(
+        hermes::say!(
             "faults     {:8.0} minor, {:.0} major a play",
             a_play(self.faults.minor),
             a_play(self.faults.major)
         );
-        println!(
+        hermes::say!(
             "requests   {:8.0} a play, {:.0} KiB each, {:.2} times the bytes of the tape",
             a_play(self.requests.count),
             self.requests.bytes as f64 / self.requests.count.max(1) as f64 / 1024.0,

@@ -47,16 +47,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Some(figures) => {
                 let figure = |name: &str| mib(figures[name].as_u64().unwrap_or(0));
                 let (peak, charged) = (figure("peak_bytes"), figure("charged_bytes"));
-                println!("{middle:6} MiB do: {peak:.1} resident, {charged:.1} charged");
+                hermes::say!("{middle:6} MiB do: {peak:.1} resident, {charged:.1} charged");
                 most = middle;
             }
             None => {
-                println!("{middle:6} MiB do not");
+                hermes::say!("{middle:6} MiB do not");
                 none = middle;
             }
         }
     }
-    println!(
+    hermes::say!(
         "smallest {most} MiB, {} tokens, window {:.1}",
         arguments.tokens,
         mib(arguments.window)

@@ -130,15 +130,19 @@ fn report(arguments: &Arguments, ends: &Ends, seconds: f64, [warm, end, rest, pe
             "busy": busy, "seconds": seconds, "warm_bytes": warm, "end_bytes": end, "rest_bytes": rest,
             "peak_bytes": peak,
         });
-        println!("{report}");
+        hermes::say!("{report}");
         return;
     }
-    println!("{} requests in {seconds:.0} s, {} clients", arguments.requests, arguments.clients);
-    println!("answered {answered}, too late {late}, not waited for {left}, queue full {busy}");
-    println!("after {:6}   {:8.1} MiB resident", arguments.warm, mib(warm));
-    println!("at the end     {:8.1} MiB resident ({growth:+.1} %)", mib(end));
-    println!("at rest        {:8.1} MiB resident", mib(rest));
-    println!("at its peak    {:8.1} MiB resident", mib(peak));
+    hermes::say!(
+        "{} requests in {seconds:.0} s, {} clients",
+        arguments.requests,
+        arguments.clients
+    );
+    hermes::say!("answered {answered}, too late {late}, not waited for {left}, queue full {busy}");
+    hermes::say!("after {:6}   {:8.1} MiB resident", arguments.warm, mib(warm));
+    hermes::say!("at the end     {:8.1} MiB resident ({growth:+.1} %)", mib(end));
+    hermes::say!("at rest        {:8.1} MiB resident", mib(rest));
+    hermes::say!("at its peak    {:8.1} MiB resident", mib(peak));
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -60,14 +60,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "model": model, "tokens": tokens, "binary_us": binary.json(), "json_us": json.json(),
             "idle_daemon_bytes": empty_bytes, "clients": idle, "client_bytes": client_bytes,
         });
-        println!("{report}");
+        hermes::say!("{report}");
         return Ok(());
     }
-    println!("{model}, {tokens} tokens, {repeat} requests of each kind: time beyond the pass");
-    println!("binary tensors  {}", binary.line());
-    println!("JSON replies    {}", json.line());
-    println!("idle daemon     {:8.1} MiB resident", empty_bytes as f64 / f64::from(1 << 20));
-    println!("idle client     {:8.1} KiB, of {idle}", client_bytes as f64 / 1024.0);
+    hermes::say!("{model}, {tokens} tokens, {repeat} requests of each kind: time beyond the pass");
+    hermes::say!("binary tensors  {}", binary.line());
+    hermes::say!("JSON replies    {}", json.line());
+    hermes::say!("idle daemon     {:8.1} MiB resident", empty_bytes as f64 / f64::from(1 << 20));
+    hermes::say!("idle client     {:8.1} KiB, of {idle}", client_bytes as f64 / 1024.0);
     Ok(())
 }
 

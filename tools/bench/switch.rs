@@ -88,7 +88,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     engine.shutdown();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     if !arguments.json {
-        println!(
+        hermes::say!(
             "{:.0} MiB of tapes in a budget of {:.0} MiB",
             mib(tape_bytes),
             mib(arguments.budget)
@@ -104,15 +104,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 "stay_us": stay.json(), "switch_us": switch.json(), "first_block_us": first.json(),
                 "stay_io_us": stay_io.json(), "switch_io_us": switch_io.json(),
             });
-            println!("{report}");
+            hermes::say!("{report}");
         } else {
-            println!("{model}");
-            println!("  after itself     {}", stay.line());
-            println!("  after the other  {}", switch.line());
-            println!("  its first block  {}", first.line());
-            println!("reading alone");
-            println!("  after itself     {}", stay_io.line());
-            println!("  after the other  {}", switch_io.line());
+            hermes::say!("{model}");
+            hermes::say!("  after itself     {}", stay.line());
+            hermes::say!("  after the other  {}", switch.line());
+            hermes::say!("  its first block  {}", first.line());
+            hermes::say!("reading alone");
+            hermes::say!("  after itself     {}", stay_io.line());
+            hermes::say!("  after the other  {}", switch_io.line());
         }
     }
     Ok(())

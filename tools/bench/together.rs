@@ -70,14 +70,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "alone_us": alone.json(), "together_us": together.json(), "ratio": ratio,
             "most_seats": most_seats, "identical": identical,
         });
-        println!("{report}");
+        hermes::say!("{report}");
     } else {
-        println!("{model}, {requests} requests of {tokens} tokens at once, {repeat} rounds");
-        println!("one alone  {}", alone.line());
-        println!("all        {}", together.line());
-        println!("ratio      {ratio:8.3}");
-        println!("most requests in one pass: {most_seats}");
-        println!("outputs are {}", if identical { "identical" } else { "DIFFERENT" });
+        hermes::say!("{model}, {requests} requests of {tokens} tokens at once, {repeat} rounds");
+        hermes::say!("one alone  {}", alone.line());
+        hermes::say!("all        {}", together.line());
+        hermes::say!("ratio      {ratio:8.3}");
+        hermes::say!("most requests in one pass: {most_seats}");
+        hermes::say!("outputs are {}", if identical { "identical" } else { "DIFFERENT" });
     }
     Ok(())
 }

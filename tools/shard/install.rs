@@ -33,8 +33,8 @@ pub fn run(source: &Path, store_dir: &Path, force: bool, json: bool) -> Result<E
     let dir = dir.with_context(|| format!("{}", source.display()))?;
     let (model, version) = (&dir.manifest.model, &dir.manifest.version);
     match json {
-        true => println!("{}", json!({ "model": model, "version": version, "bytes": bytes })),
-        false => println!("{model}: version {version} is installed ({bytes} bytes)"),
+        true => hermes::say!("{}", json!({ "model": model, "version": version, "bytes": bytes })),
+        false => hermes::say!("{model}: version {version} is installed ({bytes} bytes)"),
     }
     Ok(ExitCode::SUCCESS)
 }

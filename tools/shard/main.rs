@@ -87,7 +87,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("hermes-shard: {}", told(&error));
+            hermes::tell!("hermes-shard: {}", told(&error));
             ExitCode::FAILURE
         }
     }

@@ -42,7 +42,7 @@ impl Progress {
     pub fn layer_done(&self, name: &str) {
         if self.has_lines {
             let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
-            eprintln!("{:8.1} of {:.1} MiB  {name}", mib(done), mib(all));
+            hermes::tell!("{:8.1} of {:.1} MiB  {name}", mib(done), mib(all));
         }
     }
 
@@ -79,11 +79,11 @@ pub fn built(dir: &ModelDir, took: Duration, json: bool) -> Result<ExitCode> {
             "task": manifest.task,
             "took_ms": took.as_millis() as u64,
         });
-        println!("{report}");
+        hermes::say!("{report}");
         return Ok(ExitCode::SUCCESS);
     }
     let (model, version) = (&manifest.model, &manifest.version);
-    println!(
+    hermes::say!(
         "{model} version {version}: {} in {:.1} s",
         match manifest.layers.len() {
             1 => "1 layer".to_owned(),
@@ -91,10 +91,10 @@ pub fn built(dir: &ModelDir, took: Duration, json: bool) -> Result<ExitCode> {
         },
         took.as_secs_f64()
     );
-    println!("  graph    {:9.1} MiB", mib(manifest.graph.bytes));
+    hermes::say!("  graph    {:9.1} MiB", mib(manifest.graph.bytes));
     for variant in &manifest.variants {
         let (size, error) = (mib(bytes_of(dir, variant)), worst_error(dir, variant));
-        println!("  {variant:8} {size:9.1} MiB  relative error of the worst layer {error:.5}");
+        hermes::say!("  {variant:8} {size:9.1} MiB  relative error of the worst layer {error:.5}");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -107,15 +107,15 @@ fn mib(bytes: u64) -> f64 {
 pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     let manifest = &dir.manifest;
     if json {
-        println!("{}", serde_json::to_string(&**manifest)?);
+        hermes::say!("{}", serde_json::to_string(&**manifest)?);
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{} version {}", manifest.model, manifest.version);
+    hermes::say!("{} version {}", manifest.model, manifest.version);
     let from = &manifest.provenance;
-    println!("from {} ({:.1} MiB, {})", from.source, mib(from.source_bytes), from.producer);
+    hermes::say!("from {} ({:.1} MiB, {})", from.source, mib(from.source_bytes), from.producer);
     for (kind, ports) in [("input", &manifest.inputs), ("output", &manifest.outputs)] {
         for port in ports {
-            println!(
+            hermes::say!(
                 "{kind:8} {} {} {}",
                 port.name,
                 port.dtype,
@@ -123,14 +123,14 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
             );
         }
     }
-    println!("graph    {:.1} MiB", mib(manifest.graph.bytes));
-    println!("\nlayers in tape order");
+    hermes::say!("graph    {:.1} MiB", mib(manifest.graph.bytes));
+    hermes::say!("\nlayers in tape order");
     for (index, layer) in manifest.layers.iter().enumerate() {
-        println!("{index:3} {}", layer.name);
+        hermes::say!("{index:3} {}", layer.name);
         for variant in &manifest.variants {
             let file = &layer.files[variant];
             let (size, error, max) = (mib(file.bytes), file.relative_error, file.max_error);
-            println!(
+            hermes::say!(
                 "      {variant:5} {size:9.2} MiB  relative error {error:.5}  largest {max:.3e}"
             );
         }
@@ -142,9 +142,10 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
                 Layout::Flat => "constant",
             };
             let (name, blocks) = (&tensor.name, tensor.block_count);
-            println!(
+            hermes::say!(
                 "        {layout:8} {name} {:?} {} in {blocks} blocks",
-                tensor.dims, tensor.dtype
+                tensor.dims,
+                tensor.dtype
             );
         }
     }
@@ -160,16 +161,16 @@ pub fn verify(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     if json {
         let list: Vec<_> =
             problems.iter().map(|p| json!({ "path": p.path, "what": p.what })).collect();
-        println!("{}", json!({ "model": model, "version": version, "problems": list }));
+        hermes::say!("{}", json!({ "model": model, "version": version, "problems": list }));
     } else if problems.is_empty() {
-        println!("{model} version {version}: {:.1} MiB, all sound", mib(dir.verify_bytes()));
+        hermes::say!("{model} version {version}: {:.1} MiB, all sound", mib(dir.verify_bytes()));
     }
     for problem in problems.iter().filter(|_| !json) {
-        eprintln!("{problem}");
+        hermes::tell!("{problem}");
     }
     if problems.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("build the version again: hermes-shard build --force");
+    hermes::tell!("build the version again: hermes-shard build --force");
     Ok(ExitCode::FAILURE)
 }

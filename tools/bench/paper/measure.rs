@@ -309,6 +309,6 @@ fn refuse_or_fail(error: EngineError) -> Result<()> {
 }
 
 fn print(line: &Line) -> Result<()> {
-    println!("{}", serde_json::to_string(line)?);
+    hermes::say!("{}", serde_json::to_string(line)?);
     Ok(())
 }

@@ -304,7 +304,7 @@ impl<'a> Experiment<'a> {
             let svg = plot::all_disks(&self.results, model)?;
             write(&out.join(format!("memory-{model}.svg")), &svg)?;
         }
-        print!("{text}");
+        hermes::say!("{}", text.trim_end());
         let models = self.results.models();
         let differing: Vec<&str> = models
             .into_iter()

@@ -32,14 +32,14 @@ impl Progress {
         let text = format!("{name}: {:.1} ms", latency_us as f64 / 1e3);
         if self.has_lines {
             let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
-            eprintln!("{done:4} of {all}  {text}");
+            hermes::tell!("{done:4} of {all}  {text}");
         }
         self.bar.set_message(text);
     }
 
     /// Something to know that is no pass.
     pub fn say(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| hermes::tell!("{text}"));
     }
 
     /// All is done.

@@ -79,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         });
     }
     for (disk, limit) in arguments.disk.iter().zip(&limits) {
-        eprintln!("{disk}: measuring the profile");
+        hermes::tell!("{disk}: measuring the profile");
         arguments.profile(*disk, limit.as_ref().map(Limit::folder))?;
     }
     let budgets = arguments.find_budgets()?;
@@ -105,7 +105,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let text = markdown(&arguments.model, arguments.tokens, &records);
     write(&file("md"), &text)?;
     write(&file("svg"), &plot(&arguments.model, &records)?)?;
-    print!("{text}");
+    hermes::say!("{}", text.trim_end());
     ensure!(agree(&records), "passes gave different outputs: see the digests in the CSV");
     Ok(())
 }
@@ -174,7 +174,7 @@ impl Arguments {
         let works = |mib: u64| Ok(self.pass(Disk::Real, None, mib * MIB, 1)?.is_ok());
         ensure!(works(most)?, "model {} does not work in {most} MiB", self.model);
         let least = bisect(most, works)?;
-        eprintln!("the smallest budget that works is {least} MiB");
+        hermes::tell!("the smallest budget that works is {least} MiB");
         Ok(geometric(least, most, self.budgets).into_iter().map(|mib| mib * MIB).collect())
     }
 }

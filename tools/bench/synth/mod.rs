@@ -111,7 +111,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let weights = if arguments.external { Weights::External } else { Weights::fitting(&graph) };
     let written = file::write(&graph, &arguments.output, weights, arguments.seed)?;
     let seconds = started.elapsed().as_secs_f64();
-    println!(
+    hermes::say!(
         "{}: {:.1} M parameters, {:.1} MB in {seconds:.1} s, {}",
         arguments.output.display(),
         written.parameters as f64 / 1e6,
