@@ -1,6 +1,7 @@
 //! How long a client will wait: the header `timeout`, or Triton's request parameter of that name.
 
 use super::error::ApiError;
+use super::quote::quote_bytes;
 use axum::http::{HeaderMap, StatusCode};
 use std::future::Future;
 use std::time::Duration;
@@ -33,8 +34,8 @@ impl Deadline {
         };
         let timeout_us = value.to_str().ok().and_then(parse).filter(|_| values.next().is_none());
         let timeout_us = timeout_us.ok_or_else(|| {
-            let message =
-                format!("header {HEADER} {value:?} is not a time such as 500ms, 2s or us");
+            let value = quote_bytes(value.as_bytes());
+            let message = format!("header {HEADER} {value} is not a time such as 500ms, 2s or us");
             ApiError::invalid(message).closing()
         })?;
         Ok(deadline.within(timeout_us))

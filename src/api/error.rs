@@ -1,6 +1,7 @@
 //! What a refused call answers, before a protocol gives it its shape.
 
 use super::infer_json::RequestError;
+use super::quote::one_line;
 use crate::engine::{EngineError, ErrorKind};
 use crate::stream::OverBudget;
 use axum::http::StatusCode;
@@ -22,8 +23,7 @@ pub struct ApiError {
 impl ApiError {
     /// A refusal that leaves the connection open.
     pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
-        // Our errors put what to do on a second line; JSON has none.
-        let message = message.into().replace('\n', "; ");
+        let message = one_line(&message.into());
         ApiError { status, message, param: None, close: false }
     }
 

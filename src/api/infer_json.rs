@@ -4,6 +4,7 @@ use super::infer_tensor::{
     MAX_TENSORS, TensorReader, Tensors, field, parameters, parse_number, put, put_binary, put_head,
 };
 use super::json::{JsonError, Scanner};
+use super::quote::quote;
 use super::tensor_json::Nulls;
 use crate::stream::OverBudget;
 use thiserror::Error;
@@ -50,7 +51,8 @@ pub enum RequestError {
 }
 
 impl InferRequest {
-    /// Reads the JSON of a request and the binary data behind it.
+    /// Reads the JSON of a request and the binary data behind it. A request without inputs is one:
+    /// there are models that take none.
     ///
     /// # Errors
     ///
@@ -70,7 +72,7 @@ impl InferRequest {
             last_binary: None,
             reserve: &mut |bytes| reserve(bytes),
         };
-        let mut has_inputs = false;
+        let (mut has_inputs, mut has_outputs) = (false, false);
         scanner.object(|scanner, key| -> Result<(), RequestError> {
             match key {
                 "id" => request.id = Some(scanner.string()?.into_owned()),
@@ -79,16 +81,17 @@ impl InferRequest {
                     has_inputs = true;
                     request.inputs = reader.read(scanner)?;
                 }
-                "outputs" => request.outputs = outputs(scanner)?,
+                "outputs" if has_outputs => return Err(field("\"outputs\" is given twice")),
+                "outputs" => {
+                    has_outputs = true;
+                    request.outputs = outputs(scanner)?;
+                }
                 "parameters" => parameters(scanner, |scanner, key| request.set(key, scanner))?,
                 _ => drop(scanner.skip()?),
             }
             Ok(())
         })?;
         scanner.end()?;
-        if !has_inputs {
-            return Err(field("\"inputs\" is missing: send {\"inputs\": [{\"name\": .., ..}]}"));
-        }
         reader.end()?;
         Ok(request)
     }
@@ -151,7 +154,7 @@ fn boolean(name: &str, scanner: &mut Scanner<'_>) -> Result<bool, RequestError> 
 }
 
 fn outputs(scanner: &mut Scanner<'_>) -> Result<Vec<Wanted>, RequestError> {
-    let mut outputs = Vec::new();
+    let mut outputs: Vec<Wanted> = Vec::new();
     scanner.array(|scanner, index| -> Result<(), RequestError> {
         if index == MAX_TENSORS {
             return Err(field(format!("more than {MAX_TENSORS} outputs")));
@@ -172,6 +175,9 @@ fn outputs(scanner: &mut Scanner<'_>) -> Result<Vec<Wanted>, RequestError> {
             Ok(())
         })?;
         let name = name.ok_or_else(|| field(format!("outputs[{index}]: \"name\" is missing")))?;
+        if outputs.iter().any(|wanted| wanted.name == name) {
+            return Err(field(format!("output {} is wanted twice", quote(&name))));
+        }
         outputs.push(Wanted { name, binary });
         Ok(())
     })?;
@@ -208,6 +214,34 @@ mod tests {
         )
         .unwrap();
         assert!(!request.wants_binary("y") && request.wants_binary("z"));
+    }
+
+    /// Python's dataclasses and pydantic write fields that were left out as null: such a request
+    /// was refused.
+    #[test]
+    fn null_stands_for_what_is_left_out() {
+        let all = r#"{"id":null,"inputs":null,"outputs":null,"parameters":null}"#;
+        assert_eq!(parse(all).unwrap(), InferRequest::default());
+        assert_eq!(parse("{}").unwrap(), InferRequest::default());
+        let inner = r#"{"inputs":[{"name":"x","datatype":"UINT8","shape":[1],"data":[1],
+            "parameters":null}],"outputs":[{"name":"y","parameters":null}]}"#;
+        assert_eq!(parse(inner).unwrap().outputs, [Wanted { name: "y".to_owned(), binary: None }]);
+        assert!(parse(r#"{"id":nul}"#).is_err());
+    }
+
+    /// The same output named 256 times was answered 256 times, and asked of the ledger afterwards:
+    /// 113 MiB of a budget of 64.
+    #[test]
+    fn what_is_given_twice_is_refused() {
+        let check = |text: &str, expected: &str| {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        let (y, z) = (r#"{"name":"y"}"#, r#"{"name":"\u0079","parameters":{"binary_data":true}}"#);
+        check(&format!(r#"{{"outputs":[{y},{z}]}}"#), "output \"y\" is wanted twice");
+        check(&format!(r#"{{"outputs":[{y}],"outputs":[{y}]}}"#), "\"outputs\" is given twice");
+        let x = r#"{"name":"x","datatype":"UINT8","shape":[1],"data":[1]}"#;
+        check(&format!(r#"{{"inputs":[{x},{x}]}}"#), "input \"x\" is given twice");
     }
 
     #[test]
@@ -286,7 +320,7 @@ mod tests {
         #[test]
         fn requests_round_trip(
             id in prop::option::of(".*"),
-            outputs in prop::collection::vec((".*", any::<Option<bool>>()), 0..3),
+            outputs in prop::collection::btree_map(".*", any::<Option<bool>>(), 0..3),
             arrays in prop::collection::vec(arrays(), 0..3),
             (binary_output, timeout_us) in any::<(bool, u64)>(),
         ) {

@@ -7,6 +7,7 @@
 
 use super::infer_json::{RequestError, Reserve};
 use super::json::{JsonError, Scanner};
+use super::quote::quote;
 use super::tensor_json::{self, DataError, MAX_RANK, Nulls};
 use crate::engine::Array;
 use crate::store::Dtype;
@@ -49,7 +50,7 @@ impl<'a> TensorReader<'a, '_> {
             }
             let header = TensorHeader::read(scanner, kind, index)?;
             if tensors.iter().any(|(name, _)| *name == header.name) {
-                return Err(field(format!("{kind} {:?} is given twice", header.name)));
+                return Err(field(format!("{kind} {} is given twice", quote(&header.name))));
             }
             tensors.push(self.values(header, &mut total_bytes)?);
             Ok(())
@@ -63,7 +64,8 @@ impl<'a> TensorReader<'a, '_> {
         match &self.last_binary {
             _ if left == 0 => Ok(()),
             Some(name) => Err(field(format!(
-                "{kind} {name:?}: {left} bytes of the body are left after its binary data"
+                "{kind} {}: {left} bytes of the body are left after its binary data",
+                quote(name)
             ))),
             None => Err(field(format!(
                 "{left} bytes follow the JSON, and no {kind} has a \"binary_data_size\""
@@ -78,7 +80,7 @@ impl<'a> TensorReader<'a, '_> {
     ) -> Result<(String, Array), RequestError> {
         let TensorHeader { name, dtype, shape, data } = header;
         let kind = self.kind;
-        let wrong = |what: String| field(format!("{kind} {name:?}: {what}"));
+        let wrong = |what: String| field(format!("{kind} {}: {what}", quote(&name)));
         let count = tensor_json::element_count(&shape)
             .ok_or_else(|| wrong(format!("shape {shape:?} has more elements than 2^64")))?;
         let bytes = match data {
@@ -138,7 +140,7 @@ impl<'a> TensorHeader<'a> {
         scanner.object(|scanner, key| -> Result<(), RequestError> {
             match key {
                 "name" => name = Some(scanner.string()?.into_owned()),
-                "datatype" => datatype = Some(scanner.string()?.into_owned()),
+                "datatype" => datatype = Some(scanner.string()?),
                 "shape" => shape = Some(scanner.skip()?),
                 "data" => data = Some(scanner.skip()?),
                 "parameters" => parameters(scanner, |scanner, key| {
@@ -153,7 +155,7 @@ impl<'a> TensorHeader<'a> {
             Ok(())
         })?;
         let name = name.ok_or_else(|| field(format!("{kind}s[{index}]: \"name\" is missing")))?;
-        let wrong = |what: &str| field(format!("{kind} {name:?}: {what}"));
+        let wrong = |what: &str| field(format!("{kind} {}: {what}", quote(&name)));
         let datatype = datatype.ok_or_else(|| wrong("\"datatype\" is missing"))?;
         let dtype = parse_dtype(&datatype).map_err(|what| wrong(&what))?;
         let shape = shape.ok_or_else(|| wrong("\"shape\" is missing"))?;
@@ -203,7 +205,7 @@ fn parse_dtype(name: &str) -> Result<Dtype, String> {
         return Err("datatype BYTES (strings) is not supported: no model here takes it".to_owned());
     }
     let known: Vec<_> = Dtype::ALL.iter().map(|dtype| dtype.name()).collect();
-    Err(format!("unknown datatype {name:?}; expected one of {}", known.join(", ")))
+    Err(format!("unknown datatype {}; expected one of {}", quote(name), known.join(", ")))
 }
 
 fn parse_shape(text: &[u8]) -> Result<Vec<usize>, String> {

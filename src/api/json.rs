@@ -11,6 +11,13 @@ use thiserror::Error;
 /// Deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: usize = 64;
 
+/// Longest key, name or word that is read. A client that sends a longer one means harm: what is
+/// owned, quoted and logged of a request is bounded by it.
+pub const MAX_STRING_BYTES: usize = 1 << 10;
+
+/// Most bytes of text that stand for one byte of a string: `\u0001`.
+const ESCAPE_BYTES: usize = 6;
+
 /// Text that is not JSON, or not the JSON that was expected.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("byte {offset}: {what}")]
@@ -62,7 +69,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads an object; `member` is called with each key and must consume its value.
+    /// Reads an object; `member` is called with each key and must consume its value. A member that
+    /// is `null` is one that was left out: many clients write those that they have no value for so.
     pub fn object<E: From<JsonError>>(
         &mut self,
         mut member: impl FnMut(&mut Scanner<'a>, &str) -> Result<(), E>,
@@ -78,7 +86,10 @@ impl<'a> Scanner<'a> {
             if !self.take(b':') {
                 return Err(self.error("expected ':'").into());
             }
-            member(self, &key)?;
+            match self.peek() {
+                Some(b'n') => drop(self.literal()?),
+                _ => member(self, &key)?,
+            }
             if self.take(b'}') {
                 return Ok(());
             }
@@ -112,19 +123,37 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads a string.
+    /// Reads a string of at most [`MAX_STRING_BYTES`].
     pub fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
+        let (text, offset) = self.quoted()?;
+        if text.len() <= ESCAPE_BYTES * MAX_STRING_BYTES {
+            let decoded = decode(text);
+            if decoded.len() <= MAX_STRING_BYTES {
+                return Ok(decoded);
+            }
+        }
+        Err(JsonError { offset, what: "the string is longer than 1024 bytes" })
+    }
+
+    /// Reads a string of any length; `reserve` is asked first with the bytes that it may take.
+    pub fn long_string<E: From<JsonError>>(
+        &mut self,
+        reserve: impl FnOnce(usize) -> Result<(), E>,
+    ) -> Result<Cow<'a, str>, E> {
+        let (text, _) = self.quoted()?;
+        reserve(text.len())?;
+        Ok(decode(text))
+    }
+
+    /// Checks a string and hands out the text between its quotes, escapes and all, and where it is.
+    fn quoted(&mut self) -> Result<(&'a str, usize), JsonError> {
         if self.peek() != Some(b'"') {
             return Err(self.error("expected a string"));
         }
         let start = self.at;
-        let escaped = self.pass_string()?;
-        let quoted = &self.text[start..self.at];
-        let wrong = JsonError { offset: start, what: "the string is not valid" };
-        if escaped {
-            return serde_json::from_slice(quoted).map(Cow::Owned).map_err(|_| wrong);
-        }
-        std::str::from_utf8(&quoted[1..quoted.len() - 1]).map(Cow::Borrowed).map_err(|_| wrong)
+        self.pass_string()?;
+        let text = std::str::from_utf8(&self.text[start + 1..self.at - 1]);
+        Ok((text.map_err(|_| JsonError { offset: start, what: INVALID_STRING })?, start))
     }
 
     /// Reads a number, as the text that stands for it.
@@ -187,7 +216,7 @@ impl<'a> Scanner<'a> {
                     }
                 }
                 Some(b'"') => {
-                    self.string()?;
+                    self.quoted()?;
                 }
                 Some(b'-' | b'0'..=b'9') => {
                     self.number()?;
@@ -213,7 +242,7 @@ impl<'a> Scanner<'a> {
     }
 
     fn key(&mut self) -> Result<(), JsonError> {
-        self.string()?;
+        self.quoted()?;
         if self.take(b':') { Ok(()) } else { Err(self.error("expected ':'")) }
     }
 
@@ -225,29 +254,86 @@ impl<'a> Scanner<'a> {
         if self.at == start { Err(self.error("expected a digit")) } else { Ok(()) }
     }
 
-    /// Moves past a string; says whether it holds escapes.
-    fn pass_string(&mut self) -> Result<bool, JsonError> {
-        let mut escaped = false;
+    /// Moves past a string, whose escapes are checked and whose bytes may be no UTF-8.
+    fn pass_string(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
         self.at += 1;
         loop {
             match self.text.get(self.at) {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(escaped);
+                    return Ok(());
                 }
                 Some(b'\\') => {
-                    escaped = true;
-                    self.at += 2;
+                    let (_, bytes) = escape(&self.text[self.at..])
+                        .ok_or(JsonError { offset: start, what: INVALID_STRING })?;
+                    self.at += bytes;
                 }
                 Some(0..0x20) => return Err(self.error("control character in a string")),
                 Some(_) => self.at += 1,
-                None => {
-                    self.at = self.text.len();
-                    return Err(self.error("the string does not end"));
-                }
+                None => return Err(self.error("the string does not end")),
             }
         }
     }
+}
+
+/// A string with a wrong escape, or with bytes that are no UTF-8.
+const INVALID_STRING: &str = "the string is not valid";
+
+/// The character of the escape that `text` begins with, and the bytes of the escape, both halves of
+/// a surrogate pair; `None` for what is no escape.
+fn escape(text: &[u8]) -> Option<(char, usize)> {
+    let short = |c| Some((c, 2));
+    match text.get(1)? {
+        b'"' => short('"'),
+        b'\\' => short('\\'),
+        b'/' => short('/'),
+        b'b' => short('\u{8}'),
+        b'f' => short('\u{c}'),
+        b'n' => short('\n'),
+        b'r' => short('\r'),
+        b't' => short('\t'),
+        b'u' => match code_unit(text)? {
+            high @ 0xd800..0xdc00 => match code_unit(text.get(6..)?)? {
+                low @ 0xdc00..0xe000 => {
+                    let c = 0x1_0000 + ((high - 0xd800) << 10 | (low - 0xdc00));
+                    char::from_u32(c).map(|c| (c, 12))
+                }
+                _ => None,
+            },
+            unit => char::from_u32(unit).map(|c| (c, 6)),
+        },
+        _ => None,
+    }
+}
+
+/// The UTF-16 unit of an escape such as `\u00e9` that `text` begins with.
+fn code_unit(text: &[u8]) -> Option<u32> {
+    let mut digits = text.strip_prefix(b"\\u")?.get(..4)?.iter();
+    digits.try_fold(0, |unit, digit| Some(unit << 4 | char::from(*digit).to_digit(16)?))
+}
+
+/// Calls `put` with the parts of what a checked string stands for.
+fn unescape(mut text: &str, mut put: impl FnMut(&str)) {
+    while let Some(at) = text.find('\\') {
+        put(&text[..at]);
+        let (c, bytes) = escape(&text.as_bytes()[at..]).expect("the string was checked");
+        put(c.encode_utf8(&mut [0; 4]));
+        text = &text[at + bytes..];
+    }
+    put(text);
+}
+
+/// What a checked string stands for: a copy of its length only where it holds escapes.
+fn decode(text: &str) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes = 0;
+    unescape(text, |part| bytes += part.len());
+    let mut decoded = String::with_capacity(bytes);
+    unescape(text, |part| decoded.push_str(part));
+    Cow::Owned(decoded)
 }
 
 #[cfg(test)]
@@ -304,9 +390,46 @@ mod tests {
             "1 1",
             "\"\\ud800\"",
             "[\"\\u12\"]",
+            "\"\\ud83d\\ude00\"",
+            "\"\\ud83d\\u0041\"",
+            "\"\\ud83d\"",
+            "\"\\udc00\"",
+            "\"\\u00g0\"",
+            "\"\\u+123\"",
+            "\"\\\"",
         ] {
             check(text);
         }
+    }
+
+    /// A request whose input was called 16 MiB of control characters took 308 MiB: the name was
+    /// owned, and the error that quoted it was quoted again.
+    #[test]
+    fn strings_are_bounded_before_they_are_owned() {
+        let check = |text: String, expected: Result<usize, &str>| {
+            let mut scanner = Scanner::new(text.as_bytes());
+            let read = scanner.string().map(|text| text.len()).map_err(|error| error.what);
+            assert_eq!(read, expected);
+            let mut scanner = Scanner::new(text.as_bytes());
+            assert_eq!(scanner.skip().map(<[u8]>::len), Ok(text.len()));
+        };
+        let quoted = |piece: &str, count: usize| format!("\"{}\"", piece.repeat(count));
+        let long = "the string is longer than 1024 bytes";
+        check(quoted("a", 1024), Ok(1024));
+        check(quoted("a", 1025), Err(long));
+        check(quoted("\\u0001", 1024), Ok(1024));
+        check(quoted("\\u0001", 1025), Err(long));
+        check(quoted("\\u0001", 1 << 20), Err(long));
+        check(quoted("\\ud83d\\ude00", 256), Ok(1024));
+        check(quoted("\\ud83d\\ude00", 257), Err(long));
+        let text = quoted("\\n", 2000);
+        let mut asked = 0;
+        let reserve = |bytes| {
+            asked = bytes;
+            Ok::<_, JsonError>(())
+        };
+        assert_eq!(Scanner::new(text.as_bytes()).long_string(reserve).unwrap().len(), 2000);
+        assert_eq!(asked, 4000);
     }
 
     #[test]
@@ -318,6 +441,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn strings_agree_with_serde_json(text in "\"([a\u{e9}\"/bfnrtuU0-9d-f]|\\\\[\"bu\\\\]|\\\\ud[8c]3d){0,8}\"") {
+            let expected = serde_json::from_str::<String>(&text).ok();
+            let mut scanner = Scanner::new(text.as_bytes());
+            let read = scanner.string().ok().map(Cow::into_owned);
+            prop_assert_eq!(read.filter(|_| scanner.end().is_ok()), expected);
+        }
+
         #[test]
         fn skip_agrees_on_any_text(text in "[\\[\\]{}:,\"a1\\\\ .eE+tn-]{0,24}") {
             let expected = serde_json::from_str::<serde_json::Value>(&text);

@@ -1,15 +1,18 @@
 //! HTTP and JSON: the Open Inference Protocol v2 and OpenAI's embeddings on a Unix socket.
 //!
 //! Requests are bounded, parsed into [`crate::engine::Request`]s and answered from the engine's
-//! callbacks. Nothing below this module knows HTTP or JSON, and nothing here knows tract, blocks or
-//! windows.
+//! callbacks. Nothing below this module knows HTTP, and of JSON only the manifest and the profile;
+//! nothing here knows tract, blocks or windows.
 
+mod activity;
 mod body;
 pub mod client;
+mod connections;
 mod deadline;
 mod embed;
 mod embeddings_json;
 mod error;
+mod helpers;
 pub mod infer_json;
 pub mod infer_reply;
 mod infer_tensor;
@@ -20,6 +23,7 @@ mod oip;
 mod openai;
 mod pieces;
 mod plan;
+mod quote;
 mod repository;
 mod rights;
 mod routes;

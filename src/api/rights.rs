@@ -1,6 +1,7 @@
 //! Which right a route needs, checked before anything of the request's body is read.
 
 use super::error::ApiError;
+use super::quote::quote;
 use super::routes::refuse;
 use crate::daemon::Live;
 use crate::daemon::rights::Right;
@@ -50,7 +51,8 @@ async fn check(right: Right, request: Request, next: Next) -> Response {
         Some(Peer { uid, pid, .. }) => format!("uid {uid} (pid {pid})"),
         None => "a client whom the kernel does not name".to_string(),
     };
-    log::warn!("{who} has not the right to {right}: {method} {path:?} is refused");
+    let place = quote(&format!("{method} {path}"));
+    log::warn!("{who} has not the right to {right}: {place} is refused");
     let uid = peer.map_or("your user".to_string(), |peer| format!("uid {}", peer.uid));
     let message = format!(
         "{uid} has not the right to {right}; the administrator grants it by rights.{right} in \

@@ -328,6 +328,10 @@ impl Model {
                 EngineError::Invalid(format!("output \"{name}\" is unknown: the model has {known}"))
             })
         };
+        let twice = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name));
+        if let Some((_, name)) = twice {
+            return Err(EngineError::Invalid(format!("output \"{name}\" is wanted twice")));
+        }
         names.iter().map(find).collect()
     }
 
