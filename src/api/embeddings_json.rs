@@ -1,6 +1,7 @@
 //! The bodies of OpenAI's embeddings call: the request read, the reply written.
 
 use super::error::ApiError;
+use super::infer_json::Reserve;
 use super::json::{JsonError, Scanner};
 use super::pieces::PIECE_BYTES;
 use hyper::body::Bytes;
@@ -8,6 +9,9 @@ use serde_json::json;
 
 /// Most inputs of a request, as with OpenAI.
 const MAX_INPUTS: usize = 2048;
+
+/// Most digits of a number that are repeated in an error.
+const MAX_NUMBER: usize = 40;
 
 /// One text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +31,17 @@ pub enum Encoding {
     Base64,
 }
 
+impl Input {
+    /// Bytes that it holds.
+    pub fn held_bytes(&self) -> u64 {
+        let inner = match self {
+            Input::Text(text) => text.capacity(),
+            Input::Tokens(tokens) => tokens.capacity() * size_of::<u32>(),
+        };
+        (inner + size_of::<Input>()) as u64
+    }
+}
+
 /// The body of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmbeddingsRequest {
@@ -37,6 +52,9 @@ pub struct EmbeddingsRequest {
     /// How vectors are wanted.
     pub encoding: Encoding,
 }
+
+/// Asked, before memory is taken, with the bytes of one more input.
+type Ask<'a> = dyn FnMut(usize) -> Result<(), Refusal> + 'a;
 
 /// An error on the way through the body.
 struct Refusal(ApiError);
@@ -58,18 +76,24 @@ impl EmbeddingsRequest {
     ///
     /// # Errors
     ///
-    /// 400, naming the field and what was expected.
-    pub fn parse(text: &[u8]) -> Result<EmbeddingsRequest, ApiError> {
-        Self::read(text).map_err(|refusal| refusal.0)
+    /// 400, naming the field and what was expected; what `reserve` makes of bytes that there are
+    /// not.
+    pub fn parse(text: &[u8], reserve: &mut Reserve<'_>) -> Result<EmbeddingsRequest, ApiError> {
+        let mut total_bytes = 0;
+        let mut ask = |bytes: usize| {
+            total_bytes += (bytes + size_of::<Input>()) as u64;
+            reserve(total_bytes).map_err(|error| Refusal(error.into()))
+        };
+        Self::read(text, &mut ask).map_err(|refusal| refusal.0)
     }
 
-    fn read(text: &[u8]) -> Result<EmbeddingsRequest, Refusal> {
+    fn read(text: &[u8], ask: &mut Ask<'_>) -> Result<EmbeddingsRequest, Refusal> {
         let mut scanner = Scanner::new(text);
         let (mut model, mut inputs, mut encoding) = (None, None, Encoding::Float);
         scanner.object(|scanner, key| -> Result<(), Refusal> {
             match key {
                 "model" => model = Some(scanner.string()?.into_owned()),
-                "input" => inputs = Some(read_inputs(scanner)?),
+                "input" => inputs = Some(read_inputs(scanner, ask)?),
                 "encoding_format" => encoding = read_encoding(scanner)?,
                 "dimensions" if scanner.skip()? != b"null" => {
                     return Err(refuse(
@@ -98,18 +122,18 @@ fn read_encoding(scanner: &mut Scanner<'_>) -> Result<Encoding, Refusal> {
 }
 
 /// A string, strings, tokens, or arrays of tokens.
-fn read_inputs(scanner: &mut Scanner<'_>) -> Result<Vec<Input>, Refusal> {
+fn read_inputs(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Vec<Input>, Refusal> {
     const EXPECTED: &str =
         "\"input\" is not a string, strings, an array of tokens or arrays of tokens";
     if scanner.peek() == Some(b'"') {
-        return Ok(vec![read_text(scanner, 0)?]);
+        return Ok(vec![read_text(scanner, 0, ask)?]);
     }
     let is_tokens = {
         let mut ahead = scanner.clone();
         ahead.take(b'[') && matches!(ahead.peek(), Some(b'0'..=b'9' | b'-'))
     };
     if is_tokens {
-        return Ok(vec![read_tokens(scanner)?]);
+        return Ok(vec![read_tokens(scanner, ask)?]);
     }
     if scanner.peek() != Some(b'[') {
         return Err(refuse("input", EXPECTED));
@@ -120,8 +144,8 @@ fn read_inputs(scanner: &mut Scanner<'_>) -> Result<Vec<Input>, Refusal> {
             return Err(refuse("input", format!("\"input\" has more than {MAX_INPUTS} texts")));
         }
         inputs.push(match scanner.peek() {
-            Some(b'"') => read_text(scanner, index)?,
-            Some(b'[') => read_tokens(scanner)?,
+            Some(b'"') => read_text(scanner, index, ask)?,
+            Some(b'[') => read_tokens(scanner, ask)?,
             _ => return Err(refuse("input", EXPECTED)),
         });
         Ok(())
@@ -132,20 +156,30 @@ fn read_inputs(scanner: &mut Scanner<'_>) -> Result<Vec<Input>, Refusal> {
     Ok(inputs)
 }
 
-fn read_text(scanner: &mut Scanner<'_>, index: usize) -> Result<Input, Refusal> {
-    let text = scanner.string()?;
+fn read_text(scanner: &mut Scanner<'_>, index: usize, ask: &mut Ask<'_>) -> Result<Input, Refusal> {
+    let text = scanner.long_string(ask)?;
     if text.is_empty() {
         return Err(refuse("input", format!("input[{index}] is an empty string")));
     }
     Ok(Input::Text(text.into_owned()))
 }
 
-fn read_tokens(scanner: &mut Scanner<'_>) -> Result<Input, Refusal> {
-    let mut tokens = Vec::new();
+/// Tokens are counted before they are read: a vector that grows would hold three times as much.
+fn read_tokens(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Input, Refusal> {
+    let mut count = 0;
+    scanner.clone().array(|scanner, index| {
+        count = index + 1;
+        scanner.number().map(drop)
+    })?;
+    ask(count * size_of::<u32>())?;
+    let mut tokens = Vec::with_capacity(count);
     scanner.array(|scanner, _| -> Result<(), Refusal> {
         let number = scanner.number()?;
-        let token = number.parse();
-        tokens.push(token.map_err(|_| refuse("input", format!("{number} is not a token")))?);
+        let wrong = |_| {
+            let number = &number[..number.len().min(MAX_NUMBER)];
+            refuse("input", format!("{number} is not a token"))
+        };
+        tokens.push(number.parse().map_err(wrong)?);
         Ok(())
     })?;
     Ok(Input::Tokens(tokens))
@@ -233,13 +267,14 @@ fn write_base64(bytes: &[u8], text: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::{Category, Ledger};
     use proptest::prelude::*;
 
     #[test]
     fn inputs_come_in_four_shapes() {
         let check = |input: &str, expected: Vec<Input>| {
             let body = format!("{{\"input\":{input},\"model\":\"m\",\"user\":\"u\"}}");
-            let request = EmbeddingsRequest::parse(body.as_bytes()).unwrap();
+            let request = EmbeddingsRequest::parse(body.as_bytes(), &mut |_| Ok(())).unwrap();
             assert_eq!(request.inputs, expected, "{input}");
             assert_eq!((request.model.as_str(), request.encoding), ("m", Encoding::Float));
         };
@@ -250,10 +285,37 @@ mod tests {
         check("[[1], [2, 3]]", vec![Input::Tokens(vec![1]), Input::Tokens(vec![2, 3])]);
     }
 
+    /// Two bodies of "1,1,1,..." took several times what they were granted.
+    #[test]
+    fn inputs_are_asked_for_before_they_are_held() {
+        let check = |input: &str, least_bytes: u64| {
+            let body = format!("{{\"model\":\"m\",\"input\":{input}}}");
+            let mut asked = 0;
+            let mut reserve = |bytes| {
+                asked = bytes;
+                Ok(())
+            };
+            let request = EmbeddingsRequest::parse(body.as_bytes(), &mut reserve).unwrap();
+            let held: u64 = request.inputs.iter().map(Input::held_bytes).sum();
+            assert!(held >= least_bytes && asked >= held, "{held} of {asked}");
+
+            let ledger = Ledger::new(asked - 1);
+            let mut grant = ledger.try_grant(Category::Request, 0).unwrap();
+            let mut reserve = |bytes| grant.resize(bytes);
+            let refused = EmbeddingsRequest::parse(body.as_bytes(), &mut reserve).unwrap_err();
+            assert!(matches!(refused.status.as_u16(), 413 | 503), "{refused}");
+        };
+        let tokens = format!("[{}1]", "1,".repeat(9_999));
+        check(&tokens, 40_000);
+        check(&format!("[{tokens},{tokens}]"), 80_000);
+        check(&format!("\"{}\"", "a".repeat(10_000)), 10_000);
+        check(&format!("[\"{}\"]", "\\u00e9".repeat(10_000)), 20_000);
+    }
+
     #[test]
     fn refusals_name_the_field() {
         let check = |body: &str, param: Option<&str>, message: &str| {
-            let error = EmbeddingsRequest::parse(body.as_bytes()).unwrap_err();
+            let error = EmbeddingsRequest::parse(body.as_bytes(), &mut |_| Ok(())).unwrap_err();
             assert_eq!(error.param, param, "{body}");
             assert!(error.message.contains(message), "{body}: {}", error.message);
         };
@@ -298,7 +360,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_body_panics(body in "[\\[\\]{}:,\"a1\\\\ .-]{0,24}|\\{\"(input|model)\":.{0,16}\\}") {
-            let _ = EmbeddingsRequest::parse(body.as_bytes());
+            let _ = EmbeddingsRequest::parse(body.as_bytes(), &mut |_| Ok(()));
         }
     }
 }

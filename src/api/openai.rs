@@ -1,12 +1,14 @@
 //! OpenAI's `/v1/models` and `/v1/embeddings`, for programs that speak nothing else.
 
-use super::body;
+use super::body::{self, GrantedBody, PARSE_INLINE_BYTES};
 use super::deadline::Deadline;
 use super::embed::Embedding;
 use super::embeddings_json::{EmbeddingPieces, EmbeddingsRequest, Input};
 use super::error::ApiError;
+use super::helpers;
 use super::pieces::Pieces;
-use super::routes::{Api, Submitted, error_response, wait};
+use super::routes::{Api, Submitted, error_response};
+use crate::engine::Cancel;
 use crate::store::manifest::Manifest;
 use crate::stream::Grant;
 use axum::Json;
@@ -93,13 +95,13 @@ pub async fn embeddings(
     let deadline = Deadline::from_headers(&headers)?;
     body::require_json(&headers)?;
     let body = body::read(body, api.body_limit_bytes(), api.engine.ledger()).await?;
-    let request = EmbeddingsRequest::parse(&body.bytes)?;
+    let (request, grant) = match body.bytes.len() <= PARSE_INLINE_BYTES {
+        true => parse(body)?,
+        false => api.help(move |_, _| parse(body)).await?,
+    };
     let manifest = api.manifest(&request.model, None).map_err(|error| error.about("model"))?;
     let embedding = Embedding::new(&manifest)?;
-    // The texts are no longer than the body was, and their tokens no more than four times that.
-    let mut grant = body.into_grant();
-    grant.resize(5 * grant.bytes())?;
-    let texts = tokenize(&api, Arc::clone(&manifest), request.inputs).await?;
+    let (texts, mut grant) = tokenize(&api, Arc::clone(&manifest), request.inputs, grant).await?;
     let token_count = texts.iter().map(Vec::len).sum();
     let vectors = deadline.bound(embed(&api, embedding, texts, &mut grant)).await?;
     let pieces =
@@ -109,15 +111,34 @@ pub async fn embeddings(
     Ok(([(header::CONTENT_TYPE, json)], body).into_response())
 }
 
+/// Parses a body; the grant returned covers the inputs alone.
+fn parse(mut body: GrantedBody) -> Result<(EmbeddingsRequest, Grant), ApiError> {
+    let held_bytes = body.bytes.capacity() as u64;
+    let text = std::mem::take(&mut body.bytes);
+    let reserve = &mut |bytes| body.grant_mut().resize(held_bytes + bytes);
+    let request = EmbeddingsRequest::parse(&text, reserve)?;
+    drop(text);
+    let mut grant = body.into_grant();
+    grant.resize(request.inputs.iter().map(Input::held_bytes).sum())?;
+    Ok((request, grant))
+}
+
+/// The tokens of all inputs. The grant goes along: what is held for a client that has left is held
+/// until the thread is told.
 async fn tokenize(
     api: &Arc<Api>,
     manifest: Arc<Manifest>,
     inputs: Vec<Input>,
-) -> Result<Vec<Vec<u32>>, ApiError> {
-    let api = Arc::clone(api);
-    wait(move || {
+    mut grant: Grant,
+) -> Result<(Vec<Vec<u32>>, Grant), ApiError> {
+    // A token of a text is at least one of its bytes.
+    grant.resize(grant.bytes().saturating_mul(1 + size_of::<u32>() as u64))?;
+    let work = move |api: &Arc<Api>, cancel: &Cancel| {
         let encoder = api.tokenizers.get(&manifest, &api.engine)?;
         let encode = |(index, input)| {
+            if cancel.is_cancelled() {
+                return Err(helpers::left());
+            }
             let tokens = match input {
                 Input::Text(text) => encoder.encode(&text, &api.engine),
                 Input::Tokens(tokens) => encoder.check(tokens),
@@ -127,9 +148,13 @@ async fn tokenize(
                 ..error
             })
         };
-        inputs.into_iter().enumerate().map(encode).collect()
-    })
-    .await
+        let texts: Vec<Vec<u32>> =
+            inputs.into_iter().enumerate().map(encode).collect::<Result<_, ApiError>>()?;
+        let held_bytes = |tokens: &Vec<u32>| (tokens.capacity() * size_of::<u32>()) as u64;
+        grant.resize(texts.iter().map(held_bytes).sum())?;
+        Ok((texts, grant))
+    };
+    api.help(work).await
 }
 
 /// The vectors of all texts; dropping the future cancels the passes under way.

@@ -3,7 +3,8 @@
 use super::client::table;
 use super::error::ApiError;
 use super::oip::{ModelPathArg, OipError, find};
-use super::routes::{Api, answer, wait};
+use super::quote::quote;
+use super::routes::{Api, answer};
 use super::size::{self, Size};
 use crate::engine::{Answered, Inquiry};
 use crate::plan::{Alternative, Bound, Forecast, MAX_TOKENS, Plan, Planned, Profile, Usage, Way};
@@ -43,7 +44,7 @@ pub async fn plan(
     let manifest = find(&api, path).map_err(ApiError::closing)?;
     let inquiry = parse(uri.query().unwrap_or_default())?;
     let known = answer(|reply| api.engine.request_known(&manifest.model, reply)).await?;
-    let answered = wait(move || Ok(known.plan(inquiry)?)).await?;
+    let answered = api.help(move |_, _| Ok(known.plan(inquiry)?)).await?;
     Ok(Json(describe(&answered)))
 }
 
@@ -63,10 +64,7 @@ fn parse(query: &str) -> Result<Inquiry, ApiError> {
             "window" => put(&mut fixed.window_bytes, bytes(value)),
             _ => Err(format!("it is unknown: there are {}", PARAMETERS.join(", "))),
         };
-        put.map_err(|wrong| {
-            let name: String = name.chars().take(32).collect();
-            ApiError::invalid(format!("parameter {name:?}: {wrong}"))
-        })?;
+        put.map_err(|wrong| ApiError::invalid(format!("parameter {}: {wrong}", quote(name))))?;
     }
     Ok(inquiry)
 }
@@ -87,7 +85,9 @@ fn bytes(text: &str) -> Result<u64, String> {
 
 fn number(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
     let number = text.parse().ok().filter(|number| range.contains(number));
-    number.ok_or_else(|| format!("{text:?} is no number from {} to {}", range.start(), range.end()))
+    number.ok_or_else(|| {
+        format!("{} is no number from {} to {}", quote(text), range.start(), range.end())
+    })
 }
 
 fn threads(text: &str) -> Result<usize, String> {
@@ -97,7 +97,7 @@ fn threads(text: &str) -> Result<usize, String> {
 fn usage(text: &str) -> Result<Usage, String> {
     let known = [Usage::Cyclic, Usage::OneShot];
     let named = known.into_iter().find(|usage| usage.to_string() == text);
-    named.ok_or_else(|| format!("{text:?} is unknown: there are cyclic and one-shot"))
+    named.ok_or_else(|| format!("{} is unknown: there are cyclic and one-shot", quote(text)))
 }
 
 fn describe(answered: &Answered) -> Value {

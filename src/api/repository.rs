@@ -3,7 +3,8 @@
 use super::body;
 use super::error::ApiError;
 use super::oip::{ModelPathArg, OipError, find};
-use super::routes::{Api, wait};
+use super::quote::quote;
+use super::routes::{Api, answer};
 use crate::store::manifest::Manifest;
 use axum::Json;
 use axum::body::Body;
@@ -61,11 +62,11 @@ pub async fn index(
     body: Body,
 ) -> Result<Json<Vec<Entry>>, OipError> {
     let request: IndexRequest = read(&api, &headers, body).await?;
-    let entries = wait(move || {
+    let entries = api.help(move |api, _| {
         let mut entries = Vec::new();
         for name in api.engine.models()? {
             let entry = match api.engine.manifest(&name) {
-                Ok(manifest) => Entry::new(&api, &manifest),
+                Ok(manifest) => Entry::new(api, &manifest),
                 Err(error) => {
                     let reason = ApiError::from(error).message;
                     Entry { name, version: String::new(), state: "UNAVAILABLE", reason }
@@ -91,11 +92,12 @@ pub async fn load(
     let request: LoadRequest = read(&api, &headers, body).await?;
     if let Some(name) = request.parameters.keys().next() {
         let message = format!(
-            "parameter {name:?} is not supported: what a model is was decided when it was sharded"
+            "parameter {} is not supported: what a model is was decided when it was sharded",
+            quote(name)
         );
         return Err(ApiError::invalid(message).into());
     }
-    api.load(&manifest.model).await?;
+    answer(|reply| api.engine.request_load(&manifest.model, reply)).await?;
     Ok(Json(Entry::new(&api, &manifest)))
 }
 
@@ -109,8 +111,7 @@ pub async fn unload(
 ) -> Result<Json<Entry>, OipError> {
     let manifest = find(&api, path).map_err(ApiError::closing)?;
     read::<LoadRequest>(&api, &headers, body).await?;
-    let (engine, model) = (api.engine.clone(), manifest.model.clone());
-    wait(move || Ok(engine.unload(&model)?)).await?;
+    answer(|reply| api.engine.request_unload(&manifest.model, reply)).await?;
     Ok(Json(Entry::new(&api, &manifest)))
 }
 

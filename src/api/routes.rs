@@ -1,27 +1,29 @@
 //! Which path leads where, and what every handler shares.
 
+use super::connections::Connections;
 use super::error::ApiError;
+use super::helpers::Helpers;
 use super::install::{self, Installs};
+use super::quote::quote;
 use super::rights::require;
 use super::tokenizer::Tokenizers;
 use super::{metrics, oip, openai, plan, repository, stats, trace, versions};
 use crate::daemon::rights::Right;
 use crate::engine::{Cancel, Engine, EngineError, Reply, Request};
-use crate::store::manifest::Manifest;
+use crate::store::manifest::{Manifest, is_name};
 use axum::Router;
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use tokio::sync::oneshot;
 
 /// Share of the budget that one request body may take.
 const BODY_SHARE: u64 = 4;
 
-/// Most characters of a model or version name.
-const MAX_NAME: usize = 128;
+/// Longest method that is repeated to who sent it.
+const MAX_METHOD: usize = 16;
 
 /// What the handlers share.
 pub struct Api {
@@ -29,18 +31,24 @@ pub struct Api {
     pub engine: Engine,
     /// Tokenizers loaded so far.
     pub tokenizers: Tokenizers,
+    /// Threads for what takes longer than the event loop may wait.
+    pub helpers: Helpers,
     /// The install that is under way.
     pub installs: Installs,
-    /// Connections that are open.
-    pub connections: AtomicUsize,
+    /// Who is connected.
+    pub connections: Arc<Connections>,
 }
 
 impl Api {
     /// The handlers' state for `engine`.
     pub fn new(engine: Engine) -> Arc<Api> {
-        let (tokenizers, installs) = (Tokenizers::default(), Installs::default());
-        let connections = AtomicUsize::new(0);
-        Arc::new(Api { engine, tokenizers, installs, connections })
+        Arc::new(Api {
+            connections: Connections::new(Arc::clone(engine.ledger())),
+            engine,
+            tokenizers: Tokenizers::default(),
+            helpers: Helpers::default(),
+            installs: Installs::default(),
+        })
     }
 
     /// Largest request body.
@@ -55,33 +63,27 @@ impl Api {
     /// 404 for a name that no model or version has; no path is ever made of one that is no name.
     pub fn manifest(&self, model: &str, version: Option<&str>) -> Result<Arc<Manifest>, ApiError> {
         if !is_name(model) {
-            return Err(ApiError::not_found(format!("there is no model {:?}", shorten(model))));
+            return Err(ApiError::not_found(format!("there is no model {}", quote(model))));
         }
         let manifest = self.engine.manifest(model)?;
         match version {
             Some(version) if version != manifest.version => Err(ApiError::not_found(format!(
-                "model {model:?} has no version {:?}: it serves {:?}",
-                shorten(version),
+                "model {model:?} has no version {}: it serves {:?}",
+                quote(version),
                 manifest.version
             ))),
             _ => Ok(manifest),
         }
     }
 
-    /// Has the engine load a model, on a thread that may wait.
-    pub async fn load(&self, model: &str) -> Result<(), ApiError> {
-        let (engine, model) = (self.engine.clone(), model.to_owned());
-        wait(move || Ok(engine.load(&model).map(drop)?)).await
+    /// Runs `work` on a helper thread: [`Helpers::run`].
+    pub async fn help<T: Send + 'static>(
+        self: &Arc<Api>,
+        work: impl FnOnce(&Arc<Api>, &Cancel) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let api = Arc::clone(self);
+        self.helpers.run(move |cancel| work(&api, cancel)).await
     }
-}
-
-/// Runs work that may take more than a millisecond beside the event loop.
-pub async fn wait<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ApiError::internal("a helper thread failed: see the daemon's log"))?
 }
 
 /// Waits for what the engine calls back with. Dropping this changes nothing for the engine.
@@ -196,8 +198,9 @@ pub fn router(api: Arc<Api>) -> Router {
 }
 
 async fn unknown_path(request: HttpRequest) -> Response {
-    let path = shorten(request.uri().path());
-    let error = ApiError::not_found(format!("there is nothing at {path:?}; GET /v2 says what is"));
+    let path = quote(request.uri().path());
+    let error =
+        ApiError::not_found(format!("there is nothing at {path}; openapi.json lists all there is"));
     refuse(request.uri().path(), error)
 }
 
@@ -205,8 +208,13 @@ async fn wrong_method(request: HttpRequest) -> Response {
     let (method, path) = (request.method(), request.uri().path());
     let here = routes().filter(|(_, template, _)| is_path_of(template, path));
     let allowed: Vec<_> = here.map(|(method, ..)| method).collect();
+    // Any token is a method.
+    let method = match method.as_str() {
+        method if method.len() <= MAX_METHOD => method,
+        _ => "this method",
+    };
     let message =
-        format!("{method} is not allowed for {:?}: use {}", shorten(path), allowed.join(" or "));
+        format!("{method} is not allowed for {}: use {}", quote(path), allowed.join(" or "));
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
     let mut response = refuse(path, error);
     if let Ok(allowed) = HeaderValue::from_str(&allowed.join(", ")) {
@@ -243,15 +251,4 @@ pub fn error_response(error: &ApiError, body: Vec<u8>) -> Response {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
-}
-
-/// Whether `name` can be a model's or version's name: [`Manifest::model`] has the rule.
-fn is_name(name: &str) -> bool {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    (1..=MAX_NAME).contains(&name.len()) && !name.starts_with('.') && name.chars().all(good)
-}
-
-/// What of a client's text is worth repeating to it.
-fn shorten(text: &str) -> String {
-    text.chars().take(MAX_NAME).collect()
 }

@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use super::oip::{ModelPathArg, OipError, find};
-use super::routes::{Api, wait};
+use super::routes::Api;
 use crate::engine::{Counted, ModelStats};
 use axum::Json;
 use axum::extract::State;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// `GET /v2/models/stats`: every model that is loaded or was asked for.
 pub async fn models(State(api): State<Arc<Api>>) -> Result<Json<Value>, OipError> {
-    let stats = wait(move || {
+    let stats = api.help(move |api, _| {
         let of = |model: ModelStats| {
             // A version that was removed after its last request is not worth an error.
             let manifest = api.engine.manifest(&model.name);

@@ -3,7 +3,7 @@
 use super::body;
 use super::error::ApiError;
 use super::oip::OipError;
-use super::routes::{Api, wait};
+use super::routes::Api;
 use crate::engine::Engine;
 use crate::store::{Removed, StoreError};
 use axum::Json;
@@ -75,7 +75,7 @@ pub async fn list(
     path: PathArg<String>,
 ) -> Result<Json<Value>, OipError> {
     let model = name(path)?;
-    let versions = wait(move || {
+    let versions = api.help(move |api, _| {
         let versions = api.engine.store().list(&model)?.into_iter().map(|info| {
             json!({
                 "version": info.version,
@@ -107,9 +107,9 @@ pub async fn use_version(
     let UseRequest { version } = read_json(&api, &headers, body)
         .await?
         .ok_or_else(|| ApiError::invalid("the body is empty: expected {\"version\": \"NAME\"}"))?;
-    let used = wait(move || {
+    let used = api.help(move |api, _| {
         api.engine.store().use_version(&model, &version)?;
-        serve_current(&api, &model, &version)
+        serve_current(api, &model, &version)
     });
     Ok(Json(used.await?))
 }
@@ -120,9 +120,9 @@ pub async fn roll_back(
     path: PathArg<String>,
 ) -> Result<Json<Value>, OipError> {
     let model = name(path)?;
-    let used = wait(move || {
+    let used = api.help(move |api, _| {
         let version = api.engine.store().roll_back(&model)?.manifest.version.clone();
-        serve_current(&api, &model, &version)
+        serve_current(api, &model, &version)
     });
     Ok(Json(used.await?))
 }
@@ -133,7 +133,8 @@ pub async fn remove(
     path: PathArg<(String, String)>,
 ) -> Result<Json<Value>, OipError> {
     let (model, version) = name(path)?;
-    let removed = wait(move || Ok(describe(&api.engine.store().remove(&model, &version)?)));
+    let removed =
+        api.help(move |api, _| Ok(describe(&api.engine.store().remove(&model, &version)?)));
     Ok(Json(removed.await?))
 }
 
@@ -153,7 +154,7 @@ pub async fn collect(
     body: Body,
 ) -> Result<Json<Value>, OipError> {
     let CollectRequest { keep } = read_json(&api, &headers, body).await?.unwrap_or_default();
-    let collected = wait(move || {
+    let collected = api.help(move |api, _| {
         let collected = api.engine.store().collect(keep)?;
         log::info!("{} versions were collected", collected.removed.len());
         Ok(json!({

@@ -106,11 +106,19 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
         }
     })?;
     drop(socket);
-    let stopped = engine.clone();
-    let stop = runtime.spawn_blocking(move || stopped.shutdown());
-    let ended = runtime.block_on(async { tokio::time::timeout(SHUTDOWN_PATIENCE, stop).await });
+    // Beside the helper threads, whatever they do.
     runtime.shutdown_background();
-    if ended.is_err() {
+    let (ended, end) = std::sync::mpsc::channel();
+    let stop = move || {
+        engine.shutdown();
+        // Nobody waits where it took too long.
+        let _ = ended.send(());
+    };
+    std::thread::Builder::new()
+        .name("shutdown".to_owned())
+        .spawn(stop)
+        .map_err(|error| anyhow!("cannot start a thread: {error}"))?;
+    if end.recv_timeout(SHUTDOWN_PATIENCE).is_err() {
         bail!("the engine does not end within {} s", SHUTDOWN_PATIENCE.as_secs());
     }
     log::info!("stopped");

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// Between two looks at what is loaded, where somebody wants to know.
@@ -113,9 +113,16 @@ impl Lifecycle {
         let mut feeding = interval_of_watchdog.map(|whole| every(whole / 2));
         let mut watchdog = Watchdog::new(interval_of_watchdog.unwrap_or_default(), Instant::now());
         let mut looking = self.manager.is_present().then(|| every(STATUS_INTERVAL));
+        let mut reading = Reading::default();
         loop {
             tokio::select! {
-                Some(()) = self.reload.recv() => self.reload(engine).await,
+                Some(()) = self.reload.recv() => self.begin_reload(&mut reading),
+                read = reading.done() => {
+                    self.end_reload(read, engine);
+                    if reading.again {
+                        self.begin_reload(&mut reading);
+                    }
+                }
                 Some(()) = self.terminate.recv() => self.advance("SIGTERM"),
                 Some(()) = self.interrupt.recv() => self.advance("SIGINT"),
                 () = tick(&mut feeding) => match watchdog.check(engine.progress(), Instant::now()) {
@@ -135,16 +142,22 @@ impl Lifecycle {
         }
     }
 
-    /// Reads the config anew; keeps the old one where the new one is wrong.
-    async fn reload(&mut self, engine: &Engine) {
+    /// Begins to read the config anew; where that is under way, notes that it is to be done again.
+    fn begin_reload(&mut self, reading: &mut Reading) {
         log::info!("SIGHUP: reading the config anew");
         self.manager.reloading();
-        let sources = self.sources.clone();
-        // Names of users may be looked up over a network.
-        match tokio::task::spawn_blocking(move || sources.read()).await {
-            Ok(Ok(newer)) => self.swap(newer, engine),
-            Ok(Err(error)) => self.keep(&error),
-            Err(error) => log::error!("the config could not be read: {error}"),
+        if let Err(error) = reading.begin(&self.sources) {
+            log::error!("the old config stays in force: no thread to read the new one: {error}");
+            self.manager.ready();
+        }
+    }
+
+    /// Takes the config that was read; keeps the old one where the new one is wrong.
+    fn end_reload(&mut self, read: Option<Result<Effective, ConfigError>>, engine: &Engine) {
+        match read {
+            Some(Ok(newer)) => self.swap(newer, engine),
+            Some(Err(error)) => self.keep(&error),
+            None => log::error!("the config could not be read: see above"),
         }
         self.manager.ready();
     }
@@ -213,6 +226,43 @@ impl Lifecycle {
         let progress = engine.progress();
         if self.manager.is_present() && seen.replace(progress) != Some(progress) {
             self.manager.status(status(engine));
+        }
+    }
+}
+
+/// The config while it is read, by a thread of its own: names of users may be looked up over a
+/// network, and neither signals nor requests wait for that.
+#[derive(Default)]
+struct Reading {
+    outcome: Option<oneshot::Receiver<Result<Effective, ConfigError>>>,
+    /// Whether it has changed meanwhile.
+    again: bool,
+}
+
+impl Reading {
+    fn begin(&mut self, sources: &Sources) -> io::Result<()> {
+        self.again = self.outcome.is_some();
+        if self.again {
+            return Ok(());
+        }
+        let (sources, (sender, outcome)) = (sources.clone(), oneshot::channel());
+        std::thread::Builder::new().name("reload".to_owned()).spawn(move || {
+            // The receiver is gone when the daemon ends.
+            let _ = sender.send(sources.read());
+        })?;
+        self.outcome = Some(outcome);
+        Ok(())
+    }
+
+    /// What was read, `None` where the thread failed; never where none reads.
+    async fn done(&mut self) -> Option<Result<Effective, ConfigError>> {
+        match &mut self.outcome {
+            None => std::future::pending().await,
+            Some(outcome) => {
+                let read = outcome.await;
+                self.outcome = None;
+                read.ok()
+            }
         }
     }
 }

@@ -36,7 +36,10 @@ impl Waiting {
 
 /// What is done between passes.
 pub enum Control {
+    /// Loads a model, anew where it is loaded.
     Load(String, Answer<Arc<Model>>),
+    /// Loads a model where it is not loaded.
+    Ready(String, Answer<Arc<Model>>),
     Unload(String, Answer<()>),
     Play(String, Answer<PassStats>),
     Profile(String, Answer<Arc<Profile>>),
@@ -49,7 +52,7 @@ impl Control {
     /// Answers it with an error.
     pub fn refuse(self, error: EngineError) {
         match self {
-            Control::Load(_, answer) => answer(Err(error)),
+            Control::Load(_, answer) | Control::Ready(_, answer) => answer(Err(error)),
             Control::Unload(_, answer) => answer(Err(error)),
             Control::Play(_, answer) => answer(Err(error)),
             Control::Profile(_, answer) => answer(Err(error)),
@@ -79,11 +82,33 @@ struct State {
     queue: Queue<Waiting>,
     held: bool,
     closed: bool,
+    /// Whether a pass that waits comes before what else is to be done: after each of those.
+    is_pass_next: bool,
     /// Ends what is done while nothing waits.
     leisure: Option<Cancel>,
 }
 
 impl State {
+    /// What is to be done next: commands and passes by turns, so that neither puts off the other
+    /// for ever. A new budget comes before all: nothing is begun under the old one.
+    fn next_turn(&mut self) -> Option<Turn> {
+        let is_pass_due = match self.control.front() {
+            None => true,
+            Some(Control::Replan) => false,
+            Some(_) => self.is_pass_next,
+        };
+        if is_pass_due
+            && !self.held
+            && let Some(model) = self.queue.next_model()
+        {
+            self.is_pass_next = false;
+            return Some(Turn::Pass(model));
+        }
+        let control = self.control.pop_front()?;
+        self.is_pass_next = true;
+        Some(Turn::Control(control))
+    }
+
     /// Something waits from now on.
     fn end_leisure(&mut self) {
         if let Some(leisure) = self.leisure.take() {
@@ -95,8 +120,14 @@ impl State {
 impl Default for Inbox {
     fn default() -> Inbox {
         let queue = Queue::new(QUEUE_LIMIT);
-        let state =
-            State { control: VecDeque::new(), queue, held: false, closed: false, leisure: None };
+        let state = State {
+            control: VecDeque::new(),
+            queue,
+            held: false,
+            closed: false,
+            is_pass_next: false,
+            leisure: None,
+        };
         Inbox { state: Mutex::new(state), changed: Condvar::new() }
     }
 }
@@ -129,7 +160,7 @@ impl Inbox {
         answers
     }
 
-    /// Has something done before the next pass, or refuses it.
+    /// Has something done between passes, or refuses it.
     pub fn control(&self, control: Control) {
         let mut state = lock(&self.state);
         let has_room = state.control.len() < CONTROL_LIMIT || matches!(control, Control::Replan);
@@ -145,7 +176,10 @@ impl Inbox {
         if !matches!(control, Control::Recall(..)) {
             state.end_leisure();
         }
-        state.control.push_back(control);
+        match control {
+            Control::Replan => state.control.push_front(control),
+            control => state.control.push_back(control),
+        }
         self.changed.notify_one();
     }
 
@@ -183,13 +217,8 @@ impl Inbox {
             if state.closed {
                 return None;
             }
-            if let Some(control) = state.control.pop_front() {
-                return Some(Turn::Control(control));
-            }
-            if !state.held
-                && let Some(model) = state.queue.next_model()
-            {
-                return Some(Turn::Pass(model));
+            if let Some(turn) = state.next_turn() {
+                return Some(turn);
             }
             state = match patience {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -241,6 +270,43 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Commands came before passes, all of them: who asked for loads again and again kept everybody
+    /// else from being served.
+    #[test]
+    fn commands_and_passes_take_turns() {
+        let inbox = Inbox::default();
+        let request = || Request {
+            model: "m".to_string(),
+            inputs: vec![],
+            outputs: vec![],
+            cancel: Cancel::new(),
+            trace: None,
+        };
+        let submit = || assert!(inbox.submit(Waiting::new(request(), Box::new(drop))).is_empty());
+        let unload = || inbox.control(Control::Unload("m".to_string(), Box::new(drop)));
+        let next = |expected: &str| {
+            let turn = match inbox.next(Some(Duration::ZERO)).unwrap() {
+                Turn::Control(Control::Replan) => "replan",
+                Turn::Control(_) => "command",
+                Turn::Pass(_) => inbox.pop("m").map_or("no request", |_| "pass"),
+                Turn::Idle => "idle",
+            };
+            assert_eq!(turn, expected);
+        };
+        (0..3).for_each(|_| unload());
+        (0..3).for_each(|_| submit());
+        ["command", "pass", "command", "pass"].into_iter().for_each(next);
+        // A new budget does not wait.
+        inbox.control(Control::Replan);
+        ["replan", "pass", "command", "idle"].into_iter().for_each(next);
+        unload();
+        submit();
+        inbox.hold(true);
+        ["command", "idle"].into_iter().for_each(next);
+        inbox.hold(false);
+        ["pass", "idle"].into_iter().for_each(next);
+    }
 
     /// A pass of measuring holds as much as plans may pin: under memory pressure it went on to its
     /// end, on a slow board for a minute.

@@ -273,6 +273,34 @@ impl Engine {
         self.ask(|answer| Control::Profile(model.to_string(), answer))
     }
 
+    /// As [`Engine::load`], without waiting: `reply` is called from the engine's thread, at once
+    /// where the engine does not take it.
+    pub fn request_load(
+        &self,
+        model: &str,
+        reply: impl FnOnce(Result<Arc<Model>, EngineError>) + Send + 'static,
+    ) {
+        self.0.inbox.control(Control::Load(model.to_string(), Box::new(reply)));
+    }
+
+    /// Loads a model where it is not loaded; as [`Engine::request_load`].
+    pub fn request_ready(
+        &self,
+        model: &str,
+        reply: impl FnOnce(Result<Arc<Model>, EngineError>) + Send + 'static,
+    ) {
+        self.0.inbox.control(Control::Ready(model.to_string(), Box::new(reply)));
+    }
+
+    /// As [`Engine::unload`], without waiting; as [`Engine::request_load`].
+    pub fn request_unload(
+        &self,
+        model: &str,
+        reply: impl FnOnce(Result<(), EngineError>) + Send + 'static,
+    ) {
+        self.0.inbox.control(Control::Unload(model.to_string(), Box::new(reply)));
+    }
+
     /// As [`Engine::profile`], without waiting: `reply` is called from the engine's thread, at once
     /// where the engine does not take it.
     pub fn request_profile(

@@ -122,6 +122,9 @@ impl Worker {
                 Turn::Idle => self.use_leisure(shared, &mut patience),
                 Turn::Pass(model) => self.take_turn(shared, &model),
                 Turn::Control(Control::Load(model, answer)) => answer(self.load(shared, &model)),
+                Turn::Control(Control::Ready(model, answer)) => {
+                    answer(self.serving(shared, &model));
+                }
                 Turn::Control(Control::Unload(model, answer)) => {
                     unload(shared, &model);
                     self.rest();
