@@ -225,8 +225,17 @@ fn a_body_that_does_not_come_is_given_up() {
 fn connections_beyond_the_limit_are_told_so() {
     let served = serve(&["--budget", "64MiB", "--window", "8MiB"]);
     let daemon = &served.daemon;
-    let open: Vec<_> = (0..256).map(|_| daemon.connect()).collect();
-    check_error(&daemon.connect().reply(), 503, "connections are open, the limit");
+    // Busy ones, with half a body each: of idle ones the first would make room.
+    let half = "POST /v2/models/linear/infer HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\n{";
+    let mut open: Vec<_> = (0..136).map(|_| daemon.connect().send(half)).collect();
+    let health = "GET /v2/health/live HTTP/1.1\r\nhost: h\r\n\r\n";
+    let start = Instant::now();
+    // One whose head was not read yet may have made room.
+    while daemon.connect().send(health).reply().0 != 503 {
+        assert!(start.elapsed() < Duration::from_secs(8), "more are served than there may be");
+        open.push(daemon.connect().send(half));
+    }
+    check_error(&daemon.connect().reply(), 503, "connections of this user are open");
     drop(open);
     let start = Instant::now();
     while daemon.open_files() > 200 {

@@ -14,7 +14,6 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// The format's content type.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -215,7 +214,7 @@ pub async fn metrics(State(api): State<Arc<Api>>) -> Response {
         ledger: api.engine.ledger(),
         process: memory::process(),
         refaults: refaults(),
-        connections: api.connections.load(Ordering::Relaxed),
+        connections: api.connections.count(),
     };
     let kind = HeaderValue::from_static(CONTENT_TYPE);
     ([(header::CONTENT_TYPE, kind)], render(&snapshot)).into_response()

@@ -1,14 +1,17 @@
 //! Connections: accepted up to a limit, served by hyper with every wait bounded, drained at the
 //! end.
 
+use super::activity::{Activity, Watched};
+use super::connections::{CONNECTION_BYTES, RESERVED_CONNECTIONS, Who};
 use super::rights::Caller;
 use super::routes::{Api, router};
 use super::size::Size;
 use super::stall::WriteDeadline;
 use crate::daemon::{Control, Phase};
 use crate::engine::Engine;
-use crate::stream::{Category, Grant, OverBudget};
-use crate::sys::peer::Peer;
+use crate::stream::{Category, OverBudget};
+use crate::sys::files;
+use crate::sys::peer::{Peer, bound_unread, is_keeper};
 use axum::Router;
 use axum::extract::Request as HttpRequest;
 use hyper::body::Incoming;
@@ -16,11 +19,11 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -50,17 +53,18 @@ const MAX_HEADERS: usize = 64;
 /// hyper's buffer for a connection, at most.
 const MAX_BUFFER_BYTES: usize = 32 << 10;
 
-/// What the ledger is asked for a connection: its buffers and its task.
-const CONNECTION_BYTES: u64 = 32 << 10;
-
-/// Connections granted at the start, so that the daemon can always say why it is busy.
-const RESERVED_CONNECTIONS: usize = 8;
+/// Bytes of replies that the kernel holds for a client that does not read them, by its own count
+/// half of what it takes for them.
+const UNREAD_BYTES: usize = 16 << 10;
 
 /// Most connections, whatever the budget.
 const MAX_CONNECTIONS: u64 = 1024;
 
 /// Share of the budget that connections may take.
 const CONNECTIONS_SHARE: u64 = 8;
+
+/// Share of the files that may be opened that connections may take; the rest is for models.
+const FILES_SHARE: u64 = 2;
 
 /// Why a daemon cannot serve.
 #[derive(Debug, Error)]
@@ -71,6 +75,17 @@ pub enum ServeError {
     /// Not even a few connections fit.
     #[error("no room for connections: {0}")]
     OverBudget(#[from] OverBudget),
+    /// Not even a few files can be opened.
+    #[error(
+        "the limit of open files (RLIMIT_NOFILE) is {limit}, and hermesd needs {needed} for a few \
+         connections and a small model: raise it (LimitNOFILE= of the unit, ulimit -n)"
+    )]
+    TooFewFiles {
+        /// What the limit is.
+        limit: u64,
+        /// What it must be.
+        needed: u64,
+    },
 }
 
 /// Serves `engine` on `listener` until the phase of `control` is another than serving, then drains:
@@ -88,20 +103,38 @@ pub async fn serve(
     let listener = UnixListener::from_std(listener)?;
     let reserved = RESERVED_CONNECTIONS as u64 * CONNECTION_BYTES;
     let _reserved = engine.ledger().try_grant(Category::Request, reserved)?;
-    let (limit, api) = (connection_limit(&engine), Api::new(engine.clone()));
+    let files = files_for_connections()?;
+    let (limit, api) = (connection_limit(&engine, files), Api::new(engine.clone()));
     log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes()));
+    if (limit as u64) < connection_limit(&engine, u64::MAX) as u64 {
+        log::warn!(
+            "the limit of open files (RLIMIT_NOFILE) allows no more connections than that, and as \
+             many files of models: raise it (LimitNOFILE= of the unit, ulimit -n)"
+        );
+    }
     let (router, connections) = (router(Arc::clone(&api)), JoinSet::new());
-    let mut server = Server { engine, api, router, control, connections };
+    let mut server = Server { engine, api, router, control, files, connections };
     server.accept(listener).await;
     log::info!("stopping: {} connections are open", server.connections.len());
     server.drain().await;
     Ok(())
 }
 
-/// Connections that the budget has room for.
-fn connection_limit(engine: &Engine) -> usize {
+/// Connections that the budget has room for, `files` at most.
+fn connection_limit(engine: &Engine, files: u64) -> usize {
     let limit = engine.ledger().budget_bytes() / CONNECTIONS_SHARE / CONNECTION_BYTES;
-    (limit.min(MAX_CONNECTIONS) as usize).max(RESERVED_CONNECTIONS)
+    (limit.min(MAX_CONNECTIONS).min(files) as usize).max(RESERVED_CONNECTIONS)
+}
+
+/// Files that connections may have open: a share of those that are not open yet.
+fn files_for_connections() -> Result<u64, ServeError> {
+    let (limit, open) = (files::raise_limit()?, files::open());
+    let share = limit.saturating_sub(open) / FILES_SHARE;
+    if share < RESERVED_CONNECTIONS as u64 {
+        let needed = open + FILES_SHARE * RESERVED_CONNECTIONS as u64;
+        return Err(ServeError::TooFewFiles { limit, needed });
+    }
+    Ok(share)
 }
 
 struct Server {
@@ -109,6 +142,8 @@ struct Server {
     api: Arc<Api>,
     router: Router,
     control: Control,
+    /// That connections may have open.
+    files: u64,
     connections: JoinSet<()>,
 }
 
@@ -121,7 +156,10 @@ impl Server {
                     Ok((stream, _)) => self.admit(stream),
                     Err(error) => {
                         log::warn!("cannot accept a connection: {error}");
-                        sleep(ACCEPT_PAUSE).await;
+                        // Where file descriptors are short, an idle connection has one.
+                        if !self.api.connections.end_one() {
+                            sleep(ACCEPT_PAUSE).await;
+                        }
                     }
                 },
                 Some(_) = self.connections.join_next() => {}
@@ -131,27 +169,30 @@ impl Server {
     }
 
     fn admit(&mut self, stream: UnixStream) {
-        let open = self.connections.len();
-        if open >= connection_limit(&self.engine) {
-            return refuse(&stream, &format!("{open} connections are open, the limit; try again"));
-        }
-        let grant = match open < RESERVED_CONNECTIONS {
-            true => None,
-            false => match self.engine.ledger().try_grant(Category::Request, CONNECTION_BYTES) {
-                Ok(grant) => Some(grant),
-                Err(error) => return refuse(&stream, &format!("no room: {error}; try again")),
-            },
-        };
         let peer = Peer::of(&stream);
         if let Err(error) = &peer {
             log::warn!("the kernel does not tell who connects: {error}");
         }
+        let who = match &peer {
+            Ok(peer) if is_keeper(peer.uid) => Who::Keeper,
+            Ok(peer) => Who::User(peer.uid),
+            Err(_) => Who::Unknown,
+        };
+        let limit = connection_limit(&self.engine, self.files);
+        let admission = match self.api.connections.admit(who, limit) {
+            Ok(admission) => admission,
+            Err(why) => return refuse(&stream, &format!("{why}; up to {limit} are; try again")),
+        };
+        if let Err(error) = bound_unread(&stream, UNREAD_BYTES) {
+            return refuse(&stream, &format!("the socket's buffer cannot be bounded: {error}"));
+        }
         let caller = Caller::new(peer.ok(), self.control.live.clone());
         let (router, phase) = (self.router.clone(), self.control.phase.clone());
-        let counted = Counted::new(&self.api);
         self.connections.spawn(async move {
-            let _counted = counted;
-            connection(stream, router, caller, phase, grant).await;
+            tokio::select! {
+                () = connection(stream, router, caller, phase, &admission.activity) => {}
+                () = admission.activity.ended() => log::debug!("an idle connection is ended"),
+            }
         });
     }
 
@@ -170,34 +211,25 @@ impl Server {
     }
 }
 
-/// Counts a connection while it is open.
-struct Counted(Arc<Api>);
-
-impl Counted {
-    fn new(api: &Arc<Api>) -> Counted {
-        api.connections.fetch_add(1, Ordering::Relaxed);
-        Counted(Arc::clone(api))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Serves one connection to its end; dropping the future cancels what it asked for.
 async fn connection(
     stream: UnixStream,
     router: Router,
     caller: Caller,
     mut phase: watch::Receiver<Phase>,
-    _grant: Option<Grant>,
+    activity: &Arc<Activity>,
 ) {
     let router = TowerToHyperService::new(router);
+    let serving = Arc::clone(activity);
     let service = hyper::service::service_fn(move |mut request: HttpRequest<Incoming>| {
         request.extensions_mut().insert(caller.clone());
-        Box::pin(router.call(request))
+        let (activity, service) = (Arc::clone(&serving), Activity::begin(&serving));
+        let router = router.clone();
+        Box::pin(async move {
+            activity.written().await;
+            let response = router.call(request).await?;
+            Ok::<_, Infallible>(response.map(|body| Watched::new(body, service)))
+        })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -205,7 +237,10 @@ async fn connection(
         .max_header_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(WriteDeadline::new(stream, REPLY_PATIENCE)), service);
+        .serve_connection(
+            TokioIo::new(WriteDeadline::new(stream, REPLY_PATIENCE, Arc::clone(activity))),
+            service,
+        );
     let served = tokio::select! {
         served = poll_fn(|context| connection.poll_without_shutdown(context)) => served,
         () = reaches(&mut phase, Phase::Draining) => {

@@ -1,9 +1,11 @@
 //! A stream whose writes may wait only so long: a client that does not take its reply must not
 //! hold the reply's memory for ever.
 
+use super::activity::Activity;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -14,13 +16,15 @@ use tokio::time::{Sleep, sleep};
 pub struct WriteDeadline<S> {
     stream: S,
     patience: Duration,
+    activity: Arc<Activity>,
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteDeadline<S> {
-    /// Fails a write with [`io::ErrorKind::TimedOut`] once nothing was taken for `patience`.
-    pub fn new(stream: S, patience: Duration) -> WriteDeadline<S> {
-        WriteDeadline { stream, patience, waiting: None }
+    /// Fails a write with [`io::ErrorKind::TimedOut`] once nothing was taken for `patience`, and
+    /// tells `activity` while one waits.
+    pub fn new(stream: S, patience: Duration, activity: Arc<Activity>) -> WriteDeadline<S> {
+        WriteDeadline { stream, patience, activity, waiting: None }
     }
 
     /// The stream, without the deadline.
@@ -33,6 +37,7 @@ impl<S> WriteDeadline<S> {
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        self.activity.set_writing(written.is_pending());
         if written.is_ready() {
             self.waiting = None;
             return written;
@@ -95,13 +100,16 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_stops_is_given_up() {
         let (near, mut far) = duplex(64);
-        let mut near = WriteDeadline::new(near, Duration::from_millis(50));
+        let activity = Arc::<Activity>::default();
+        let mut near = WriteDeadline::new(near, Duration::from_millis(50), Arc::clone(&activity));
         let mut taken = [0; 64];
         for _ in 0..3 {
             near.write_all(&[1; 64]).await.unwrap();
+            assert!(activity.is_idle());
             far.read_exact(&mut taken).await.unwrap();
         }
         let error = near.write_all(&[1; 65]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(!activity.is_idle());
     }
 }

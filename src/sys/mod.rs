@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod code;
 pub mod direct;
 pub mod disk;
+pub mod files;
 pub mod heap;
 pub mod map;
 pub mod memory;

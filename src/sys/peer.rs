@@ -1,7 +1,7 @@
 //! Who is at the other end of a Unix socket, as the kernel saw them connect.
 
-use nix::sys::socket::{getsockopt, sockopt};
-use nix::unistd::{Gid, Uid, User, getgrouplist};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -45,6 +45,20 @@ impl Peer {
     pub fn is_in(&self, gid: u32) -> bool {
         self.gid == gid || self.groups.contains(&gid)
     }
+}
+
+/// Whether `uid` is root or the user that this process runs as.
+pub fn is_keeper(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
+/// Bounds what the kernel holds of what was written to `socket` and not read at its other end, to
+/// twice `bytes`: it counts its own beside them.
+///
+/// # Errors
+/// The kernel's.
+pub fn bound_unread(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::SndBuf, &bytes)?)
 }
 
 fn groups(socket: &impl AsFd) -> io::Result<Box<[u32]>> {

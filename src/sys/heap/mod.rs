@@ -3,6 +3,8 @@
 
 mod large;
 
+pub use large::LARGE_BYTES;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 

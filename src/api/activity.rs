@@ -1,0 +1,124 @@
+//! What a connection does: whether it serves a request, whether its client takes what is written.
+
+use hyper::body::{Body, Bytes, Frame, SizeHint};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use tokio::sync::Notify;
+
+/// Counts the moments at which connections became idle.
+static MOMENTS: AtomicU64 = AtomicU64::new(0);
+
+/// What a connection does, as the stream, the service and whoever ends it see it.
+#[derive(Debug, Default)]
+pub struct Activity {
+    in_service: AtomicUsize,
+    is_writing: AtomicBool,
+    /// When it became idle, in moments.
+    idle_since: AtomicU64,
+    is_ended: AtomicBool,
+    ended: Notify,
+    written: Notify,
+}
+
+impl Activity {
+    /// A request is served until what is returned is dropped.
+    pub fn begin(activity: &Arc<Activity>) -> InService {
+        activity.in_service.fetch_add(1, Ordering::Relaxed);
+        InService(Arc::clone(activity))
+    }
+
+    /// Whether a write waits for the client.
+    pub fn set_writing(&self, is_writing: bool) {
+        if self.is_writing.swap(is_writing, Ordering::Relaxed) && !is_writing {
+            self.become_idle();
+            self.written.notify_one();
+        }
+    }
+
+    /// Waits until the client has taken what was written: the next of its requests would be
+    /// answered to memory.
+    pub async fn written(&self) {
+        while self.is_writing.load(Ordering::Relaxed) {
+            self.written.notified().await;
+        }
+    }
+
+    /// Whether nobody waits for anything.
+    pub fn is_idle(&self) -> bool {
+        self.in_service.load(Ordering::Relaxed) == 0 && !self.is_writing.load(Ordering::Relaxed)
+    }
+
+    /// When it became idle; the smaller, the longer ago.
+    pub fn idle_since(&self) -> u64 {
+        self.idle_since.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connection.
+    pub fn end(&self) {
+        self.is_ended.store(true, Ordering::Relaxed);
+        self.ended.notify_one();
+    }
+
+    /// Whether it was told to end.
+    pub fn is_ended(&self) -> bool {
+        self.is_ended.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end.
+    pub async fn ended(&self) {
+        while !self.is_ended() {
+            self.ended.notified().await;
+        }
+    }
+
+    fn become_idle(&self) {
+        let moment = MOMENTS.fetch_add(1, Ordering::Relaxed) + 1;
+        self.idle_since.store(moment, Ordering::Relaxed);
+    }
+}
+
+/// A request that is served, from its head to the last byte of the reply's body.
+#[derive(Debug)]
+pub struct InService(Arc<Activity>);
+
+impl Drop for InService {
+    fn drop(&mut self) {
+        self.0.become_idle();
+        self.0.in_service.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A reply's body, and the service that lasts as long.
+pub struct Watched<B> {
+    body: B,
+    _service: InService,
+}
+
+impl<B> Watched<B> {
+    /// `body`, with which `service` ends.
+    pub fn new(body: B, service: InService) -> Watched<B> {
+        Watched { body, _service: service }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Watched<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

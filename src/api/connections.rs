@@ -1,0 +1,245 @@
+//! Who is connected: a share of the connections for each user, and the end of an idle one where
+//! somebody else needs its place.
+
+use super::activity::Activity;
+use crate::stream::{Category, Grant, Ledger};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What the ledger is asked for a connection: its buffers and its task, 32 KiB in all but the worst
+/// of moments, and what the kernel holds of replies.
+pub const CONNECTION_BYTES: u64 = 64 << 10;
+
+/// Connections granted at the start, so that the daemon can always say why it is busy; half of them
+/// are for root and the daemon's own user alone.
+pub const RESERVED_CONNECTIONS: usize = 8;
+
+/// Who connects, as far as the shares go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Root or the daemon's own user: neither a share nor the limit holds them off.
+    Keeper,
+    /// Another user.
+    User(u32),
+    /// Somebody whom the kernel does not name.
+    Unknown,
+}
+
+/// What a connection's bytes are granted by: the reserve where it has no grant of its own.
+#[derive(Debug)]
+struct Place {
+    is_reserved: bool,
+    _grant: Option<Grant>,
+}
+
+/// A connection that is open.
+#[derive(Debug)]
+struct Entry {
+    who: Who,
+    activity: Arc<Activity>,
+    /// Gone where the connection is to end for another's sake.
+    place: Option<Place>,
+    number: u64,
+}
+
+/// The open connections.
+#[derive(Debug)]
+pub struct Connections {
+    ledger: Arc<Ledger>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: Vec<Entry>,
+    /// Reserved places that are taken.
+    reserved: usize,
+    last_number: u64,
+}
+
+/// An open connection's place, given back when it is dropped.
+#[derive(Debug)]
+pub struct Admission {
+    connections: Arc<Connections>,
+    /// What it does, and what tells it to end.
+    pub activity: Arc<Activity>,
+    number: u64,
+}
+
+impl Connections {
+    /// None yet. The reserved ones are granted elsewhere, for as long as the daemon serves.
+    pub fn new(ledger: Arc<Ledger>) -> Arc<Connections> {
+        Arc::new(Connections { ledger, state: Mutex::default() })
+    }
+
+    /// Admits one more where `limit` may be open, or says why not.
+    ///
+    /// A user may have as many as are free: the first half of all, the next half of the rest. Beyond
+    /// that, the longest idle of the user's own makes room, or where there is none of those, that of
+    /// whoever has the most. Keepers have a few more than all, and then anybody's makes room.
+    pub fn admit(self: &Arc<Connections>, who: Who, limit: usize) -> Result<Admission, String> {
+        let mut state = self.lock();
+        let own = state.count(who);
+        let free = limit.saturating_sub(state.open());
+        let place = match who {
+            Who::Keeper if state.open() < limit + RESERVED_CONNECTIONS => {
+                self.place(&mut state, RESERVED_CONNECTIONS)
+            }
+            Who::User(_) | Who::Unknown if own < free => {
+                self.place(&mut state, RESERVED_CONNECTIONS / 2)
+            }
+            _ => Err(format!("{own} connections of this user are open, {free} are free")),
+        };
+        let place = place.or_else(|why| {
+            let greatest = state.greatest();
+            let evicted = match who {
+                Who::Keeper => state.evict(|_| true),
+                _ if own > 0 => state.evict(|of| of == who),
+                _ => state.evict(|of| Some(of) == greatest),
+            };
+            evicted.ok_or(why)
+        })?;
+        state.last_number += 1;
+        let (number, activity) = (state.last_number, Arc::<Activity>::default());
+        let entry = Entry { who, activity: Arc::clone(&activity), place: Some(place), number };
+        state.entries.push(entry);
+        drop(state);
+        Ok(Admission { connections: Arc::clone(self), activity, number })
+    }
+
+    /// Ends the connection that has been idle for longest, for its file descriptor's sake; whether
+    /// there is one.
+    pub fn end_one(&self) -> bool {
+        let mut state = self.lock();
+        match state.evict(|_| true) {
+            None => false,
+            Some(place) => {
+                state.give_back(place);
+                true
+            }
+        }
+    }
+
+    /// Connections that are open.
+    pub fn count(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// A place of the `reserved` first, or one that the ledger grants.
+    fn place(&self, state: &mut State, reserved: usize) -> Result<Place, String> {
+        if state.reserved < reserved {
+            state.reserved += 1;
+            return Ok(Place { is_reserved: true, _grant: None });
+        }
+        match self.ledger.try_grant(Category::Request, CONNECTION_BYTES) {
+            Ok(grant) => Ok(Place { is_reserved: false, _grant: Some(grant) }),
+            Err(error) => Err(format!("no room: {error}")),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Connections that are open and not about to end.
+    fn open(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.place.is_some()).count()
+    }
+
+    fn count(&self, who: Who) -> usize {
+        self.entries.iter().filter(|entry| entry.who == who && entry.place.is_some()).count()
+    }
+
+    /// Whoever has the most connections.
+    fn greatest(&self) -> Option<Who> {
+        self.entries.iter().map(|entry| entry.who).max_by_key(|who| self.count(*who))
+    }
+
+    /// Tells the longest idle of the connections that `may_end` to end, and takes its place.
+    fn evict(&mut self, may_end: impl Fn(Who) -> bool) -> Option<Place> {
+        let idle = self.entries.iter_mut().filter(|entry| may_end(entry.who));
+        let idle = idle.filter(|entry| entry.place.is_some() && entry.activity.is_idle());
+        let longest = idle.min_by_key(|entry| entry.activity.idle_since())?;
+        longest.activity.end();
+        longest.place.take()
+    }
+
+    fn give_back(&mut self, place: Place) {
+        self.reserved -= usize::from(place.is_reserved);
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut state = self.connections.lock();
+        let at = state.entries.iter().position(|entry| entry.number == self.number);
+        let entry = at.map(|at| state.entries.swap_remove(at));
+        if let Some(place) = entry.and_then(|entry| entry.place) {
+            state.give_back(place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::activity::InService;
+
+    fn connections(places: u64) -> Arc<Connections> {
+        Connections::new(Ledger::new(places * CONNECTION_BYTES))
+    }
+
+    /// As many as are admitted, all of them busy.
+    fn fill(connections: &Arc<Connections>, who: Who, limit: usize) -> Vec<(Admission, InService)> {
+        let admit = || {
+            let admission = connections.admit(who, limit).ok()?;
+            let service = Activity::begin(&admission.activity);
+            Some((admission, service))
+        };
+        std::iter::from_fn(admit).collect()
+    }
+
+    /// 256 idle connections of one user shut out all others.
+    #[test]
+    fn a_user_has_a_share_and_keepers_always_get_in() {
+        let connections = connections(64);
+        let first = fill(&connections, Who::User(1), 64);
+        let second = fill(&connections, Who::User(2), 64);
+        let third = fill(&connections, Who::Unknown, 64);
+        assert_eq!([first.len(), second.len(), third.len()], [32, 16, 8]);
+        let why = connections.admit(Who::User(1), 64).unwrap_err();
+        assert_eq!(why, "32 connections of this user are open, 8 are free");
+        let keepers = fill(&connections, Who::Keeper, 64);
+        assert_eq!(keepers.len(), 64 + RESERVED_CONNECTIONS - 56);
+        drop((first, second, third, keepers));
+        let state = connections.lock();
+        assert_eq!((state.entries.len(), state.reserved), (0, 0));
+        assert_eq!(connections.ledger.free_bytes(), 64 * CONNECTION_BYTES);
+    }
+
+    #[test]
+    fn the_longest_idle_makes_room() {
+        let connections = connections(0);
+        let admit = |who| connections.admit(who, 8);
+        let mut first: Vec<Admission> = (0..4).map(|_| admit(Who::User(1)).unwrap()).collect();
+        // It was idle later than the others.
+        drop(Activity::begin(&first[0].activity));
+        let busy = Activity::begin(&first[1].activity);
+        let next = admit(Who::User(1)).unwrap();
+        let ended =
+            |all: &[Admission]| all.iter().map(|a| a.activity.is_ended()).collect::<Vec<_>>();
+        assert_eq!(ended(&first), [false, false, true, false]);
+        // Somebody else's, since there is none of the own.
+        let other = admit(Who::User(2)).unwrap();
+        assert_eq!(ended(&first), [false, false, true, true]);
+        // A place that was taken over is given back once.
+        drop(first.remove(2));
+        drop((other, next));
+        assert_eq!(connections.lock().reserved, 2);
+        drop(busy);
+        assert!(connections.end_one() && connections.end_one() && !connections.end_one());
+        drop(first);
+        assert_eq!(connections.lock().reserved, 0);
+    }
+}
