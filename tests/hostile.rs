@@ -221,8 +221,19 @@ fn no_route_takes_a_name_that_is_none() {
         assert!(!message.is_empty(), "{method} {path}: {reply}");
     };
     let long = "n".repeat(300);
-    let wrong =
-        ["nobody", "..", "%2e%2e", "a%2fb", "..%2f..%2fetc", "a/b", "%00", "%ff", "%", &long];
+    let wrong = [
+        "nobody",
+        "-dash",
+        "..",
+        "%2e%2e",
+        "a%2fb",
+        "..%2f..%2fetc",
+        "a/b",
+        "%00",
+        "%ff",
+        "%",
+        &long,
+    ];
     for (method, template, _) in routes() {
         for name in wrong {
             if template.contains("{model}") {
@@ -254,6 +265,104 @@ fn every_route_refuses_what_it_says_it_cannot_read() {
         assert!(reply.to_string().contains("text/plain"), "{path}: {reply}");
     }
     check_alive(&served.daemon);
+}
+
+/// One request whose input was called 16 MiB of control characters took 308 MiB of 64: the name was
+/// owned before it was granted, and the error quoted it twice.
+#[test]
+fn long_names_are_neither_owned_nor_repeated() {
+    let served = serve(&["--budget", "64MiB", "--window", "8MiB"]);
+    let daemon = &served.daemon;
+    check_alive(daemon);
+    let check = |(status, head, body): (u16, String, Vec<u8>), what: &str| {
+        assert!((400..500).contains(&status), "{what}: {status}");
+        assert!(head.len() + body.len() < 6 << 10, "{what}: an answer of {} bytes", body.len());
+        check_alive(daemon);
+    };
+    // As much as a body may have, of what grows most when it is quoted.
+    let long = "\\u0001".repeat((15 << 20) / 6);
+    let places = [
+        r#"{"id":"LONG","inputs":[]}"#,
+        r#"{"LONG":1,"inputs":[]}"#,
+        r#"{"inputs":[{"name":"LONG","datatype":"FP32","shape":[1],"data":[1]}]}"#,
+        r#"{"inputs":[{"name":"x","datatype":"LONG","shape":[1],"data":[1]}]}"#,
+        r#"{"inputs":[{"name":"x","datatype":"FP32","shape":["LONG"],"data":[1]}]}"#,
+        r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":["LONG"]}]}"#,
+        r#"{"inputs":[],"outputs":[{"name":"LONG"}]}"#,
+        r#"{"inputs":[],"parameters":{"timeout":"LONG"}}"#,
+    ];
+    for place in places {
+        let body = place.replace("LONG", &long);
+        check(daemon.connect().post("/v2/models/linear/infer", &body).response(), place);
+    }
+    let body = format!(r#"{{"model":"{long}","input":"cat"}}"#);
+    check(daemon.connect().post("/v1/embeddings", &body).response(), "a model");
+    let short = "\\u0001".repeat(2500);
+    let body = format!(r#"{{"parameters":{{"{short}":1}}}}"#);
+    let load = "/v2/repository/models/linear/load";
+    check(daemon.connect().post(load, &body).response(), "a parameter");
+    let body = format!(r#"{{"version":"{}"}}"#, &short[..3600]);
+    let path = "/v2/repository/models/linear/use";
+    check(daemon.connect().post(path, &body).response(), "a version");
+
+    let long = "%01".repeat(4000);
+    let odd = "\u{7f}\u{85}".repeat(4000);
+    for head in [
+        format!("GET /v2/models/{long} HTTP/1.1\r\n"),
+        format!("GET /v2/models/linear/versions/{long} HTTP/1.1\r\n"),
+        format!("GET /{long} HTTP/1.1\r\n"),
+        format!("GET /v2/models/linear/plan?{long}=1 HTTP/1.1\r\n"),
+        format!("GET /v2/models/linear/plan?tokens={long} HTTP/1.1\r\n"),
+        format!("GET /v2/models/linear/plan?budget={long} HTTP/1.1\r\n"),
+        format!("GET /v2/models/linear/plan?source={long} HTTP/1.1\r\n"),
+        format!("{} /v2 HTTP/1.1\r\n", "M".repeat(8000)),
+        format!("{INFER}content-type: {odd}\r\ncontent-length: 2\r\n").replace("host: h\r\n", ""),
+        format!("{INFER}content-encoding: {odd}\r\ncontent-length: 2\r\n")
+            .replace("host: h\r\n", ""),
+        format!("{INFER}timeout: {odd}\r\ncontent-length: 2\r\n").replace("host: h\r\n", ""),
+        format!("{INFER}inference-header-content-length: {odd}\r\ncontent-length: 2\r\n")
+            .replace("host: h\r\n", ""),
+    ] {
+        let what = head.chars().take(60).collect::<String>();
+        let mut connection = daemon.connect().send(format!("{head}host: h\r\n\r\n{{}}"));
+        check(connection.response(), &what);
+    }
+    let peak_kib = daemon.status_kib("VmHWM");
+    assert!(peak_kib <= 64 << 10, "{peak_kib} KiB");
+}
+
+/// 256 times the same output was answered, 113 MiB of 64, and asked of the ledger afterwards.
+#[test]
+fn an_output_is_answered_once() {
+    let served = served();
+    let mut request = linear_request();
+    request["outputs"] = json!(vec![json!({"name": "y"}); 256]);
+    let reply = served.daemon.post("/v2/models/linear/infer", &request.to_string());
+    check_error(&reply, 400, "output \"y\" is wanted twice");
+    check_alive(&served.daemon);
+}
+
+/// 60 who asked at once whether a model is ready loaded it 61 times, while nobody else was served;
+/// and HEAD, which changes nothing, loaded it too.
+#[test]
+fn whether_a_model_is_ready_is_asked_by_many_and_loads_once() {
+    let served = serve(&["--budget", "96MiB", "--window", "8MiB", "--profiles", "false"]);
+    let daemon = &served.daemon;
+    let loads = || scrape(daemon).of("hermes_loads_total", "model", "linear");
+    let ask = |method: &str| {
+        let request = format!("{method} /v2/models/linear/ready HTTP/1.1\r\nhost: h\r\n\r\n");
+        daemon.connect().send(request)
+    };
+    let head = |connection: Connection| String::from_utf8(connection.rest()).unwrap();
+    assert!(head(ask("HEAD")).starts_with("HTTP/1.1 503 "));
+    let asking: Vec<Connection> = (0..60).map(|_| ask("GET")).collect();
+    for mut connection in asking {
+        assert_eq!(connection.reply().0, 200);
+    }
+    assert_eq!(loads(), 1.0);
+    assert!(head(ask("HEAD")).starts_with("HTTP/1.1 200 "));
+    check_alive(daemon);
+    assert_eq!(loads(), 1.0);
 }
 
 /// Everybody loads, unloads and asks at once.

@@ -5,6 +5,8 @@ mod common;
 use common::daemon::{Daemon, command};
 use common::frozen::Frozen;
 use common::small_store;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -261,6 +263,58 @@ fn a_reload_takes_a_good_config_and_keeps_the_old_before_a_bad_one() {
     assert_eq!(infer(&service.daemon).0, 200);
     assert_eq!(service.daemon.get("/v2/models/none").0, 404);
     service.wait_logged("DEBUG", 0);
+}
+
+/// Opening it waited for a writer, and with it the event loop: no watchdog, no SIGTERM.
+#[test]
+fn a_config_that_is_no_file_keeps_nothing_waiting() {
+    let mut service = Service::start("drain = 1\n", |_| {});
+    let path = service.folder.path().join("c.toml");
+    fs::remove_file(&path).unwrap();
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    service.daemon.signal("-HUP");
+    service.wait_logged("the old config stays in force", 0);
+    let log = service.wait_logged("it is no regular file", 0);
+    assert!(log.contains("c.toml: cannot read the config"), "{log}");
+    assert_eq!(service.daemon.get("/v2/health/live").0, 200);
+    service.daemon.signal("-TERM");
+    assert_eq!(service.daemon.wait().code(), Some(0));
+}
+
+/// 40 clients that sent long texts and left took 152 MiB of a budget of 64; nobody got embeddings
+/// for minutes, and SIGTERM ended with status 1 behind what nobody waited for.
+#[test]
+fn texts_that_nobody_waits_for_hold_nothing() {
+    let mut service = Service::start_with(&["--budget", "64MiB", "--window", "8MiB"], "", |_| {});
+    let daemon = &service.daemon;
+    let embed = || {
+        let start = Instant::now();
+        loop {
+            let (status, reply) =
+                daemon.post("/v1/embeddings", r#"{"model":"words","input":"cat dog"}"#);
+            match status {
+                200 => return,
+                // While what is under way ends.
+                503 => assert!(start.elapsed() < PATIENCE, "{reply}"),
+                status => panic!("{status}: {reply}"),
+            }
+        }
+    };
+    embed();
+    let text = "cat dog ".repeat(8000);
+    let body = json!({"model": "words", "input": vec![text; 40]}).to_string();
+    let ask = || {
+        for _ in 0..10 {
+            drop(daemon.connect().post("/v1/embeddings", &body));
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(ask))));
+    embed();
+    let peak_kib = daemon.status_kib("VmHWM");
+    assert!(peak_kib <= 64 << 10, "{peak_kib} KiB");
+    ask();
+    service.daemon.signal("-TERM");
+    assert_eq!(service.daemon.wait().code(), Some(0));
 }
 
 #[test]
