@@ -227,13 +227,23 @@ fn connections_beyond_the_limit_are_told_so() {
     let daemon = &served.daemon;
     // Busy ones, with half a body each: of idle ones the first would make room.
     let half = "POST /v2/models/linear/infer HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\n{";
-    let mut open: Vec<_> = (0..136).map(|_| daemon.connect().send(half)).collect();
+    let busy = || {
+        let mut connection = daemon.connect();
+        connection.flood(half.as_bytes(), 1);
+        connection
+    };
+    let mut open: Vec<_> = (0..136).map(|_| busy()).collect();
     let health = "GET /v2/health/live HTTP/1.1\r\nhost: h\r\n\r\n";
     let start = Instant::now();
     // One whose head was not read yet may have made room.
-    while daemon.connect().send(health).reply().0 != 503 {
+    loop {
+        let mut one = daemon.connect();
+        one.flood(health.as_bytes(), 1);
+        if one.reply().0 == 503 {
+            break;
+        }
         assert!(start.elapsed() < Duration::from_secs(8), "more are served than there may be");
-        open.push(daemon.connect().send(half));
+        open.push(busy());
     }
     check_error(&daemon.connect().reply(), 503, "connections of this user are open");
     drop(open);

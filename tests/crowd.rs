@@ -103,8 +103,9 @@ fn busy_connections_leave_a_share_to_others() {
         }
         assert!(start.elapsed() < PATIENCE, "one user may have all connections");
         // One whose head was not read yet has made room for it.
-        crowd.extend(connect_as(STRANGER, &daemon.socket, 1));
-        drop(crowd[crowd.len() - 1].write_all(half));
+        let [mut next] = connect_as(STRANGER, &daemon.socket, 1).try_into().unwrap();
+        let _ = next.write_all(half);
+        crowd.push(next);
     }
     let [other] = connect_as(STRANGER + 1, &daemon.socket, 1).try_into().unwrap();
     assert_eq!(ask(other).as_deref(), Some("200"));
@@ -181,6 +182,18 @@ fn a_declared_length_holds_nothing() {
     let body = linear_request().to_string() + &" ".repeat(5 << 20);
     let (status, reply) = daemon.post("/v2/models/linear/infer", &body);
     assert_eq!(status, 200, "{reply}");
+}
+
+/// 20,000 of them, of a real model, are `hermes-bench soak --mixed`.
+#[test]
+fn right_requests_are_answered_among_wrong_ones() {
+    for model in ["linear", "words"] {
+        let mut soak = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+        soak.args(["soak", "--mixed", "--requests", "400", "--tokens", "6", "--model", model]);
+        let output = soak.arg("--store").arg(STORE.path()).output().unwrap();
+        let (out, error) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{model}: {error}{}", String::from_utf8_lossy(out));
+    }
 }
 
 /// hermesd that may open so many files.

@@ -5,7 +5,8 @@ use super::quote::one_line;
 use crate::engine::{EngineError, ErrorKind};
 use crate::stream::OverBudget;
 use axum::http::StatusCode;
-use std::fmt;
+use std::error::Error;
+use std::{fmt, io};
 
 /// A refusal: HTTP status and one line that says what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,8 +77,22 @@ impl From<EngineError> for ApiError {
             ErrorKind::Cancelled | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        ApiError::new(status, error.to_string())
+        let mut message = error.to_string();
+        if is_for_want_of_files(&error) {
+            message += "\nno more files can be opened: raise their limit (RLIMIT_NOFILE, \
+                        LimitNOFILE= of the unit)";
+        }
+        ApiError::new(status, message)
     }
+}
+
+/// Whether an error's cause is that as many files are open as may be.
+fn is_for_want_of_files(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let system = cause.downcast_ref::<io::Error>();
+        system.and_then(io::Error::raw_os_error) == Some(libc::EMFILE)
+    })
 }
 
 impl From<OverBudget> for ApiError {
@@ -97,5 +112,24 @@ impl From<RequestError> for ApiError {
             RequestError::OverBudget(error) => error.into(),
             error => ApiError::invalid(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreError;
+
+    #[test]
+    fn want_of_files_is_told_with_what_to_do() {
+        let check = |number: i32, is_told: bool| {
+            let source = io::Error::from_raw_os_error(number);
+            let (action, path) = ("open", "layer".into());
+            let error = EngineError::from(StoreError::Io { action, path, source });
+            let message = ApiError::from(error).message;
+            assert_eq!(message.contains("RLIMIT_NOFILE"), is_told, "{message}");
+        };
+        check(libc::EMFILE, true);
+        check(libc::EIO, false);
     }
 }

@@ -1,5 +1,10 @@
 //! What of a client's text is worth repeating to it, and to the log.
 
+use axum::http::Method;
+
+/// Longest method that is repeated.
+const MAX_METHOD: usize = 16;
+
 /// Most characters of a quotation.
 const MAX_CHARS: usize = 64;
 
@@ -22,6 +27,14 @@ pub fn quote_bytes(bytes: &[u8]) -> String {
     // No character has more than four bytes.
     let start = &bytes[..bytes.len().min(4 * MAX_CHARS + 4)];
     quote(&String::from_utf8_lossy(start))
+}
+
+/// A method's name, which may be any word, where it is no longer than those there are.
+pub fn method_name(method: &Method) -> &str {
+    match method.as_str() {
+        name if name.len() <= MAX_METHOD => name,
+        _ => "this method",
+    }
 }
 
 /// A message in one line of bounded length and of characters that JSON takes as they are, but for

@@ -1,7 +1,7 @@
 //! Which right a route needs, checked before anything of the request's body is read.
 
 use super::error::ApiError;
-use super::quote::quote;
+use super::quote::{method_name, quote};
 use super::routes::refuse;
 use crate::daemon::Live;
 use crate::daemon::rights::Right;
@@ -51,8 +51,8 @@ async fn check(right: Right, request: Request, next: Next) -> Response {
         Some(Peer { uid, pid, .. }) => format!("uid {uid} (pid {pid})"),
         None => "a client whom the kernel does not name".to_string(),
     };
-    let place = quote(&format!("{method} {path}"));
-    log::warn!("{who} has not the right to {right}: {place} is refused");
+    let (method, place) = (method_name(method), quote(path));
+    log::warn!("{who} has not the right to {right}: {method} {place} is refused");
     let uid = peer.map_or("your user".to_string(), |peer| format!("uid {}", peer.uid));
     let message = format!(
         "{uid} has not the right to {right}; the administrator grants it by rights.{right} in \

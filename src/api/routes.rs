@@ -4,7 +4,7 @@ use super::connections::Connections;
 use super::error::ApiError;
 use super::helpers::Helpers;
 use super::install::{self, Installs};
-use super::quote::quote;
+use super::quote::{method_name, quote};
 use super::rights::require;
 use super::tokenizer::Tokenizers;
 use super::{metrics, oip, openai, plan, repository, stats, trace, versions};
@@ -21,9 +21,6 @@ use tokio::sync::oneshot;
 
 /// Share of the budget that one request body may take.
 const BODY_SHARE: u64 = 4;
-
-/// Longest method that is repeated to who sent it.
-const MAX_METHOD: usize = 16;
 
 /// What the handlers share.
 pub struct Api {
@@ -208,13 +205,8 @@ async fn wrong_method(request: HttpRequest) -> Response {
     let (method, path) = (request.method(), request.uri().path());
     let here = routes().filter(|(_, template, _)| is_path_of(template, path));
     let allowed: Vec<_> = here.map(|(method, ..)| method).collect();
-    // Any token is a method.
-    let method = match method.as_str() {
-        method if method.len() <= MAX_METHOD => method,
-        _ => "this method",
-    };
-    let message =
-        format!("{method} is not allowed for {}: use {}", quote(path), allowed.join(" or "));
+    let (method, place) = (method_name(method), quote(path));
+    let message = format!("{method} is not allowed for {place}: use {}", allowed.join(" or "));
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
     let mut response = refuse(path, error);
     if let Ok(allowed) = HeaderValue::from_str(&allowed.join(", ")) {

@@ -5,6 +5,7 @@
 mod boards;
 mod daemon;
 mod forecast;
+mod mixed;
 mod paper;
 mod pass;
 mod profile;
@@ -16,6 +17,7 @@ mod socket;
 mod switch;
 mod synth;
 mod together;
+mod wrong;
 
 use clap::{Parser, Subcommand};
 use hermes::sys::heap::{self, CountingAllocator};

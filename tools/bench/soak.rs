@@ -2,6 +2,7 @@
 //! clients; the daemon must answer the others and hold no more at the end than at the beginning.
 
 use super::daemon::{self, Daemon};
+use super::mixed;
 use super::setup::{self, Subject};
 use super::synth::random::split_mix;
 use anyhow::{Context, Result, ensure};
@@ -20,28 +21,32 @@ use std::time::{Duration, Instant};
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
-    subject: Subject,
+    pub subject: Subject,
     /// Requests in all
     #[arg(long, default_value_t = 100_000)]
-    requests: u64,
+    pub requests: u64,
     /// Requests after which memory is looked at first
     #[arg(long, default_value_t = 1000)]
     warm: u64,
     /// Clients at once
     #[arg(long, default_value_t = 8)]
-    clients: usize,
+    pub clients: usize,
     /// Open dimensions are of 1 to this size
     #[arg(long, default_value_t = 64)]
-    tokens: usize,
+    pub tokens: usize,
     /// Budget of the daemon
     #[arg(long, value_parser = size::parse, default_value = "64MiB")]
-    budget: u64,
+    pub budget: u64,
     /// Seed of lengths and of what clients do
     #[arg(long, default_value_t = 1)]
-    seed: u64,
+    pub seed: u64,
+    /// Ask for everything that the model answers, and make a fifth of the requests wrong in every way
+    /// there is: each right one must have the bits that it has alone, and no byte must be left
+    #[arg(long)]
+    pub mixed: bool,
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// Time after which the daemon is at rest.
@@ -77,6 +82,9 @@ struct Ends {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { requests, warm, clients, tokens, .. } = arguments;
     ensure!(*clients > 0 && *tokens > 0, "--clients and --tokens take at least 1");
+    if arguments.mixed {
+        return mixed::run(arguments);
+    }
     ensure!(warm < requests, "--warm takes less than --requests");
     let daemon = Daemon::start(
         &arguments.subject.store,
