@@ -248,7 +248,7 @@ fn connections_beyond_the_limit_are_told_so() {
     check_error(&daemon.connect().reply(), 503, "connections of this user are open");
     drop(open);
     let start = Instant::now();
-    while daemon.open_files() > 200 {
+    while daemon.open_files() > 60 {
         assert!(start.elapsed() < Duration::from_secs(30), "connections stay open");
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -88,7 +88,8 @@ impl From<EngineError> for ApiError {
 
 /// Whether an error's cause is that as many files are open as may be.
 fn is_for_want_of_files(error: &(dyn Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let mut causes =
+        std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
     causes.any(|cause| {
         let system = cause.downcast_ref::<io::Error>();
         system.and_then(io::Error::raw_os_error) == Some(libc::EMFILE)
