@@ -184,6 +184,42 @@ fn a_declared_length_holds_nothing() {
     assert_eq!(status, 200, "{reply}");
 }
 
+/// What was granted with the seat holds the outputs until their client has taken them: it was given
+/// back, and asked for again when they were there.
+#[test]
+fn outputs_are_held_until_they_are_taken() {
+    let served = serve(&["--budget", "64MiB", "--window", "8MiB", "--profiles", "false"]);
+    let daemon = &served.daemon;
+    let of = |category: &str| scrape(daemon).of("hermes_ledger_bytes", "category", category);
+    let count = 1 << 20;
+    let text = format!(
+        r#"{{"parameters":{{"binary_data_output":true}},"inputs":[{{"name":"x","datatype":"UINT8",
+        "shape":[1,{count}],"parameters":{{"binary_data_size":{count}}}}}]}}"#
+    );
+    let head = format!(
+        "POST /v2/models/same-uint8/infer HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\
+         inference-header-content-length: {}\r\n\r\n",
+        text.len() + count,
+        text.len()
+    );
+    let ask =
+        || daemon.connect().send([head.as_bytes(), text.as_bytes(), &vec![7; count]].concat());
+    assert_eq!(ask().response().0, 200);
+    let before = of("request");
+    let wait_until = |what: &str, is_so: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < PATIENCE, "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let untaken = ask();
+    let is_held = || of("request") >= before + count as f64 && of("activations") == 0.0;
+    wait_until("the reply is not held", &is_held);
+    drop(untaken);
+    wait_until("the reply stays", &|| of("request") <= before);
+}
+
 /// 20,000 of them, of a real model, are `hermes-bench soak --mixed`.
 #[test]
 fn right_requests_are_answered_among_wrong_ones() {

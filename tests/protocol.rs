@@ -88,6 +88,22 @@ fn tensors_come_and_go_as_binary_data() {
     assert!(body.ends_with(&y));
 }
 
+/// There are models without inputs: a request to one was refused for having none.
+#[test]
+fn a_model_without_inputs_is_asked_without_inputs() {
+    let served = served();
+    for body in ["{}", r#"{"inputs":[]}"#, r#"{"inputs":null,"outputs":null,"id":null}"#] {
+        let (status, reply) = served.daemon.post("/v2/models/constant/infer", body);
+        assert_eq!(status, 200, "{body}: {reply}");
+        assert_eq!(reply["outputs"][0]["data"], json!([1.0, 0.0, 3.0, 0.0]), "{body}");
+        assert!(reply.get("id").is_none(), "{reply}");
+    }
+    let reply = served.daemon.post("/v2/models/linear/infer", "{}");
+    check_error(&reply, 400, "\"inputs\" is missing or empty: \"x\" is missing");
+    let reply = served.daemon.post("/v2/models/constant/infer", &linear_request().to_string());
+    check_error(&reply, 400, "input \"x\" is unknown");
+}
+
 #[test]
 fn every_dtype_passes_as_binary_data() {
     let served = served();

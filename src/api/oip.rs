@@ -9,7 +9,7 @@ use super::pieces::Pieces;
 use super::routes::{Api, Submitted, answer, error_response};
 use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::{Dim, Manifest, Port, Task};
-use crate::stream::{Category, Grant, Trace};
+use crate::stream::{Grant, Trace};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -118,10 +118,7 @@ pub async fn infer(
     body: Body,
 ) -> Result<Response, OipError> {
     let done = run(&api, path, &headers, body, None).await?;
-    // What the client still has to take is held here.
-    let held = done.reply.outputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
-    let grant = api.engine.ledger().try_grant(Category::Request, held)?;
-    Ok(infer_response(done, grant))
+    Ok(infer_response(done))
 }
 
 /// A request that was served.
@@ -196,8 +193,10 @@ fn parse(
     Ok((request, grant))
 }
 
-fn infer_response(done: Served, grant: Grant) -> Response {
+fn infer_response(done: Served) -> Response {
     let Served { manifest, asked, reply } = done;
+    // What the client still has to take is held by the reply's grant.
+    let held = Arc::clone(&reply.held);
     let head = ReplyHead {
         model_name: manifest.model.clone(),
         model_version: manifest.version.clone(),
@@ -210,7 +209,7 @@ fn infer_response(done: Served, grant: Grant) -> Response {
     };
     let pieces = ReplyPieces::new(&head, reply.outputs, |name| asked.wants_binary(name));
     let json_bytes = pieces.json_bytes();
-    let mut response = Body::new(Pieces::new(pieces, grant)).into_response();
+    let mut response = Body::new(Pieces::new(pieces, held)).into_response();
     let headers = response.headers_mut();
     if let Some(json_bytes) = json_bytes {
         headers.insert(body::JSON_BYTES_HEADER, HeaderValue::from(json_bytes));

@@ -10,21 +10,21 @@ use std::task::{Context, Poll};
 /// About what one piece holds.
 pub const PIECE_BYTES: usize = 32 << 10;
 
-/// The pieces of `iterator`, and the grant for what it holds.
+/// The pieces of `iterator`, and the grant for what it holds, which may be shared.
 #[derive(Debug)]
-pub struct Pieces<I> {
+pub struct Pieces<I, G = Grant> {
     iterator: I,
-    _grant: Grant,
+    _grant: G,
 }
 
-impl<I: Iterator<Item = Bytes>> Pieces<I> {
+impl<I: Iterator<Item = Bytes>, G> Pieces<I, G> {
     /// A body of the iterator's pieces; `grant` is given back with it.
-    pub fn new(iterator: I, grant: Grant) -> Pieces<I> {
+    pub fn new(iterator: I, grant: G) -> Pieces<I, G> {
         Pieces { iterator, _grant: grant }
     }
 }
 
-impl<I: Iterator<Item = Bytes> + Unpin> Body for Pieces<I> {
+impl<I: Iterator<Item = Bytes> + Unpin, G: Unpin> Body for Pieces<I, G> {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -5,7 +5,7 @@ use nix::unistd::{Group, User, geteuid};
 use serde::Deserialize;
 use std::fmt;
 
-/// What a request needs to be allowed. Reading metadata and health needs nothing.
+/// What a request needs to be allowed. Reading metadata and the daemon's health needs nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Right {
     /// Have a model compute.

@@ -14,7 +14,7 @@ use super::worker::Worker;
 use crate::plan::{Profile, Way};
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Store, StoreError};
-use crate::stream::{Category, Faults, Ledger, Trace};
+use crate::stream::{Category, Faults, Grant, Ledger, Trace};
 use crate::sys::{affinity, code, memory};
 use crossbeam_channel::bounded;
 use std::collections::BTreeMap;
@@ -104,6 +104,8 @@ pub struct Request {
 pub struct Reply {
     pub outputs: Vec<(String, Array)>,
     pub stats: PassStats,
+    /// What the ledger has granted for the outputs; to be kept for as long as they are.
+    pub held: Arc<Grant>,
 }
 
 /// Tokens that requests are expected to have, where nobody says.

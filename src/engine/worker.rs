@@ -342,7 +342,7 @@ impl Worker {
         if let (Some(tokens), [Ok(_)]) = (tokens, &results[..]) {
             self.judge(shared, model, tokens, latency_us, counted);
         }
-        for ((waiting, names, grant), result) in asked.into_iter().zip(results) {
+        for ((waiting, names, mut grant), result) in asked.into_iter().zip(results) {
             let queue_us = began.saturating_duration_since(waiting.since).as_micros() as u64;
             Counters::add(&counters.queue_us, queue_us);
             let stats = PassStats {
@@ -355,7 +355,12 @@ impl Worker {
                 loader_cpu_us: counted.loader_cpu_us,
                 activation_bytes: grant.bytes(),
             };
-            drop(grant);
+            // What was granted with the seat holds the outputs until they are taken.
+            let of =
+                |arrays: &Vec<Array>| arrays.iter().map(|array| array.bytes.len() as u64).sum();
+            let held_bytes: u64 = result.as_ref().map_or(0, of);
+            let _ = grant.resize(held_bytes.min(grant.bytes()));
+            grant.turn_into(Category::Request);
             let counter = match &result {
                 Ok(_) => &counters.answered,
                 Err(EngineError::Cancelled) => &counters.cancelled,
@@ -363,7 +368,8 @@ impl Worker {
             };
             Counters::add(counter, 1);
             let outputs = result.map(|arrays| names.into_iter().zip(arrays).collect());
-            (waiting.answer)(outputs.map(|outputs| Reply { outputs, stats }));
+            let held = Arc::new(grant);
+            (waiting.answer)(outputs.map(|outputs| Reply { outputs, stats, held }));
         }
     }
 

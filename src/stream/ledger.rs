@@ -193,6 +193,14 @@ impl Grant {
         Grant { ledger: Arc::clone(&self.ledger), category: self.category, bytes }
     }
 
+    /// The same bytes, held for something else from now on.
+    pub fn turn_into(&mut self, category: Category) {
+        let mut counts = self.ledger.lock();
+        counts.held[self.category as usize] -= self.bytes;
+        counts.held[category as usize] += self.bytes;
+        self.category = category;
+    }
+
     /// Changes the grant to `bytes`; growing may be refused, which leaves it as it was.
     pub fn resize(&mut self, bytes: u64) -> Result<(), OverBudget> {
         if bytes > self.bytes {
@@ -243,6 +251,10 @@ mod tests {
         assert_eq!(ledger.free_bytes(), 0);
         let part = request.split(15);
         assert_eq!((part.bytes(), request.bytes(), ledger.free_bytes()), (15, 25, 0));
+        let mut part = part;
+        part.turn_into(Category::Pins);
+        let held = [Category::Request, Category::Pins].map(|category| ledger.held_bytes(category));
+        assert_eq!((held, ledger.free_bytes()), ([25, 15], 0));
         drop(part);
         assert_eq!(ledger.free_bytes(), 15);
         request.resize(0).unwrap();

@@ -17,6 +17,7 @@ pub static STORE: LazyLock<TempDir> = LazyLock::new(|| {
     let store = tempfile::tempdir().unwrap();
     small_store::write(store.path(), small_store::linear());
     small_store::write(store.path(), small_store::log());
+    small_store::write(store.path(), small_store::constant());
     small_store::write(store.path(), small_store::words());
     small_store::write(store.path(), small_store::slow(SLOW_PRODUCTS));
     for dtype in Dtype::ALL.into_iter().filter(|dtype| *dtype != Dtype::Bf16) {

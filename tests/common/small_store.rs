@@ -316,6 +316,19 @@ pub fn slow(products: usize) -> SmallModel {
     }
 }
 
+/// No input: what is positive of the weight.
+pub fn constant() -> SmallModel {
+    let inputs = vec![port("W", Dtype::Fp32, &["2", "2"])];
+    let nodes = vec![node("Relu", &["W"], "y")];
+    SmallModel {
+        name: "constant",
+        graph: graph_of(inputs, nodes, vec![output("y", Dtype::Fp32)]),
+        weights: vec![("W", [2, 2], vec![1.0, -2.0, 3.0, -4.0])],
+        tokenizer: None,
+        task: None,
+    }
+}
+
 /// An input and an equal output of `dtype`.
 pub fn same(name: &'static str, dtype: Dtype) -> SmallModel {
     let inputs = vec![port("x", dtype, &["1", "n"])];
