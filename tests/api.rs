@@ -6,6 +6,7 @@ use common::daemon::{Daemon, command};
 use common::served::{
     STORE, check_alive, check_error, hermesctl, linear_request, serve, served, slow_request,
 };
+use common::small_store;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -303,6 +304,33 @@ fn a_client_that_goes_away_cancels_its_pass() {
     check_alive(daemon);
     let waited = start.elapsed();
     assert!(waited < pass, "{waited:?} behind cancelled passes of {pass:?}");
+}
+
+/// The ids of a vocabulary were taken for less than their number, which they are not where there are
+/// holes: the tokenizer's own tokens were refused.
+#[test]
+fn a_vocabulary_may_have_holes() {
+    let store = tempfile::tempdir().unwrap();
+    small_store::write(store.path(), small_store::words());
+    small_store::write(store.path(), small_store::words_with_holes());
+    let daemon = Daemon::start(store.path(), &store.path().join("s"), &["--budget", "96MiB"]);
+    let ask = |model: &str, input: Value| {
+        let body = json!({"model": model, "input": input}).to_string();
+        daemon.post("/v1/embeddings", &body)
+    };
+    let (status, plain) = ask("words", json!("car cat"));
+    assert_eq!(status, 200, "{plain}");
+    for input in [json!("car cat"), json!([[9, 1]])] {
+        let (status, reply) = ask("holes", input);
+        assert_eq!(status, 200, "{reply}");
+        assert_eq!(reply["data"], plain["data"]);
+    }
+    for token in [3, 8, 10, 12] {
+        let (status, reply) = ask("holes", json!([[1, token]]));
+        assert_eq!(status, 400, "{reply}");
+        let message = reply["error"]["message"].as_str().unwrap();
+        assert!(message.contains(&format!("token {token} is none")), "{message}");
+    }
 }
 
 #[test]

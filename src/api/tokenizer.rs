@@ -76,9 +76,11 @@ impl TextEncoder {
         if let Some(limit) = self.limit.filter(|limit| tokens.len() > *limit) {
             return refuse(format!("{} tokens; the model takes at most {limit}", tokens.len()));
         }
-        match tokens.iter().find(|token| **token as usize >= self.vocabulary) {
+        // Ids are no count: a vocabulary may have holes, and ids above its size.
+        let is_none = |token: &&u32| self.tokenizer.id_to_token(**token).is_none();
+        match tokens.iter().find(is_none) {
             Some(token) => refuse(format!(
-                "token {token} is outside of the model's vocabulary of {}",
+                "token {token} is none of the model's vocabulary of {}",
                 self.vocabulary
             )),
             None if tokens.is_empty() => refuse("the input has no tokens".to_owned()),

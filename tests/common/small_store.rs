@@ -355,6 +355,21 @@ pub fn log() -> SmallModel {
     }
 }
 
+/// [`words`] where `car` is token 9 of a table of 12 rows: three ids are of no word before it.
+pub fn words_with_holes() -> SmallModel {
+    let mut model = words();
+    model.name = "holes";
+    model.graph.input[2] = port("table", Dtype::Fp32, &["12", "4"]);
+    let (_, shape, table) = &mut model.weights[0];
+    let car = table.split_off(12);
+    table.extend([0.0; 24]);
+    table.extend(car);
+    table.extend([0.0; 8]);
+    *shape = [12, 4];
+    model.tokenizer = model.tokenizer.map(|text| text.replace("\"car\":3", "\"car\":9"));
+    model
+}
+
 /// Word `i` of the vocabulary `[UNK] cat dog car` has the vector with 1 at `i` and 0.5 elsewhere;
 /// a text is the mean of its words.
 pub fn words() -> SmallModel {
