@@ -413,6 +413,36 @@ fn a_linked_folder_leads_nowhere() {
     assert_eq!(dir.verify(|_| ()).len(), 4);
 }
 
+/// A model on another disk behind a link was said not to be in the store, and the advice was to build
+/// it again, which went through the link.
+#[test]
+fn a_linked_model_is_told_to_be_one() {
+    let (store, dir) = sample();
+    let (model, elsewhere) = (store.path().join("tiny"), tempfile::tempdir().unwrap());
+    let aside = elsewhere.path().join("tiny");
+    fs::rename(&model, &aside).unwrap();
+    symlink(&aside, &model).unwrap();
+    let opened = Store::open(store.path()).unwrap();
+    let staged = staging(store.path()).unwrap();
+    write_version(staged.path(), "tiny", "2");
+    let errors = [
+        opened.current("tiny").unwrap_err(),
+        opened.versions("tiny").unwrap_err(),
+        install(store.path(), staged.path(), "tiny", "2", false).unwrap_err(),
+    ];
+    for error in errors {
+        let error = error.to_string();
+        assert!(has_all(&error, &["tiny is a link", "move the folder itself"]), "{error}");
+    }
+    assert!(!aside.join("2").exists());
+    let (version, model) = (aside.join("1"), store.path().join("tiny"));
+    fs::remove_file(&model).unwrap();
+    fs::create_dir(&model).unwrap();
+    symlink(&version, dir.path).unwrap();
+    let error = opened.version("tiny", "1").unwrap_err().to_string();
+    assert!(has_all(&error, &["tiny/1 is a link"]), "{error}");
+}
+
 #[test]
 fn swapped_layer_files_are_noticed() {
     let (_store, dir) = sample();
@@ -520,7 +550,7 @@ fn names_cannot_climb_out_of_the_store() {
     }
     assert!(matches!(opened.current("absent"), Err(StoreError::Missing { .. })));
     symlink(store.path().join("tiny"), store.path().join("linked")).unwrap();
-    assert!(matches!(opened.current("linked"), Err(StoreError::Missing { .. })));
+    assert!(matches!(opened.current("linked"), Err(StoreError::Link { .. })));
     assert!(Store::open(&store.path().join("absent")).is_err());
 }
 

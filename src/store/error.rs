@@ -98,6 +98,12 @@ pub enum StoreError {
         /// The model that is there, where only a part of it is missing.
         model: Option<String>,
     },
+    /// A model or version is a link, which the store does not follow.
+    #[error("{} is a link, and a store follows none: it may lead anywhere\nmove the folder itself there, or give a store on the other disk", path.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+    },
     /// A version of this name is there already.
     #[error("{} exists already\nreplace it with --force, serve it with hermesctl use, or build the new one with another --version", path.display())]
     Exists {

@@ -87,6 +87,7 @@ impl Store {
     /// As [`Store::current`].
     pub fn version(&self, model: &str, version: &str) -> Result<ModelDir, StoreError> {
         let path = self.model_path(model)?.join(checked(version)?);
+        refuse_link(&path)?;
         if !is_plain_folder(&path) {
             let what = format!("version {version} of {model}");
             let (store, model) = (self.path.clone(), Some(model.to_owned()));
@@ -107,6 +108,7 @@ impl Store {
     /// A bad name, or no such model.
     pub fn model_path(&self, model: &str) -> Result<PathBuf, StoreError> {
         let path = self.path.join(checked(model)?);
+        refuse_link(&path)?;
         if !is_plain_folder(&path) {
             let what = format!("model {model}");
             return Err(StoreError::Missing { store: self.path.clone(), what, model: None });
@@ -286,6 +288,14 @@ pub(super) fn checked(name: &str) -> Result<&str, StoreError> {
 
 fn is_plain_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
+}
+
+/// Refuses a model's or version's folder that is a link.
+pub(super) fn refuse_link(path: &Path) -> Result<(), StoreError> {
+    match path.is_symlink() {
+        true => Err(StoreError::Link { path: path.to_owned() }),
+        false => Ok(()),
+    }
 }
 
 pub(super) fn is_plain_folder(path: &Path) -> bool {

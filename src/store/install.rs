@@ -1,6 +1,6 @@
 use super::{
     ModelDir, StoreError,
-    folder::{checked, is_plain_folder},
+    folder::{checked, is_plain_folder, refuse_link},
     served::{lock_model, serve},
     versions::tree_bytes,
 };
@@ -140,6 +140,7 @@ pub fn install(
 ) -> Result<ModelDir, StoreError> {
     let model_path = store_dir.join(checked(model)?);
     let target = model_path.join(checked(version)?);
+    refuse_link(&model_path)?;
     if !force && fs::symlink_metadata(&target).is_ok() {
         return Err(StoreError::Exists { path: target });
     }
