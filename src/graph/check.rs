@@ -4,11 +4,14 @@ use super::error::GraphError;
 use std::collections::HashSet;
 use tract_onnx::pb::{GraphProto, NodeProto};
 
-/// Refuses ops outside tract's register, and names that nothing makes.
+/// Refuses names that nothing makes, and names that two things make.
 pub fn check(graph: &GraphProto) -> Result<(), GraphError> {
-    let onnx = tract_onnx::onnx();
-    if let Some(node) = graph.node.iter().find(|n| !onnx.op_register.0.contains_key(&n.op_type)) {
-        return Err(unsupported(node, "tract has no such operator".to_string()));
+    let mut outputs = HashSet::new();
+    for node in &graph.node {
+        let mut names = node.output.iter().filter(|name| !name.is_empty());
+        if let Some(name) = names.find(|name| !outputs.insert(name.as_str())) {
+            return Err(unsupported(node, format!("something else makes \"{name}\" too")));
+        }
     }
     let made = made(graph);
     for node in &graph.node {
@@ -35,7 +38,8 @@ fn made(graph: &GraphProto) -> HashSet<&str> {
     inputs.chain(tensors).chain(outputs).chain([""]).collect()
 }
 
-fn unsupported(node: &NodeProto, why: String) -> GraphError {
+/// An error about one node.
+pub fn unsupported(node: &NodeProto, why: String) -> GraphError {
     let name = match (node.name.is_empty(), node.output.first()) {
         (true, Some(output)) => output,
         _ => &node.name,

@@ -14,6 +14,12 @@ pub enum GraphError {
          export the model without it (another opset, a fixed shape, constant folding), or fix an open dimension with --dim NAME=SIZE"
     )]
     Unsupported { node: String, op: String, why: String },
+    /// A version of a domain's operators that the tables do not cover.
+    #[error(
+        "it wants version {version} of the operators of {domain}, of which {oldest} to {newest} \
+         are known\nexport the model with one of those"
+    )]
+    OperatorSet { domain: &'static str, version: i64, oldest: i64, newest: i64 },
     /// The graph as a whole failed, at no node that could be named.
     #[error(
         "graph cannot be run: {0}\ntry another opset, or fix an open dimension with --dim NAME=SIZE"

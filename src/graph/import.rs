@@ -3,7 +3,9 @@
 use super::check::check;
 use super::checked::{check_ops, crop_pads};
 use super::error::GraphError;
+use super::repair;
 use super::uses::{MissingWeight, WeightUse, stream_weights, tape_order};
+use super::vet::vet;
 use crate::store::Dtype;
 use crate::store::manifest::{Dim, Port, Weight};
 use prost::Message;
@@ -39,6 +41,8 @@ pub fn import(skeleton: impl AsRef<[u8]>, weights: &[Weight]) -> Result<Imported
     };
     check(graph)?;
     let labels: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    vet(&proto)?;
+    repair::repair(&mut proto)?;
     let onnx = tract_onnx::onnx().with_ignore_value_info(true);
     let inference = guarded(|| onnx.model_for_proto_model(&proto));
     let nodes = proto.graph.take().map(|graph| graph.node).unwrap_or_default();
@@ -141,6 +145,7 @@ fn type_and_plan(
 /// answers from two tokens on.
 fn optimize(model: &mut TypedModel) -> TractResult<()> {
     crop_pads(model)?;
+    repair::typed::repair(model)?;
     let mut declutter = Optimizer::declutter();
     declutter.passes.retain(|pass| !format!("{pass:?}").starts_with("FoldUniformMask"));
     declutter.optimize(model)?;

@@ -12,8 +12,10 @@ mod kernel;
 mod lockstep;
 mod memory;
 mod ops;
+mod repair;
 pub mod skim;
 mod uses;
+mod vet;
 mod view;
 
 pub use error::GraphError;

@@ -1,0 +1,216 @@
+//! Rewrites of tract's typed graph, before its own passes.
+//!
+//! They stand in for ops of tract 0.23.9 whose evaluation or declutter is wrong: a chain from
+//! dequantization to quantization is made into a table of single values even where it has a
+//! softmax; squares of integers go through f32; the smaller and the larger of a NaN and a number
+//! is the number; the largest of nothing is the smallest finite number; shifts by as many bits as
+//! there are overflow.
+
+use super::extremes::Extreme;
+use super::numbers::{AtLeast, AtMost, Larger, ShiftedDown, ShiftedUp, Smaller, WholeSquare};
+use tract_core::internal::*;
+use tract_core::ops::array::{Pad, PadMode, Slice, StridedSlice};
+use tract_core::ops::binary::{BinMiniOp, TypedBinOp};
+use tract_core::ops::cast::cast;
+use tract_core::ops::element_wise::{ElementWiseMiniOp, ElementWiseOp};
+use tract_core::ops::math::{self, Max, Min, Mul, Pow, ShiftLeft, ShiftRight, Square};
+use tract_core::ops::nn::{Reduce, Reducer};
+use tract_core::ops::quant::DequantizeLinearF32;
+
+/// Replaces what would be computed wrongly; fails at what can be neither replaced nor trusted.
+pub fn repair(model: &mut TypedModel) -> TractResult<()> {
+    for id in model.eval_order()? {
+        if let Some(patch) = repaired(model, model.node(id))? {
+            patch.apply(model)?;
+        }
+    }
+    Ok(())
+}
+
+fn repaired(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+    if let Some(op) = node.op_as::<DequantizeLinearF32>() {
+        return dequantized(model, node, op).map(Some);
+    }
+    if let Some(op) = node.op_as::<TypedBinOp>() {
+        return binary(model, node, &*op.0);
+    }
+    if let Some(op) = node.op_as::<ElementWiseOp>() {
+        let integers = model.outlet_fact(node.inputs[0])?.datum_type.is_integer();
+        return if op.0.is::<Square>() && integers {
+            unary(model, node, node.inputs[0], Box::new(WholeSquare {})).map(Some)
+        } else {
+            Ok(None)
+        };
+    }
+    if let Some(op) = node.op_as::<Reduce>() {
+        return reduced(model, node, op);
+    }
+    if let Some(op) = node.op_as::<Pad>() {
+        return padded(model, node, op);
+    }
+    if let Some(op) = node.op_as::<StridedSlice>() {
+        check_steps(model, node, op)?;
+    }
+    Ok(None)
+}
+
+/// (x - zero point) * scale, in ops that no pass takes for a table.
+fn dequantized(
+    model: &TypedModel,
+    node: &TypedNode,
+    op: &DequantizeLinearF32,
+) -> TractResult<TypedModelPatch> {
+    let rank = model.outlet_fact(node.inputs[0])?.rank();
+    let (name, mut patch) = (&node.name, TypedModelPatch::default());
+    let mut wire = tvec![patch.tap_model(model, node.inputs[0])?];
+    wire = patch.wire_node(format!("{name}.float"), cast(f32::datum_type()), &wire)?;
+    let terms =
+        [("zero_point", op.zero_point as f32, math::sub()), ("scale", op.scale, math::mul())];
+    for (term, value, op) in terms {
+        let value = tensor0(value).broadcast_into_rank(rank)?;
+        let value = patch.add_const(format!("{name}.{term}"), value)?;
+        wire = patch.wire_node(format!("{name}.by_{term}"), op, &[wire[0], value])?;
+    }
+    patch.shunt_outside(model, node.id.into(), wire[0])?;
+    Ok(patch)
+}
+
+fn binary(
+    model: &TypedModel,
+    node: &TypedNode,
+    op: &dyn BinMiniOp,
+) -> TractResult<Option<TypedModelPatch>> {
+    let facts = model.node_input_facts(node.id)?;
+    let kind = facts[0].datum_type;
+    if kind != facts[1].datum_type || kind.is_quantized() {
+        return Ok(None);
+    }
+    let replaced = |op: Box<dyn BinMiniOp>| {
+        let op = TypedBinOp(op, None);
+        TypedModelPatch::replace_single_op(model, node, &node.inputs, op).map(Some)
+    };
+    if kind.is_float() && (op.is::<Max>() || op.is::<Min>()) {
+        if let Some((other, bound)) = bounded(node, &facts)? {
+            let bounded: Box<dyn ElementWiseMiniOp> = if op.is::<Max>() {
+                Box::new(AtLeast { bound })
+            } else {
+                Box::new(AtMost { bound })
+            };
+            return unary(model, node, other, bounded).map(Some);
+        }
+        return replaced(if op.is::<Max>() { Box::new(Larger) } else { Box::new(Smaller) });
+    }
+    if !kind.is_integer() {
+        return Ok(None);
+    }
+    let squared =
+        op.is::<Mul>() && node.inputs[0] == node.inputs[1] || op.is::<Pow>() && is_two(facts[1])?;
+    if squared {
+        return unary(model, node, node.inputs[0], Box::new(WholeSquare {})).map(Some);
+    }
+    match () {
+        () if op.is::<ShiftLeft>() => replaced(Box::new(ShiftedUp)),
+        () if op.is::<ShiftRight>() => replaced(Box::new(ShiftedDown)),
+        () => Ok(None),
+    }
+}
+
+/// The operand that is not a single known number, where the other is one of the same rank.
+fn bounded(node: &TypedNode, facts: &[&TypedFact]) -> TractResult<Option<(OutletId, f64)>> {
+    for (at, other) in [(1, 0), (0, 1)] {
+        let is_one = facts[at].shape.iter().all(|dim| dim.is_one());
+        if let Some(value) = facts[at].konst.as_ref().filter(|_| is_one)
+            && facts[other].konst.is_none()
+        {
+            return Ok(Some((node.inputs[other], value.cast_to_scalar::<f64>()?)));
+        }
+    }
+    Ok(None)
+}
+
+fn is_two(fact: &TypedFact) -> TractResult<bool> {
+    match &fact.uniform {
+        Some(value) => Ok(value.cast_to_scalar::<i64>()? == 2),
+        None => Ok(false),
+    }
+}
+
+fn unary(
+    model: &TypedModel,
+    node: &TypedNode,
+    input: OutletId,
+    op: Box<dyn ElementWiseMiniOp>,
+) -> TractResult<TypedModelPatch> {
+    TypedModelPatch::replace_single_op(model, node, &[input], ElementWiseOp(op, None))
+}
+
+/// The largest or smallest of floats, of which tract begins with the largest finite one, and of
+/// booleans.
+fn reduced(
+    model: &TypedModel,
+    node: &TypedNode,
+    op: &Reduce,
+) -> TractResult<Option<TypedModelPatch>> {
+    let kind = model.outlet_fact(node.inputs[0])?.datum_type;
+    let largest = match op.reducer {
+        Reducer::Max => true,
+        Reducer::Min => false,
+        _ => return Ok(None),
+    };
+    if kind.is_float() {
+        let op = Extreme { axes: op.axes.clone(), largest };
+        return TypedModelPatch::replace_single_op(model, node, &node.inputs, op).map(Some);
+    }
+    if kind != DatumType::Bool {
+        return Ok(None);
+    }
+    let mut patch = TypedModelPatch::default();
+    let mut wire = tvec![patch.tap_model(model, node.inputs[0])?];
+    wire = patch.wire_node(format!("{}.number", node.name), cast(u8::datum_type()), &wire)?;
+    wire = patch.wire_node(format!("{}.reduced", node.name), op.clone(), &wire)?;
+    wire = patch.wire_node(&node.name, cast(bool::datum_type()), &wire)?;
+    patch.shunt_outside(model, node.id.into(), wire[0])?;
+    Ok(Some(patch))
+}
+
+/// Negative pads cut off: tract counts them as very large ones.
+fn padded(model: &TypedModel, node: &TypedNode, op: &Pad) -> TractResult<Option<TypedModelPatch>> {
+    let signed = |pad: usize| pad as isize;
+    if op.pads.iter().all(|(before, after)| signed(*before) >= 0 && signed(*after) >= 0) {
+        return Ok(None);
+    }
+    ensure!(matches!(op.mode, PadMode::Constant(_)), "pads below 0 want mode \"constant\"");
+    let shape = model.outlet_fact(node.inputs[0])?.shape.to_tvec();
+    let mut patch = TypedModelPatch::default();
+    let mut wire = tvec![patch.tap_model(model, node.inputs[0])?];
+    for (axis, &(before, after)) in op.pads.iter().enumerate() {
+        let cut = |pad: usize| signed(pad).min(0).unsigned_abs();
+        if cut(before) + cut(after) > 0 {
+            let slice = Slice::new(axis, cut(before), shape[axis].clone() - cut(after));
+            wire = patch.wire_node(format!("{}.cut.{axis}", node.name), slice, &wire)?;
+        }
+    }
+    let kept = |pad: usize| signed(pad).max(0).unsigned_abs();
+    let pads = op.pads.iter().map(|(before, after)| (kept(*before), kept(*after))).collect();
+    wire = patch.wire_node(&node.name, Pad { pads, mode: op.mode.clone() }, &wire)?;
+    patch.shunt_outside(model, node.id.into(), wire[0])?;
+    Ok(Some(patch))
+}
+
+/// Tract leaves an axis whole where it has a step and bounds that are computed.
+fn check_steps(model: &TypedModel, node: &TypedNode, op: &StridedSlice) -> TractResult<()> {
+    let known = |at: usize| model.outlet_fact(node.inputs[at]).map(|fact| fact.konst.clone());
+    let Some(at) = op.optional_steps_input else { return Ok(()) };
+    if known(1)?.is_some() && known(2)?.is_some() {
+        return Ok(());
+    }
+    let one_by_one = match known(at)? {
+        Some(steps) => {
+            let steps = steps.cast_to::<i64>()?;
+            steps.try_as_plain_ram()?.as_slice::<i64>()?.iter().all(|step| *step == 1)
+        }
+        None => false,
+    };
+    ensure!(one_by_one, "node {}: a slice with steps between computed bounds", node.name);
+    Ok(())
+}
