@@ -24,10 +24,9 @@ pub fn attention(
     draft: Draft,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let lengths = input(node, 6);
-    let window =
-        ["left_window_size", "right_window_size"]
-            .map(|name| int(node, name, -1))
-            .map(|size| if size < 0 { None } else { Some(size) });
+    let window = ["left_window_size", "right_window_size"]
+        .map(|name| int(node, name, -1))
+        .map(|size| if size < 0 { None } else { Some(size) });
     let spelled = Spelled {
         node,
         causal: int(node, "is_causal", 0) == 1,

@@ -191,15 +191,6 @@ pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
     }
 }
 
-pub fn float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto {
-        name: name.to_string(),
-        r#type: AttributeType::Float as i32,
-        f: value,
-        ..Default::default()
-    }
-}
-
 #[cfg(test)]
 pub fn string(name: &str, value: &str) -> AttributeProto {
     AttributeProto {

@@ -12,22 +12,22 @@ pub fn log_sum_exp(
     mut draft: Draft,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let x = &node.input[0];
-    let inputs: Vec<&str> = [Some(x.as_str()), input(node, 1)].into_iter().flatten().collect();
+    let mut inputs = vec![x.as_str()];
+    inputs.extend(input(node, 1));
     let kept: Vec<_> = node.attribute.iter().filter(|a| a.name != "keepdims").cloned().collect();
-    let largest = draft.node_with("ReduceMax", &inputs, kept.clone());
+    let largest = draft.node_with("ReduceMax", &inputs, kept);
     let size = draft.node("Abs", &[&largest]);
     let infinity = draft.float_like(f32::INFINITY, x);
     let infinite = draft.node("Equal", &[&size, &infinity]);
     let zero = draft.float_like(0.0, x);
     let shift = draft.node("Where", &[&infinite, &zero, &largest]);
     let shifted = draft.node("Sub", &[x, &shift]);
-    let raised = draft.node("Exp", &[&shifted]);
-    let mut inputs = inputs.clone();
-    inputs[0] = &raised;
-    let sum = draft.node_with("ReduceSum", &inputs, node.attribute.clone());
-    let log = draft.node("Log", &[&sum]);
     inputs[0] = &shift;
     let back = draft.node_with("ReduceMax", &inputs, node.attribute.clone());
+    // ReduceLogSum takes its axes as ReduceMax does, ReduceSum did so later.
+    let raised = draft.node("Exp", &[&shifted]);
+    inputs[0] = &raised;
+    let log = draft.node_with("ReduceLogSum", &inputs, node.attribute.clone());
     let y = draft.node("Add", &[&log, &back]);
     Ok(Some(draft.finish_as(&y, node)))
 }

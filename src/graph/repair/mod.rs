@@ -19,6 +19,8 @@ mod pad;
 mod recurrent;
 mod rotary;
 mod space_to_depth;
+#[cfg(test)]
+mod tests;
 mod tidy;
 pub mod typed;
 

@@ -4,6 +4,11 @@
 use tract_core::internal::*;
 use tract_core::{bin_to_super_type, element_wise};
 
+/// How far to shift, where that can be said.
+fn bits<T: TryInto<u32>>(count: T) -> Option<u32> {
+    count.try_into().ok()
+}
+
 element_wise!(at_least, AtLeast { bound: f64 },
     [f16] => |op, xs| {
         let bound = f16::from_f64(op.bound);
@@ -55,7 +60,7 @@ bin_to_super_type!(smaller, Smaller,
 bin_to_super_type!(shifted_up, ShiftedUp,
 is_commutative: false,
 [u8, u16, u32, u64, i8, i16, i32, i64] => |c, a, b| {
-    *c = u32::try_from(*b).ok().and_then(|bits| a.checked_shl(bits)).unwrap_or(0);
+    *c = bits(*b).and_then(|bits| a.checked_shl(bits)).unwrap_or(0);
 });
 
 bin_to_super_type!(shifted_down, ShiftedDown,
@@ -63,8 +68,8 @@ is_commutative: false,
 // What is shifted in is the sign, so that -1 or 0 is left of all bits.
 [i8, i16, i32, i64] => |c, a, b| {
     let sign = if *a < 0 { -1 } else { 0 };
-    *c = u32::try_from(*b).ok().and_then(|bits| a.checked_shr(bits)).unwrap_or(sign);
+    *c = bits(*b).and_then(|bits| a.checked_shr(bits)).unwrap_or(sign);
 },
 [u8, u16, u32, u64] => |c, a, b| {
-    *c = u32::try_from(*b).ok().and_then(|bits| a.checked_shr(bits)).unwrap_or(0);
+    *c = bits(*b).and_then(|bits| a.checked_shr(bits)).unwrap_or(0);
 });

@@ -28,6 +28,8 @@ pub struct Operator {
 pub enum Rule {
     /// These attributes, whatever their value: tract reads them, or the answer is the same.
     Any(&'static [&'static str]),
+    /// These attributes before this version, from which on they are inputs.
+    Until(i64, &'static [&'static str]),
     /// This attribute at these values, the first of which is its default.
     Only(&'static str, &'static [Value]),
     /// This attribute, which must be there, since tract takes its default for something else.
@@ -164,7 +166,7 @@ impl Operator {
 impl Rule {
     fn names(&self, attribute: &str) -> bool {
         match self {
-            Rule::Any(names) => names.contains(&attribute),
+            Rule::Any(names) | Rule::Until(_, names) => names.contains(&attribute),
             Rule::Only(name, _) | Rule::Stated(name, _) => *name == attribute,
             Rule::Since(_) | Rule::NoInput(..) | Rule::NoOutput(..) => false,
         }
@@ -181,6 +183,12 @@ impl Rule {
                 Some(found) => is_one_of(found, allowed),
                 None => Err(format!("its attribute {name} must be {}", listed(allowed))),
             },
+            Rule::Until(first, names) if version >= *first => {
+                match names.iter().find(|name| attribute(node, name).is_some()) {
+                    Some(name) => Err(format!("its attribute {name} is an input by now")),
+                    None => Ok(()),
+                }
+            }
             Rule::Since(first) if version < *first => {
                 Err(format!("before version {first} of the operators it meant something else"))
             }
@@ -190,7 +198,11 @@ impl Rule {
             Rule::NoOutput(at, name) if given(&node.output, *at) => {
                 Err(format!("its output {name} is not computed"))
             }
-            Rule::Any(_) | Rule::Since(_) | Rule::NoInput(..) | Rule::NoOutput(..) => Ok(()),
+            Rule::Any(_)
+            | Rule::Since(_)
+            | Rule::Until(..)
+            | Rule::NoInput(..)
+            | Rule::NoOutput(..) => Ok(()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! ONNX's own operators.
 
 use super::Operator;
-use super::Rule::{Any, NoOutput, Only, Since};
+use super::Rule::{Any, NoOutput, Only, Since, Until};
 use super::Value::{Int, Text, Texts};
 
 /// An operator none of whose attributes is honoured, or that has none.
@@ -16,7 +16,7 @@ const fn read(name: &'static str, rules: &'static [super::Rule]) -> Operator {
 
 const AXIS: &[super::Rule] = &[Any(&["axis"])];
 const ALPHA: &[super::Rule] = &[Any(&["alpha"])];
-const REDUCE: &[super::Rule] = &[Any(&["axes", "keepdims", "noop_with_empty_axes"])];
+const REDUCE: &[super::Rule] = &[Any(&["keepdims", "noop_with_empty_axes"]), Until(18, &["axes"])];
 const CONVOLUTION: &[super::Rule] =
     &[Any(&["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"])];
 const WINDOW: &[super::Rule] = &[Any(&["output_datatype", "periodic"])];
@@ -74,7 +74,7 @@ pub const OPERATORS: &[Operator] = &[
     read("CastLike", &[Any(&["round_mode", "saturate"])]),
     plain("Ceil"),
     read("Celu", ALPHA),
-    read("Clip", &[Any(&["max", "min"])]),
+    read("Clip", &[Until(11, &["max", "min"])]),
     read("Compress", AXIS),
     read("Concat", AXIS),
     read(
@@ -97,7 +97,7 @@ pub const OPERATORS: &[Operator] = &[
     plain("Cos"),
     plain("Cosh"),
     read("CumSum", &[Any(&["exclusive", "reverse"])]),
-    read("DFT", &[Any(&["axis", "inverse", "onesided"])]),
+    read("DFT", &[Any(&["inverse", "onesided"]), Until(20, &["axis"])]),
     read("DepthToSpace", &[Any(&["blocksize", "mode"])]),
     read(
         "DequantizeLinear",
@@ -199,7 +199,7 @@ pub const OPERATORS: &[Operator] = &[
     plain("Or"),
     // The slope was of the channels.
     read("PRelu", &[Since(7)]),
-    read("Pad", &[Any(&["mode", "pads", "value"])]),
+    read("Pad", &[Any(&["mode"]), Until(11, &["pads", "value"])]),
     plain("Pow"),
     read("QLinearConv", CONVOLUTION),
     plain("QLinearMatMul"),
@@ -237,7 +237,7 @@ pub const OPERATORS: &[Operator] = &[
     read("ReduceMean", REDUCE),
     read("ReduceMin", REDUCE),
     read("ReduceProd", REDUCE),
-    read("ReduceSum", REDUCE),
+    read("ReduceSum", &[Any(&["keepdims", "noop_with_empty_axes"]), Until(13, &["axes"])]),
     read("ReduceSumSquare", REDUCE),
     plain("Relu"),
     read("Reshape", &[Any(&["allowzero"])]),
@@ -272,16 +272,16 @@ pub const OPERATORS: &[Operator] = &[
     plain("Sin"),
     plain("Sinh"),
     plain("Size"),
-    read("Slice", &[Any(&["axes", "ends", "starts"])]),
+    read("Slice", &[Until(10, &["axes", "ends", "starts"])]),
     read("Softmax", AXIS),
+    read("SoftmaxCrossEntropyLoss", &[Any(&["ignore_index", "reduction"])]),
     plain("Softplus"),
     plain("Softsign"),
-    read("SoftmaxCrossEntropyLoss", &[Any(&["ignore_index", "reduction"])]),
     read("SpaceToDepth", &[Any(&["blocksize"]), Only("mode", &[Text("DCR"), Text("CRD")])]),
     // The number of outputs is seen from the outputs.
-    read("Split", &[Any(&["axis", "num_outputs", "split"])]),
+    read("Split", &[Any(&["axis", "num_outputs"]), Until(13, &["split"])]),
     plain("Sqrt"),
-    read("Squeeze", &[Any(&["axes"])]),
+    read("Squeeze", &[Until(13, &["axes"])]),
     plain("Sub"),
     plain("Sum"),
     read("Swish", ALPHA),
@@ -293,7 +293,7 @@ pub const OPERATORS: &[Operator] = &[
     read("TopK", &[Any(&["axis", "largest", "sorted"])]),
     read("Transpose", &[Any(&["perm"])]),
     read("Trilu", &[Any(&["upper"])]),
-    read("Unsqueeze", &[Any(&["axes"])]),
+    read("Unsqueeze", &[Until(13, &["axes"])]),
     plain("Where"),
     plain("Xor"),
 ];

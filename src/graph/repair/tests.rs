@@ -1,0 +1,430 @@
+//! What tract 0.23.9 computed wrongly, with the right values: those of ONNX's reference, or what
+//! another way of computing the same gives.
+
+use super::super::error::GraphError;
+use super::super::import::import;
+use super::draft::{int, ints, string};
+use prost::Message;
+use tract_core::internal::*;
+use tract_onnx::pb::attribute_proto::AttributeType;
+use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
+use tract_onnx::pb::type_proto::{self, Value};
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto,
+};
+
+fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+    let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+    NodeProto {
+        op_type: op.to_string(),
+        input: names(inputs),
+        output: names(outputs),
+        attribute,
+        ..Default::default()
+    }
+}
+
+fn float(name: &str, value: f32) -> AttributeProto {
+    let r#type = AttributeType::Float as i32;
+    AttributeProto { name: name.to_string(), r#type, f: value, ..Default::default() }
+}
+
+fn code(tensor: &Tensor) -> i32 {
+    match tensor.datum_type() {
+        DatumType::F32 => 1,
+        DatumType::U8 => 2,
+        DatumType::I8 => 3,
+        DatumType::I32 => 6,
+        DatumType::I64 => 7,
+        DatumType::Bool => 9,
+        DatumType::F16 => 10,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn declared(name: &str, tensor: &Tensor) -> ValueInfoProto {
+    let dim = |size: &usize| Dimension {
+        denotation: String::new(),
+        value: Some(dimension::Value::DimValue(*size as i64)),
+    };
+    let shape = Some(TensorShapeProto { dim: tensor.shape().iter().map(dim).collect() });
+    let value = Value::TensorType(type_proto::Tensor { elem_type: code(tensor), shape });
+    let r#type = Some(TypeProto { denotation: String::new(), value: Some(value) });
+    ValueInfoProto { name: name.to_string(), r#type, ..Default::default() }
+}
+
+/// A model of these nodes, with inputs and constants.
+fn model(
+    version: i64,
+    nodes: &[NodeProto],
+    inputs: &[(&str, Tensor)],
+    constants: &[(&str, Tensor)],
+    outputs: &[&str],
+) -> ModelProto {
+    let tensor = |(name, tensor): &(&str, Tensor)| TensorProto {
+        name: name.to_string(),
+        data_type: code(tensor),
+        dims: tensor.shape().iter().map(|size| *size as i64).collect(),
+        raw_data: tensor.as_bytes().to_vec(),
+        ..Default::default()
+    };
+    let output = |name: &&str| ValueInfoProto { name: name.to_string(), ..Default::default() };
+    let graph = GraphProto {
+        node: nodes.to_vec(),
+        input: inputs.iter().map(|(name, tensor)| declared(name, tensor)).collect(),
+        initializer: constants.iter().map(tensor).collect(),
+        output: outputs.iter().map(output).collect(),
+        ..Default::default()
+    };
+    let domains = [("", version), ("com.microsoft", 1)];
+    let import =
+        |(domain, version): (&str, i64)| OperatorSetIdProto { domain: domain.to_string(), version };
+    ModelProto {
+        ir_version: 8,
+        opset_import: domains.map(import).to_vec(),
+        graph: Some(graph),
+        ..Default::default()
+    }
+}
+
+/// The outputs of a model.
+fn run(
+    version: i64,
+    nodes: &[NodeProto],
+    inputs: &[(&str, Tensor)],
+    constants: &[(&str, Tensor)],
+    outputs: &[&str],
+) -> Vec<Tensor> {
+    let model = model(version, nodes, inputs, constants, outputs);
+    let imported = import(model.encode_to_vec(), &[]).unwrap();
+    let inputs = inputs.iter().map(|(_, tensor)| tensor.clone().into_tvalue()).collect();
+    let outputs = imported.plan.run(inputs).unwrap();
+    outputs.into_iter().map(|output| output.into_tensor()).collect()
+}
+
+/// The output of one node of one input `x`.
+fn apply(op: &str, attributes: Vec<AttributeProto>, x: Tensor) -> Tensor {
+    run(24, &[node(op, &["x"], &["y"], attributes)], &[("x", x)], &[], &["y"]).remove(0)
+}
+
+/// Numbers between -1 and 1 that look like none in particular.
+fn numbers(shape: &[usize], seed: f32) -> Tensor {
+    let count = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..count).map(|i| ((i as f32 + seed) * 12.9898).sin()).collect();
+    Tensor::from_shape(shape, &values).unwrap()
+}
+
+fn check_close(found: &Tensor, expected: &Tensor) {
+    found.close_enough(expected, Approximation::Close).unwrap();
+}
+
+/// The tensor with one of its axes back to front.
+fn flipped(tensor: &Tensor, axis: usize) -> Tensor {
+    let slices: Vec<Tensor> =
+        (0..tensor.shape()[axis]).rev().map(|i| tensor.slice(axis, i, i + 1).unwrap()).collect();
+    Tensor::stack_tensors(axis, &slices).unwrap()
+}
+
+/// Static quantization makes DequantizeLinear - Softmax - QuantizeLinear of each softmax. Tract took
+/// the chain for one of single values and answered 1.0 everywhere, which is the softmax of one.
+#[test]
+fn a_quantized_softmax_is_one_of_rows() {
+    let nodes = [
+        node("DequantizeLinear", &["x", "s", "z"], &["f"], vec![]),
+        node("Softmax", &["f"], &["p"], vec![]),
+        node("QuantizeLinear", &["p", "t", "z"], &["q"], vec![]),
+    ];
+    let x = tensor2(&[[10u8, 10, 10, 10], [0, 0, 0, 100]]);
+    let constants = [("s", tensor0(0.1f32)), ("t", tensor0(1.0f32 / 256.0)), ("z", tensor0(0u8))];
+    let q = run(17, &nodes, &[("x", x)], &constants, &["q"]).remove(0);
+    assert_eq!(q, tensor2(&[[64u8, 64, 64, 64], [0, 0, 0, 255]]));
+}
+
+/// `direction` was not read: reverse recurrences were computed from the beginning.
+#[test]
+fn reverse_recurrences_begin_at_the_end() {
+    for (op, gates, outputs) in [
+        ("LSTM", 4, &["y", "h", "c"][..]),
+        ("GRU", 3, &["y", "h"][..]),
+        ("RNN", 1, &["y", "h"][..]),
+    ] {
+        let x = numbers(&[5, 1, 3], 1.0);
+        let constants = [
+            ("w", numbers(&[1, gates * 2, 3], 2.0)),
+            ("r", numbers(&[1, gates * 2, 2], 3.0)),
+            ("b", numbers(&[1, gates * 4], 4.0)),
+        ];
+        let answers = |direction: &str, x: &Tensor| {
+            let attributes = vec![int("hidden_size", 2), string("direction", direction)];
+            let nodes = [node(op, &["x", "w", "r", "b"], outputs, attributes)];
+            run(17, &nodes, &[("x", x.clone())], &constants, outputs)
+        };
+        let reverse = answers("reverse", &x);
+        let forward = answers("forward", &flipped(&x, 0));
+        check_close(&reverse[0], &flipped(&forward[0], 0));
+        for state in 1..outputs.len() {
+            check_close(&reverse[state], &forward[state]);
+        }
+    }
+}
+
+/// With `layout` 1 the batch comes first; two directions were joined along the batch.
+#[test]
+fn recurrences_with_the_batch_first_are_transposed_ones() {
+    let x = numbers(&[5, 2, 3], 1.0);
+    let constants = [("w", numbers(&[2, 8, 3], 2.0)), ("r", numbers(&[2, 8, 2], 3.0))];
+    let answers = |layout: i64, x: Tensor| {
+        let direction = string("direction", "bidirectional");
+        let attributes = vec![int("hidden_size", 2), int("layout", layout), direction];
+        let nodes = [node("LSTM", &["x", "w", "r"], &["y", "h"], attributes)];
+        run(17, &nodes, &[("x", x)], &constants, &["y", "h"])
+    };
+    let expected = answers(0, x.clone());
+    let found = answers(1, x.permute_axes(&[1, 0, 2]).unwrap());
+    check_close(&found[0], &expected[0].clone().permute_axes(&[2, 0, 1, 3]).unwrap());
+    check_close(&found[1], &expected[1].clone().permute_axes(&[1, 0, 2]).unwrap());
+}
+
+/// Queries with a past saw as many keys as if there were none.
+#[test]
+fn causal_attention_sees_its_past() {
+    let [q, k, v] = [1.0, 2.0, 3.0].map(|seed| numbers(&[1, 2, 6, 4], seed));
+    let causal = vec![int("is_causal", 1)];
+    let whole = node("Attention", &["q", "k", "v"], &["y"], causal.clone());
+    let inputs = [("q", q.clone()), ("k", k.clone()), ("v", v.clone())];
+    let expected = run(23, &[whole], &inputs, &[], &["y"]).remove(0);
+    let step = node("Attention", &["q", "k", "v", "", "pk", "pv"], &["y"], causal);
+    let part = |tensor: &Tensor, from: usize, to: usize| tensor.slice(2, from, to).unwrap();
+    let inputs = [
+        ("q", part(&q, 4, 6)),
+        ("k", part(&k, 4, 6)),
+        ("v", part(&v, 4, 6)),
+        ("pk", part(&k, 0, 4)),
+        ("pv", part(&v, 0, 4)),
+    ];
+    let found = run(23, &[step], &inputs, &[], &["y"]).remove(0);
+    check_close(&found, &part(&expected, 4, 6));
+}
+
+/// A mask of booleans was refused or added as ones; a row without any key was NaN.
+#[test]
+fn attention_masks_of_booleans_hide_keys() {
+    let [q, k, v] = [1.0, 2.0, 3.0].map(|seed| numbers(&[1, 1, 3, 4], seed));
+    let attention = node("Attention", &["q", "k", "v", "m"], &["y"], vec![]);
+    let mask = tensor2(&[[true, false, false], [false, false, false], [false, true, false]]);
+    let inputs = [("q", q), ("k", k), ("v", v.clone()), ("m", mask)];
+    let found = run(23, &[attention], &inputs, &[], &["y"]).remove(0);
+    check_close(&found.slice(2, 0, 1).unwrap(), &v.slice(2, 0, 1).unwrap());
+    assert_eq!(
+        found.slice(2, 1, 2).unwrap(),
+        tensor0(0f32).broadcast_scalar_to_shape(&[1, 1, 1, 4]).unwrap()
+    );
+    check_close(&found.slice(2, 2, 3).unwrap(), &v.slice(2, 1, 2).unwrap());
+}
+
+/// com.microsoft's `unidirectional` was not read.
+#[test]
+fn attention_in_one_direction_is_causal() {
+    let [q, k, v] = [1.0, 2.0, 3.0].map(|seed| numbers(&[1, 3, 4], seed));
+    let mut attention = node("MultiHeadAttention", &["q", "k", "v"], &["y"], vec![]);
+    attention.domain = "com.microsoft".to_string();
+    attention.attribute = vec![int("num_heads", 2), int("unidirectional", 1)];
+    let inputs = [("q", q), ("k", k), ("v", v.clone())];
+    let found = run(17, &[attention], &inputs, &[], &["y"]).remove(0);
+    // The first query sees the first key alone.
+    check_close(&found.slice(1, 0, 1).unwrap(), &v.slice(1, 0, 1).unwrap());
+}
+
+/// The product of an integer with itself became a square in f32, cut off at the type's end.
+#[test]
+fn squares_of_integers_are_exact_and_wrap() {
+    let x = tensor1(&[70_000i32, 5_001, -46_341]);
+    let squares = tensor1(&[605_032_704i32, 25_010_001, -2_147_479_015]);
+    let product = node("Mul", &["x", "x"], &["y"], vec![]);
+    assert_eq!(run(17, &[product], &[("x", x.clone())], &[], &["y"])[0], squares);
+    let power = node("Pow", &["x", "two"], &["y"], vec![]);
+    let two = [("two", tensor0(2i32))];
+    assert_eq!(run(17, &[power], &[("x", x)], &two, &["y"])[0], squares);
+}
+
+/// The larger of a NaN and a number was the number.
+#[test]
+fn what_is_not_a_number_stays() {
+    let check = |found: Tensor, expected: &[f32]| {
+        found.close_enough(&tensor1(expected), Approximation::Exact).unwrap();
+    };
+    let nan = f32::NAN;
+    let x = || tensor1(&[nan, -1.0, 2.0, f32::INFINITY]);
+    check(apply("Relu", vec![], x()), &[nan, 0.0, 2.0, f32::INFINITY]);
+    let two = |op: &str| {
+        let z = tensor1(&[1.0, nan, 1.0, 1.0]);
+        run(17, &[node(op, &["x", "z"], &["y"], vec![])], &[("x", x()), ("z", z)], &[], &["y"])
+            .remove(0)
+    };
+    check(two("Max"), &[nan, nan, 2.0, f32::INFINITY]);
+    check(two("Min"), &[nan, nan, 1.0, 1.0]);
+    let whole = vec![int("keepdims", 1)];
+    check(apply("ReduceMax", whole.clone(), x()), &[nan]);
+    // The largest of minus infinities was the smallest finite number.
+    let least = tensor1(&[f32::NEG_INFINITY; 2]);
+    check(apply("ReduceMax", whole, least), &[f32::NEG_INFINITY]);
+}
+
+/// Shifts by as many bits as there are panicked, or shifted by none.
+#[test]
+fn wide_shifts_leave_nothing() {
+    let shift = |direction: &str| {
+        let nodes = [node("BitShift", &["x", "n"], &["y"], vec![string("direction", direction)])];
+        let inputs = [("x", tensor1(&[255u8, 255, 255])), ("n", tensor1(&[1u8, 8, 200]))];
+        run(17, &nodes, &inputs, &[], &["y"]).remove(0)
+    };
+    assert_eq!(shift("LEFT"), tensor1(&[254u8, 0, 0]));
+    assert_eq!(shift("RIGHT"), tensor1(&[127u8, 0, 0]));
+}
+
+/// The alphas of Swish and Celu were not read, or not all of them.
+#[test]
+fn alphas_are_honoured() {
+    let x = || tensor1(&[-1.0f32, 0.0, 2.0]);
+    let swish = |x: f32| x / (1.0 + (-0.5 * x).exp());
+    check_close(
+        &apply("Swish", vec![float("alpha", 0.5)], x()),
+        &tensor1(&[-1.0, 0.0, 2.0].map(swish)),
+    );
+    let celu = |x: f32| if x > 0.0 { x } else { 0.5 * ((x / 0.5).exp() - 1.0) };
+    check_close(
+        &apply("Celu", vec![float("alpha", 0.5)], x()),
+        &tensor1(&[-1.0, 0.0, 2.0].map(celu)),
+    );
+}
+
+/// Gemm's addend was multiplied in f32, which made an f16 model's output one of f32.
+#[test]
+fn gemm_keeps_its_type() {
+    let one = f16::from_f32(1.0);
+    let ones = |shape: &[usize]| tensor0(one).broadcast_scalar_to_shape(shape).unwrap();
+    let factors = vec![float("alpha", 0.5), float("beta", 3.0)];
+    let nodes = [node("Gemm", &["a", "b", "c"], &["y"], factors)];
+    let constants = [("b", ones(&[4, 2])), ("c", ones(&[2]))];
+    let found = run(17, &nodes, &[("a", ones(&[1, 4]))], &constants, &["y"]).remove(0);
+    assert_eq!(found, tensor2(&[[f16::from_f32(5.0), f16::from_f32(5.0)]]));
+}
+
+/// Exp overflows from 88 on: the logarithm of the sum was infinite.
+#[test]
+fn sums_of_large_exponentials_are_finite() {
+    let x = tensor2(&[[1000f32, 1000.0], [f32::NEG_INFINITY, f32::NEG_INFINITY]]);
+    let nodes = [node("ReduceLogSumExp", &["x"], &["y"], vec![ints("axes", &[1])])];
+    let found = run(17, &nodes, &[("x", x)], &[], &["y"]).remove(0);
+    check_close(&found, &tensor2(&[[1000.6931f32], [f32::NEG_INFINITY]]));
+}
+
+/// `mode` CRD was taken for DCR, blocks before channels.
+#[test]
+fn channels_may_come_before_blocks() {
+    let x = Tensor::from_shape(&[1, 2, 2, 2], &[0f32, 1., 2., 3., 4., 5., 6., 7.]).unwrap();
+    let attributes = vec![int("blocksize", 2), string("mode", "CRD")];
+    let nodes = [node("SpaceToDepth", &["x"], &["y"], attributes)];
+    let found = run(28, &nodes, &[("x", x)], &[], &["y"]).remove(0);
+    let expected = Tensor::from_shape(&[1, 8, 1, 1], &[0f32, 1., 2., 3., 4., 5., 6., 7.]).unwrap();
+    assert_eq!(found, expected);
+}
+
+/// What is too much for `output_shape` was cut from the wrong end.
+#[test]
+fn transposed_convolutions_are_cut_from_the_beginning() {
+    let x = Tensor::from_shape(&[1, 1, 2], &[1f32, 2.0]).unwrap();
+    let w = Tensor::from_shape(&[1, 1, 2], &[1f32, 10.0]).unwrap();
+    // Whole it is 1, 10, 2, 20.
+    let check = |size: i64, more: Option<AttributeProto>, expected: &[f32]| {
+        let mut attributes = vec![ints("strides", &[2]), ints("output_shape", &[size])];
+        attributes.extend(more);
+        let nodes = [node("ConvTranspose", &["x", "w"], &["y"], attributes)];
+        let inputs = [("x", x.clone())];
+        let found = run(17, &nodes, &inputs, &[("w", w.clone())], &["y"]).remove(0);
+        assert_eq!(found.try_as_plain_ram().unwrap().as_slice::<f32>().unwrap(), expected);
+    };
+    check(3, None, &[10.0, 2.0, 20.0]);
+    check(3, Some(string("auto_pad", "SAME_UPPER")), &[1.0, 10.0, 2.0]);
+    check(5, None, &[1.0, 10.0, 2.0, 20.0, 0.0]);
+}
+
+/// Pads below 0 were taken for very large ones.
+#[test]
+fn negative_pads_cut_off() {
+    let nodes = [node("Pad", &["x", "p"], &["y"], vec![])];
+    let pads = [("p", tensor1(&[-1i64, 2]))];
+    let found = run(17, &nodes, &[("x", tensor1(&[1f32, 2.0, 3.0]))], &pads, &["y"]);
+    assert_eq!(found[0], tensor1(&[2f32, 3.0, 0.0, 0.0]));
+}
+
+#[test]
+fn losses_leave_out_ignored_labels() {
+    let x = tensor2(&[[1f32, 2.0], [3.0, 4.0], [5.0, 6.0]]);
+    let labels = tensor1(&[1i64, -1, 0]);
+    let loss =
+        node("NegativeLogLikelihoodLoss", &["x", "l"], &["y"], vec![int("ignore_index", -1)]);
+    let found = run(17, &[loss], &[("x", x), ("l", labels)], &[], &["y"]);
+    assert_eq!(found[0], tensor0(-3.5f32));
+}
+
+/// What is refused, and that the refusal names node, operator and what is wrong.
+fn check_refused(version: i64, node: NodeProto, expected: &[&str]) {
+    let inputs = [("x", numbers(&[3, 1, 2], 1.0))];
+    let constants =
+        [("w", numbers(&[1, 8, 2], 2.0)), ("r", numbers(&[1, 8, 2], 3.0)), ("n", tensor1(&[2i64]))];
+    let node = NodeProto { name: "layer.3".to_string(), ..node };
+    let model = model(version, &[node], &inputs, &constants, &["y"]);
+    let refusal = import(model.encode_to_vec(), &[]).err().expect("it is refused").to_string();
+    for part in expected {
+        assert!(refusal.contains(part), "{part}: {refusal}");
+    }
+}
+
+/// Each of these was computed as if the attribute were not there.
+#[test]
+fn attributes_that_would_not_be_honoured_are_refused_by_name() {
+    let lstm = |attribute: AttributeProto| {
+        node("LSTM", &["x", "w", "r"], &["y"], vec![int("hidden_size", 2), attribute])
+    };
+    check_refused(17, lstm(float("clip", 3.0)), &["\"layer.3\" (LSTM)", "attribute clip"]);
+    check_refused(17, lstm(int("input_forget", 1)), &["input_forget is 1; only 0"]);
+    let softmax = node("Softmax", &["x"], &["y"], vec![float("temperature", 2.0)]);
+    check_refused(17, softmax, &["(Softmax)", "temperature"]);
+    let sum = node("ReduceSum", &["x"], &["y"], vec![ints("axes", &[0])]);
+    check_refused(13, sum, &["(ReduceSum)", "axes is an input"]);
+    let mut rotary = node("RotaryEmbedding", &["x", "n", "w", "r"], &["y"], vec![]);
+    rotary.domain = "com.microsoft".to_string();
+    check_refused(17, rotary, &["(RotaryEmbedding)", "one offset"]);
+}
+
+/// Operators were looked up by type alone: `own::Relu` was ONNX's.
+#[test]
+fn operators_of_unknown_domains_are_refused() {
+    let mut relu = node("Relu", &["x"], &["y"], vec![]);
+    relu.domain = "own".to_string();
+    check_refused(17, relu.clone(), &["\"layer.3\" (Relu)", "domain \"own\""]);
+    let body = |node: NodeProto| AttributeProto {
+        name: "then_branch".to_string(),
+        r#type: AttributeType::Graph as i32,
+        g: Some(GraphProto { node: vec![node], ..Default::default() }),
+        ..Default::default()
+    };
+    check_refused(17, node("If", &["x"], &["y"], vec![body(relu)]), &["(Relu)", "domain \"own\""]);
+    let unknown = node("Relux", &["x"], &["y"], vec![]);
+    check_refused(17, unknown, &["(Relux)", "no such operator"]);
+}
+
+/// Versions of operators that did not exist yet were taken without a word.
+#[test]
+fn versions_that_the_tables_do_not_cover_are_refused() {
+    let relu = || node("Relu", &["x"], &["y"], vec![]);
+    check_refused(99, relu(), &["version 99", "ai.onnx"]);
+    let dropout = node("Dropout", &["x"], &["y"], vec![]);
+    check_refused(6, dropout, &["(Dropout)", "before version 7"]);
+    let mut model = model(17, &[relu()], &[("x", tensor1(&[1f32]))], &[], &["y"]);
+    model.opset_import.clear();
+    let refusal = import(model.encode_to_vec(), &[]).err();
+    assert!(matches!(refusal, Some(GraphError::Unsupported { .. })), "{refusal:?}");
+}
