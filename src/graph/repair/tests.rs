@@ -350,15 +350,6 @@ fn transposed_convolutions_are_cut_from_the_beginning() {
     check(5, None, &[1.0, 10.0, 2.0, 20.0, 0.0]);
 }
 
-/// Pads below 0 were taken for very large ones.
-#[test]
-fn negative_pads_cut_off() {
-    let nodes = [node("Pad", &["x", "p"], &["y"], vec![])];
-    let pads = [("p", tensor1(&[-1i64, 2]))];
-    let found = run(17, &nodes, &[("x", tensor1(&[1f32, 2.0, 3.0]))], &pads, &["y"]);
-    assert_eq!(found[0], tensor1(&[2f32, 3.0, 0.0, 0.0]));
-}
-
 #[test]
 fn losses_leave_out_ignored_labels() {
     let x = tensor2(&[[1f32, 2.0], [3.0, 4.0], [5.0, 6.0]]);

@@ -9,16 +9,27 @@
 use super::extremes::Extreme;
 use super::numbers::{AtLeast, AtMost, Larger, ShiftedDown, ShiftedUp, Smaller, WholeSquare};
 use tract_core::internal::*;
-use tract_core::ops::array::{Pad, PadMode, Slice, StridedSlice};
+use tract_core::ops::array::StridedSlice;
 use tract_core::ops::binary::{BinMiniOp, TypedBinOp};
 use tract_core::ops::cast::cast;
 use tract_core::ops::element_wise::{ElementWiseMiniOp, ElementWiseOp};
+use tract_core::ops::logic::IfThenElse;
 use tract_core::ops::math::{self, Max, Min, Mul, Pow, ShiftLeft, ShiftRight, Square};
 use tract_core::ops::nn::{Reduce, Reducer};
 use tract_core::ops::quant::DequantizeLinearF32;
+use tract_core::ops::scan::Scan;
 
-/// Replaces what would be computed wrongly; fails at what can be neither replaced nor trusted.
+/// Replaces what would be computed wrongly, in bodies too; fails at what can be neither replaced
+/// nor trusted.
 pub fn repair(model: &mut TypedModel) -> TractResult<()> {
+    for node in &mut model.nodes {
+        if let Some(scan) = node.op.downcast_mut::<Scan>() {
+            repair(&mut scan.body)?;
+        } else if let Some(branches) = node.op.downcast_mut::<IfThenElse>() {
+            repair(&mut branches.then_body)?;
+            repair(&mut branches.else_body)?;
+        }
+    }
     for id in model.eval_order()? {
         if let Some(patch) = repaired(model, model.node(id))? {
             patch.apply(model)?;
@@ -44,9 +55,6 @@ fn repaired(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedMod
     }
     if let Some(op) = node.op_as::<Reduce>() {
         return reduced(model, node, op);
-    }
-    if let Some(op) = node.op_as::<Pad>() {
-        return padded(model, node, op);
     }
     if let Some(op) = node.op_as::<StridedSlice>() {
         check_steps(model, node, op)?;
@@ -169,30 +177,6 @@ fn reduced(
     wire = patch.wire_node(format!("{}.number", node.name), cast(u8::datum_type()), &wire)?;
     wire = patch.wire_node(format!("{}.reduced", node.name), op.clone(), &wire)?;
     wire = patch.wire_node(&node.name, cast(bool::datum_type()), &wire)?;
-    patch.shunt_outside(model, node.id.into(), wire[0])?;
-    Ok(Some(patch))
-}
-
-/// Negative pads cut off: tract counts them as very large ones.
-fn padded(model: &TypedModel, node: &TypedNode, op: &Pad) -> TractResult<Option<TypedModelPatch>> {
-    let signed = |pad: usize| pad as isize;
-    if op.pads.iter().all(|(before, after)| signed(*before) >= 0 && signed(*after) >= 0) {
-        return Ok(None);
-    }
-    ensure!(matches!(op.mode, PadMode::Constant(_)), "pads below 0 want mode \"constant\"");
-    let shape = model.outlet_fact(node.inputs[0])?.shape.to_tvec();
-    let mut patch = TypedModelPatch::default();
-    let mut wire = tvec![patch.tap_model(model, node.inputs[0])?];
-    for (axis, &(before, after)) in op.pads.iter().enumerate() {
-        let cut = |pad: usize| signed(pad).min(0).unsigned_abs();
-        if cut(before) + cut(after) > 0 {
-            let slice = Slice::new(axis, cut(before), shape[axis].clone() - cut(after));
-            wire = patch.wire_node(format!("{}.cut.{axis}", node.name), slice, &wire)?;
-        }
-    }
-    let kept = |pad: usize| signed(pad).max(0).unsigned_abs();
-    let pads = op.pads.iter().map(|(before, after)| (kept(*before), kept(*after))).collect();
-    wire = patch.wire_node(&node.name, Pad { pads, mode: op.mode.clone() }, &wire)?;
     patch.shunt_outside(model, node.id.into(), wire[0])?;
     Ok(Some(patch))
 }
