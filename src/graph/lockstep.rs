@@ -15,6 +15,7 @@ use tract_core::internal::*;
 use tract_core::model::order::build_flush_list;
 use tract_core::ops::konst::Const;
 use tract_core::ops::matmul::optimized::OptMatMul;
+use tract_core::ops::scan::OptScan;
 use tract_core::plan::SessionId;
 use tract_linalg::multithread::{
     Executor, current_threading_element_threshold, multithread_tract_scope,
@@ -243,7 +244,7 @@ impl Seat {
             seat.state.compute_one_with_inputs(node.id, inputs)
         });
         if computed.is_some() {
-            self.resolve(node);
+            self.settle(node);
         }
     }
 
@@ -299,22 +300,34 @@ impl Seat {
 
     fn store(&mut self, node: &TypedNode, values: TVec<TValue>) {
         self.state.turn_state.values[node.id] = Some(values);
-        self.resolve(node);
+        self.settle(node);
+    }
+
+    /// Ends the request where sizes that its values decide contradict what is known.
+    fn settle(&mut self, node: &TypedNode) {
+        if let Err(error) = self.resolve(node) {
+            self.end(error.context(AtNode::of(node)));
+        }
     }
 
     /// Binds symbols that the inputs left open, sizes that depend on data, to what was computed.
-    fn resolve(&mut self, node: &TypedNode) {
+    /// Where such a size is known otherwise it has to be that: what follows reads by it, unchecked.
+    fn resolve(&mut self, node: &TypedNode) -> TractResult<()> {
         let turn = &mut self.state.turn_state;
-        let Some(values) = &turn.values[node.id] else { return };
+        let Some(values) = &turn.values[node.id] else { return Ok(()) };
+        let decides = node.op.mints_runtime_symbols() && !node.op_is::<OptScan>();
         for (outlet, value) in node.outputs.iter().zip(values) {
             for (dim, size) in outlet.fact.shape.iter().zip(value.shape()) {
                 if let TDim::Sym(symbol) = dim
                     && turn.resolved_symbols.get(symbol).is_none()
                 {
                     turn.resolved_symbols.set(symbol, *size as i64);
+                } else if decides && let Ok(known) = dim.eval(&turn.resolved_symbols).to_i64() {
+                    ensure!(known == *size as i64, "{size} elements where there are to be {known}");
                 }
             }
         }
+        Ok(())
     }
 
     /// Ends the request and lets go of all it holds.

@@ -6,7 +6,7 @@ use super::super::kernel::Kernels;
 use super::super::ops::{Feed, IndexOutOfRange, Lease};
 use super::*;
 use crate::codec::Codec;
-use tract_core::ops::array::Gather;
+use tract_core::ops::array::{Gather, Range};
 use tract_core::ops::einsum::EinSum;
 use tract_core::ops::math;
 use tract_core::ops::nn::{Softmax, SoftmaxKind};
@@ -53,14 +53,13 @@ fn lockstep(model: TypedModel) -> Lockstep {
 }
 
 /// What comes of requests of one pass on so many threads.
-fn run(lockstep: &Lockstep, threads: usize, requests: &[TValue]) -> Outcomes {
+fn run(lockstep: &Lockstep, threads: usize, requests: &[TVec<TValue>]) -> Outcomes {
     // However small a product: on one thread there is nothing to go wrong.
     set_threading_panel_threshold(1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let executor = Executor::MultiThread(Arc::new(pool));
     let Executor::MultiThread(pool) = &executor else { unreachable!() };
-    let inputs = requests.iter().map(|request| tvec![request.clone()]).collect();
-    let run = || lockstep.run(&TapeFeed(Arc::new(NoTape)), inputs, &|_| Ok(()), &|_| ());
+    let run = || lockstep.run(&TapeFeed(Arc::new(NoTape)), requests.to_vec(), &|_| Ok(()), &|_| ());
     pool.install(|| multithread_tract_scope(executor.clone(), run)).unwrap()
 }
 
@@ -92,7 +91,7 @@ fn rows(count: usize) -> TValue {
 fn requests_together_have_the_bits_that_each_has_alone_on_any_number_of_threads() {
     let lockstep = lockstep(attention());
     let lengths = [40, 3, 200, 117, 64, 1, 96, 150, 31, 128, 80, 12, 600, 55, 520, 90];
-    let requests = lengths.map(rows);
+    let requests = lengths.map(|length| tvec![rows(length)]);
     let alone: Vec<TValue> = requests
         .iter()
         .map(|request| {
@@ -146,7 +145,7 @@ fn lookup() -> TypedModel {
 #[test]
 fn what_one_request_gets_wrong_ends_it_alone() {
     let lockstep = lockstep(lookup());
-    let ask = |value: i64| tensor1(&[value, 50]).into_tvalue();
+    let ask = |value: i64| tvec![tensor1(&[value, 50]).into_tvalue()];
     let right = |value: i64| {
         let rows = [100 / value, 2].map(|row| [0, 1, 2].map(|column| (row * 3 + column) as f32));
         tensor2(&rows)
@@ -175,6 +174,32 @@ fn what_one_request_gets_wrong_ends_it_alone() {
                 }
             }
         }
+    }
+}
+
+/// What follows a range of `n` numbers reads as many of it, whatever the request's end makes of it.
+#[test]
+fn a_size_that_values_decide_contradicts_no_other() {
+    let mut model = TypedModel::default();
+    let n = model.symbols.sym("n").to_dim();
+    let x = model.add_source("x", i64::datum_type().fact([n.clone()])).unwrap();
+    let end = model.add_source("end", i64::datum_type().scalar_fact()).unwrap();
+    let [start, step] =
+        [0i64, 1].map(|value| model.add_const(format!("from.{value}"), tensor0(value)).unwrap());
+    let places = model.wire_node("places", Range::new(n), &[start, end, step]).unwrap()[0];
+    let sum = model.wire_node("sum", math::add(), &[x, places]).unwrap();
+    model.select_output_outlets(&sum).unwrap();
+    let lockstep = lockstep(model);
+    let ask = |end: i64| tvec![tensor1(&[10i64, 20, 30]).into_tvalue(), tensor0(end).into_tvalue()];
+    let outcomes = run(&lockstep, 4, &[3, 5, 2, 3].map(ask));
+    let found: Vec<_> =
+        outcomes.into_iter().map(|outcome| outcome.map(|mut o| o.remove(0))).collect();
+    for right in [0, 3] {
+        assert_eq!(**found[right].as_ref().unwrap(), tensor1(&[10i64, 21, 32]));
+    }
+    for (wrong, size) in [(1, 5), (2, 2)] {
+        let text = format!("{:#}", found[wrong].as_ref().unwrap_err());
+        assert!(text.contains(&format!("{size} elements where there are to be 3")), "{text}");
     }
 }
 
