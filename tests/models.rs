@@ -62,12 +62,11 @@ fn check(model: &str, reference: &str, q4_cosine: f64) {
     let exact = Likeness::Within(1e-4);
     let variants = [
         ("f32", exact, CREWS[0]),
-        ("f32", exact, CREWS[2]),
         ("f32", exact, CREWS[3]),
         ("q8", Likeness::Cosine(0.999), CREWS[1]),
-        ("q4", Likeness::Cosine(q4_cosine), CREWS[3]),
+        ("q4", Likeness::Cosine(q4_cosine), CREWS[2]),
     ];
-    let mut first: Vec<Vec<(String, Array)>> = vec![];
+    let mut first = None;
     let file = model_file(model);
     let cases = cases(reference);
     let store = tempfile::tempdir().unwrap();
@@ -80,13 +79,13 @@ fn check(model: &str, reference: &str, q4_cosine: f64) {
             ..crew.of(Config::new(store.path(), BUDGET_BYTES))
         };
         let engine = Engine::start(config).unwrap();
-        for (i, case) in cases.iter().enumerate() {
+        let is_again = variant == "f32" && crew != CREWS[0];
+        for (i, case) in cases.iter().enumerate().take(if is_again { 1 } else { cases.len() }) {
             let outputs = answer(&engine, reference, case);
-            if crew == CREWS[0] {
-                first.push(outputs.clone());
-            } else if variant == "f32" && outputs != first[i] {
+            if is_again && first.as_ref() != Some(&outputs) {
                 failures.push(format!("case {i} has other bits with {crew:?}"));
             }
+            first.get_or_insert_with(|| outputs.clone());
             for (name, what) in compared(outputs, case, likeness) {
                 println!("{reference} {variant}, case {i}, output {name}: {what:?}");
                 if let Err(what) = what {
