@@ -1,5 +1,6 @@
 //! A file mapped for reading whose pages come and go as told.
 
+use super::bus::Watched;
 use super::capabilities::{Capabilities, Feature};
 use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -7,28 +8,77 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A read-only file, mapped whole. The mapping costs address space; a page costs memory from
 /// [`MappedFile::populate`] to [`MappedFile::release`].
 pub struct MappedFile {
     file: File,
+    /// Let go before the mapping is.
+    watched: Watched,
     map: Mmap,
+    state: Mutex<FileState>,
     /// Where the last of the ranges begins that have been populated.
     last_start: Mutex<usize>,
+}
+
+/// What changes with a file's content. Its time of change cannot be set back, unlike that of its
+/// modification, and is written before the content is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileState {
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl FileState {
+    fn of(file: &File) -> io::Result<FileState> {
+        let metadata = file.metadata()?;
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        Ok(FileState { bytes: metadata.len(), changed })
+    }
 }
 
 impl MappedFile {
     /// Maps `file` without reading any of it.
     ///
-    /// The file must not be truncated while it is mapped: store versions are never written
-    /// again once they are installed.
+    /// The store never changes an installed file, it replaces versions by rename. Others may: a
+    /// page that is lost reads as zeros and is told by [`MappedFile::is_lost`], one that is
+    /// written to by [`MappedFile::has_changed`].
     pub fn new(file: File) -> io::Result<MappedFile> {
-        // SAFETY: the mapping is read-only and private to readers; the store never changes an
-        // installed file, it replaces versions by rename, which leaves this inode alone.
+        let state = FileState::of(&file)?;
+        // SAFETY: the mapping is read-only. Whoever changes the file meanwhile changes bytes, of
+        // which every value is one; pages that go are replaced (`sys::bus`).
         let map = unsafe { MmapOptions::new().map(&file)? };
-        Ok(MappedFile { file, map, last_start: Mutex::default() })
+        let range = map.as_ptr_range();
+        let watched = Watched::new(range.start.addr()..range.end.addr());
+        Ok(MappedFile {
+            file,
+            watched,
+            map,
+            state: Mutex::new(state),
+            last_start: Mutex::default(),
+        })
+    }
+
+    /// Whether a page was lost while it was in use: the file was cut short, or its disk failed.
+    pub fn is_lost(&self) -> bool {
+        self.watched.is_lost()
+    }
+
+    /// Whether the file has changed since this was asked, or since it was mapped: it may have
+    /// been written to. What writes through a mapping that was dirty before is not seen.
+    ///
+    /// # Errors
+    /// The system's; [`io::ErrorKind::UnexpectedEof`] where the file is shorter than its mapping.
+    pub fn has_changed(&self) -> io::Result<bool> {
+        let now = FileState::of(&self.file)?;
+        if now.bytes < self.len() as u64 {
+            let what = format!("it has {} bytes of {}", now.bytes, self.len());
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(std::mem::replace(&mut *state, now) != now)
     }
 
     /// The file.

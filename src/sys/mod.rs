@@ -5,11 +5,13 @@
 
 pub mod affinity;
 pub mod board;
+pub mod bus;
 pub mod capabilities;
 pub mod cgroup;
 pub mod code;
 pub mod direct;
 pub mod disk;
+pub mod file;
 pub mod files;
 pub mod heap;
 pub mod map;
@@ -20,3 +22,4 @@ pub mod peer;
 pub mod pressure;
 pub mod refaults;
 pub mod terminal;
+pub mod threads;

@@ -1,0 +1,89 @@
+//! Files that others may have put where ours are expected: only regular ones are opened, and no
+//! more of them is read than is told before.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Opens a regular file for reading and says how long it is. Links are not followed, and neither a
+/// pipe nor a device makes anybody wait.
+///
+/// # Errors
+/// The system's; [`io::ErrorKind::InvalidInput`] for what is no regular file.
+pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    match metadata.is_file() {
+        true => Ok((file, metadata.len())),
+        false => Err(not_regular()),
+    }
+}
+
+/// Whether that is why a file was not opened.
+pub fn is_not_regular(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file")
+}
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`open_regular`]; [`io::ErrorKind::FileTooLarge`] for one that is longer.
+pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let (file, bytes) = open_regular(path)?;
+    let too_long = |bytes| {
+        let what = format!("has {bytes} bytes, expected at most {limit}");
+        io::Error::new(io::ErrorKind::FileTooLarge, what)
+    };
+    if bytes > limit {
+        return Err(too_long(bytes));
+    }
+    let mut content = Vec::new();
+    // It may grow meanwhile.
+    let read = file.take(limit + 1).read_to_end(&mut content)? as u64;
+    if read > limit { Err(too_long(read)) } else { Ok(content) }
+}
+
+/// Has a write beyond the limit of a file's size (ulimit -f) fail with an error, where its signal
+/// would end the process: a log that is full is no reason to end.
+pub fn ignore_size_signal() {
+    // SAFETY: to ignore a signal runs no code.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use std::fs;
+
+    /// A pipe in the place of a profile kept the engine's thread for ever, one in the place of a
+    /// tokenizer a helper; a device was read until the memory was full.
+    #[test]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("plain"), "twelve bytes").unwrap();
+        assert_eq!(read_regular(&path("plain"), 12).unwrap(), b"twelve bytes");
+        let error = read_regular(&path("plain"), 11).unwrap_err();
+        assert_eq!(error.to_string(), "has 12 bytes, expected at most 11");
+        mkfifo(&path("pipe"), Mode::S_IRWXU).unwrap();
+        fs::create_dir(path("folder")).unwrap();
+        for odd in [path("pipe"), path("folder"), "/dev/zero".into()] {
+            let error = read_regular(&odd, 100).unwrap_err();
+            assert!(is_not_regular(&error), "{}: {error}", odd.display());
+        }
+        std::os::unix::fs::symlink(path("plain"), path("link")).unwrap();
+        assert_eq!(read_regular(&path("link"), 100).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        let error = read_regular(&path("nothing"), 100).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
