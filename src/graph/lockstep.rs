@@ -6,6 +6,7 @@
 
 use super::memory::{Footprint, Liveness};
 use super::ops::{Constant, Linear, TapeFeed};
+use super::sizes::Sizes;
 use crate::codec::PANEL_ROWS;
 use crate::sys::panics;
 use rayon::prelude::*;
@@ -62,6 +63,11 @@ impl Lockstep {
         let linears = self.plan.model().nodes.iter().filter_map(|node| node.op_as::<Linear>());
         let depth = linears.map(|linear| linear.depth).max().unwrap_or(0);
         (depth * PANEL_ROWS * size_of::<f32>()) as u64
+    }
+
+    /// What its shapes ask of the sizes of its inputs.
+    pub fn sizes(&self) -> Sizes {
+        Sizes::of(&self.plan)
     }
 
     /// Evaluates the plan once for all of `requests`, each given as its inputs in the plan's
