@@ -60,6 +60,7 @@ pub fn profile() -> Profile {
         kv_bytes_per_token: 0,
         mapped_contention: Contention { loader_slowdown: 1.25, ..Contention::default() },
         direct_contention: Contention { loader_slowdown: 1.25, ..Contention::default() },
+        skipped: vec![],
     }
 }
 

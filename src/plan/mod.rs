@@ -18,6 +18,7 @@ mod report;
 mod simulate;
 mod speeds;
 mod stale;
+mod unmeasured;
 mod wish;
 
 pub use crate::stream::{Release, Turns};
@@ -28,11 +29,12 @@ pub use pins::pinned_units;
 pub use planner::plan;
 pub use profile::{
     BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError, ReadRate,
-    Subject,
+    Skipped, Subject,
 };
 pub use report::UnknownWay;
 pub use simulate::{Doing, Span};
 pub use stale::{Board, Core, Stale};
+pub use unmeasured::Unmeasured;
 pub use wish::{Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish};
 
 use serde::{Deserialize, Serialize};

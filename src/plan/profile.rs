@@ -2,21 +2,32 @@
 //! file. The only part of `plan` that knows JSON and touches a file.
 
 use super::{Way, stale::Board};
+use crate::sys::file::read_regular;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Format of the file; one of another number is not read.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Limit of the file. A profile of 10,000 layers takes 2 MiB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// Most blocks of a tape, and bytes of a block: what is beyond is damage, and would not add up.
+/// Beyond these a figure is damage: no board has it, sums of such figures are finite, and a plan
+/// that follows it does no harm.
 const MAX_BLOCKS: usize = 1 << 20;
 const MAX_BLOCK_BYTES: u64 = 1 << 40;
+const MAX_BYTES: u64 = 1 << 50;
+const MAX_TOKENS: u64 = 1 << 32;
+const MAX_LOADERS: usize = 16;
+const MAX_TIME_US: f64 = 1e12;
+const BANDWIDTHS_BYTES_S: (f64, f64) = (1.0, 1e14);
+const MAX_CPU_NS_PER_BYTE: f64 = 1e9;
+const LEAST_SPEED: f64 = 1e-6;
+const MAX_CONTENTION: f64 = 1e3;
 
 /// What was measured on one board for one version and variant of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +58,17 @@ pub struct Profile {
     /// Of reading by each way: how much a loader computes for its bytes differs.
     pub mapped_contention: Contention,
     pub direct_contention: Contention,
+    /// What could not be measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
+}
+
+/// A trial that the model or the budget did not allow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Skipped {
+    pub what: String,
+    pub why: String,
 }
 
 /// How fast so many loaders bring blocks of one size in.
@@ -204,18 +226,25 @@ impl Profile {
     /// the first, measuring anew replaces it.
     pub fn read(folder: &Path, subject: Subject) -> Result<Option<Profile>, ProfileError> {
         let path = subject.path(folder);
-        let bytes = match read_within(&path, MAX_FILE_BYTES) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ProfileError::Io { verb: "read", path, source }),
-        };
-        let profile = Profile::parse(&bytes, &path)?;
-        if profile.subject() != subject {
-            let name = |of: Subject| format!("{} {} {}", of.model, of.version, of.variant);
-            let (found, expected) = (name(profile.subject()), name(subject));
-            return Err(ProfileError::Foreign { path, found, expected });
-        }
+        let Some(profile) = read_known::<Profile>(&path, MAX_FILE_BYTES)? else { return Ok(None) };
+        profile.check().map_err(|what| ProfileError::Corrupt { path: path.clone(), what })?;
+        check_subject(&path, profile.subject(), subject)?;
         Ok(Some(profile))
+    }
+
+    /// Removes the profile of `subject` from `folder`, where there is one.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove(folder: &Path, subject: Subject) -> Result<(), ProfileError> {
+        remove(subject.path(folder))
+    }
+
+    /// Whether it is of a tape of these blocks, each with its bytes.
+    pub fn is_of(&self, mut blocks: impl Iterator<Item = u64>) -> bool {
+        let runs = self.layers.iter().flat_map(|layer| &layer.blocks);
+        let all = runs.flat_map(|run| std::iter::repeat_n(run.bytes, run.count));
+        all.into_iter().all(|bytes| blocks.next() == Some(bytes)) && blocks.next().is_none()
     }
 
     /// How loaders and compute slow each other where blocks come one way.
@@ -234,24 +263,6 @@ impl Profile {
         }
     }
 
-    fn parse(bytes: &[u8], path: &Path) -> Result<Profile, ProfileError> {
-        let corrupt = |what: String| ProfileError::Corrupt { path: path.to_owned(), what };
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(corrupt(format!("it has more than {} MiB", MAX_FILE_BYTES >> 20)));
-        }
-        #[derive(Deserialize)]
-        struct Head {
-            format: u64,
-        }
-        let head: Head = serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))?;
-        if head.format != u64::from(FORMAT) {
-            return Err(ProfileError::Format { path: path.to_owned(), found: head.format });
-        }
-        let profile: Profile = serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))?;
-        profile.check().map_err(corrupt)?;
-        Ok(profile)
-    }
-
     /// Writes the profile into `folder`, whole or not at all: a reader finds the old one or this.
     ///
     /// # Errors
@@ -261,103 +272,180 @@ impl Profile {
         let path = self.subject().path(folder);
         let corrupt = |what| ProfileError::Corrupt { path: path.clone(), what };
         self.check().map_err(corrupt)?;
-        let text = serde_json::to_vec_pretty(self).map_err(|e| corrupt(e.to_string()))?;
-        let next = path.with_extension(format!("json.{}", std::process::id()));
-        let write = || {
-            let mut file = File::create(&next)?;
-            file.write_all(&text)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&next, &path)?;
-            File::open(folder)?.sync_all()
-        };
-        write().map_err(|source| {
-            // What is left of it is in nobody's way.
-            let _ = fs::remove_file(&next);
-            ProfileError::Io { verb: "write", path: path.clone(), source }
-        })?;
+        replace(&path, self)?;
         Ok(path)
     }
 
     /// Whether every figure can be reckoned with; if not, which one.
     fn check(&self) -> Result<(), String> {
-        if self.board.cores.is_empty() || self.layer_threads == 0 {
-            return Err("board.cores or layer_threads: there are none".into());
+        let cores = self.board.cores.len();
+        if cores == 0 || !(1..=cores).contains(&self.layer_threads) {
+            return Err("board.cores or layer_threads: there are none, or too many".into());
         }
         for (index, core) in self.board.cores.iter().enumerate() {
-            positive(core.speed, || format!("board.cores[{index}].speed"))?;
+            within(core.speed, LEAST_SPEED, 1.0, || format!("board.cores[{index}].speed"))?;
         }
-        if self.reads.is_empty() {
-            return Err("reads: there are none".into());
-        }
-        for (index, read) in self.reads.iter().enumerate() {
-            if read.loaders == 0 || read.request_bytes == 0 {
-                return Err(format!("reads[{index}]: loaders and request_bytes are at least 1"));
-            }
-            positive(read.bandwidth_bytes_s, || format!("reads[{index}].bandwidth_bytes_s"))?;
-            at_least(read.cpu_ns_per_byte, 0.0, || format!("reads[{index}].cpu_ns_per_byte"))?;
-        }
-        let mut blocks = 0usize;
-        for (index, layer) in self.layers.iter().enumerate() {
-            at_least(layer.decode_us, 0.0, || format!("layers[{index}].decode_us"))?;
-            at_least(layer.fixed_us, 0.0, || format!("layers[{index}].fixed_us"))?;
-            at_least(layer.per_token_us, 0.0, || format!("layers[{index}].per_token_us"))?;
-            at_least(layer.error, 0.0, || format!("layers[{index}].error"))?;
-            for run in &layer.blocks {
-                blocks = blocks.saturating_add(run.count);
-                let (least, most) = (
-                    run.mapped_bytes.min(run.direct_bytes),
-                    run.mapped_bytes.max(run.direct_bytes),
-                );
-                if run.bytes == 0 || run.bytes > least || most > MAX_BLOCK_BYTES {
-                    return Err(format!("layers[{index}].blocks: a block holds its bytes"));
-                }
-            }
-        }
-        if !(1..=MAX_BLOCKS).contains(&blocks) {
-            return Err(format!("layers: {blocks} blocks are not 1 to {MAX_BLOCKS}"));
-        }
+        self.check_reads()?;
+        self.check_layers()?;
         for (index, pass) in self.passes.iter().enumerate() {
-            positive(pass.latency_us, || format!("passes[{index}].latency_us"))?;
-            if pass.threads == 0 {
-                return Err(format!("passes[{index}].threads: at least 1"));
-            }
+            let field = |field: &str| format!("passes[{index}].{field}");
+            within(pass.latency_us, f64::MIN_POSITIVE, MAX_TIME_US, || field("latency_us"))?;
+            count(pass.threads as u64, 1, cores as u64, || field("threads"))?;
+            count(pass.tokens, 0, MAX_TOKENS, || field("tokens"))?;
+        }
+        for (index, at) in self.activations.iter().enumerate() {
+            let field = |field: &str| format!("activations[{index}].{field}");
+            count(at.tokens, 0, MAX_TOKENS, || field("tokens"))?;
+            count(at.bytes, 0, MAX_BYTES, || field("bytes"))?;
         }
         if !self.activations.is_sorted_by(|a, b| a.tokens < b.tokens) {
             return Err("activations: token counts ascend".into());
+        }
+        for (name, bytes) in [
+            ("process_bytes", self.process_bytes),
+            ("graph_bytes", self.graph_bytes),
+            ("kv_bytes_per_token", self.kv_bytes_per_token),
+        ] {
+            count(bytes, 0, MAX_BYTES, || name.to_owned())?;
         }
         for (name, contention) in
             [("mapped", &self.mapped_contention), ("direct", &self.direct_contention)]
         {
             let Contention { compute_loss, loader_slowdown, memory_slowdown } = *contention;
             let field = |field: &str| format!("{name}_contention.{field}");
-            at_least(compute_loss, 0.0, || field("compute_loss"))?;
-            at_least(loader_slowdown, 1.0, || field("loader_slowdown"))?;
-            at_least(memory_slowdown, 1.0, || field("memory_slowdown"))?;
+            within(compute_loss, 0.0, MAX_CONTENTION, || field("compute_loss"))?;
+            within(loader_slowdown, 1.0, MAX_CONTENTION, || field("loader_slowdown"))?;
+            within(memory_slowdown, 1.0, MAX_CONTENTION, || field("memory_slowdown"))?;
         }
         Ok(())
     }
-}
 
-fn positive(value: f64, field: impl FnOnce() -> String) -> Result<(), String> {
-    match value.is_finite() && value > 0.0 {
-        true => Ok(()),
-        false => Err(format!("{}: {value} is not above 0", field())),
+    fn check_reads(&self) -> Result<(), String> {
+        if self.reads.is_empty() {
+            return Err("reads: there are none".into());
+        }
+        let (slowest, fastest) = BANDWIDTHS_BYTES_S;
+        for (index, read) in self.reads.iter().enumerate() {
+            let field = |field: &str| format!("reads[{index}].{field}");
+            count(read.loaders as u64, 1, MAX_LOADERS as u64, || field("loaders"))?;
+            count(read.request_bytes, 1, MAX_BLOCK_BYTES, || field("request_bytes"))?;
+            within(read.bandwidth_bytes_s, slowest, fastest, || field("bandwidth_bytes_s"))?;
+            within(read.cpu_ns_per_byte, 0.0, MAX_CPU_NS_PER_BYTE, || field("cpu_ns_per_byte"))?;
+        }
+        Ok(())
+    }
+
+    fn check_layers(&self) -> Result<(), String> {
+        let (mut blocks, mut bytes) = (0usize, 0u64);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let field = |field: &str| format!("layers[{index}].{field}");
+            within(layer.decode_us, 0.0, MAX_TIME_US, || field("decode_us"))?;
+            within(layer.fixed_us, 0.0, MAX_TIME_US, || field("fixed_us"))?;
+            within(layer.per_token_us, 0.0, MAX_TIME_US, || field("per_token_us"))?;
+            within(layer.error, 0.0, MAX_TIME_US, || field("error"))?;
+            for run in &layer.blocks {
+                blocks = blocks.saturating_add(run.count);
+                let least = run.mapped_bytes.min(run.direct_bytes);
+                let most = run.mapped_bytes.max(run.direct_bytes);
+                if run.bytes == 0 || run.bytes > least || most > MAX_BLOCK_BYTES {
+                    return Err(format!("layers[{index}].blocks: a block holds its bytes"));
+                }
+                bytes = bytes.saturating_add(most.saturating_mul(run.count as u64));
+            }
+        }
+        if !(1..=MAX_BLOCKS).contains(&blocks) {
+            return Err(format!("layers: {blocks} blocks are not 1 to {MAX_BLOCKS}"));
+        }
+        count(bytes, 1, MAX_BYTES, || "layers: bytes of all blocks".to_owned())
     }
 }
 
-fn at_least(value: f64, least: f64, field: impl FnOnce() -> String) -> Result<(), String> {
-    match value.is_finite() && value >= least {
-        true => Ok(()),
-        false => Err(format!("{}: {value} is below {least}", field())),
+/// Reads a file of this format; None where there is none.
+pub(super) fn read_known<T: DeserializeOwned>(
+    path: &Path,
+    limit: u64,
+) -> Result<Option<T>, ProfileError> {
+    let corrupt = |what: String| ProfileError::Corrupt { path: path.to_owned(), what };
+    let bytes = match read_regular(path, limit) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error().is_none() => return Err(corrupt(error.to_string())),
+        Err(source) => {
+            return Err(ProfileError::Io { verb: "read", path: path.to_owned(), source });
+        }
+    };
+    #[derive(Deserialize)]
+    struct Head {
+        format: u64,
+    }
+    let head: Head = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    if head.format != u64::from(FORMAT) {
+        return Err(ProfileError::Format { path: path.to_owned(), found: head.format });
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| corrupt(e.to_string()))
+}
+
+/// Whether a file is of what its name says.
+pub(super) fn check_subject(
+    path: &Path,
+    found: Subject,
+    expected: Subject,
+) -> Result<(), ProfileError> {
+    if found == expected {
+        return Ok(());
+    }
+    let name = |of: Subject| format!("{} {} {}", of.model, of.version, of.variant);
+    let (path, found, expected) = (path.to_owned(), name(found), name(expected));
+    Err(ProfileError::Foreign { path, found, expected })
+}
+
+/// Writes a file whole or not at all: a reader finds the old one or this.
+pub(super) fn replace(path: &Path, content: &impl Serialize) -> Result<(), ProfileError> {
+    let corrupt = |what| ProfileError::Corrupt { path: path.to_owned(), what };
+    let text = serde_json::to_vec_pretty(content).map_err(|e| corrupt(e.to_string()))?;
+    let next = path.with_extension(format!("json.{}", std::process::id()));
+    let write = || {
+        // Whatever has the name is not ours, and not to be written through.
+        match fs::remove_file(&next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::create_new(&next)?;
+        file.write_all(&text)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&next, path)?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    };
+    write().map_err(|source| {
+        // What is left of it is in nobody's way.
+        let _ = fs::remove_file(&next);
+        ProfileError::Io { verb: "write", path: path.to_owned(), source }
+    })
+}
+
+/// Removes a file, where it is there.
+pub(super) fn remove(path: PathBuf) -> Result<(), ProfileError> {
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ProfileError::Io { verb: "remove", path, source })
+        }
+        _ => Ok(()),
     }
 }
 
-/// The file's bytes, one more than the limit at most.
-fn read_within(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![];
-    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+fn within(value: f64, least: f64, most: f64, field: impl FnOnce() -> String) -> Result<(), String> {
+    match value.is_finite() && (least..=most).contains(&value) {
+        true => Ok(()),
+        false => Err(format!("{}: {value} is not {least} to {most}", field())),
+    }
+}
+
+fn count(value: u64, least: u64, most: u64, field: impl FnOnce() -> String) -> Result<(), String> {
+    match (least..=most).contains(&value) {
+        true => Ok(()),
+        false => Err(format!("{}: {value} is not {least} to {most}", field())),
+    }
 }
 
 #[cfg(test)]
@@ -395,9 +483,18 @@ mod tests {
         check(&good.replace(&format!("\"format\":{FORMAT}"), "\"format\":7"), "format 7");
         check(&good.replace("\"bert\"", "\"gpt\""), "of gpt 1 f32, not of bert 1 f32");
         check(&good.replace("\"process_bytes\":", "\"process\":"), "process");
-        check(&good.replace("\"memory_slowdown\":1.0", "\"memory_slowdown\":0.5"), "below 1");
+        check(
+            &good.replace("\"memory_slowdown\":1.0", "\"memory_slowdown\":0.5"),
+            "0.5 is not 1 to",
+        );
         check(&good.replace("\"count\":12", "\"count\":99999999"), "blocks are not 1 to");
-        check(&" ".repeat(17 << 20), "more than 16 MiB");
+        check(&good.replace("\"loaders\":4", "\"loaders\":100000"), "loaders: 100000 is not 1 to");
+        check(&good.replace("\"threads\":1,", "\"threads\":3,"), "threads: 3 is not 1 to 2");
+        check(&good.replace("\"fixed_us\":1400.0", "\"fixed_us\":1e300"), "fixed_us: 1");
+        check(&good.replace("\"speed\":1.0", "\"speed\":1e-300"), "speed: 0.000");
+        let many = good.replace("\"tokens\":128", "\"tokens\":18446744073709551615");
+        check(&many, "tokens: 18446744073709551615 is not");
+        check(&" ".repeat(17 << 20), "expected at most 16777216");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use super::wish::mib;
 use super::{
-    Bound, Contention, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile, Usage, Way,
+    Bound, Contention, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile, Skipped, Usage,
+    Way,
 };
 use std::fmt;
 use std::str::FromStr;
@@ -88,7 +89,11 @@ impl fmt::Display for Profile {
         }
         writeln!(f, "\ncontention  loader takes   compute loses   beside compute")?;
         let (mapped, direct) = (&self.mapped_contention, &self.direct_contention);
-        write!(f, "  mapped  {mapped}\n  direct  {direct}")
+        write!(f, "  mapped  {mapped}\n  direct  {direct}")?;
+        if !self.skipped.is_empty() {
+            write!(f, "\n\nnot measured")?;
+        }
+        self.skipped.iter().try_for_each(|Skipped { what, why }| write!(f, "\n  {what}: {why}"))
     }
 }
 

@@ -66,29 +66,39 @@ impl Profile {
     /// now, `hermes` this version of Hermes, `version` the model's. Speeds of cores are figures,
     /// not identity.
     pub fn staleness(&self, board: &Board, hermes: &str, version: &str) -> Option<Stale> {
-        let pair = |was: &str, is: &str| (was != is).then(|| (was.to_owned(), is.to_owned()));
-        let ids = |board: &Board| board.cores.iter().map(|core| core.id).collect::<Vec<_>>();
-        let old = &self.board;
-        if let Some((was, is)) = pair(&self.version, version) {
+        if let Some((was, is)) = changed(&self.version, version) {
             return Some(Stale::Version { was, is });
         }
-        if let Some((was, is)) = pair(&self.hermes, hermes) {
-            return Some(Stale::Hermes { was, is });
-        }
-        if let Some((was, is)) = pair(&old.cpu, &board.cpu) {
-            return Some(Stale::Cpu { was, is });
-        }
-        if ids(old) != ids(board) {
-            return Some(Stale::Cores { was: ids(old), is: ids(board) });
-        }
-        if let Some((was, is)) = pair(&old.kernel, &board.kernel) {
-            return Some(Stale::Kernel { was, is });
-        }
-        if old.page_bytes != board.page_bytes {
-            return Some(Stale::PageBytes { was: old.page_bytes, is: board.page_bytes });
-        }
-        pair(&old.disk, &board.disk).map(|(was, is)| Stale::Disk { was, is })
+        staleness((&self.board, board), (&self.hermes, hermes))
     }
+}
+
+/// What has changed of a board and of Hermes, each as it was and as it is.
+pub(super) fn staleness(
+    (old, board): (&Board, &Board),
+    (was_hermes, hermes): (&str, &str),
+) -> Option<Stale> {
+    let ids = |board: &Board| board.cores.iter().map(|core| core.id).collect::<Vec<_>>();
+    if let Some((was, is)) = changed(was_hermes, hermes) {
+        return Some(Stale::Hermes { was, is });
+    }
+    if let Some((was, is)) = changed(&old.cpu, &board.cpu) {
+        return Some(Stale::Cpu { was, is });
+    }
+    if ids(old) != ids(board) {
+        return Some(Stale::Cores { was: ids(old), is: ids(board) });
+    }
+    if let Some((was, is)) = changed(&old.kernel, &board.kernel) {
+        return Some(Stale::Kernel { was, is });
+    }
+    if old.page_bytes != board.page_bytes {
+        return Some(Stale::PageBytes { was: old.page_bytes, is: board.page_bytes });
+    }
+    changed(&old.disk, &board.disk).map(|(was, is)| Stale::Disk { was, is })
+}
+
+fn changed(was: &str, is: &str) -> Option<(String, String)> {
+    (was != is).then(|| (was.to_owned(), is.to_owned()))
 }
 
 #[cfg(test)]

@@ -203,6 +203,7 @@ mod tests {
             kv_bytes_per_token: 0,
             mapped_contention: Contention::default(),
             direct_contention: Contention::default(),
+            skipped: vec![],
         }
     }
 
