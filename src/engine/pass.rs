@@ -7,7 +7,7 @@ use super::tape::{Stretch, Table};
 use crate::codec::Codec;
 use crate::graph::{AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
 use crate::store::layer_file::open_row;
-use crate::stream::{Flow, StreamError, Trace, What};
+use crate::stream::{Flow, StreamError, Trace, Traversal, What};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -177,7 +177,7 @@ pub struct Seat {
 /// What the requests of a pass have in common.
 pub struct Pass {
     pub model: Arc<Model>,
-    pub flow: Arc<Flow>,
+    pub flow: Traversal,
     pub kernels: Arc<Kernels>,
     /// Ends the whole pass.
     pub stopping: Cancel,
@@ -192,7 +192,9 @@ impl Pass {
         let cancels: Vec<Cancel> = seats.iter().map(|seat| seat.cancel.clone()).collect();
         let (inputs, outputs): (Vec<_>, Vec<_>) =
             seats.into_iter().map(|seat| (seat.inputs, seat.outputs)).unzip();
-        match self.evaluate(inputs, &cancels) {
+        let outcomes = self.evaluate(inputs, &cancels);
+        // Nothing is told of what was computed with bytes that were lost or changed meanwhile.
+        match self.flow.confirm().map_err(TractError::from).and(outcomes) {
             Ok(outcomes) => outcomes
                 .into_iter()
                 .zip(outputs.iter().zip(&cancels))

@@ -49,12 +49,12 @@ impl Sources {
         disk: DiskKind,
         slots: &Arc<Slots>,
     ) -> Result<Sources, StreamError> {
-        let files = Arc::new(MappedSource::new(files, READ_AHEAD_BYTES)?);
         let slots = Arc::clone(slots);
+        let files = Arc::new(MappedSource::new(files, READ_AHEAD_BYTES, Arc::clone(&slots))?);
         let mapped: Arc<dyn WeightSource> = if map::populate_supported() {
             Arc::clone(&files) as _
         } else {
-            Arc::new(ReadSource::new(Arc::clone(&files), READ_AHEAD_BYTES, Arc::clone(&slots)))
+            Arc::new(ReadSource::new(Arc::clone(&files)))
         };
         let mapped = on(disk, mapped);
         Ok(Sources { disk, files, slots, mapped, direct: OnceLock::new() })

@@ -253,6 +253,25 @@ impl Flow {
         kept
     }
 
+    /// Whether what compute has used is what was verified: blocks of files that have changed
+    /// meanwhile, and were mapped, are verified anew. To be asked when all is computed and before
+    /// anybody is told; a block that is not right ends the traversal.
+    pub fn confirm(&self) -> Result<(), StreamError> {
+        self.verify_changed().inspect_err(|failure| self.fail(failure.clone()))
+    }
+
+    fn verify_changed(&self) -> Result<(), StreamError> {
+        for file in self.source.changed_files()? {
+            let path = self.source.path(file);
+            log::warn!("{}: changed while it was in use: it is verified anew", path.display());
+            let used = self.tape.iter().zip(&self.pinned);
+            for (block, _) in used.filter(|(block, pinned)| block.file == file && !**pinned) {
+                load_to_stay_verified(&*self.source, block)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What the traversal has cost so far.
     pub fn counters(&self) -> FlowCounters {
         FlowCounters {
@@ -276,16 +295,20 @@ impl Flow {
         loop {
             match self.next_work(agent, agents) {
                 Work::Load(unit) => {
+                    let at_work = AtWork(self);
                     let loaded = self.load(unit);
                     count();
+                    at_work.finish();
                     self.arrive(unit, loaded);
                 }
                 Work::Release(index, loaded) => {
+                    let at_work = AtWork(self);
                     let what = What::Release { block: index };
                     let releasing = self.trace.as_ref().map(|trace| trace.span(what));
                     drop(loaded);
                     drop(releasing);
                     count();
+                    at_work.finish();
                     self.leave(index);
                 }
                 Work::Done => return,
@@ -329,7 +352,11 @@ impl Flow {
             let block = &self.tape[index];
             let what = What::Load { block: index, bytes: block.bytes };
             let loading = self.trace.as_ref().map(|trace| trace.span(what));
-            blocks.push((index, Arc::new(load_verified(&*self.source, block)?)));
+            let loaded = match self.keep.has(index) {
+                true => load_to_stay_verified(&*self.source, block)?,
+                false => load_verified(&*self.source, block)?,
+            };
+            blocks.push((index, Arc::new(loaded)));
             drop(loading);
             self.bytes_read.fetch_add(block.bytes, Ordering::Relaxed);
         }
@@ -432,9 +459,44 @@ impl Flow {
     }
 }
 
+/// A loader at work on a unit. One that is unwound by a panic ends the traversal, which would wait
+/// for it for ever.
+struct AtWork<'a>(&'a Flow);
+
+impl AtWork<'_> {
+    /// What it comes to is told, and with it that nobody is at work on it.
+    fn finish(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.busy -= 1;
+        state.failure.get_or_insert(StreamError::Loader);
+        self.0.wake_all();
+    }
+}
+
 /// Loads one block and checks its bytes against its checksum.
 pub fn load_verified(source: &dyn WeightSource, block: &Block) -> Result<Loaded, StreamError> {
-    let loaded = source.load(block)?;
+    verified(source, block, source.load(block)?)
+}
+
+/// The same for a block that stays when it has passed.
+pub fn load_to_stay_verified(
+    source: &dyn WeightSource,
+    block: &Block,
+) -> Result<Loaded, StreamError> {
+    verified(source, block, source.load_to_stay(block)?)
+}
+
+fn verified(
+    source: &dyn WeightSource,
+    block: &Block,
+    loaded: Loaded,
+) -> Result<Loaded, StreamError> {
     let found = xxh3_64(loaded.as_ref());
     if found == block.checksum {
         return Ok(loaded);

@@ -1,7 +1,7 @@
 //! The loader threads.
 
 use super::Flow;
-use crate::sys::affinity;
+use crate::sys::{affinity, panics};
 use crossbeam_channel::{Sender, bounded};
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,10 @@ impl Loaders {
                 .spawn(move || {
                     affinity::pin_current_thread(core);
                     for flow in flows {
-                        flow.serve(index, agents);
+                        // The flow has ended with it; the thread is there for the next.
+                        if let Err(text) = panics::caught(|| flow.serve(index, agents)) {
+                            log::error!("loader {index} failed within: {text}");
+                        }
                     }
                 })?;
             Ok((sender, thread))
@@ -46,14 +49,21 @@ impl Loaders {
     }
 }
 
-impl Drop for Loaders {
-    fn drop(&mut self) {
+impl Loaders {
+    /// Ends the threads.
+    pub fn dismiss(&mut self) {
         for (sender, thread) in self.threads.drain(..) {
             drop(sender);
             if thread.join().is_err() {
                 log::error!("a loader thread panicked");
             }
         }
+    }
+}
+
+impl Drop for Loaders {
+    fn drop(&mut self) {
+        self.dismiss();
     }
 }
 
@@ -105,12 +115,12 @@ mod tests {
         }
 
         fn mapped(&self) -> Arc<dyn WeightSource> {
-            Arc::new(MappedSource::new(self.files(), 64).unwrap())
+            Arc::new(MappedSource::new(self.files(), 64, Arc::default()).unwrap())
         }
 
         fn read(&self, slots: &Arc<Slots>) -> Arc<dyn WeightSource> {
-            let files = Arc::new(MappedSource::new(self.files(), 64).unwrap());
-            Arc::new(ReadSource::new(files, 64, Arc::clone(slots)))
+            let files = MappedSource::new(self.files(), 64, Arc::clone(slots)).unwrap();
+            Arc::new(ReadSource::new(Arc::new(files)))
         }
 
         /// None where temporary files have no direct reads.
@@ -210,7 +220,7 @@ mod tests {
     fn blocks_that_pass_are_kept_where_told() {
         let fixture = fixture(6);
         let loaders = Loaders::start(&[0, 0]).unwrap();
-        let window_bytes = 2 * BLOCK_BYTES as u64;
+        let window_bytes = 2 * fixture.mapped().held_bytes(&fixture.tape[0]);
         let keep = Keep::new([true, false, true, true, false, false]);
         let course = Course { window_bytes, keep, ..Course::default() };
         let flow = Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), course);
@@ -237,7 +247,7 @@ mod tests {
         let fixture = fixture(6);
         let source = fixture.mapped();
         let loaders = Loaders::start(&[0]).unwrap();
-        let window_bytes = 2 * BLOCK_BYTES as u64;
+        let window_bytes = 2 * source.held_bytes(&fixture.tape[0]);
         let pinned = [0, 4].map(|i| Arc::new(source.load(&fixture.tape[i]).unwrap()));
         let [first, last] = pinned.each_ref().map(Arc::downgrade);
         let mut pins = vec![None; 6];
@@ -276,9 +286,10 @@ mod tests {
     fn units_are_loaded_and_released_as_one() {
         let fixture = fixture(12);
         let bytes = BLOCK_BYTES as u64;
+        let held_bytes = fixture.mapped().held_bytes(&fixture.tape[0]);
         let check = |units: &[usize], window_blocks, turns, release, agents| {
             let loaders = Loaders::start(&vec![0; agents]).unwrap();
-            let window_bytes = window_blocks * bytes;
+            let window_bytes = window_blocks * held_bytes;
             let course = Course { window_bytes, units, turns, release, ..Course::default() };
             let flow = Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), course);
             loaders.serve(&flow);
@@ -291,7 +302,7 @@ mod tests {
             let counted = flow.counters();
             assert_eq!((counted.bytes_read, counted.released), (12 * bytes, 12));
             assert!(counted.window_peak_bytes <= window_bytes);
-            counted.window_peak_bytes / bytes
+            counted.window_peak_bytes / held_bytes
         };
         let layers = [3, 1, 4, 4];
         assert_eq!(check(&layers, 12, Turns::Next, Release::AtEnd, 1), 12, "PipeSwitch");
@@ -314,6 +325,8 @@ mod tests {
         let error = fixture.play(faulty(Faults { short_every: 1, ..Faults::default() }), &[]);
         let text = error.unwrap_err().to_string();
         assert!(text.contains("the file ends before it") && text.contains("layer"), "{text}");
+        let error = fixture.play(faulty(Faults { panic_every: 1, ..Faults::default() }), &[]);
+        assert!(matches!(error, Err(StreamError::Loader)), "{error:?}");
         let delay = Duration::from_millis(2);
         let slow = faulty(Faults { delay_every: 2, delay, ..Faults::default() });
         assert!(fixture.play(slow, &[]).unwrap() == fixture.content);
@@ -329,6 +342,7 @@ mod tests {
                 error_every: 40,
                 short_every: 40,
                 corrupt_every: 40,
+                panic_every: 80,
                 delay_every: 5,
                 delay: Duration::from_micros(300),
                 ..Faults::default()
@@ -341,6 +355,64 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A mapped block that stayed was read again from its file at each pass, unverified: whoever
+    /// wrote to the file changed answers, and whoever cut it ended the process.
+    #[test]
+    fn what_stays_is_ours_and_what_is_under_compute_is_confirmed() {
+        let fixture = fixture(6);
+        let source = fixture.mapped();
+        let loaders = Loaders::start(&[0]).unwrap();
+        let keep = Keep::new([true, true, false, false, false, false]);
+        let window_bytes = 6 * source.held_bytes(&fixture.tape[0]);
+        let begin = |pins: &[Option<Arc<Loaded>>]| {
+            let course = Course { window_bytes, keep: keep.clone(), pins, ..Course::default() };
+            let flow = Flow::new(Arc::clone(&source), Arc::clone(&fixture.tape), course);
+            loaders.serve(&flow);
+            flow
+        };
+        let file = std::fs::File::options().write(true).open(&fixture.path).unwrap();
+        let write = |block: usize, byte: u8| {
+            std::os::unix::fs::FileExt::write_at(&file, &[byte], (block * BLOCK_BYTES) as u64)
+        };
+        let flow = begin(&[]);
+        (0..6).for_each(|block| drop(flow.lease(block).unwrap()));
+        flow.confirm().unwrap();
+        let mut pins = vec![None; 6];
+        flow.end().into_iter().for_each(|(index, block)| pins[index] = Some(block));
+        write(0, !fixture.content[0]).unwrap();
+        let bytes = |block: &Option<Arc<Loaded>>| (**block.as_ref().unwrap()).as_ref().to_vec();
+        assert!(bytes(&pins[0]) == fixture.content[..BLOCK_BYTES], "it is what was verified");
+        // A change of what is pinned is none of this pass's blocks.
+        let flow = begin(&pins);
+        flow.lease(0).unwrap();
+        flow.confirm().unwrap();
+        // One of what compute has is told, whether it is still there or back as it was.
+        let last = flow.lease(5).unwrap();
+        write(5, !fixture.content[5 * BLOCK_BYTES]).unwrap();
+        let error = flow.confirm().unwrap_err();
+        assert!(
+            matches!(error, StreamError::Damaged { offset, .. } if offset == 5 << 16),
+            "{error}"
+        );
+        assert!(flow.failure().is_some());
+        drop(last);
+        flow.end();
+        // Of what is cut off zeros are left, and the traversal fails.
+        write(5, fixture.content[5 * BLOCK_BYTES]).unwrap();
+        let flow = begin(&pins);
+        let last = flow.lease(5).unwrap();
+        file.set_len(5 * BLOCK_BYTES as u64).unwrap();
+        // Where blocks are not mapped nothing is lost; of the last block there is a copy.
+        let fourth = flow.lease(4).unwrap();
+        file.set_len(4 * BLOCK_BYTES as u64).unwrap();
+        let sum: u64 = fourth.as_ref().iter().chain(last.as_ref()).map(|b| u64::from(*b)).sum();
+        std::hint::black_box(sum);
+        let error = flow.confirm().unwrap_err().to_string();
+        assert!(error.contains("layer: is no longer what it was"), "{error}");
+        drop((fourth, last));
+        flow.end();
     }
 
     #[test]
@@ -357,8 +429,10 @@ mod tests {
         let fixture = fixture(16);
         let loaders = Loaders::start(&[0, 0]).unwrap();
         for leave_after in 0..16 {
-            let course = Course { window_bytes: 2 * BLOCK_BYTES as u64, ..Course::default() };
-            let flow = Flow::new(fixture.mapped(), Arc::clone(&fixture.tape), course);
+            let source = fixture.mapped();
+            let window_bytes = 2 * source.held_bytes(&fixture.tape[0]);
+            let course = Course { window_bytes, ..Course::default() };
+            let flow = Flow::new(source, Arc::clone(&fixture.tape), course);
             loaders.serve(&flow);
             for index in 0..leave_after {
                 flow.lease(index).unwrap();

@@ -9,9 +9,12 @@ mod loaders;
 mod slots;
 mod source;
 mod trace;
+mod traversal;
 mod window;
 
-pub use flow::{BlockLease, Course, Flow, FlowCounters, Keep, load_verified};
+pub use flow::{
+    BlockLease, Course, Flow, FlowCounters, Keep, load_to_stay_verified, load_verified,
+};
 pub use ledger::{Category, Grant, Ledger, OverBudget};
 pub use loaders::Loaders;
 pub use slots::Slots;
@@ -20,6 +23,7 @@ pub use source::{
     WeightSource,
 };
 pub use trace::{Event, Span, Trace, What};
+pub use traversal::Traversal;
 pub use window::{Claim, Window};
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +73,10 @@ pub enum StreamError {
     Damaged { path: PathBuf, offset: u64, bytes: u64, expected: u64, found: u64 },
     #[error("{path}: table row at offset {offset} is damaged: its checksum disagrees\nrun hermes-shard verify, then restore the version or shard it again", path = path.display())]
     DamagedRow { path: PathBuf, offset: u64 },
+    #[error("{path}: is no longer what it was: {what}\nrun hermes-shard verify, then restore the version or shard it again", path = path.display())]
+    Lost { path: PathBuf, what: String },
+    #[error("a loader failed within: the log says where\nload the model again")]
+    Loader,
     #[error("the pass was cancelled")]
     Cancelled,
 }

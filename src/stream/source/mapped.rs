@@ -1,7 +1,7 @@
 //! Blocks of the mapped file.
 
-use super::{AlignedBuffer, Loaded, Memory, WeightSource, cut_short, io_error};
-use crate::stream::{Block, StreamError};
+use super::{AlignedBuffer, Loaded, Memory, SlotBlock, WeightSource, cut_short, io_error};
+use crate::stream::{Block, Slots, StreamError};
 use crate::sys::map::MappedFile;
 use std::fs::File;
 use std::ops::Range;
@@ -14,6 +14,8 @@ pub struct MappedSource {
     /// Bytes behind a block that stay readable with it. A block with fewer of the file behind it
     /// is copied, not mapped.
     read_ahead_bytes: usize,
+    /// Where blocks go that stay.
+    slots: Arc<Slots>,
     trail: Arc<Trail>,
 }
 
@@ -40,6 +42,7 @@ impl MappedSource {
     pub fn new(
         files: Vec<(PathBuf, File)>,
         read_ahead_bytes: usize,
+        slots: Arc<Slots>,
     ) -> Result<MappedSource, StreamError> {
         let files = files
             .into_iter()
@@ -48,7 +51,7 @@ impl MappedSource {
                 Err(error) => Err(io_error(path, 0..0, error)),
             })
             .collect::<Result<_, _>>()?;
-        Ok(MappedSource { files, read_ahead_bytes, trail: Arc::default() })
+        Ok(MappedSource { files, read_ahead_bytes, slots, trail: Arc::default() })
     }
 }
 
@@ -56,12 +59,6 @@ impl MappedSource {
     /// The files, with their paths.
     pub fn files(&self) -> impl Iterator<Item = (&PathBuf, &File)> {
         self.files.iter().map(|(path, map)| (path, map.file()))
-    }
-
-    /// A file, and its path for errors.
-    pub(super) fn file(&self, index: usize) -> (&Path, &MappedFile) {
-        let (path, file) = &self.files[index];
-        (path, file)
     }
 }
 
@@ -113,6 +110,34 @@ impl WeightSource for MappedSource {
         Ok(Loaded(Box::new(held)))
     }
 
+    /// Through the page cache into a slot.
+    fn load_to_stay(&self, block: &Block) -> Result<Loaded, StreamError> {
+        let (path, file) = &self.files[block.file];
+        let range = block.offset..block.offset + block.bytes;
+        let failed = |error| io_error(path.clone(), range.clone(), error);
+        let bytes = block.bytes as usize;
+        let mut slot = self.slots.lend(bytes + self.read_ahead_bytes).map_err(failed)?;
+        file.read_at(&mut slot.buffer_mut().as_mut()[..bytes], block.offset).map_err(failed)?;
+        file.drop_consumed(range.end);
+        Ok(Loaded(Box::new(SlotBlock { slot, bytes })))
+    }
+
+    fn changed_files(&self) -> Result<Vec<usize>, StreamError> {
+        let mut changed = vec![];
+        for (index, (path, file)) in self.files.iter().enumerate() {
+            let lost = |what: String| StreamError::Lost { path: path.clone(), what };
+            if file.is_lost() {
+                return Err(lost(
+                    "it was cut short, or could not be read, while it was used".into(),
+                ));
+            }
+            if file.has_changed().map_err(|error| lost(error.to_string()))? {
+                changed.push(index);
+            }
+        }
+        Ok(changed)
+    }
+
     fn read(
         &self,
         file: usize,
@@ -125,6 +150,11 @@ impl WeightSource for MappedSource {
 
     fn path(&self, file: usize) -> PathBuf {
         self.files[file].0.clone()
+    }
+
+    /// What is mapped of it, or the slot's pages where it stays.
+    fn held_bytes(&self, block: &Block) -> u64 {
+        SlotBlock::held_bytes(block, self.read_ahead_bytes)
     }
 
     fn name(&self) -> &'static str {
@@ -187,7 +217,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..2 * BLOCK_BYTES).map(|i| (i % 251) as u8).collect();
         file.write_all(&content).unwrap();
-        let source = MappedSource::new(vec![("layer".into(), file)], 64).unwrap();
+        let source = MappedSource::new(vec![("layer".into(), file)], 64, Arc::default()).unwrap();
         let mapped = source.files[0].1.bytes(0..content.len()).as_ptr_range();
         // Mapping needs a kernel that populates.
         let blocks = if crate::sys::map::populate_supported() { 0..2 } else { 1..2 };

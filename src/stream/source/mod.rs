@@ -27,6 +27,21 @@ pub trait WeightSource: Send + Sync {
     /// Loads one block, unverified.
     fn load(&self, block: &Block) -> Result<Loaded, StreamError>;
 
+    /// Loads one block that is to stay when it has passed, unverified: into memory of our own,
+    /// which nobody changes once it is verified.
+    fn load_to_stay(&self, block: &Block) -> Result<Loaded, StreamError> {
+        self.load(block)
+    }
+
+    /// Files whose bytes may be others than when blocks of them were loaded, since this was asked
+    /// before. None where blocks come into memory of our own.
+    ///
+    /// # Errors
+    /// For a file of which something is lost.
+    fn changed_files(&self) -> Result<Vec<usize>, StreamError> {
+        Ok(vec![])
+    }
+
     /// Reads the rows of a table that `ranges` of one file hold, handing each range's bytes to
     /// `sink` in order.
     fn read(

@@ -1,7 +1,7 @@
 //! Blocks read through the page cache, for kernels that cannot bring in a mapping's pages.
 
-use super::{Loaded, MappedSource, SlotBlock, WeightSource, io_error};
-use crate::stream::{Block, Slots, StreamError};
+use super::{Loaded, MappedSource, WeightSource};
+use crate::stream::{Block, StreamError};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,28 +10,18 @@ use std::sync::Arc;
 /// a page with a bad sector behind it would kill the process.
 pub struct ReadSource {
     files: Arc<MappedSource>,
-    /// Bytes behind a block that are readable with it.
-    read_ahead_bytes: usize,
-    slots: Arc<Slots>,
 }
 
 impl ReadSource {
     /// Blocks from `files`, of which no page is mapped.
-    pub fn new(files: Arc<MappedSource>, read_ahead_bytes: usize, slots: Arc<Slots>) -> ReadSource {
-        ReadSource { files, read_ahead_bytes, slots }
+    pub fn new(files: Arc<MappedSource>) -> ReadSource {
+        ReadSource { files }
     }
 }
 
 impl WeightSource for ReadSource {
     fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
-        let (path, file) = self.files.file(block.file);
-        let range = block.offset..block.offset + block.bytes;
-        let failed = |error| io_error(path.to_path_buf(), range.clone(), error);
-        let bytes = block.bytes as usize;
-        let mut slot = self.slots.lend(bytes + self.read_ahead_bytes).map_err(failed)?;
-        file.read_at(&mut slot.buffer_mut().as_mut()[..bytes], block.offset).map_err(failed)?;
-        file.drop_consumed(range.end);
-        Ok(Loaded(Box::new(SlotBlock { slot, bytes })))
+        self.files.load_to_stay(block)
     }
 
     fn read(
@@ -48,7 +38,7 @@ impl WeightSource for ReadSource {
     }
 
     fn held_bytes(&self, block: &Block) -> u64 {
-        SlotBlock::held_bytes(block, self.read_ahead_bytes)
+        self.files.held_bytes(block)
     }
 
     fn name(&self) -> &'static str {

@@ -32,6 +32,18 @@ impl ThrottledSource {
         *free_at = done;
         done
     }
+
+    fn slowed(
+        &self,
+        block: &Block,
+        load: impl FnOnce() -> Result<Loaded, StreamError>,
+    ) -> Result<Loaded, StreamError> {
+        // The real disk reads while the imitated one does.
+        let done = self.queue(block.bytes);
+        let loaded = load()?;
+        sleep_until(done);
+        Ok(loaded)
+    }
 }
 
 fn sleep_until(then: Instant) {
@@ -40,11 +52,15 @@ fn sleep_until(then: Instant) {
 
 impl WeightSource for ThrottledSource {
     fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
-        // The real disk reads while the imitated one does.
-        let done = self.queue(block.bytes);
-        let loaded = self.inner.load(block)?;
-        sleep_until(done);
-        Ok(loaded)
+        self.slowed(block, || self.inner.load(block))
+    }
+
+    fn load_to_stay(&self, block: &Block) -> Result<Loaded, StreamError> {
+        self.slowed(block, || self.inner.load_to_stay(block))
+    }
+
+    fn changed_files(&self) -> Result<Vec<usize>, StreamError> {
+        self.inner.changed_files()
     }
 
     fn read(
