@@ -15,7 +15,10 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -101,6 +104,18 @@ impl Board {
         let floats: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
         assert_eq!(reply["outputs"][0]["data"], json!(floats));
     }
+
+    /// The right answer, or an error that names `file`.
+    fn check_answer_or_refusal(&self, file: &str) {
+        let x: Vec<u32> = (0..1024).collect();
+        let inputs = json!([{"name": "x", "datatype": "FP32", "shape": [1, 1, 1024], "data": x}]);
+        let request = json!({ "inputs": inputs }).to_string();
+        let (status, reply) = self.daemon.post("/v2/models/slow/infer", &request);
+        match status {
+            200 => self.check_answer(),
+            _ => assert!(reply["error"].as_str().unwrap().contains(file), "{status} {reply}"),
+        }
+    }
 }
 
 /// A profile that lies beside a model is believed where all of it is as it should be; else it is
@@ -141,6 +156,162 @@ fn a_profile_that_cannot_be_believed_is_told_and_measured_anew() {
     assert!(!log.contains("panicked"), "{log}");
 }
 
+/// One figure of a profile that was off took the engine's thread along, again after each start; so
+/// many loaders the whole process; and a pipe in its place was read for ever.
+#[test]
+fn no_figure_of_a_profile_is_believed() {
+    let board = Board::start(tempfile::tempdir().unwrap(), &["--profiles", "false"]);
+    let path = board.store.join("linear/linear.1.f32.profile.json");
+    assert_eq!(board.daemon.post("/v2/repository/models/linear/profile", "").0, 200);
+    let good: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let load = |what: &str| {
+        let (status, told) = board.daemon.post("/v2/repository/models/linear/load", "");
+        assert_eq!(status, 200, "{what}: {told}");
+        let x = json!({"name": "x", "datatype": "FP32", "shape": [1, 1, 4], "data": [1, 0, 0, 0]});
+        let request = json!({ "inputs": [x] }).to_string();
+        let (status, reply) = board.daemon.post("/v2/models/linear/infer", &request);
+        assert_eq!(
+            (status, &reply["outputs"][0]["data"]),
+            (200, &json!([0.0, 10.0, 20.0])),
+            "{what}"
+        );
+    };
+    let mut figures = vec![];
+    numbers(&good, &mut String::new(), &mut figures);
+    assert!(figures.len() > 30, "{figures:?}");
+    for pointer in &figures {
+        for wrong in
+            [json!(0), json!(1e300), json!(1e-300), json!(u64::MAX), json!(-1), json!(99_999)]
+        {
+            let mut profile = good.clone();
+            *profile.pointer_mut(pointer).unwrap() = wrong.clone();
+            fs::write(&path, profile.to_string()).unwrap();
+            load(&format!("{pointer} is {wrong}"));
+        }
+    }
+    let other = good.to_string().replace("\"count\":1,", "\"count\":2,");
+    fs::write(&path, other).unwrap();
+    load("of another tape");
+    board.wait_logged("the profile is of another tape", 0);
+    fs::remove_file(&path).unwrap();
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    load("a pipe");
+    board.wait_logged("the profile is damaged: is not a regular file", 0);
+    let log = fs::read_to_string(&board.log).unwrap();
+    assert!(!log.contains("panicked") && !log.contains("failed within"), "{log}");
+}
+
+/// Pointers to every number of a value.
+fn numbers(value: &Value, at: &mut String, found: &mut Vec<String>) {
+    let length = at.len();
+    let mut inside = |name: &str, value: &Value| {
+        at.push_str(&format!("/{name}"));
+        numbers(value, at, found);
+        at.truncate(length);
+    };
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| inside(name, value)),
+        // The first of several says it for all.
+        Value::Array(items) => {
+            items.first().into_iter().for_each(|value| inside("0", value));
+        }
+        Value::Number(_) => found.push(at.clone()),
+        _ => {}
+    }
+}
+
+/// Whoever copied another file over a layer's while it was mapped changed answers without a word, or
+/// ended the daemon by a SIGBUS. What stays is ours, and what is cut off is told by its name.
+#[test]
+fn a_layer_that_is_changed_or_cut_under_the_daemon_gives_no_wrong_answer() {
+    let arguments = ["--profiles", "false", "--source", "mapped"];
+    let board = Board::start(tempfile::tempdir().unwrap(), &arguments);
+    let layer = board.store.join("slow/1/layers/000-all.f32.layer");
+    board.check_answer();
+    board.check_answer();
+    let good = fs::read(&layer).unwrap();
+    let mut bad = good.clone();
+    bad.iter_mut().skip(1 << 20).step_by(4096).for_each(|byte| *byte ^= 1);
+    // As cp does it: the same file, with another content.
+    let over = |content: &[u8]| {
+        let mut file = File::options().write(true).open(&layer).unwrap();
+        std::io::Write::write_all(&mut file, content).unwrap();
+    };
+    over(&bad);
+    board.check_answer_or_refusal("000-all.f32.layer");
+    over(&good);
+    assert_eq!(board.daemon.post("/v2/repository/models/slow/load", "").0, 200);
+    board.check_answer();
+    File::options().write(true).open(&layer).unwrap().set_len(1 << 20).unwrap();
+    board.check_answer_or_refusal("000-all.f32.layer");
+    assert_eq!(board.daemon.get("/v2/health/live").0, 200);
+}
+
+/// A loader that panics once kept compute waiting for ever.
+#[test]
+fn a_loader_that_panics_fails_the_pass_and_is_there_for_the_next() {
+    keep_log();
+    let store = slow_store();
+    let faults = Faults { seed: 3, panic_every: 60, ..Faults::default() };
+    let config = Config {
+        disk: DiskKind::Faulty(faults),
+        pin_bytes: 0,
+        source: Some(Way::Mapped),
+        ..Config::new(store.path(), 1 << 30)
+    };
+    let engine = Engine::start(config).unwrap();
+    let expected = request(16).inputs[0].1.clone();
+    let (mut failed, mut answered) = (0, 0);
+    for _ in 0..40 {
+        match engine.infer(request(16)) {
+            Ok(reply) => {
+                assert!(reply.outputs[0].1 == expected);
+                answered += 1;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("a loader failed within"), "{text}");
+                failed += 1;
+                engine.load("slow").unwrap();
+            }
+        }
+    }
+    assert!(failed > 0 && answered > 0 && engine.is_alive(), "{failed} {answered}");
+    assert!(LOG.lock().unwrap().contains("ERROR loader"), "{}", LOG.lock().unwrap());
+}
+
+/// Where fewer threads were allowed than a trial or a plan needed, it panicked in the middle of it.
+#[test]
+fn too_few_threads_are_told_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    fs::create_dir(&store).unwrap();
+    small_store::write(&store, small_store::linear());
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let socket = folder.path().join("s");
+    let daemon = command(&store, &socket, &["--budget", "96MiB", "--profiles", "false"]);
+    // The limit of processes binds others than root, and counts all of a user's.
+    let limited = |count: usize| {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nproc={count}")).arg(daemon.get_program());
+        command.args(daemon.get_args()).uid(54_321).env("MEMORY_PRESSURE_WATCH", "/dev/null");
+        command
+    };
+    let is_root = nix::unistd::Uid::effective().is_root();
+    let mut version = Command::new(daemon.get_program());
+    version.arg("--version").uid(54_321).stdout(Stdio::null());
+    if !is_root || !version.status().is_ok_and(|status| status.success()) {
+        return println!("skipped: this test needs root, and programs that others may run");
+    }
+    let output = limited(6).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("raise TasksMax="), "{text}");
+    let told = text.split("threads, ").nth(1).and_then(|rest| rest.split(' ').next());
+    let needed: usize = told.unwrap().parse().unwrap();
+    let daemon = Daemon::spawn(&mut limited(needed), &socket);
+    assert_eq!(daemon.post("/v2/repository/models/linear/profile", "").0, 200);
+}
+
 /// A file system without direct reads is mapped, whatever the config says, and planned so.
 #[test]
 fn direct_reads_are_planned_only_where_there_are_any() {
@@ -159,6 +330,66 @@ fn direct_reads_are_planned_only_where_there_are_any() {
     assert_eq!(status, 400, "{told}");
     assert!(told["error"].as_str().unwrap().contains("no direct reads were measured"), "{told}");
     board.check_answer();
+}
+
+/// The tokenizer was read without its checksum: a changed word gave other numbers without a word,
+/// and a pipe kept a helper for ever.
+#[test]
+fn a_tokenizer_is_what_was_installed_or_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    fs::create_dir(&store).unwrap();
+    small_store::write(&store, small_store::words());
+    let path = store.join("words/1/tokenizer.json");
+    let good = fs::read_to_string(&path).unwrap();
+    let ask = |expected: u16, words: &str| {
+        let socket = folder.path().join("s");
+        let daemon = Daemon::start(&store, &socket, &["--budget", "96MiB", "--profiles", "false"]);
+        let request = json!({"model": "words", "input": "a cat"}).to_string();
+        let (status, reply) = daemon.post("/v1/embeddings", &request);
+        assert_eq!(status, expected, "{reply}");
+        assert!(reply.to_string().contains(words), "{reply}");
+        assert_eq!(daemon.get("/v2/health/ready").0, 200);
+    };
+    ask(200, "embedding");
+    fs::write(&path, good.replace("cat", "cot")).unwrap();
+    ask(500, "tokenizer.json: has checksum");
+    fs::remove_file(&path).unwrap();
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    ask(500, "tokenizer.json: is not a regular file");
+}
+
+/// A limit of file sizes ended the daemon with its first line of log.
+#[test]
+fn a_limit_of_file_sizes_does_not_end_the_daemon() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    fs::create_dir(&store).unwrap();
+    small_store::write(&store, small_store::linear());
+    let socket = folder.path().join("s");
+    let daemon = command(&store, &socket, &["--budget", "96MiB"]);
+    let mut limited = Command::new("prlimit");
+    limited.arg("--fsize=0").arg(daemon.get_program()).args(daemon.get_args());
+    limited.env("MEMORY_PRESSURE_WATCH", "/dev/null");
+    limited.stderr(File::create(folder.path().join("log")).unwrap());
+    let daemon = Daemon::spawn(&mut limited, &socket);
+    assert_eq!(daemon.post("/v2/repository/models/linear/profile", "").0, 200);
+    assert_eq!(daemon.get("/v2/health/ready").0, 200);
+}
+
+/// A manifest that was filled up with spaces was read into memory that nobody had granted, at each
+/// load.
+#[test]
+fn a_manifest_is_granted_before_it_is_read() {
+    let store = slow_store();
+    let engine = Engine::start(Config::new(store.path(), 512 << 20)).unwrap();
+    engine.load("slow").unwrap();
+    let path = store.path().join("slow/1/manifest.json");
+    let mut text = fs::read(&path).unwrap();
+    text.resize(60 << 20, b' ');
+    fs::write(&path, text).unwrap();
+    let error = engine.load("slow").err().unwrap();
+    assert!(matches!(error, EngineError::OverBudget(_)), "{error}");
 }
 
 /// Lets every thread of a process use these cores and no others.

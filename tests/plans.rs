@@ -133,11 +133,102 @@ fn hermesctl_prints_profiles_and_plans() {
     check(&["plan", "slow", "--tokens", "0"], 2, "0");
 }
 
+/// The engine's thread was gone after the first idle moment with a model whose graph panics on the
+/// inputs that measuring makes up: nobody was served any more, and health said that all is well. It
+/// is tried once, told, and not tried again after a start.
+#[test]
+fn a_model_that_cannot_be_measured_hurts_nobody_and_is_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, log) = (folder.path().join("store"), folder.path().join("log"));
+    std::fs::create_dir(&store).unwrap();
+    small_store::write(&store, small_store::linear());
+    small_store::write(&store, small_store::dividing());
+    let start = |arguments: &[&str]| {
+        let socket = folder.path().join("s");
+        let arguments = [&["--budget", "96MiB", "--window", "8MiB"], arguments].concat();
+        let mut command = common::daemon::command(&store, &socket, &arguments);
+        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        Daemon::spawn(command.stderr(file), &socket)
+    };
+    let request = |divisor: i64| {
+        let x = json!({"name": "x", "datatype": "FP32", "shape": [1, 1, 4], "data": [1, 0, 0, 0]});
+        let n = json!({"name": "n", "datatype": "INT64", "shape": [1, 1], "data": [12]});
+        let d = json!({"name": "token_type_ids", "datatype": "INT64", "shape": [1, 1], "data": [divisor]});
+        json!({ "inputs": [x, n, d] }).to_string()
+    };
+    let infer = "/v2/models/dividing/infer";
+    let check_answer = |daemon: &Daemon| {
+        let (status, reply) = daemon.post(infer, &request(4));
+        assert_eq!((status, &reply["outputs"][2]["data"]), (200, &json!([3])), "{reply}");
+        assert_eq!(daemon.get("/v2/health/ready").0, 200);
+    };
+    let refused = |daemon: &Daemon| {
+        let began = Instant::now();
+        loop {
+            let (status, told) = daemon.get("/v2/models/dividing/plan");
+            let text = told["error"].as_str().unwrap_or_default().to_string();
+            if text.contains("could not be measured on this board: ") {
+                return assert_eq!(status, 409, "{text}");
+            }
+            assert!(began.elapsed() < PATIENCE, "{told}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let daemon = start(&[]);
+    check_answer(&daemon);
+    let (status, told) = daemon.post(infer, &request(0));
+    assert!(status == 400 || status == 500, "{told}");
+    refused(&daemon);
+    check_answer(&daemon);
+    let text = std::fs::read_to_string(&log).unwrap();
+    let told = "model dividing could not be measured: ";
+    assert_eq!(text.matches(told).count(), 1, "{text}");
+    drop(daemon);
+    // Known before it is loaded, and not tried again when it is.
+    let daemon = start(&[]);
+    refused(&daemon);
+    check_answer(&daemon);
+    assert_eq!(daemon.post("/v2/models/linear/infer", &linear_request()).0, 200);
+    wait_measured(&daemon, "linear");
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(text.matches(told).count(), 1, "{text}");
+    // Whoever asks for it is told.
+    let (status, told) = daemon.post("/v2/repository/models/dividing/profile", "");
+    assert!(status == 400 || status == 500, "{told}");
+    check_answer(&daemon);
+}
+
+/// Every open dimension of made-up inputs got the same size: decoders that are given keys and values
+/// of the past, whose mask is as long as both together, could not be measured.
+#[test]
+fn decoders_with_a_past_are_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    std::fs::create_dir(&store).unwrap();
+    small_store::write(&store, small_store::with_past("sum", "past_length + seq"));
+    small_store::write(&store, small_store::with_past("named", "total_length"));
+    let arguments = ["--budget", "96MiB", "--window", "8MiB", "--profiles", "false"];
+    let daemon = Daemon::start(&store, &folder.path().join("s"), &arguments);
+    for model in ["sum", "named"] {
+        let (status, profile) = daemon.post(&format!("/v2/repository/models/{model}/profile"), "");
+        assert_eq!(status, 200, "{profile}");
+        let tokens = |pass: &Value| pass["tokens"].as_u64().unwrap();
+        let passes = profile["passes"].as_array().unwrap();
+        assert!(passes.iter().any(|pass| tokens(pass) == 128), "{profile}");
+        assert_eq!(profile.get("skipped"), None, "{profile}");
+    }
+}
+
+fn linear_request() -> String {
+    let x = json!({"name": "x", "datatype": "FP32", "shape": [1, 1, 4], "data": [1, 0, 0, 0]});
+    json!({ "inputs": [x] }).to_string()
+}
+
 /// Asks until a plan is answered: the daemon has measured by itself.
-fn wait_measured(served: &Served, model: &str) -> Value {
+fn wait_measured(daemon: &Daemon, model: &str) -> Value {
     let start = Instant::now();
     loop {
-        let (status, plan) = served.daemon.get(&format!("/v2/models/{model}/plan"));
+        let (status, plan) = daemon.get(&format!("/v2/models/{model}/plan"));
         if status == 200 {
             return plan;
         }
@@ -152,7 +243,7 @@ fn an_idle_daemon_measures_what_was_loaded() {
     for _ in 0..3 {
         check_alive(&served.daemon);
     }
-    let plan = wait_measured(&served, "linear");
+    let plan = wait_measured(&served.daemon, "linear");
     assert_eq!((&plan["tokens"], &plan["plan"]["source"]), (&json!(16), &json!("mapped")));
     // What was never loaded is not read.
     check_error(&served.daemon.get("/v2/models/slow/plan"), 409, "not measured");
@@ -162,7 +253,7 @@ fn an_idle_daemon_measures_what_was_loaded() {
         assert_eq!(served.daemon.post("/v2/models/slow/infer", &slow).0, 200);
         std::thread::sleep(Duration::from_millis(120));
     }
-    wait_measured(&served, "slow");
+    wait_measured(&served.daemon, "slow");
     check_alive(&served.daemon);
     let ledger = hermesctl(&served.daemon.socket, &["top", "--json"]).1;
     let ledger: Value = serde_json::from_str(&ledger).unwrap();

@@ -14,7 +14,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -65,13 +65,20 @@ pub async fn server_metadata() -> Json<Value> {
 }
 
 /// `GET /v2/health/live`.
-pub async fn live() -> Json<Value> {
-    Json(json!({ "live": true }))
+pub async fn live(State(api): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
+    let live = api.engine.is_alive();
+    (health(live), Json(json!({ "live": live })))
 }
 
 /// `GET /v2/health/ready`.
-pub async fn ready() -> Json<Value> {
-    Json(json!({ "ready": true }))
+pub async fn ready(State(api): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
+    let ready = api.engine.is_alive();
+    (health(ready), Json(json!({ "ready": ready })))
+}
+
+/// What tells those who only look at the status.
+fn health(is_good: bool) -> StatusCode {
+    if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// `GET /v2/models/{model}`.

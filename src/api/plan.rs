@@ -7,7 +7,9 @@ use super::quote::quote;
 use super::routes::{Api, answer};
 use super::size::{self, Size};
 use crate::engine::{Answered, Inquiry};
-use crate::plan::{Alternative, Bound, Forecast, MAX_TOKENS, Plan, Planned, Profile, Usage, Way};
+use crate::plan::{
+    Alternative, Bound, Forecast, MAX_TOKENS, Plan, Planned, Profile, Skipped, Usage, Way,
+};
 use axum::Json;
 use axum::extract::State;
 use axum::http::Uri;
@@ -172,11 +174,14 @@ fn text(answered: &Answered) -> String {
     for Alternative { plan, forecast, differs_in } in alternatives {
         rows.push(row(differs_in.to_string(), plan, forecast));
     }
-    let Profile { model, version, variant, .. } = &**profile;
+    let Profile { model, version, variant, skipped, .. } = &**profile;
+    let skipped =
+        skipped.iter().map(|Skipped { what, why }| format!("not measured: {what}: {why}\n"));
+    let skipped: String = skipped.collect();
     let (tokens, usage, budget) = (wish.tokens, wish.usage, Size(*budget_bytes));
     format!(
         "{model} {version} ({variant}), passes of {tokens} tokens, {usage} use, a budget of \
-         {budget}.\n{bound}\n\n{}\n\n{advice}",
+         {budget}.\n{bound}\n\n{}\n{skipped}\n{advice}",
         table::lines(&rows)
     )
 }

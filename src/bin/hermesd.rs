@@ -8,7 +8,7 @@ use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::Engine;
 use hermes::manual;
 use hermes::sys::capabilities::Capabilities;
-use hermes::sys::{code, heap};
+use hermes::sys::{code, file, heap, panics};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -50,7 +50,9 @@ fn main() -> ExitCode {
         return code;
     }
     let args = Args::parse();
+    file::ignore_size_signal();
     journal::init();
+    panics::log_them();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

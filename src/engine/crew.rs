@@ -2,7 +2,7 @@
 
 use super::error::EngineError;
 use crate::plan::{Placement, Plan};
-use crate::stream::{Flow, Loaders};
+use crate::stream::{Flow, Loaders, Traversal};
 use crate::sys::{affinity, panics};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -78,9 +78,18 @@ impl Crew {
         self.shape == Shape::of(plan, cores)
     }
 
-    /// Sets the loaders to work on a flow.
-    pub fn load(&self, flow: &Arc<Flow>) {
-        self.loaders.serve(flow);
+    /// Sets the loaders to work on a flow, until that ends.
+    pub fn load(&self, flow: Arc<Flow>) -> Traversal {
+        let traversal = Traversal::of(flow);
+        self.loaders.serve(&traversal);
+        traversal
+    }
+
+    /// Ends the loaders, before others are started: the system may have no room for both. It
+    /// suits no plan from now on.
+    pub fn dismiss(&mut self) {
+        self.loaders.dismiss();
+        self.shape.loader_cores.clear();
     }
 
     /// Runs `work` on the compute threads, products in parallel. A panic is passed on.

@@ -65,9 +65,24 @@ pub enum EngineError {
     /// A defect: of the model's graph, of tract or of ours.
     #[error("the pass failed within: {0}")]
     Internal(String),
+    /// The engine's own thread is gone.
+    #[error("the engine has broken down: the log says why\nrestart the daemon")]
+    Broken,
     /// The system refused a thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    /// The system allows fewer threads than will be needed.
+    #[error(
+        "the system lets the process have {had} threads, {needed} are needed at once: {source}\n\
+         raise TasksMax= of the unit, pids.max of the cgroup or ulimit -u to that at least, or give fewer --threads"
+    )]
+    TooFewThreads { had: usize, needed: usize, source: std::io::Error },
+    /// What was measured of the model is not enough to plan by.
+    #[error(
+        "model \"{model}\" could not be measured on this board: {why}\n\
+         it is played without a plan; hermesctl profile {model} tries again"
+    )]
+    NotMeasurable { model: String, why: String },
 }
 
 /// What kind of answer an error calls for.
@@ -98,19 +113,22 @@ impl EngineError {
             | EngineError::Invalid(_)
             | EngineError::BudgetTooSmall { .. }
             | EngineError::Plan(_) => ErrorKind::Invalid,
-            EngineError::NotMeasured { .. } => ErrorKind::Conflict,
+            EngineError::NotMeasured { .. } | EngineError::NotMeasurable { .. } => {
+                ErrorKind::Conflict
+            }
             EngineError::OverBudget(_) => ErrorKind::TooLarge,
             EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {
                 ErrorKind::Cancelled
             }
-            EngineError::Busy { .. } => ErrorKind::Unavailable,
+            EngineError::Busy { .. } | EngineError::Broken => ErrorKind::Unavailable,
             EngineError::WindowTooSmall { .. }
             | EngineError::Store(_)
             | EngineError::Graph(_)
             | EngineError::Stream(_)
             | EngineError::OutOfService { .. }
             | EngineError::Internal(_)
-            | EngineError::Thread(_) => ErrorKind::Internal,
+            | EngineError::Thread(_)
+            | EngineError::TooFewThreads { .. } => ErrorKind::Internal,
         }
     }
 }

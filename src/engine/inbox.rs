@@ -11,8 +11,34 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Called once with a result, from the engine's thread.
-pub type Answer<T> = Box<dyn FnOnce(Result<T, EngineError>) + Send>;
+/// What is called with a result.
+type Take<T> = Box<dyn FnOnce(Result<T, EngineError>) + Send>;
+
+/// Who waits for a result. Given once, from the engine's thread; where it is dropped without, by
+/// whatever breaks off, it gives an error: nobody waits for ever.
+pub struct Answer<T>(Option<Take<T>>);
+
+impl<T> Answer<T> {
+    /// Calls `take` with the result.
+    pub fn new(take: impl FnOnce(Result<T, EngineError>) + Send + 'static) -> Answer<T> {
+        Answer(Some(Box::new(take)))
+    }
+
+    /// Tells the result.
+    pub fn give(mut self, result: Result<T, EngineError>) {
+        if let Some(take) = self.0.take() {
+            take(result);
+        }
+    }
+}
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        if let Some(take) = self.0.take() {
+            take(Err(EngineError::Internal("it was broken off".to_string())));
+        }
+    }
+}
 
 /// Requests that may wait, for all models together.
 pub const QUEUE_LIMIT: usize = 256;
@@ -52,11 +78,11 @@ impl Control {
     /// Answers it with an error.
     pub fn refuse(self, error: EngineError) {
         match self {
-            Control::Load(_, answer) | Control::Ready(_, answer) => answer(Err(error)),
-            Control::Unload(_, answer) => answer(Err(error)),
-            Control::Play(_, answer) => answer(Err(error)),
-            Control::Profile(_, answer) => answer(Err(error)),
-            Control::Recall(_, answer) => answer(Err(error)),
+            Control::Load(_, answer) | Control::Ready(_, answer) => answer.give(Err(error)),
+            Control::Unload(_, answer) => answer.give(Err(error)),
+            Control::Play(_, answer) => answer.give(Err(error)),
+            Control::Profile(_, answer) => answer.give(Err(error)),
+            Control::Recall(_, answer) => answer.give(Err(error)),
             Control::Replan => {}
         }
     }
@@ -84,6 +110,8 @@ struct State {
     closed: bool,
     /// Whether a pass that waits comes before what else is to be done: after each of those.
     is_pass_next: bool,
+    /// Closed because the engine's thread is gone.
+    broken: bool,
     /// Ends what is done while nothing waits.
     leisure: Option<Cancel>,
 }
@@ -109,6 +137,11 @@ impl State {
         Some(Turn::Control(control))
     }
 
+    /// What is told to whoever comes once it is closed.
+    fn closed_error(&self) -> EngineError {
+        if self.broken { EngineError::Broken } else { EngineError::Cancelled }
+    }
+
     /// Something waits from now on.
     fn end_leisure(&mut self) {
         if let Some(leisure) = self.leisure.take() {
@@ -126,6 +159,7 @@ impl Default for Inbox {
             held: false,
             closed: false,
             is_pass_next: false,
+            broken: false,
             leisure: None,
         };
         Inbox { state: Mutex::new(state), changed: Condvar::new() }
@@ -143,7 +177,7 @@ impl Inbox {
     pub fn submit(&self, waiting: Waiting) -> Vec<(Waiting, EngineError)> {
         let mut state = lock(&self.state);
         if state.closed {
-            return vec![(waiting, EngineError::Cancelled)];
+            return vec![(waiting, state.closed_error())];
         }
         state.end_leisure();
         let model = waiting.request.model.clone();
@@ -166,7 +200,7 @@ impl Inbox {
         let has_room = state.control.len() < CONTROL_LIMIT || matches!(control, Control::Replan);
         if state.closed || !has_room {
             let error = match state.closed {
-                true => EngineError::Cancelled,
+                true => state.closed_error(),
                 false => EngineError::Busy { limit: CONTROL_LIMIT },
             };
             drop(state);
@@ -207,6 +241,21 @@ impl Inbox {
         state.closed = true;
         state.end_leisure();
         self.changed.notify_one();
+    }
+
+    /// As [`Inbox::close`], since there is nobody any more who would take anything out: whatever
+    /// waits is told, and whoever comes.
+    pub fn break_off(&self) {
+        lock(&self.state).broken = true;
+        self.close();
+        let (control, waiting) = self.drain();
+        control.into_iter().for_each(|control| control.refuse(EngineError::Broken));
+        waiting.into_iter().for_each(|waiting| waiting.answer.give(Err(EngineError::Broken)));
+    }
+
+    /// Whether that was so.
+    pub fn is_broken(&self) -> bool {
+        lock(&self.state).broken
     }
 
     /// Waits for what is to be done next, which is [`Turn::Idle`] where there was nothing for as
@@ -283,8 +332,9 @@ mod tests {
             cancel: Cancel::new(),
             trace: None,
         };
-        let submit = || assert!(inbox.submit(Waiting::new(request(), Box::new(drop))).is_empty());
-        let unload = || inbox.control(Control::Unload("m".to_string(), Box::new(drop)));
+        let submit =
+            || assert!(inbox.submit(Waiting::new(request(), Answer::new(drop))).is_empty());
+        let unload = || inbox.control(Control::Unload("m".to_string(), Answer::new(drop)));
         let next = |expected: &str| {
             let turn = match inbox.next(Some(Duration::ZERO)).unwrap() {
                 Turn::Control(Control::Replan) => "replan",
@@ -306,6 +356,32 @@ mod tests {
         ["command", "idle"].into_iter().for_each(next);
         inbox.hold(false);
         ["pass", "idle"].into_iter().for_each(next);
+    }
+
+    /// When the engine's thread was gone, whoever waited or came later waited for ever.
+    #[test]
+    fn nobody_waits_for_an_engine_that_is_gone() {
+        let inbox = Inbox::default();
+        let (sender, results) = std::sync::mpsc::channel();
+        let unload = || {
+            let sender = sender.clone();
+            let answer = Answer::new(move |result: Result<(), _>| sender.send(result).unwrap());
+            Control::Unload("model".to_string(), answer)
+        };
+        inbox.control(unload());
+        assert!(!inbox.is_broken() && results.try_recv().is_err());
+        inbox.break_off();
+        assert!(inbox.is_broken());
+        inbox.control(unload());
+        drop(unload());
+        let told: Vec<EngineError> = results.try_iter().map(Result::unwrap_err).collect();
+        assert!(
+            matches!(
+                &told[..],
+                [EngineError::Broken, EngineError::Broken, EngineError::Internal(_)]
+            ),
+            "{told:?}"
+        );
     }
 
     /// A pass of measuring holds as much as plans may pin: under memory pressure it went on to its

@@ -15,7 +15,6 @@ use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
 use crate::sys::heap;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use tract_core::internal::*;
 
@@ -34,8 +33,8 @@ pub struct Model {
     playing: Mutex<Arc<Playing>>,
     profile: Mutex<Option<Arc<Profile>>>,
     doubt: Mutex<Doubt>,
-    /// It was tried to measure it, in vain.
-    is_given_up: AtomicBool,
+    /// Why it was tried in vain to measure it, if it was.
+    given_up: Mutex<Option<String>>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     failure: OnceLock<String>,
@@ -154,7 +153,7 @@ impl Model {
             playing: Mutex::new(Arc::new(playing)),
             profile: Mutex::default(),
             doubt: Mutex::default(),
-            is_given_up: AtomicBool::new(false),
+            given_up: Mutex::default(),
             inputs: imported.inputs,
             outputs: imported.outputs,
             failure: OnceLock::new(),
@@ -204,15 +203,22 @@ impl Model {
             profile.board.cores.iter().map(|core| core.id).eq(cores.iter().copied())
         };
         !self.blocks.is_empty()
-            && !self.is_given_up.load(Ordering::Relaxed)
+            && self.given_up().is_none()
             && !self.profile().as_ref().is_some_and(is_known)
     }
 
-    pub(super) fn give_up_measuring(&self) {
-        self.is_given_up.store(true, Ordering::Relaxed);
+    /// It is measured no more by itself.
+    pub(super) fn give_up_measuring(&self, why: String) {
+        *lock(&self.given_up) = Some(why);
+    }
+
+    /// Why it is measured no more, if it is not.
+    pub(super) fn given_up(&self) -> Option<String> {
+        lock(&self.given_up).clone()
     }
 
     pub(super) fn set_profile(&self, profile: Arc<Profile>) {
+        *lock(&self.given_up) = None;
         *lock(&self.profile) = Some(profile);
     }
 

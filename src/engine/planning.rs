@@ -2,6 +2,7 @@
 
 use super::error::EngineError;
 use super::model::{Model, pick_variant};
+use super::pass::Cancel;
 use super::policy::Policy;
 use super::pressure::Pressure;
 use super::profiler::{self, Profiler};
@@ -9,7 +10,7 @@ use super::service::{DiskKind, Shared, lock};
 use super::worker::{UNPINNED_SHARE, Worker};
 use crate::plan::{
     Board, Grouping, LayerCost, Overrides, Plan, PlanError, Planned, Profile, ReadRate, Subject,
-    Usage, Way, Wish, advise, pipeswitch_groups, plan,
+    Unmeasured, Usage, Way, Wish, advise, pipeswitch_groups, plan,
 };
 use crate::store::StoreError;
 use crate::store::manifest::Manifest;
@@ -26,12 +27,43 @@ const HAND_OVER_US: f64 = 50.0;
 const HERMES: &str = env!("CARGO_PKG_VERSION");
 
 impl Worker {
-    /// Looks for the profile of a model that has just been loaded, and plans by it.
+    /// Looks for the profile of a model that has just been loaded, and plans by it. One that does
+    /// harm is removed.
     pub(super) fn recall(&mut self, shared: &Shared, model: &Arc<Model>) {
-        match self.stored_profile(shared, &model.dir.manifest, &model.variant) {
-            Ok(Some(profile)) => self.adopt(shared, model, Arc::new(profile)),
-            Ok(None) => {}
+        let (manifest, variant) = (&model.dir.manifest, &model.variant);
+        let recalled = self.guarded("following a stored profile", |worker| {
+            match worker.stored_profile(shared, manifest, variant) {
+                Ok(Some(profile)) if profile.is_of(model.blocks.iter().map(|b| b.bytes)) => {
+                    worker.adopt(shared, model, Arc::new(profile));
+                }
+                Ok(Some(_)) => {
+                    let name = model.name();
+                    log::warn!("model {name}: the profile is of another tape: it is measured anew");
+                }
+                Ok(None) => {}
+                Err(why) => log::warn!("{}", why.replace('\n', ": ")),
+            }
+            Ok(())
+        });
+        if recalled.is_err() {
+            model.drop_profile();
+            self.forget_profile(shared, manifest, variant);
+        }
+        match self.stored_refusal(shared, manifest, variant) {
+            Ok(Some(why)) if model.profile().is_none() => model.give_up_measuring(why),
+            Ok(_) => {}
             Err(why) => log::warn!("{}", why.replace('\n', ": ")),
+        }
+    }
+
+    /// Removes the profile that is kept of a model.
+    fn forget_profile(&self, shared: &Shared, manifest: &Manifest, variant: &str) {
+        let Manifest { model, version, .. } = manifest;
+        let subject = Subject { model, version, variant };
+        let Ok(Some(folder)) = self.profile_folder(shared, model) else { return };
+        match Profile::remove(&folder, subject) {
+            Ok(()) => log::warn!("model {model}: its profile does harm and was removed"),
+            Err(error) => log::warn!("{}", error.to_string().replace('\n', ": ")),
         }
     }
 
@@ -66,6 +98,40 @@ impl Worker {
         }
     }
 
+    /// Why a model could not be measured, where that is known of this board.
+    fn stored_refusal(
+        &mut self,
+        shared: &Shared,
+        manifest: &Manifest,
+        variant: &str,
+    ) -> Result<Option<String>, String> {
+        let Manifest { model, version, .. } = manifest;
+        let folder = self.profile_folder(shared, model).map_err(|error| error.to_string())?;
+        let Some(folder) = folder else { return Ok(None) };
+        let subject = Subject { model, version, variant };
+        let found = Unmeasured::read(&folder, subject).map_err(|error| error.to_string())?;
+        let is_so = |found: &Unmeasured| found.staleness(self.board(shared), HERMES).is_none();
+        Ok(found.filter(is_so).map(|found| found.why))
+    }
+
+    /// A model could not be measured: it is not tried again, not after a start either where it is
+    /// the model that does not allow it.
+    fn give_up(&mut self, shared: &Shared, model: &Model, error: &EngineError) {
+        let (name, text) = (model.name(), error.to_string().replace('\n', ": "));
+        log::warn!("model {name} could not be measured: {text}");
+        model.give_up_measuring(text.clone());
+        if !matches!(error, EngineError::Invalid(_) | EngineError::Internal(_)) {
+            return;
+        }
+        let Ok(Some(folder)) = self.profile_folder(shared, name) else { return };
+        let Manifest { model: _, version, .. } = &*model.dir.manifest;
+        let subject = Subject { model: name, version, variant: &model.variant };
+        let board = self.board(shared).clone();
+        if let Err(error) = Unmeasured::new(subject, HERMES, board, text).write(&folder) {
+            log::warn!("{}", error.to_string().replace('\n', ": "));
+        }
+    }
+
     fn board(&mut self, shared: &Shared) -> &Board {
         if self.board.as_ref().is_none_or(|board| {
             !board.cores.iter().map(|core| core.id).eq(self.cores.iter().copied())
@@ -90,18 +156,25 @@ impl Worker {
             return Err(EngineError::Invalid(format!("model \"{name}\" {what}")));
         }
         self.leisure = None;
-        let base = self.config.base_plan(self.cores.len(), self.window_bytes);
-        let mut profiler = Profiler::new(&model, base, self.cores.len());
+        let begun = self.guarded("measuring", |worker| Ok(worker.begin_measuring(&model)));
+        let mut under_way = self.advanced(shared, &model, begun)?;
         loop {
             model.pins.release();
-            if profiler.advance(self, shared, &model, &shared.stopping)? {
-                return Ok(self.conclude(shared, &model, profiler));
-            }
+            let cancel = shared.stopping.clone();
+            let advanced = self
+                .guarded("measuring", |worker| worker.advance(shared, &model, under_way, &cancel));
+            under_way = match self.advanced(shared, &model, advanced)? {
+                Trying::More(profiler) => profiler,
+                Trying::Done(profile) => return Ok(profile),
+            };
             if shared.stopping.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
             if let Some(other) = shared.inbox.next_model() {
-                self.take_turn(shared, &other);
+                let _ = self.guarded("a turn", |worker| {
+                    worker.take_turn(shared, &other);
+                    Ok(())
+                });
             }
             shared.beats.fetch_add(1, Ordering::Relaxed);
         }
@@ -119,24 +192,53 @@ impl Worker {
         if under_way.is_none() {
             self.rest();
         }
-        let Some((model, mut profiler)) = under_way.or_else(|| self.next_to_measure(shared)) else {
-            return;
-        };
-        match profiler.advance(self, shared, &model, &cancel) {
-            Ok(true) => drop(self.conclude(shared, &model, profiler)),
-            Ok(false) => {
-                self.leisure = Some(Leisure { model: Arc::downgrade(&model), profiler });
-            }
-            Err(error) => {
-                let (name, text) = (model.name(), error.to_string().replace('\n', ": "));
-                log::warn!("model {name} could not be measured: {text}");
-                model.give_up_measuring();
-            }
+        let under_way = under_way.map(|(model, profiler)| (model, Some(profiler)));
+        let next = || self.next_to_measure(shared).map(|model| (model, None));
+        let Some((model, profiler)) = under_way.or_else(next) else { return };
+        let advanced = self.guarded("measuring", |worker| {
+            let profiler = profiler.unwrap_or_else(|| worker.begin_measuring(&model));
+            worker.advance(shared, &model, profiler, &cancel)
+        });
+        if let Ok(Trying::More(profiler)) = self.advanced(shared, &model, advanced) {
+            self.leisure = Some(Leisure { model: Arc::downgrade(&model), profiler });
         }
         *patience = Some(Duration::ZERO);
     }
 
-    fn next_to_measure(&self, shared: &Shared) -> Option<(Arc<Model>, Profiler)> {
+    fn begin_measuring(&self, model: &Model) -> Box<Profiler> {
+        let base = self.config.base_plan(self.cores.len(), self.window_bytes);
+        Box::new(Profiler::new(model, base, self.cores.len()))
+    }
+
+    /// Makes the next trial of a model, and concludes after the last.
+    fn advance(
+        &mut self,
+        shared: &Shared,
+        model: &Arc<Model>,
+        mut profiler: Box<Profiler>,
+        cancel: &Cancel,
+    ) -> Result<Trying, EngineError> {
+        match profiler.advance(self, shared, model, cancel)? {
+            true => Ok(Trying::Done(self.conclude(shared, model, *profiler))),
+            false => Ok(Trying::More(profiler)),
+        }
+    }
+
+    /// Gives a model up that a trial has failed of.
+    fn advanced<T>(
+        &mut self,
+        shared: &Shared,
+        model: &Model,
+        tried: Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        tried.inspect_err(|error| {
+            if !matches!(error, EngineError::Cancelled) {
+                self.give_up(shared, model, error);
+            }
+        })
+    }
+
+    fn next_to_measure(&self, shared: &Shared) -> Option<Arc<Model>> {
         if !self.config.profiles || self.config.policy != Policy::Tape {
             return None;
         }
@@ -144,10 +246,7 @@ impl Worker {
         let unknown = |model: &&Arc<Model>| {
             model.is_to_be_measured(&self.cores) && model.check_service().is_ok()
         };
-        let model = Arc::clone(models.values().find(unknown)?);
-        let base = self.config.base_plan(self.cores.len(), self.window_bytes);
-        let profiler = Profiler::new(&model, base, self.cores.len());
-        Some((model, profiler))
+        models.values().find(unknown).cloned()
     }
 
     fn conclude(
@@ -161,7 +260,11 @@ impl Worker {
         self.adopt(shared, model, Arc::clone(&profile));
         let folder = self.profile_folder(shared, model.name()).map_err(|error| error.to_string());
         let written = folder.and_then(|folder| {
-            folder.map(|folder| profile.write(&folder)).transpose().map_err(|e| e.to_string())
+            let write = |folder: PathBuf| {
+                Unmeasured::remove(&folder, profile.subject())?;
+                profile.write(&folder)
+            };
+            folder.map(write).transpose().map_err(|error| error.to_string())
         });
         match written {
             Ok(Some(path)) => log::info!("model {} is measured: {}", model.name(), path.display()),
@@ -228,8 +331,17 @@ impl Worker {
             // Why one cannot be used is told when the model is loaded.
             None => self.stored_profile(shared, &manifest, &variant).ok().flatten().map(Arc::new),
         };
-        let profile =
-            profile.ok_or_else(|| EngineError::NotMeasured { model: name.to_string() })?;
+        let Some(profile) = profile else {
+            let given_up = match &loaded {
+                Some(model) => model.given_up(),
+                None => self.stored_refusal(shared, &manifest, &variant).ok().flatten(),
+            };
+            let model = name.to_string();
+            return Err(match given_up {
+                Some(why) => EngineError::NotMeasurable { model, why },
+                None => EngineError::NotMeasured { model },
+            });
+        };
         let others = manifest.variants.iter().filter(|other| **other != variant);
         let others = others
             .filter_map(|other| self.stored_profile(shared, &manifest, other).ok().flatten())
@@ -240,15 +352,21 @@ impl Worker {
     }
 }
 
+/// How far measuring has come.
+enum Trying {
+    More(Box<Profiler>),
+    Done(Arc<Profile>),
+}
+
 /// A model that is measured while nothing waits.
 pub(super) struct Leisure {
     /// It may be unloaded between two trials.
     model: Weak<Model>,
-    profiler: Profiler,
+    profiler: Box<Profiler>,
 }
 
 impl Leisure {
-    fn resume(self) -> Option<(Arc<Model>, Profiler)> {
+    fn resume(self) -> Option<(Arc<Model>, Box<Profiler>)> {
         Some((self.model.upgrade()?, self.profiler))
     }
 }

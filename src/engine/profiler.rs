@@ -6,16 +6,18 @@ use super::pass::Cancel;
 use super::sample::has_open_dimension;
 use super::service::{DiskKind, Shared};
 use super::sources::disk_of;
-use super::trials::{self, ComputeTrial, ReadTrial};
+use super::trials::{self, ComputeTrial, ReadTrial, Shapes};
 use super::worker::Worker;
+use crate::graph::{Choice, Sizes};
 use crate::plan::{
     BlockRun, Board, BytesAt, Contention, Core, FORMAT, Grouping, LayerCost, PassTime, Passing,
-    PinPlace, Placement, Plan, Profile, ReadRate, Way, forecast,
+    PinPlace, Placement, Plan, Profile, ReadRate, Skipped, Way, forecast,
 };
 use crate::stream::Category;
 use crate::sys::board::{processor, release};
 use crate::sys::map::page_size;
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +30,9 @@ const TOKENS: [usize; 3] = [1, 16, 128];
 /// which have about 1 MiB.
 const DEPTHS: [usize; 3] = [1, 2, 4];
 const REQUEST_BYTES: [u64; 3] = [64 << 10, 256 << 10, 4 << 20];
+
+/// Choices of open dimensions that are tried, the next where the model cannot compute one.
+const CHOICES: usize = 6;
 
 /// How often a thing is tried; the fastest counts.
 const REPEATS: usize = 3;
@@ -55,6 +60,13 @@ pub(super) struct Profiler {
     base: Plan,
     steps: VecDeque<Step>,
     turn: usize,
+    sizes: Sizes,
+    /// How made-up inputs choose their open dimensions, in the order in which that is tried.
+    choices: Vec<Choice>,
+    /// The one that is tried, and the one that was computed with last.
+    choice: usize,
+    settled: Option<usize>,
+    skipped: Vec<Skipped>,
     reads: Vec<ReadRate>,
     /// Threads, tokens.
     computed: Vec<(usize, usize, ComputeTrial)>,
@@ -64,7 +76,7 @@ pub(super) struct Profiler {
     streamed: Vec<(Plan, usize, u64)>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Step {
     /// Blocks of the tape, as they are.
     Play {
@@ -86,6 +98,34 @@ enum Step {
         plan: Box<Plan>,
         tokens: usize,
     },
+}
+
+impl Step {
+    /// Of the pass that it computes, where it does.
+    fn tokens(&self) -> Option<usize> {
+        match self {
+            Step::Compute { tokens, .. } | Step::Stream { tokens, .. } => Some(*tokens),
+            Step::Play { .. } | Step::Read { .. } | Step::Decode => None,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Play { way, loaders, .. } => {
+                write!(f, "playing the tape, {way}, {loaders} loaders")
+            }
+            Step::Read { way, request_bytes } => {
+                write!(f, "requests of {} KiB, {way}", request_bytes >> 10)
+            }
+            Step::Decode => f.write_str("decoding"),
+            Step::Compute { threads, tokens } => {
+                write!(f, "a resident pass of {tokens} tokens, {threads} threads")
+            }
+            Step::Stream { plan, tokens } => write!(f, "a pass of {tokens} tokens, {plan}"),
+        }
+    }
 }
 
 impl Profiler {
@@ -144,10 +184,16 @@ impl Profiler {
                 }
             }
         }
+        let sizes = model.plan.sizes();
         Profiler {
             base,
             steps,
             turn: 0,
+            choices: sizes.choices(CHOICES),
+            sizes,
+            choice: 0,
+            settled: None,
+            skipped: vec![],
             reads: vec![],
             decoded: vec![],
             computed: vec![],
@@ -192,22 +238,58 @@ impl Profiler {
                     loaders: 1,
                     ..self.base.clone()
                 };
-                worker
-                    .compute_trial(shared, model, &plan, *tokens, cancel)
-                    .map(|trial| self.computed.push((*threads, *tokens, trial)))
+                let trial = self
+                    .shapes(*tokens)
+                    .and_then(|shapes| worker.compute_trial(shared, model, &plan, &shapes, cancel));
+                trial.map(|trial| self.computed.push((*threads, *tokens, trial)))
             }
-            Step::Stream { plan, tokens } => worker
-                .stream_trial(shared, model, plan, *tokens, cancel)
-                .map(|took_us| self.note_pass(plan, *tokens, took_us)),
+            Step::Stream { plan, tokens } => {
+                let took_us = self
+                    .shapes(*tokens)
+                    .and_then(|shapes| worker.stream_trial(shared, model, plan, &shapes, cancel));
+                took_us.map(|took_us| self.note_pass(plan, *tokens, took_us))
+            }
         };
+        use EngineError::{Internal, Invalid, OverBudget};
         match tried {
+            Ok(()) if step.tokens().is_some() => self.settled = Some(self.choice),
             Err(EngineError::Cancelled) if cancel.is_cancelled() => return Ok(false),
+            // The model may compute with other sizes.
+            Err(Invalid(_) | Internal(_)) if step.tokens().is_some() && self.choose_next() => {
+                return Ok(false);
+            }
             // Too many tokens for this budget, or for the model: fewer will do.
-            Err(EngineError::OverBudget(_) | EngineError::Invalid(_)) if !is_least(&step) => {}
+            Err(error @ (OverBudget(_) | Invalid(_) | Internal(_))) if !is_least(&step) => {
+                self.skip(&step, &error);
+                return Ok(self.steps.is_empty());
+            }
             tried => tried?,
         }
         self.steps.pop_front();
         Ok(self.steps.is_empty())
+    }
+
+    /// The shapes of inputs of so many tokens, as they are chosen now.
+    fn shapes(&self, tokens: usize) -> Result<Shapes, EngineError> {
+        let choice = self.choices.get(self.choice);
+        choice.and_then(|choice| self.sizes.shapes(choice, tokens)).ok_or_else(|| {
+            let what = "no sizes of made-up inputs are known that agree with its shapes";
+            EngineError::Invalid(what.to_string())
+        })
+    }
+
+    /// Tries another choice of sizes; whether there is one.
+    fn choose_next(&mut self) -> bool {
+        self.choice += 1;
+        self.choice < self.choices.len()
+    }
+
+    /// Leaves out what cannot be tried, each time that it would be.
+    fn skip(&mut self, step: &Step, error: &EngineError) {
+        self.choice = self.settled.unwrap_or(0);
+        self.steps.retain(|other| other != step);
+        let why = error.to_string().lines().next().unwrap_or_default().to_string();
+        self.skipped.push(Skipped { what: step.to_string(), why });
     }
 
     fn read(
@@ -297,6 +379,7 @@ impl Profiler {
             kv_bytes_per_token: 0,
             mapped_contention: Contention::default(),
             direct_contention: Contention::default(),
+            skipped: self.skipped.clone(),
         };
         self.fit(&mut profile, Way::Mapped);
         self.fit(&mut profile, Way::Direct);

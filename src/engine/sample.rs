@@ -7,7 +7,22 @@ use crate::store::manifest::{Dim, Port};
 /// An array for each input: small ids, ones in masks, a ramp of floats; every open dimension is
 /// `tokens`.
 pub fn sample_inputs(ports: &[Port], tokens: usize) -> Result<Vec<(String, Array)>, ArrayError> {
-    ports.iter().map(|port| Ok((port.name.clone(), sample(port, tokens)?))).collect()
+    let size = |dim: &Dim| match dim {
+        // What does not fit is refused with the shape's bytes.
+        Dim::Fixed(size) => usize::try_from(*size).unwrap_or(usize::MAX),
+        Dim::Symbol(_) => tokens,
+    };
+    let shapes = ports.iter().map(|port| port.shape.iter().map(size).collect());
+    sample_of_shapes(ports, shapes.collect())
+}
+
+/// The same of these shapes, one for each input.
+pub(super) fn sample_of_shapes(
+    ports: &[Port],
+    shapes: Vec<Vec<usize>>,
+) -> Result<Vec<(String, Array)>, ArrayError> {
+    let ports = ports.iter().zip(shapes);
+    ports.map(|(port, shape)| Ok((port.name.clone(), sample(port, shape)?))).collect()
 }
 
 /// Whether the inputs have an open dimension, so that the number of tokens matters.
@@ -15,16 +30,7 @@ pub fn has_open_dimension(ports: &[Port]) -> bool {
     ports.iter().flat_map(|port| &port.shape).any(|dim| matches!(dim, Dim::Symbol(_)))
 }
 
-fn sample(port: &Port, tokens: usize) -> Result<Array, ArrayError> {
-    let shape: Vec<usize> = port
-        .shape
-        .iter()
-        .map(|dim| match dim {
-            // What does not fit is refused with the shape's bytes.
-            Dim::Fixed(size) => usize::try_from(*size).unwrap_or(usize::MAX),
-            Dim::Symbol(_) => tokens,
-        })
-        .collect();
+fn sample(port: &Port, shape: Vec<usize>) -> Result<Array, ArrayError> {
     let count = shape.iter().try_fold(1usize, |count, size| count.checked_mul(*size));
     let Some(count) = count.filter(|count| *count <= isize::MAX as usize / port.dtype.size())
     else {

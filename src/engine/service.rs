@@ -3,7 +3,7 @@
 use super::array::Array;
 use super::crew::thread_bytes;
 use super::error::EngineError;
-use super::inbox::{Control, Inbox, QUEUE_LIMIT, Waiting};
+use super::inbox::{Answer, Control, Inbox, QUEUE_LIMIT, Waiting};
 use super::model::Model;
 use super::pass::{Cancel, PassStats};
 use super::planning::{Answered, Inquiry, Known};
@@ -15,6 +15,7 @@ use crate::plan::{Profile, Way};
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Store, StoreError};
 use crate::stream::{Category, Faults, Grant, Ledger, Trace};
+use crate::sys::threads::{self, Shortage};
 use crate::sys::{affinity, code, memory};
 use crossbeam_channel::bounded;
 use std::collections::BTreeMap;
@@ -161,6 +162,7 @@ impl Engine {
     /// Starts the threads. No model is loaded yet.
     pub fn start(config: Config) -> Result<Engine, EngineError> {
         let store = Store::open(&config.store)?;
+        rehearse_threads(&config)?;
         let ledger = Ledger::new(config.budget_bytes);
         code::map_in_pieces();
         code::release();
@@ -240,7 +242,7 @@ impl Engine {
         request: Request,
         reply: impl FnOnce(Result<Reply, EngineError>) + Send + 'static,
     ) {
-        let waiting = Waiting::new(request, Box::new(reply));
+        let waiting = Waiting::new(request, Answer::new(reply));
         for (waiting, error) in self.0.inbox.submit(waiting) {
             if let Some(counters) = self.0.counters.known(&waiting.request.model) {
                 let counter = match error {
@@ -249,7 +251,7 @@ impl Engine {
                 };
                 counter.fetch_add(1, Ordering::Relaxed);
             }
-            (waiting.answer)(Err(error));
+            waiting.answer.give(Err(error));
         }
     }
 
@@ -282,7 +284,7 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<Arc<Model>, EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Load(model.to_string(), Box::new(reply)));
+        self.0.inbox.control(Control::Load(model.to_string(), Answer::new(reply)));
     }
 
     /// Loads a model where it is not loaded; as [`Engine::request_load`].
@@ -291,7 +293,7 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<Arc<Model>, EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Ready(model.to_string(), Box::new(reply)));
+        self.0.inbox.control(Control::Ready(model.to_string(), Answer::new(reply)));
     }
 
     /// As [`Engine::unload`], without waiting; as [`Engine::request_load`].
@@ -300,7 +302,7 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<(), EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Unload(model.to_string(), Box::new(reply)));
+        self.0.inbox.control(Control::Unload(model.to_string(), Answer::new(reply)));
     }
 
     /// As [`Engine::profile`], without waiting: `reply` is called from the engine's thread, at once
@@ -310,7 +312,7 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<Arc<Profile>, EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Profile(model.to_string(), Box::new(reply)));
+        self.0.inbox.control(Control::Profile(model.to_string(), Answer::new(reply)));
     }
 
     /// What was measured of a model, by which it is planned; as [`Engine::request_profile`]. The
@@ -320,7 +322,7 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<Known, EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Recall(model.to_string(), Box::new(reply)));
+        self.0.inbox.control(Control::Recall(model.to_string(), Answer::new(reply)));
     }
 
     /// How passes of a model would be played, and what would help. The model has to have been
@@ -386,6 +388,11 @@ impl Engine {
         }
     }
 
+    /// Whether there is somebody to serve requests: the engine's thread may have broken down.
+    pub fn is_alive(&self) -> bool {
+        !self.0.inbox.is_broken()
+    }
+
     /// Whether the engine moves.
     pub fn progress(&self) -> Progress {
         let beats = self.0.beats.load(Ordering::Relaxed);
@@ -416,10 +423,10 @@ impl Engine {
 
     fn ask<T: Send + 'static>(
         &self,
-        job: impl FnOnce(super::inbox::Answer<T>) -> Control,
+        job: impl FnOnce(Answer<T>) -> Control,
     ) -> Result<T, EngineError> {
         let (sender, receiver) = bounded(1);
-        let job = job(Box::new(move |result| {
+        let job = job(Answer::new(move |result| {
             // The asker waits until it is answered.
             let _ = sender.send(result);
         }));
@@ -463,6 +470,27 @@ impl Shared {
             log::error!("the engine's thread panicked");
         }
     }
+}
+
+/// Threads beside the engine's, those that compute and those that load: two helpers, an install, one
+/// that watches memory pressure, one that a trial reads on.
+const OTHER_THREADS: usize = 5;
+
+/// Loaders that measuring tries at once, at most.
+const MOST_LOADERS_TRIED: usize = 4;
+
+/// Refuses to start where the system would refuse a thread later, in the middle of something.
+fn rehearse_threads(config: &Config) -> Result<(), EngineError> {
+    let (compute, loaders) = config.most_threads(affinity::allowed_cores().len());
+    let (compute, loaders) = (compute.max(1), loaders.max(MOST_LOADERS_TRIED));
+    // Where a plan wants other threads, those that computed so far may be on their way out.
+    let more = 1 + 2 * compute + loaders + OTHER_THREADS;
+    let running = threads::count();
+    threads::rehearse(more).map_err(|Shortage { had, error }| EngineError::TooFewThreads {
+        had: running + had,
+        needed: running + more,
+        source: error,
+    })
 }
 
 /// The window that suits a budget: the default, or half of what is left where that is less.

@@ -4,7 +4,7 @@
 use super::error::EngineError;
 use super::model::{Model, Playing};
 use super::pass::{Cancel, Pass, Seat};
-use super::sample::sample_inputs;
+use super::sample::sample_of_shapes;
 use super::service::Shared;
 use super::tape::Stretch;
 use super::worker::{Worker, keep_freed};
@@ -13,9 +13,10 @@ use crate::graph::Kernels;
 use crate::plan::{Grouping, Plan, Way, pinned_units};
 use crate::store::layer_file::BLOCK_ALIGN;
 use crate::stream::{
-    Block, Category, Grant, Keep, Loaded, StreamError, Trace, WeightSource, What, load_verified,
+    Block, Category, Grant, Keep, Loaded, StreamError, Trace, WeightSource, What,
+    load_to_stay_verified, load_verified,
 };
-use crate::sys::{affinity, heap};
+use crate::sys::{affinity, heap, panics};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -67,7 +68,7 @@ pub(super) fn read(
     request_bytes: u64,
     turn: usize,
     cancel: &Cancel,
-) -> Result<ReadTrial, StreamError> {
+) -> Result<ReadTrial, EngineError> {
     let mut requests = requests(blocks, request_bytes);
     let count = (READ_BYTES / request_bytes).max(READ_REQUESTS as u64) as usize;
     let start = (turn * count) % requests.len().max(1);
@@ -87,10 +88,18 @@ pub(super) fn read(
         }
         trial.wall_us = began.elapsed().as_micros() as u64;
         trial.cpu_us = affinity::thread_cpu_us();
-        Ok(trial)
+        Ok::<_, StreamError>(trial)
     };
-    // On a thread of its own: it is pinned.
-    std::thread::scope(|scope| scope.spawn(read_all).join().expect("loading does not panic"))
+    on_own_thread(read_all)?.map_err(EngineError::from)
+}
+
+/// Does `work` on a thread of its own, which it may pin.
+fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, EngineError> {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("trial".to_string());
+        let thread = builder.spawn_scoped(scope, work).map_err(EngineError::Thread)?;
+        thread.join().map_err(|panic| EngineError::Internal(panics::text(&*panic)))
+    })
 }
 
 /// Requests of `bytes` each that cover the tape's runs in their files.
@@ -116,7 +125,7 @@ pub(super) fn core_speeds(kernels: &Kernels, cores: &[usize]) -> Vec<f64> {
                 affinity::pin_current_thread(*core);
                 (0..SPEED_ROUNDS).map(|_| kernels.trial_ns()).min().unwrap_or(u64::MAX) as f64
             };
-            std::thread::scope(|scope| scope.spawn(time).join().unwrap_or(f64::MAX))
+            on_own_thread(time).unwrap_or(f64::MAX)
         })
         .collect();
     let fastest = times.iter().copied().fold(f64::MAX, f64::min);
@@ -140,14 +149,10 @@ impl Worker {
         let began = Instant::now();
         let mut bytes = 0;
         for (index, block) in model.blocks.iter().enumerate() {
-            let came = match cancel.is_cancelled() {
-                true => Err(EngineError::Cancelled),
-                false => flow.lease(index).map(drop).map_err(EngineError::from),
-            };
-            if let Err(error) = came {
-                flow.end();
-                return Err(error);
+            if cancel.is_cancelled() {
+                return Err(EngineError::Cancelled);
             }
+            flow.lease(index)?;
             bytes += if is_pinned(index) { 0 } else { block.bytes };
             if began.elapsed() > PLAY_TIME && index >= READ_REQUESTS {
                 break;
@@ -170,14 +175,14 @@ impl Worker {
         shared: &Shared,
         model: &Arc<Model>,
         plan: &Plan,
-        tokens: usize,
+        shapes: &Shapes,
         cancel: &Cancel,
     ) -> Result<ComputeTrial, EngineError> {
         let playing = model.playing_by(plan.clone());
         let (stand_ins, _held) = stand_ins(shared, model, &playing, cancel)?;
         let trace = Arc::new(Trace::begin());
         let began = Instant::now();
-        let rehearsal = Rehearsal { model, playing: &playing, pins: &stand_ins, tokens, cancel };
+        let rehearsal = Rehearsal { model, playing: &playing, pins: &stand_ins, shapes, cancel };
         let activation_bytes = self.rehearse(shared, &rehearsal, Some(&trace))?;
         let total_us = began.elapsed().as_micros() as u64;
         let mut starts = vec![0; model.blocks.len()];
@@ -240,13 +245,13 @@ impl Worker {
         shared: &Shared,
         model: &Arc<Model>,
         plan: &Plan,
-        tokens: usize,
+        shapes: &Shapes,
         cancel: &Cancel,
     ) -> Result<u64, EngineError> {
         let playing = model.playing_by(plan.clone());
         let (pins, _held) = pinned_stand_ins(shared, model, &playing, cancel)?;
         let began = Instant::now();
-        let rehearsal = Rehearsal { model, playing: &playing, pins: &pins, tokens, cancel };
+        let rehearsal = Rehearsal { model, playing: &playing, pins: &pins, shapes, cancel };
         self.rehearse(shared, &rehearsal, None)?;
         Ok(began.elapsed().as_micros() as u64)
     }
@@ -258,8 +263,8 @@ impl Worker {
         rehearsal: &Rehearsal,
         trace: Option<&Arc<Trace>>,
     ) -> Result<u64, EngineError> {
-        let Rehearsal { model, playing, pins, tokens, cancel } = *rehearsal;
-        let inputs = sample_inputs(&model.dir.manifest.inputs, tokens)
+        let Rehearsal { model, playing, pins, shapes, cancel } = *rehearsal;
+        let inputs = sample_of_shapes(&model.dir.manifest.inputs, shapes.clone())
             .map_err(|error| EngineError::Invalid(error.to_string()))?;
         let inputs = model.arrange(&inputs)?;
         let bytes = model.footprint(&inputs).alone_bytes;
@@ -268,18 +273,22 @@ impl Worker {
         let flow = self.begin(shared, model, playing, pins, Keep::default(), trace.cloned())?;
         let pass = Pass {
             model: Arc::clone(model),
-            flow: Arc::clone(&flow),
+            flow,
             kernels: Arc::clone(&self.kernels),
             stopping: shared.stopping.clone(),
             trace: trace.cloned(),
             beats: Arc::clone(&shared.beats),
         };
         let seat = Seat { inputs, outputs: vec![], cancel: cancel.clone() };
-        let results = self.crew.compute(|| pass.run(vec![seat]));
-        flow.end();
+        // Made-up inputs may be such as tract does not take.
+        let results = panics::caught(|| self.crew.compute(|| pass.run(vec![seat])));
+        pass.flow.end();
         heap::keep_within(bytes);
         drop(grant);
-        results.into_iter().try_for_each(|result| result.map(drop))?;
+        results
+            .map_err(EngineError::Internal)?
+            .into_iter()
+            .try_for_each(|result| result.map(drop))?;
         Ok(bytes)
     }
 }
@@ -332,12 +341,15 @@ impl Run {
     }
 }
 
+/// The shapes of a trial's inputs.
+pub(super) type Shapes = Vec<Vec<usize>>;
+
 /// What is played in a trial.
 struct Rehearsal<'a> {
     model: &'a Arc<Model>,
     playing: &'a Playing,
     pins: &'a [Option<Arc<Loaded>>],
-    tokens: usize,
+    shapes: &'a Shapes,
     cancel: &'a Cancel,
 }
 
@@ -399,7 +411,7 @@ fn stand_ins(
         if cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let block = load_verified(&*playing.source, &model.blocks[*index])?;
+        let block = load_to_stay_verified(&*playing.source, &model.blocks[*index])?;
         loaded.insert(*index, Arc::new(block));
     }
     let stand_in = |(index, shape): (usize, &(u64, usize))| {

@@ -3,7 +3,7 @@
 use super::array::Array;
 use super::crew::Crew;
 use super::error::EngineError;
-use super::inbox::{Control, Turn, Waiting};
+use super::inbox::{Control, Inbox, Turn, Waiting};
 use super::model::{Model, Playing, Terms};
 use super::pass::{Pass, PassStats, Seat};
 use super::planning::Leisure;
@@ -14,10 +14,12 @@ use super::stats::Counters;
 use crate::graph::Kernels;
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
-use crate::stream::{Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, Slots, Trace};
+use crate::store::manifest::HEAP_BYTES_PER_BYTE;
+use crate::stream::{
+    Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, Slots, Trace, Traversal,
+};
 use crate::sys::memory::{self, MachineMemory};
-use crate::sys::{affinity, code, heap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::sys::{affinity, code, heap, panics};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -103,8 +105,9 @@ impl Worker {
         })
     }
 
-    /// Takes turns until the inbox is closed.
+    /// Takes turns until the inbox is closed. A panic in one of them ends that turn alone.
     pub fn serve(mut self, shared: &Shared) {
+        let last_words = LastWords(&shared.inbox);
         let mut patience: Option<Duration> = None;
         loop {
             let since = Instant::now();
@@ -118,34 +121,60 @@ impl Worker {
                 }
                 _ => Some(QUIET),
             };
-            match turn {
-                Turn::Idle => self.use_leisure(shared, &mut patience),
-                Turn::Pass(model) => self.take_turn(shared, &model),
-                Turn::Control(Control::Load(model, answer)) => answer(self.load(shared, &model)),
-                Turn::Control(Control::Ready(model, answer)) => {
-                    answer(self.serving(shared, &model));
-                }
-                Turn::Control(Control::Unload(model, answer)) => {
-                    unload(shared, &model);
-                    self.rest();
-                    answer(Ok(()));
-                }
-                Turn::Control(Control::Play(model, answer)) => answer(self.play(shared, &model)),
-                Turn::Control(Control::Profile(model, answer)) => {
-                    answer(self.measure(shared, &model));
-                }
-                Turn::Control(Control::Replan) => self.replan(shared),
-                Turn::Control(Control::Recall(model, answer)) => {
-                    answer(self.known(shared, &model));
-                }
-            }
+            // Who waits for an answer that does not come is told when that is dropped.
+            let _ = self.guarded("a turn", |worker| {
+                worker.take(shared, turn, &mut patience);
+                Ok(())
+            });
             shared.beats.fetch_add(1, Ordering::Relaxed);
             shared.busy.store(false, Ordering::Relaxed);
         }
         let (control, waiting) = shared.inbox.drain();
         control.into_iter().for_each(|control| control.refuse(EngineError::Cancelled));
-        waiting.into_iter().for_each(|waiting| (waiting.answer)(Err(EngineError::Cancelled)));
+        waiting.into_iter().for_each(|waiting| waiting.answer.give(Err(EngineError::Cancelled)));
         lock(&shared.models).clear();
+        drop(last_words);
+    }
+
+    fn take(&mut self, shared: &Shared, turn: Turn, patience: &mut Option<Duration>) {
+        match turn {
+            Turn::Idle => self.use_leisure(shared, patience),
+            Turn::Pass(model) => self.take_turn(shared, &model),
+            Turn::Control(Control::Load(model, answer)) => {
+                answer.give(self.guarded("loading", |worker| worker.load(shared, &model)));
+            }
+            Turn::Control(Control::Ready(model, answer)) => {
+                answer.give(self.guarded("loading", |worker| worker.serving(shared, &model)));
+            }
+            Turn::Control(Control::Unload(model, answer)) => {
+                unload(shared, &model);
+                self.rest();
+                answer.give(Ok(()));
+            }
+            Turn::Control(Control::Play(model, answer)) => {
+                answer.give(self.guarded("playing a tape", |worker| worker.play(shared, &model)));
+            }
+            Turn::Control(Control::Profile(model, answer)) => {
+                answer.give(self.measure(shared, &model));
+            }
+            Turn::Control(Control::Replan) => self.replan(shared),
+            Turn::Control(Control::Recall(model, answer)) => {
+                answer.give(self.guarded("a plan", |worker| worker.known(shared, &model)));
+            }
+        }
+    }
+
+    /// Does a piece of work of which nothing is left where it panics: what it held goes by being
+    /// dropped, and the panic is its error.
+    pub(super) fn guarded<T>(
+        &mut self,
+        what: &str,
+        work: impl FnOnce(&mut Worker) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        panics::caught(|| work(self)).unwrap_or_else(|text| {
+            log::error!("{what} failed within: {text}");
+            Err(EngineError::Internal(text))
+        })
     }
 
     /// Follows a budget that has changed: the window takes what suits it, and models are planned
@@ -165,7 +194,15 @@ impl Worker {
         let models: Vec<Arc<Model>> = lock(&shared.models).values().cloned().collect();
         for model in models {
             match model.profile() {
-                Some(profile) => self.plan_tape(shared, &model, &profile),
+                Some(profile) => {
+                    let planned = self.guarded("planning", |worker| {
+                        worker.plan_tape(shared, &model, &profile);
+                        Ok(())
+                    });
+                    if planned.is_err() {
+                        model.drop_profile();
+                    }
+                }
                 None => {
                     let plan = model.playing().plan.clone();
                     model.play_by(Plan { window_bytes: self.window_bytes, ..plan });
@@ -182,7 +219,7 @@ impl Worker {
 
     /// One pass for the requests that wait for `name`, as many as fit.
     pub(super) fn take_turn(&mut self, shared: &Shared, name: &str) {
-        let model = match self.serving(shared, name) {
+        let model = match self.guarded("loading", |worker| worker.serving(shared, name)) {
             Ok(model) => model,
             // The others that wait find out for themselves: it may be another cause by then.
             Err(error) => return fail_next(shared, name, error),
@@ -238,7 +275,7 @@ impl Worker {
             }
             if waiting.request.cancel.is_cancelled() {
                 Counters::add(&counters.cancelled, 1);
-                (waiting.answer)(Err(EngineError::Cancelled));
+                waiting.answer.give(Err(EngineError::Cancelled));
                 continue;
             }
             match self.seat(shared, model, &waiting, seats) {
@@ -248,7 +285,7 @@ impl Worker {
                 Err(Refusal::Later) => return shared.inbox.put_back(waiting),
                 Err(Refusal::Error(error)) => {
                     Counters::add(&counters.failed, 1);
-                    (waiting.answer)(Err(error));
+                    waiting.answer.give(Err(error));
                 }
             }
         }
@@ -318,7 +355,7 @@ impl Worker {
         }
         let held_bytes = heap::live_bytes();
         heap::reset_peak();
-        let ran = catch_unwind(AssertUnwindSafe(|| self.crew.compute(|| pass.run(seats))));
+        let ran = panics::caught(|| self.crew.compute(|| pass.run(seats)));
         let latency_us = began.elapsed().as_micros() as u64;
         let peak_bytes = heap::peak_bytes().saturating_sub(held_bytes);
         let granted_bytes: u64 = asked.iter().map(|(_, _, grant)| grant.bytes()).sum();
@@ -334,14 +371,12 @@ impl Worker {
         if let Some(failure) = failure.filter(|_| !shared.stopping.is_cancelled()) {
             model.fail(&failure);
         }
-        let results: Vec<Result<Vec<Array>, EngineError>> = ran.unwrap_or_else(|panic| {
-            let text = panic_text(&*panic);
+        let results: Vec<Result<Vec<Array>, EngineError>> = ran.unwrap_or_else(|text| {
+            log::error!("a pass of model {} failed within: {text}", model.name());
             asked.iter().map(|_| Err(EngineError::Internal(text.clone()))).collect()
         });
         let seats = asked.len();
-        if let (Some(tokens), [Ok(_)]) = (tokens, &results[..]) {
-            self.judge(shared, model, tokens, latency_us, counted);
-        }
+        let judged = tokens.filter(|_| matches!(&results[..], [Ok(_)]));
         for ((waiting, names, mut grant), result) in asked.into_iter().zip(results) {
             let queue_us = began.saturating_duration_since(waiting.since).as_micros() as u64;
             Counters::add(&counters.queue_us, queue_us);
@@ -369,7 +404,12 @@ impl Worker {
             Counters::add(counter, 1);
             let outputs = result.map(|arrays| names.into_iter().zip(arrays).collect());
             let held = Arc::new(grant);
-            (waiting.answer)(outputs.map(|outputs| Reply { outputs, stats, held }));
+            waiting.answer.give(outputs.map(|outputs| Reply { outputs, stats, held }));
+        }
+        let judge = |tokens| self.judge(shared, model, tokens, latency_us, counted);
+        if let Err(text) = panics::caught(|| judged.map(judge)) {
+            log::error!("the profile of model {} does harm: {text}", model.name());
+            model.drop_profile();
         }
     }
 
@@ -397,7 +437,7 @@ impl Worker {
         shared: &Shared,
         model: &Model,
         trace: Option<Arc<Trace>>,
-    ) -> Result<Arc<Flow>, EngineError> {
+    ) -> Result<Traversal, EngineError> {
         let playing = model.playing();
         let keep = match playing.plan.release {
             Release::AfterUse => self.pins_wanted(shared, model, &playing.plan),
@@ -415,7 +455,7 @@ impl Worker {
         pins: &[Option<Arc<Loaded>>],
         keep: Keep,
         trace: Option<Arc<Trace>>,
-    ) -> Result<Arc<Flow>, EngineError> {
+    ) -> Result<Traversal, EngineError> {
         let plan = &playing.plan;
         let wanted = match shared.pressure.get() >= Pressure::Window {
             true => playing.smallest_window_bytes(),
@@ -435,8 +475,7 @@ impl Worker {
             beats: Arc::clone(&shared.beats),
         };
         let flow = Flow::new(Arc::clone(&playing.source), Arc::clone(&model.blocks), course);
-        self.crew.load(&flow);
-        Ok(flow)
+        Ok(self.crew.load(flow))
     }
 
     /// Has the window's bytes granted: as many as are wanted, or as there are once all has given
@@ -503,6 +542,7 @@ impl Worker {
             self.cores = cores;
         }
         if !self.crew.suits(plan, &self.cores) {
+            self.crew.dismiss();
             self.crew = Crew::start(plan, &self.cores)?;
         }
         Ok(())
@@ -548,9 +588,7 @@ impl Worker {
         // Loading may use the window's bytes.
         self.rest();
         let loaded = loop {
-            let dir = shared.find(name).inspect_err(|_| {
-                unload(shared, name);
-            })?;
+            let dir = self.find(shared, name)?;
             match self.try_load(shared, dir) {
                 // Its own pins and graph are the last to go: it answers until then.
                 Err(EngineError::OverBudget(_))
@@ -566,6 +604,18 @@ impl Worker {
         Ok(loaded)
     }
 
+    /// The served version of a model, whose manifest is granted before it is read: the window's
+    /// bytes may be used for it.
+    fn find(&self, shared: &Shared, name: &str) -> Result<ModelDir, EngineError> {
+        let manifest_bytes = shared.store.manifest_bytes(name).unwrap_or(0);
+        let parsing_bytes = manifest_bytes.saturating_mul(HEAP_BYTES_PER_BYTE);
+        let more_bytes = parsing_bytes.saturating_sub(self.window.bytes());
+        let _held = shared.ledger.try_grant(Category::Graph, more_bytes)?;
+        shared.find(name).inspect_err(|_| {
+            unload(shared, name);
+        })
+    }
+
     fn try_load(&self, shared: &Shared, dir: ModelDir) -> Result<Model, EngineError> {
         let Config { variant, disk, policy, .. } = &self.config;
         let serving = shared.store.serving(&dir.manifest.model)?;
@@ -578,9 +628,11 @@ impl Worker {
             idle_bytes: self.window.bytes(),
             ledger: &shared.ledger,
         };
-        let loading = || Model::load(dir, serving, &terms);
-        let loaded = catch_unwind(AssertUnwindSafe(loading))
-            .unwrap_or_else(|panic| Err(EngineError::Internal(panic_text(&*panic))))?;
+        let loaded =
+            panics::caught(|| Model::load(dir, serving, &terms)).unwrap_or_else(|text| {
+                log::error!("loading failed within: {text}");
+                Err(EngineError::Internal(text))
+            })?;
         code::release();
         let playing = loaded.playing();
         let (window_bytes, block_bytes) = (playing.plan.window_bytes, playing.largest_unit_bytes);
@@ -649,7 +701,19 @@ fn fail_next(shared: &Shared, name: &str, error: EngineError) {
     if let Some(counters) = shared.counters.known(name) {
         Counters::add(&counters.failed, 1);
     }
-    (waiting.answer)(Err(error));
+    waiting.answer.give(Err(error));
+}
+
+/// Tells everybody, should the engine's thread end by a panic after all.
+struct LastWords<'a>(&'a Inbox);
+
+impl Drop for LastWords<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("the engine's thread is gone: the daemon has to be restarted");
+            self.0.break_off();
+        }
+    }
 }
 
 fn count_pass(counters: &Counters, latency_us: u64, seats: usize, flow: FlowCounters) {
@@ -659,9 +723,4 @@ fn count_pass(counters: &Counters, latency_us: u64, seats: usize, flow: FlowCoun
     Counters::add(&counters.stall_us, flow.stall_us);
     Counters::add(&counters.bytes_read, flow.bytes_read);
     Counters::add(&counters.blocks_released, flow.released);
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }

@@ -25,5 +25,5 @@ pub use kernel::{Kernels, READ_AHEAD_BYTES};
 pub use lockstep::{AtNode, Lockstep, Outcomes};
 pub use memory::Footprint;
 pub use ops::{Feed, IndexOutOfRange, Lease, TapeFeed};
-pub use uses::{UseKind, WeightUse, streamed_slots};
 pub use sizes::{Choice, Sizes};
+pub use uses::{UseKind, WeightUse, streamed_slots};

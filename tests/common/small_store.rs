@@ -329,6 +329,40 @@ pub fn constant() -> SmallModel {
     }
 }
 
+/// [`linear`] with a second output that divides by an input of ids, which tract panics at where one
+/// is 0.
+pub fn dividing() -> SmallModel {
+    let mut model = linear();
+    model.name = "dividing";
+    let graph = &mut model.graph;
+    graph.input.push(port("n", Dtype::Int64, &["1", "seq"]));
+    graph.input.push(port("token_type_ids", Dtype::Int64, &["1", "seq"]));
+    graph.node.push(node("Div", &["n", "token_type_ids"], "q"));
+    graph.output.push(output("q", Dtype::Int64));
+    model
+}
+
+/// [`linear`] as a decoder that is given what is past: its mask, whose length has the name
+/// `mask_length`, is as long as what is past and what is new together.
+pub fn with_past(name: &'static str, mask_length: &str) -> SmallModel {
+    let mut model = linear();
+    model.name = name;
+    let graph = &mut model.graph;
+    graph.input.push(port("past", Dtype::Fp32, &["1", "past_length", "3"]));
+    graph.input.push(port("attention_mask", Dtype::Fp32, &["1", mask_length, "1"]));
+    let mut all = node("Concat", &["past", "y"], "all");
+    all.attribute.push(AttributeProto {
+        name: "axis".to_string(),
+        r#type: AttributeType::Int as i32,
+        i: 1,
+        ..AttributeProto::default()
+    });
+    graph.node.push(all);
+    graph.node.push(node("Mul", &["all", "attention_mask"], "masked"));
+    graph.output.push(output("masked", Dtype::Fp32));
+    model
+}
+
 /// An input and an equal output of `dtype`.
 pub fn same(name: &'static str, dtype: Dtype) -> SmallModel {
     let inputs = vec![port("x", dtype, &["1", "n"])];
