@@ -334,6 +334,37 @@ fn damaged_blocks_are_named_with_tensor_and_rows() {
     check(flip_at(block_offset(4) + 4 * VECTOR - 1), &file, &words);
 }
 
+/// Where a disk was unmounted under a daemon, the next install filled the folder below.
+#[test]
+fn a_store_whose_folder_is_another_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    fs::create_dir(&path).unwrap();
+    let store = Store::open(&path).unwrap();
+    store.confirm().unwrap();
+    fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+    assert!(store.confirm().is_err());
+    fs::create_dir(&path).unwrap();
+    let error = store.confirm().unwrap_err().to_string();
+    assert!(has_all(&error, &["store is another folder", "mount its disk again"]), "{error}");
+}
+
+/// Of 100 bytes that were flipped in a version, 36 lay between blocks: no checksum knew of them.
+#[test]
+fn padding_that_is_not_zero_is_named() {
+    let file = layer_path(1, "f32");
+    let (_store, dir) = sample();
+    let layer = dir.open_layer(1, "f32").unwrap();
+    let gaps: Vec<_> = layer.padding().collect();
+    assert!(gaps.len() >= 3, "{gaps:?}");
+    for gap in gaps {
+        for at in [gap.start, gap.end - 1] {
+            let place = format!("byte {at} lies between blocks");
+            check(|folder: &Path| flip(&folder.join(&file), at), &file, &[&place, "block"]);
+        }
+    }
+}
+
 #[test]
 fn reading_a_damaged_block_fails_with_its_place() {
     let (_store, dir) = sample();
@@ -635,8 +666,8 @@ fn a_model_without_a_served_version_is_not_listed() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever byte of a layer file changes, it is noticed, unless it is one of the zeros between
-    /// blocks, which nothing reads.
+    /// Whatever byte of a layer file changes, it is noticed where it is loaded, unless it is one of
+    /// the zeros between blocks, which only verifying reads.
     #[test]
     fn any_changed_byte_is_noticed(place in any::<prop::sample::Index>(), mask in 1u8..) {
         let folder = tempfile::tempdir().unwrap();
@@ -658,5 +689,9 @@ proptest! {
         let is_used = at < index.to_bytes().len()
             || index.blocks.iter().any(|b| (b.offset..b.offset + b.bytes).contains(&(at as u64)));
         prop_assert_eq!(is_noticed, is_used);
+        if !is_used {
+            let file = LayerFile::open(&path, Some(&entry)).unwrap();
+            prop_assert!(file.padding().any(|gap| gap.contains(&(at as u64))));
+        }
     }
 }

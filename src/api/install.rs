@@ -104,6 +104,7 @@ struct Job {
 impl Job {
     fn run(mut self, input: PieceReader) -> Result<Value, ApiError> {
         let store = self.api.engine.store().clone();
+        store.confirm()?;
         let archive = Archive::open(input)?;
         let manifest_bytes = archive.manifest_bytes().saturating_mul(HEAP_BYTES_PER_BYTE);
         self.grant.resize(INSTALL_BYTES.saturating_add(manifest_bytes))?;

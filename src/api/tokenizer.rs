@@ -2,12 +2,11 @@
 
 use super::error::ApiError;
 use crate::engine::Engine;
-use crate::store::manifest::Manifest;
+use crate::store::ModelDir;
+use crate::store::manifest::{FileEntry, Manifest};
 use crate::stream::{Category, Grant};
 use crate::sys::heap;
 use std::collections::HashMap;
-use std::fs;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokenizers::Tokenizer;
 
@@ -33,13 +32,18 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    fn load(path: &Path, manifest: &Manifest, engine: &Engine) -> Result<TextEncoder, ApiError> {
+    /// Of the file that `entry` of the manifest tells of, whose checksum has to be right.
+    fn load(dir: &ModelDir, entry: &FileEntry, engine: &Engine) -> Result<TextEncoder, ApiError> {
+        let manifest = &dir.manifest;
+        let path = dir.file_path(&entry.path)?;
         let failed = |what: String| ApiError::internal(format!("{}: {what}", path.display()));
-        let bytes = fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
+        let bytes = entry.bytes;
         let loading = bytes.saturating_mul(LOADING_PER_BYTE);
         let mut grant = engine.ledger().try_grant(Category::Tokenizer, loading)?;
+        let text = dir.read_file(entry)?;
         let mut tokenizer =
-            Tokenizer::from_file(path).map_err(|error| failed(error.to_string()))?;
+            Tokenizer::from_bytes(&text).map_err(|error| failed(error.to_string()))?;
+        drop(text);
         // Each text is a request of its own: nothing has to be padded to anything.
         tokenizer.with_padding(None);
         // What loading took must be the system's again before the ledger grants it to others.
@@ -123,8 +127,7 @@ impl Tokenizers {
         })?;
         // Of the manifest's own version: another may have become current since.
         let dir = engine.store().version(&manifest.model, &manifest.version)?;
-        let path = dir.file_path(&entry.path)?;
-        let encoder = Arc::new(TextEncoder::load(&path, manifest, engine)?);
+        let encoder = Arc::new(TextEncoder::load(&dir, entry, engine)?);
         loaded.insert(key, Arc::clone(&encoder));
         Ok(encoder)
     }

@@ -4,7 +4,7 @@ use super::{
     ModelDir, Staging, StoreError,
     folder::{MAX_MANIFEST_BYTES, check_room},
     install::{install, staging},
-    layer_file::LayerIndex,
+    layer_file::{LayerIndex, open_file},
     manifest::{MANIFEST_NAME, Manifest},
     tar::{Entry, TarReader},
 };
@@ -211,7 +211,8 @@ impl Received {
             let error = |what: String| StoreError::Received { file: entry.path.clone(), what };
             let path = self.dir.file_path(&entry.path)?;
             let mut prefix = [0; super::layer_file::HEADER_BYTES as usize];
-            let read = File::open(path).and_then(|mut file| file.read_exact(&mut prefix));
+            let (mut file, _) = open_file(&path)?;
+            let read = file.read_exact(&mut prefix);
             read.map_err(|e| error(format!("cannot be read: {e}")))?;
             let bytes = LayerIndex::header_bytes(&prefix);
             largest = largest.max(bytes.map_err(|e| error(format!("is no layer file: {e}")))?);

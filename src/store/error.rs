@@ -140,6 +140,12 @@ pub enum StoreError {
         /// What there is.
         free_bytes: u64,
     },
+    /// The store's folder is not the one that was opened.
+    #[error("{} is another folder than when it was opened\nmount its disk again, or restart with another --store", store.display())]
+    Replaced {
+        /// The store's folder.
+        store: PathBuf,
+    },
     /// The served version cannot be removed.
     #[error("{} is the served version\nserve another with hermesctl use before", path.display())]
     InUse {

@@ -4,11 +4,11 @@ use super::{
     manifest::{FileEntry, MANIFEST_NAME, Manifest, Weight, is_name},
     served::CURRENT_NAME,
 };
+use crate::sys::file::read_regular;
 use nix::sys::statvfs::statvfs;
 use std::{
     collections::HashMap,
-    fs,
-    io::{self, Read},
+    fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,6 +22,8 @@ pub(super) const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct Store {
     path: PathBuf,
+    /// Device and inode of the folder.
+    identity: (u64, u64),
 }
 
 impl Store {
@@ -31,7 +33,29 @@ impl Store {
     /// The system's, where there is no such folder.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
         fs::read_dir(path).map_err(|e| StoreError::io("open the store", path, e))?;
-        Ok(Store { path: path.to_owned() })
+        Ok(Store { path: path.to_owned(), identity: identity(path)? })
+    }
+
+    /// Whether the folder is still the one that was opened: where its disk was unmounted, what is
+    /// written would fill the folder below.
+    ///
+    /// # Errors
+    /// [`StoreError::Replaced`], or the system's.
+    pub fn confirm(&self) -> Result<(), StoreError> {
+        match identity(&self.path)? == self.identity {
+            true => Ok(()),
+            false => Err(StoreError::Replaced { store: self.path.clone() }),
+        }
+    }
+
+    /// Bytes of the manifest of a model's served version.
+    ///
+    /// # Errors
+    /// As [`Store::serving`].
+    pub fn manifest_bytes(&self, model: &str) -> Result<u64, StoreError> {
+        let version = self.served(model)?.current;
+        let path = self.path.join(model).join(&version).join(MANIFEST_NAME);
+        Ok(fs::symlink_metadata(&path).map_err(|e| StoreError::io("look at", &path, e))?.len())
     }
 
     /// The store's folder.
@@ -115,6 +139,11 @@ impl Store {
         }
         Ok(path)
     }
+}
+
+fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
+    let metadata = fs::metadata(path).map_err(|e| StoreError::io("look at", path, e))?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// What tells a served version from another, or from one of the same name that replaced it.
@@ -257,15 +286,10 @@ fn check_length(path: &Path, entry: &FileEntry, bytes: u64) -> Result<(), StoreE
 
 /// Reads a file of at most `limit` bytes.
 pub(super) fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
-    let (file, bytes) = open_file(path)?;
-    if bytes > limit {
-        let what = format!("has {bytes} bytes, expected at most {limit}");
-        return Err(StoreError::corrupt(path, what));
-    }
-    let mut content = Vec::new();
-    let result = file.take(limit).read_to_end(&mut content);
-    result.map_err(|e| StoreError::io("read", path, e))?;
-    Ok(content)
+    read_regular(path, limit).map_err(|error| match error.raw_os_error() {
+        Some(_) => StoreError::io("read", path, error),
+        None => StoreError::corrupt(path, error.to_string()),
+    })
 }
 
 /// Refuses what the store's disk cannot hold.

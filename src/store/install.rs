@@ -4,6 +4,7 @@ use super::{
     served::{lock_model, serve},
     versions::tree_bytes,
 };
+use crate::sys::file::open_regular;
 use std::{
     fs::{self, File, OpenOptions},
     io,
@@ -114,8 +115,8 @@ fn remove(root: &Path) -> io::Result<()> {
 /// builder died, or is just about to create it: it counts as abandoned once it is a minute old.
 fn is_abandoned(staging: &Path) -> bool {
     const GRACE_S: u64 = 60;
-    match File::open(staging.join(LOCK_NAME)) {
-        Ok(lock) => lock.try_lock().is_ok(),
+    match open_regular(&staging.join(LOCK_NAME)) {
+        Ok((lock, _)) => lock.try_lock().is_ok(),
         Err(_) => fs::metadata(staging)
             .and_then(|metadata| metadata.modified())
             .ok()

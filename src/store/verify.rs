@@ -135,6 +135,22 @@ impl Reader<'_> {
                 dropped = end;
             }
         }
+        for gap in layer.padding() {
+            if problems.len() >= self.limit {
+                return Ok(());
+            }
+            reported += gap.end - gap.start;
+            let (mut at, mut odd) = (gap.start, None);
+            self.read(&layer.file, path, gap, |bytes| {
+                let found = bytes.iter().position(|byte| *byte != 0);
+                odd = odd.or(found.map(|found| at + found as u64));
+                at += bytes.len() as u64;
+            })?;
+            problems.extend(odd.map(|at| {
+                let what = format!("byte {at} lies between blocks and is not zero");
+                Problem { path: path.to_owned(), what }
+            }));
+        }
         drop_cache(&layer.file, layer.index.file_bytes);
         (self.progress)(layer.index.file_bytes - reported);
         Ok(())

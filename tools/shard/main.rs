@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use hermes::manual;
 use hermes::store::Store;
+use hermes::sys::file::ignore_size_signal;
 use hermes::sys::heap::CountingAllocator;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
     if let Some(code) = manual::written(Arguments::command(), "1") {
         return code;
     }
+    ignore_size_signal();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
     match run(Arguments::parse().command) {
         Ok(code) => code,

@@ -1,8 +1,10 @@
 use super::{BlockEntry, HEADER_BYTES, LayerIndex};
 use crate::store::StoreError;
 use crate::store::manifest::{Checksum, LayerEntry};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use crate::sys::file::{is_not_regular, open_regular};
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -29,6 +31,8 @@ pub struct LayerFile {
     pub file: File,
     /// Where it lies.
     pub path: PathBuf,
+    /// Bytes of header and index.
+    pub head_bytes: u64,
     /// What it holds.
     pub index: LayerIndex,
 }
@@ -74,8 +78,20 @@ impl LayerFile {
                     found.0, expected.index_checksum.0
                 ),
             )),
-            _ => Ok(LayerFile { file, path: path.to_owned(), index }),
+            _ => Ok(LayerFile { file, path: path.to_owned(), head_bytes, index }),
         }
+    }
+
+    /// The bytes that nothing is in: between index and blocks, between blocks, and behind the last.
+    /// All of them are zero.
+    pub fn padding(&self) -> impl Iterator<Item = Range<u64>> {
+        let places = self.index.blocks.iter().map(|block| (block.offset, block.bytes));
+        let mut end = self.head_bytes;
+        places.chain([(self.index.file_bytes, 0)]).filter_map(move |(offset, bytes)| {
+            let gap = end..offset;
+            end = offset + bytes;
+            (!gap.is_empty()).then_some(gap)
+        })
     }
 
     /// Reads a block into `bytes`, which becomes as long as it, and checks its checksum.
@@ -113,14 +129,10 @@ pub(in crate::store) fn describe_block(index: usize, block: &BlockEntry, tensor:
 }
 
 /// Opens a regular file for reading and says how long it is; links are not followed, and a pipe
-/// does not block.
+/// does not block. The one way in which files of the store are opened.
 pub(in crate::store) fn open_file(path: &Path) -> Result<(File, u64), StoreError> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|e| StoreError::io("open", path, e))?;
-    let metadata = file.metadata().map_err(|e| StoreError::io("examine", path, e))?;
-    if !metadata.is_file() {
-        return Err(StoreError::corrupt(path, "is not a regular file"));
-    }
-    Ok((file, metadata.len()))
+    open_regular(path).map_err(|error| match is_not_regular(&error) {
+        true => StoreError::corrupt(path, error.to_string()),
+        false => StoreError::io("open", path, error),
+    })
 }
