@@ -1,5 +1,6 @@
 //! The socket file: taken over from a daemon that died, never from one that lives.
 
+use nix::unistd::Uid;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -16,6 +17,9 @@ pub enum SocketError {
     /// A daemon serves it.
     #[error("{0}: another hermesd serves this socket; stop it or choose another --socket")]
     Live(PathBuf),
+    /// The lock beside it is none of ours.
+    #[error("{0}: is a link, no file, or another user's; remove it or choose another --socket")]
+    Foreign(PathBuf),
     /// Something else has the name.
     #[error("{0}: exists and is not a socket; remove it or choose another --socket")]
     NotASocket(PathBuf),
@@ -89,12 +93,22 @@ fn lock(path: &Path) -> Result<File, SocketError> {
     let failed = |source| SocketError::Io { path: name.clone(), what: "cannot lock", source };
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600);
+    // Whoever may write to the folder may have put a link or a pipe there.
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     let file = options.open(&name).map_err(|source| match path.parent() {
         Some(folder) if source.kind() == io::ErrorKind::NotFound && !folder.exists() => {
             SocketError::NoFolder { path: path.to_owned(), folder: folder.to_owned() }
         }
+        _ if matches!(source.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => {
+            SocketError::Foreign(name.clone())
+        }
         _ => failed(source),
     })?;
+    let metadata = file.metadata().map_err(failed)?;
+    // Another user's would be locked for as long as they like.
+    if !metadata.is_file() || metadata.uid() != Uid::effective().as_raw() {
+        return Err(SocketError::Foreign(name));
+    }
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(SocketError::Live(path.to_owned())),
@@ -171,6 +185,32 @@ mod tests {
         let (_listener, _file) = bind(&path).unwrap();
         assert!(UnixStream::connect(&path).is_ok());
         assert!(matches!(bind(&path), Err(SocketError::Live(_))));
+    }
+
+    /// The lock was opened through a link, and locked whosever it was: who may write to the folder
+    /// kept the daemon from starting, without a word why.
+    #[test]
+    fn a_lock_that_is_not_ours_is_told() {
+        use nix::sys::stat::Mode;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let lock = folder.path().join("s.lock");
+        let is_foreign = || matches!(bind(&path), Err(SocketError::Foreign(name)) if name == lock);
+        let target = folder.path().join("target");
+        std::os::unix::fs::symlink(&target, &lock).unwrap();
+        assert!(is_foreign() && !target.exists(), "a link");
+        fs::remove_file(&lock).unwrap();
+        nix::unistd::mkfifo(&lock, Mode::S_IRWXU).unwrap();
+        assert!(is_foreign(), "a pipe");
+        fs::remove_file(&lock).unwrap();
+        fs::write(&lock, "").unwrap();
+        // Only root can give files away.
+        if Uid::effective().is_root() {
+            nix::unistd::chown(&lock, Some(Uid::from_raw(12345)), None).unwrap();
+            assert!(is_foreign(), "another user's");
+            fs::remove_file(&lock).unwrap();
+        }
+        assert!(bind(&path).is_ok());
     }
 
     #[test]
