@@ -2,45 +2,19 @@
 
 mod common;
 
+use common::python;
 use common::served::{check_alive, check_error, hermesctl, served};
 use hermes::stream::Category;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-
-/// Where tools/fetch_clients.sh put Python's packages, or an end that says how to get them.
-fn python_packages() -> PathBuf {
-    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("python");
-    let folder = std::env::var_os("HERMES_PYTHON").map_or_else(default, PathBuf::from);
-    assert!(
-        folder.join("fetched").is_file(),
-        "{} has not Python's packages; fetch them with tools/fetch_clients.sh {}",
-        folder.display(),
-        folder.display()
-    );
-    folder
-}
-
-/// What a program of `tests/python` prints about the daemon at `socket`.
-fn python(program: &str, socket: &Path) -> Value {
-    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
-    let output = Command::new("python3")
-        .arg("-B")
-        .arg(programs.join(program))
-        .arg(socket)
-        .env("PYTHONPATH", python_packages())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
 
 #[test]
 fn openais_python_client_is_a_client() {
     let served = served();
-    let seen = python("openai_client.py", &served.daemon.socket);
+    let seen = python::run("openai_client.py", &[&served.daemon.socket]);
     let models: Vec<&str> =
         seen["models"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     assert!(models.contains(&"words") && models.contains(&"linear"), "{models:?}");
@@ -63,7 +37,7 @@ fn openais_python_client_is_a_client() {
 #[test]
 fn python_sends_and_takes_binary_tensors() {
     let served = served();
-    let seen = python("binary_tensors.py", &served.daemon.socket);
+    let seen = python::run("binary_tensors.py", &[&served.daemon.socket]);
     assert_eq!(seen["server"], "hermes");
     assert_eq!((&seen["load"], &seen["unload"]), (&json!("READY"), &json!("UNAVAILABLE")));
     assert_eq!(seen["one"], json!({"shape": [1, 1, 3], "data": [20.0, 120.0, 220.0]}));

@@ -6,6 +6,7 @@
 pub mod crews;
 pub mod daemon;
 pub mod frozen;
+pub mod python;
 pub mod references;
 pub mod schema;
 pub mod served;
