@@ -1,7 +1,8 @@
 //! Requests that are wrong, each in its own way, as bytes, and how they are to be answered.
 
 use super::mixed::json_body;
-use hermes::engine::Array;
+use hermes::api::infer_json::InferRequest;
+use hermes::engine::{Array, sample_inputs};
 use hermes::store::manifest::Manifest;
 use serde_json::{Value, json};
 
@@ -17,6 +18,12 @@ pub struct Wrong {
 
 /// Bytes of a name that nobody has.
 const LONG_NAME: usize = 64 << 10;
+
+/// Tokens of a text that no board attends to.
+const ENDLESS_TOKENS: usize = 20_000;
+
+/// Elements of a weight that makes a model no toy.
+const LARGE_WEIGHT: u64 = 1 << 20;
 
 /// Every way, for a model that takes `inputs`, of a daemon with such a budget.
 pub fn all(manifest: &Manifest, inputs: &[(String, Array)], budget_bytes: u64) -> Vec<Wrong> {
@@ -95,6 +102,15 @@ pub fn all(manifest: &Manifest, inputs: &[(String, Array)], budget_bytes: u64) -
             changed(&|body| fill(body, name, json!(-1_000_000_000))),
             bad,
         );
+    }
+    // A pass over so many tokens holds the square of them, where the model attends to each.
+    let count = |shape: &[u64]| shape.iter().product::<u64>();
+    let is_large = manifest.weights.iter().any(|weight| count(&weight.shape) > LARGE_WEIGHT);
+    if let (true, Ok(inputs)) = (is_large, sample_inputs(&manifest.inputs, ENDLESS_TOKENS)) {
+        let request = InferRequest { inputs, ..InferRequest::default() };
+        let (body, json_bytes) = request.encode();
+        let headers = format!("inference-header-content-length: {json_bytes}\r\n");
+        add("pass too large for all", post(&path, &headers, &body), &[400, 413]);
     }
     add(
         "body too large for all",
