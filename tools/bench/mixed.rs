@@ -146,6 +146,7 @@ fn rights(client: &Client, manifest: &Manifest, tokens: usize) -> Result<Vec<Rig
     }
     let same = |pair: &[Right]| pair[0].alone == pair[1].alone;
     ensure!(rights.chunks_exact(2).all(same), "JSON and binary tensors have other answers");
+    rights.extend(batch(client, manifest, tokens)?);
     if let (Some(Task::Embedding { .. }), Some(_)) = (&manifest.task, &manifest.tokenizer) {
         for texts in [json!("cat"), json!(["a cat", "the dog sleeps"]), json!([[1, 2, 1], [2]])] {
             let body = json!({ "model": model, "input": texts }).to_string().into_bytes();
@@ -160,6 +161,67 @@ fn rights(client: &Client, manifest: &Manifest, tokens: usize) -> Result<Vec<Rig
     rights.push(metadata("/v2/health/ready")?);
     rights.push(metadata("/v1/models")?);
     Ok(rights)
+}
+
+/// A batch, where the model is asked in batches: one request, whose answer is that of its rows.
+fn batch(client: &Client, manifest: &Manifest, tokens: usize) -> Result<Option<Right>> {
+    let path = format!("/v2/models/{}/infer", manifest.model);
+    let first = inputs(client, manifest, tokens)?;
+    let rows = [varied(&first), first.clone(), varied(&first)];
+    let body = |inputs: Vec<(String, Array)>| {
+        let request = InferRequest { inputs, binary_output: true, ..InferRequest::default() };
+        let (body, json_bytes) = request.encode();
+        Some((body, Some(json_bytes)))
+    };
+    let ask =
+        |what: &str, inputs| Right::new(client, what.to_owned(), &path, body(inputs), outputs);
+    let Some(together) = stacked(&rows) else { return Ok(None) };
+    let Ok(right) = ask("a batch of 3", together) else { return Ok(None) };
+    let mut alone = Vec::new();
+    for row in rows {
+        match ask("a row of a batch", row)?.alone {
+            Answer::Outputs(outputs) => alone.push(outputs),
+            Answer::Json(_) => bail!("a row has no outputs"),
+        }
+    }
+    let expected = stacked(&alone).map(Answer::Outputs);
+    ensure!(expected.as_ref() == Some(&right.alone), "a batch has other answers than its rows");
+    Ok(Some(right))
+}
+
+/// The same inputs with another first id or number.
+fn varied(inputs: &[(String, Array)]) -> Vec<(String, Array)> {
+    let mut inputs = inputs.to_vec();
+    for (name, array) in &mut inputs {
+        let is_float = array.dtype.name().starts_with("FP");
+        if (is_float || name == "input_ids")
+            && let Some(byte) = array.bytes.first_mut()
+        {
+            *byte ^= 1;
+        }
+    }
+    inputs
+}
+
+/// Rows one above the other along the first axis; nothing where one has no such axis of length 1.
+fn stacked(rows: &[Vec<(String, Array)>]) -> Option<Vec<(String, Array)>> {
+    let (first, rest) = rows.split_first()?;
+    let mut all = first.clone();
+    for (index, (name, array)) in all.iter_mut().enumerate() {
+        for row in rest {
+            let (of, more) = row.get(index)?;
+            if of != name || more.shape != array.shape {
+                return None;
+            }
+        }
+        let more = rest.iter().flat_map(|row| row[index].1.bytes.iter().copied());
+        array.bytes.extend(more);
+        match array.shape.first_mut() {
+            Some(count) if *count == 1 => *count = rows.len(),
+            _ => return None,
+        }
+    }
+    Some(all)
 }
 
 /// Inputs with every open dimension at `tokens` that the model takes: large tables take the ids of
