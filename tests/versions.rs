@@ -77,7 +77,8 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Every path below `folder`, with its length; sorted.
+/// Every path below `folder`, with its length; sorted. Without what a version's first load notes
+/// beside it.
 fn tree(folder: &Path) -> Vec<(String, u64)> {
     fn walk(folder: &Path, found: &mut Vec<(String, u64)>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -272,6 +273,65 @@ fn what_was_received_is_read_up_to_the_first_problem() {
     let error = received.verify(|bytes| read_bytes += bytes).unwrap_err();
     assert!(error.to_string().starts_with("graph.onnx has checksum"), "{error}");
     assert_eq!(read_bytes, entries[1].content.len() as u64, "the layer file was not read");
+}
+
+/// A version called `current` was taken: with force it changed places with the file that says which
+/// version is served. The model was unusable from then on, and the file, in a staging folder that
+/// nobody could remove, made every later build, install and collection fail.
+#[test]
+fn a_version_cannot_take_the_name_of_a_file_of_the_store() {
+    let store = linear_store(2);
+    let (_elsewhere, folder) = folder_of(small_store::scaled_linear(3.0), "3");
+    let renamed = |version: &str| {
+        let mut manifest: Value =
+            serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+        manifest["version"] = json!(version);
+        let copy = tempfile::tempdir().unwrap();
+        let path = copy.path().join("version");
+        assert!(Command::new("cp").arg("-r").arg(&folder).arg(&path).status().unwrap().success());
+        fs::write(path.join("manifest.json"), manifest.to_string()).unwrap();
+        (copy, path)
+    };
+    let board = board(store);
+    for name in ["current", "CURRENT", "linear.2.f32.profile.json", ".staging-1-0", "-x"] {
+        let (_copy, path) = renamed(name);
+        for force in [&[][..], &["--force"]] {
+            let output = shard_install(board.store.path(), &path, force);
+            assert_eq!(output.status.code(), Some(1), "{name}");
+            assert!(stderr(&output).contains("field version is no version name"), "{name}");
+            let path = path.to_str().unwrap();
+            board.refuses(&[&["install", path], force].concat(), 2, &["no version name"]);
+        }
+    }
+    assert_eq!(board.answers(), 2.0);
+    board.says(&["use", "linear", "1"]);
+    assert_eq!(board.answers(), 1.0);
+}
+
+/// Whatever lies in a version's place and is no version stays there, force or not; and what an
+/// earlier mistake left in a staging folder keeps nobody from installing.
+#[test]
+fn only_versions_change_places_and_leftovers_hinder_nobody() {
+    let store = linear_store(2);
+    let odd = store.path().join("linear/3");
+    fs::write(&odd, "a file").unwrap();
+    let left = store.path().join(".staging-1-0");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join(".lock"), "").unwrap();
+    fs::write(left.join("version"), "a file that was exchanged").unwrap();
+    let (_elsewhere, folder) = folder_of(small_store::scaled_linear(3.0), "3");
+    let output = shard_install(store.path(), &folder, &["--force"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("something that is no version"), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(&odd).unwrap(), "a file");
+    assert!(!left.exists(), "the leftover is removed");
+    fs::remove_file(&odd).unwrap();
+    let output = shard_install(store.path(), &folder, &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    check_installed(
+        store.path(),
+        &[("1", Role::Spare), ("2", Role::Previous), ("3", Role::Current)],
+    );
 }
 
 #[test]

@@ -78,10 +78,11 @@ pub enum StoreError {
         /// What is wrong with it.
         source: super::manifest::ManifestError,
     },
-    /// A model or version name outside `[A-Za-z0-9._-]`, too long, or starting with a dot.
+    /// A model or version name outside `[A-Za-z0-9._-]`, too long, starting with a dot, or one that
+    /// the store's own files have.
     #[error(
         "{name:?} is no name of a model or version\nuse letters, digits, '.', '_' and '-', at most \
-         {max} of them, not starting with a dot or dash",
+         {max} of them, not starting with a dot or dash; \"current\" and *.profile.json are taken",
         max = super::manifest::MAX_NAME_BYTES
     )]
     Name {

@@ -1,8 +1,7 @@
 use super::{
     StoreError,
     layer_file::{LayerFile, TensorEntry, open_file},
-    manifest::{FileEntry, MANIFEST_NAME, Manifest, Weight, is_name},
-    served::CURRENT_NAME,
+    manifest::{CURRENT_NAME, FileEntry, MANIFEST_NAME, Manifest, Weight, is_name},
 };
 use crate::sys::file::read_regular;
 use nix::sys::statvfs::statvfs;

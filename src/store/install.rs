@@ -80,7 +80,8 @@ fn lock_new(root: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Removes the staging folders whose builder is gone; says how many, and their bytes.
+/// Removes the staging folders whose builder is gone; says how many, and their bytes. What cannot
+/// be removed is told and left: nobody's leftovers keep others from building.
 pub(super) fn clean(store_dir: &Path) -> Result<(u64, u64), StoreError> {
     let (mut count, mut bytes) = (0, 0);
     let error = |e| StoreError::io("list", store_dir, e);
@@ -91,12 +92,11 @@ pub(super) fn clean(store_dir: &Path) -> Result<(u64, u64), StoreError> {
         if is_staging && is_plain_folder(&path) && is_abandoned(&path) {
             let remove = || remove(&path).map_err(|e| StoreError::io("remove", &path, e));
             match tree_bytes(&path).and_then(|bytes| remove().map(|()| bytes)) {
-                Ok(freed) => bytes += freed,
+                Ok(freed) => (count, bytes) = (count + 1, bytes + freed),
                 // Another process cleans too.
                 Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                Err(error) => log::warn!("what an interrupted build left stays: {error}"),
             }
-            count += 1;
         }
     }
     Ok((count, bytes))
@@ -105,7 +105,13 @@ pub(super) fn clean(store_dir: &Path) -> Result<(u64, u64), StoreError> {
 /// Removes a staging folder, the lock file last: who dies on the way leaves one that the next
 /// build knows for abandoned.
 fn remove(root: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(root.join(CONTENT_NAME)) {
+    let content = root.join(CONTENT_NAME);
+    let removed = match fs::symlink_metadata(&content) {
+        Ok(metadata) if !metadata.is_dir() => fs::remove_file(&content),
+        Ok(_) => fs::remove_dir_all(&content),
+        Err(error) => Err(error),
+    };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => fs::remove_dir_all(root),
     }
@@ -173,11 +179,15 @@ pub fn install(
 }
 
 /// Renames the new version into place. An old one is exchanged with it in one step; on file systems
-/// that cannot exchange, it is renamed aside before.
+/// that cannot exchange, it is renamed aside before. Whatever else bears the name stays.
 fn place(store_dir: &Path, staging_dir: &Path, target: &Path) -> Result<(), StoreError> {
     let error = |e: io::Error| StoreError::io("install", target, e);
     if fs::symlink_metadata(target).is_err() {
         return fs::rename(staging_dir, target).map_err(error);
+    }
+    if !is_plain_folder(target) {
+        let what = "something that is no version has this name: move it away";
+        return Err(error(io::Error::new(io::ErrorKind::NotADirectory, what)));
     }
     if exchange(staging_dir, target).map_err(error)? {
         return Ok(());

@@ -17,6 +17,13 @@ pub const FORMAT: u64 = 1;
 /// Its file name in a version's folder.
 pub const MANIFEST_NAME: &str = "manifest.json";
 
+/// File in a model's folder that names the served version and, on a second line, the one that was
+/// served before it. One file, so that both change in one step.
+pub(super) const CURRENT_NAME: &str = "current";
+
+/// End of the names that profiles have, which lie in the model's folder too.
+const PROFILE_SUFFIX: &str = ".profile.json";
+
 /// Limit of a model's or version's name.
 pub const MAX_NAME_BYTES: usize = 128;
 
@@ -237,12 +244,21 @@ fn check_unique<'a>(
 }
 
 /// Whether `name` may be that of a model, a version or a variant: `[A-Za-z0-9._-]`, at most
-/// [`MAX_NAME_BYTES`], not starting with a dot (hidden) or a dash (an option).
+/// [`MAX_NAME_BYTES`], not starting with a dot (hidden) or a dash (an option), and none of those
+/// that files in a model's folder have.
 pub fn is_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=MAX_NAME_BYTES).contains(&name.len())
         && !name.starts_with(['.', '-'])
         && name.bytes().all(is_plain)
+        && !is_reserved(name)
+}
+
+/// Whether a model's folder has files of such names, which a version's folder would displace. On a
+/// file system that ignores case they are the same in capitals.
+fn is_reserved(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name == CURRENT_NAME || name.ends_with(PROFILE_SUFFIX)
 }
 
 /// Whether `path` is relative, without `.`, `..`, empty parts, backslashes or control characters.
@@ -532,6 +548,17 @@ mod tests {
         }
         for bad in ["", ".", "..", ".x", "-x", "a/b", "a b", "a\0", "\u{e4}", &"n".repeat(129)] {
             assert!(!is_name(bad), "{bad:?}");
+        }
+    }
+
+    /// A version called `current` took the place of the file that says which one is served.
+    #[test]
+    fn names_of_the_stores_own_files_are_reserved() {
+        for own in ["current", "Current", "m.1.f32.profile.json", ".staging-1-0", ".current-next"] {
+            assert!(!is_name(own), "{own:?}");
+        }
+        for other in ["current-1", "v.current", "profile.json", "profile"] {
+            assert!(is_name(other), "{other:?}");
         }
     }
 

@@ -1,13 +1,14 @@
-use super::{StoreError, folder::read_whole, install::sync, manifest::is_name};
+use super::{
+    StoreError,
+    folder::read_whole,
+    install::sync,
+    manifest::{CURRENT_NAME, is_name},
+};
 use std::{
     fs::{self, File},
     io::{self, Write},
     path::Path,
 };
-
-/// File in a model's folder that names the served version and, on a second line, the one that was
-/// served before it. One file, so that both change in one step.
-pub(super) const CURRENT_NAME: &str = "current";
 
 /// What becomes `current` by a rename. Only who holds the model's lock writes it.
 const NEXT_NAME: &str = ".current-next";

@@ -174,35 +174,45 @@ impl Store {
     /// `keep` newest, and what interrupted builds left behind. A model whose served version
     /// is lost or cannot be believed is left alone: each of the others may be the only good copy.
     ///
+    /// A model in which something cannot be read or removed is told and passed over.
+    ///
     /// # Errors
-    /// The system's; what was removed until then stays removed.
+    /// The system's, where the store itself cannot be read or written.
     pub fn collect(&self, keep: usize) -> Result<Collected, StoreError> {
         let (abandoned, abandoned_bytes) = clean(self.path())?;
         let mut collected = Collected { abandoned, abandoned_bytes, ..Collected::default() };
         let bin = Bin::new(self.path())?;
         for model in self.models()? {
-            let folder = self.model_path(&model)?;
-            let _lock = lock_model(&folder)?;
-            if Served::read(&folder).and_then(|s| self.version(&model, &s.current)).is_err() {
-                log::warn!("model {model} has no good version in service: none is removed");
-                continue;
-            }
-            remove_unfinished(&folder)?;
-            let versions = self.list(&model)?;
-            let newest: HashSet<_> =
-                versions.iter().take(keep).map(|i| i.version.clone()).collect();
-            let spare = versions.into_iter().filter(|info| info.role == Role::Spare);
-            for info in spare.filter(|info| !newest.contains(&info.version)) {
-                let bytes = bin.take(&folder.join(&info.version))?;
-                collected.removed.push(Removed {
-                    model: model.clone(),
-                    version: info.version,
-                    bytes,
-                });
+            if let Err(error) = self.collect_model(&model, keep, &bin, &mut collected.removed) {
+                log::warn!("old versions of model {model} stay: {error}");
             }
         }
         bin.empty()?;
         Ok(collected)
+    }
+
+    fn collect_model(
+        &self,
+        model: &str,
+        keep: usize,
+        bin: &Bin,
+        removed: &mut Vec<Removed>,
+    ) -> Result<(), StoreError> {
+        let folder = self.model_path(model)?;
+        let _lock = lock_model(&folder)?;
+        if Served::read(&folder).and_then(|s| self.version(model, &s.current)).is_err() {
+            log::warn!("model {model} has no good version in service: none is removed");
+            return Ok(());
+        }
+        remove_unfinished(&folder)?;
+        let versions = self.list(model)?;
+        let newest: HashSet<_> = versions.iter().take(keep).map(|i| i.version.clone()).collect();
+        let spare = versions.into_iter().filter(|info| info.role == Role::Spare);
+        for info in spare.filter(|info| !newest.contains(&info.version)) {
+            let bytes = bin.take(&folder.join(&info.version))?;
+            removed.push(Removed { model: model.to_owned(), version: info.version, bytes });
+        }
+        Ok(())
     }
 }
 
