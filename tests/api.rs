@@ -8,6 +8,7 @@ use common::served::{
 };
 use common::small_store;
 use serde_json::{Value, json};
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -386,12 +387,123 @@ fn embeddings_follow_openai() {
     check(json!({"model": "words", "input": [[1], [4]]}), 400, json!("input"), json!(null));
     check(json!({"model": "words", "input": "a".repeat(70_000)}), 400, json!("input"), json!(null));
     check(
-        json!({"model": "words", "input": "a", "dimensions": 2}),
+        json!({"model": "words", "input": "a", "dimensions": 5}),
         400,
         json!("dimensions"),
         json!(null),
     );
     check(json!([]), 400, json!(null), json!(null));
+    check_alive(daemon);
+}
+
+/// A store whose model `words` has these rules of texts in its manifest.
+fn store_with_rules(rules: Value) -> tempfile::TempDir {
+    let store = tempfile::tempdir().unwrap();
+    small_store::write(store.path(), small_store::words());
+    let path = store.path().join("words/1/manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    manifest["text"] = rules;
+    fs::write(&path, manifest.to_string()).unwrap();
+    store
+}
+
+/// Every text was cut where tokenizer.json says, which exporters set to less than the model takes;
+/// prompts, case and shorter vectors were left to the client, `dimensions` refused even where it
+/// was the model's own.
+#[test]
+fn texts_are_treated_as_their_makers_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let start = |rules: Value| {
+        let store = store_with_rules(rules);
+        let daemon = Daemon::start(store.path(), &socket, &["--budget", "64MiB"]);
+        (store, daemon)
+    };
+    let ask = |daemon: &Daemon, more: Value| {
+        let mut body = json!({"model": "words"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        daemon.post("/v1/embeddings", &body.to_string())
+    };
+    let vector = |daemon: &Daemon, more: Value| -> Vec<f64> {
+        let (status, reply) = ask(daemon, more);
+        assert_eq!(status, 200, "{reply}");
+        serde_json::from_value(reply["data"][0]["embedding"].clone()).unwrap()
+    };
+    let refused = |daemon: &Daemon, more: Value, param: &str, words: &[&str]| {
+        let (status, reply) = ask(daemon, more);
+        let message = reply["error"]["message"].as_str().unwrap();
+        assert_eq!((status, reply["error"]["param"].as_str()), (400, Some(param)), "{reply}");
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    };
+    let long = "cat cat dog car dog dog car car";
+    let (_store, daemon) = start(json!({
+        "max_tokens": 7, "truncates": false, "lowercase": true,
+        "prompts": [{"name": "query", "text": "dog "}], "skips_prompt": false, "sources": [],
+    }));
+    refused(&daemon, json!({"input": long}), "input", &["8 tokens", "at most 7", "truncate"]);
+    refused(&daemon, json!({"input": long, "truncate": false}), "input", &["8 tokens"]);
+    let end = vector(&daemon, json!({"input": long, "truncate": true}));
+    assert_eq!(end, vector(&daemon, json!({"input": "cat cat dog car dog dog car"})));
+    let start_cut = vector(&daemon, json!({"input": long, "truncate": "START"}));
+    assert_eq!(start_cut, vector(&daemon, json!({"input": "cat dog car dog dog car car"})));
+    let cat = vector(&daemon, json!({"input": "cat"}));
+    assert_eq!(vector(&daemon, json!({"input": "CAT"})), cat);
+    let asked = vector(&daemon, json!({"input": "cat", "prompt_name": "query"}));
+    assert_eq!(asked, vector(&daemon, json!({"input": "dog cat"})));
+    let unknown = json!({"input": "cat", "prompt_name": "passage"});
+    refused(&daemon, unknown, "prompt_name", &["no prompt \"passage\"", "query"]);
+    let tokens = json!({"input": [1], "prompt_name": "query"});
+    refused(&daemon, tokens, "prompt_name", &["array of tokens"]);
+    assert_eq!(vector(&daemon, json!({"input": "cat", "dimensions": 4})), cat);
+    let two = vector(&daemon, json!({"input": "cat", "dimensions": 2}));
+    let length = cat[0].hypot(cat[1]);
+    let expected = [cat[0] / length, cat[1] / length];
+    assert!(two.len() == 2 && two.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
+    let five = json!({"input": "cat", "dimensions": 5});
+    refused(&daemon, five, "dimensions", &["5 dimensions", "have 4"]);
+    let (_, metadata) = daemon.get("/v2/models/words");
+    assert_eq!(metadata["parameters"]["text"]["max_tokens"], 7);
+    drop(daemon);
+
+    // Cut where the makers say, which is not where tokenizer.json does; a prompt comes unasked.
+    let (_store, daemon) = start(json!({
+        "max_tokens": 3, "truncates": true, "lowercase": false, "default_prompt": "query",
+        "prompts": [{"name": "query", "text": "dog "}], "skips_prompt": true, "sources": [],
+    }));
+    assert_eq!(vector(&daemon, json!({"input": "cat"})), cat);
+    let (_, reply) = ask(&daemon, json!({"input": long}));
+    assert_eq!(reply["usage"]["prompt_tokens"], 3, "{reply}");
+}
+
+/// Clients made of dataclasses and pydantic write null for what nobody set.
+#[test]
+fn null_is_left_out_of_requests() {
+    let served = served();
+    let daemon = &served.daemon;
+    let input = json!({"name": "x", "datatype": "FP32", "shape": [1, 1, 4], "data": [1, 2, 3, 4],
+        "parameters": null});
+    for more in [
+        json!({"id": null}),
+        json!({"outputs": null}),
+        json!({"parameters": {"timeout": null, "binary_data_output": null}}),
+        json!({"outputs": [{"name": "y", "parameters": {"binary_data": null}}], "id": null}),
+    ] {
+        let mut body = json!({"inputs": [input]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, reply) = daemon.post("/v2/models/linear/infer", &body.to_string());
+        assert_eq!((status, reply.get("id")), (200, None), "{more}: {reply}");
+    }
+    let (status, reply) = daemon.post("/v2/models/linear/infer", "{\"inputs\":null}");
+    assert!(status == 400 && reply["error"].as_str().unwrap().contains("missing"), "{reply}");
+    for (path, body) in [
+        ("/v2/repository/index", "{\"ready\":null}"),
+        ("/v2/repository/models/linear/load", "{\"parameters\":null}"),
+        ("/v2/repository/models/linear/unload", "{\"parameters\":null}"),
+        ("/v2/repository/gc", "{\"keep\":null}"),
+    ] {
+        let (status, reply) = daemon.post(path, body);
+        assert_eq!(status, 200, "{path}: {reply}");
+    }
     check_alive(daemon);
 }
 

@@ -141,6 +141,7 @@ fn write_version(folder: &Path, model: &str, version: &str) {
         variants: VARIANTS.map(str::to_owned).to_vec(),
         tokenizer: Some(write_file(folder, "tokenizer.json", b"{}")),
         task: None,
+        text: None,
         loading_bytes: None,
         provenance: Provenance {
             source: "m.onnx".to_owned(),

@@ -3,7 +3,7 @@
 use super::error::ApiError;
 use crate::engine::{Array, Cancel, Reply, Request};
 use crate::store::Dtype;
-use crate::store::manifest::{Manifest, Pooling, Task};
+use crate::store::manifest::{Dim, Manifest, Pooling, Task};
 use half::{bf16, f16};
 
 /// How a model makes a vector of tokens.
@@ -13,6 +13,8 @@ pub struct Embedding {
     inputs: Vec<(String, Dtype, Role)>,
     output: String,
     pooling: Pooling,
+    /// Values of the output's vectors, where its shape says.
+    width: Option<usize>,
 }
 
 /// What an input is fed.
@@ -37,7 +39,10 @@ impl Embedding {
             ApiError::invalid(format!("model {:?} {what}", manifest.model)).about("model")
         };
         let Some(Task::Embedding { output, pooling }) = &manifest.task else {
-            return Err(refuse("is not an embedding model: use /v2/models/../infer".to_owned()));
+            let sources = manifest.text.iter().flat_map(|text| &text.sources);
+            let why = sources.filter_map(|line| line.strip_prefix("no embeddings: ")).next_back();
+            let why = why.map_or_else(String::new, |why| format!(" ({why})"));
+            return Err(refuse(format!("is not an embedding model{why}: use /v2/models/../infer")));
         };
         let mut inputs = Vec::new();
         for port in &manifest.inputs {
@@ -55,8 +60,25 @@ impl Embedding {
             }
             inputs.push((port.name.clone(), port.dtype, role));
         }
+        let port = manifest.outputs.iter().find(|port| port.name == *output);
+        let width = port.and_then(|port| match port.shape.last()? {
+            Dim::Fixed(width) => usize::try_from(*width).ok(),
+            Dim::Symbol(_) => None,
+        });
         let (model, output) = (manifest.model.clone(), output.clone());
-        Ok(Embedding { model, inputs, output, pooling: *pooling })
+        Ok(Embedding { model, inputs, output, pooling: *pooling, width })
+    }
+
+    /// Refuses more dimensions than the vectors have, where that is known before.
+    ///
+    /// # Errors
+    ///
+    /// 400, with both numbers.
+    pub fn check_dimensions(&self, dimensions: Option<usize>) -> Result<(), ApiError> {
+        match (dimensions, self.width) {
+            (Some(wanted), Some(width)) if wanted > width => Err(too_many(wanted, width)),
+            _ => Ok(()),
+        }
     }
 
     /// The request for one text.
@@ -82,12 +104,18 @@ impl Embedding {
         Ok(Request { model, inputs, outputs, cancel: Cancel::new(), trace: None })
     }
 
-    /// The unit vector of a reply to a text of `token_count` tokens.
+    /// The unit vector of a reply to `text`, cut to so many dimensions.
     ///
     /// # Errors
     ///
-    /// 500 where the output is not what the manifest promises, or is not finite.
-    pub fn vector(&self, reply: &Reply, token_count: usize) -> Result<Vec<f32>, ApiError> {
+    /// 500 where the output is not what the manifest promises, or is not finite; 400 for more
+    /// dimensions than it has.
+    pub fn vector(
+        &self,
+        reply: &Reply,
+        text: Measure,
+        dimensions: Option<usize>,
+    ) -> Result<Vec<f32>, ApiError> {
         let wrong = |what: String| {
             ApiError::internal(format!("model {:?}, output {:?}: {what}", self.model, self.output))
         };
@@ -96,34 +124,76 @@ impl Embedding {
             .iter()
             .find(|(name, _)| *name == self.output)
             .ok_or_else(|| wrong("the engine did not return it".to_owned()))?;
-        let pooled = pool(array, self.pooling, token_count).map_err(wrong)?;
+        let mut pooled = pool(array, self.pooling, text).map_err(wrong)?;
+        if let Some(wanted) = dimensions {
+            if wanted > pooled.len() {
+                return Err(too_many(wanted, pooled.len()));
+            }
+            pooled.truncate(wanted);
+        }
         normalize(pooled).ok_or_else(|| wrong("a value is not finite".to_owned()))
     }
 }
 
-fn pool(array: &Array, pooling: Pooling, token_count: usize) -> Result<Vec<f32>, String> {
+fn too_many(wanted: usize, width: usize) -> ApiError {
+    let message = format!("{wanted} dimensions are wanted; the model's vectors have {width}");
+    ApiError::invalid(message).about("dimensions")
+}
+
+/// How long a text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measure {
+    /// Its tokens, those of the prompt before it and special ones included.
+    pub tokens: usize,
+    /// Tokens at its beginning that are not pooled.
+    pub skipped: usize,
+}
+
+/// One vector of the tokens' vectors, as sentence-transformers computes it.
+fn pool(array: &Array, pooling: Pooling, text: Measure) -> Result<Vec<f32>, String> {
     let values = floats(array)?;
     let shape = &array.shape;
     let outer = &shape[..shape.len().saturating_sub(1)];
     let is_rows =
-        outer.iter().product::<usize>() == token_count && outer.last() == Some(&token_count);
+        outer.iter().product::<usize>() == text.tokens && outer.last() == Some(&text.tokens);
     let is_one = outer.iter().all(|dim| *dim == 1);
     let width = shape.last().copied().unwrap_or(0);
+    let rows = || values.chunks_exact(width).enumerate().skip(text.skipped);
+    let count = text.tokens.saturating_sub(text.skipped);
+    // Weights are of the positions in the text, whatever is skipped of it.
+    let weights = (text.skipped + 1..=text.tokens).sum::<usize>();
+    let sum = |weight: fn(usize) -> f64, divisor: f64| {
+        let mut sums = vec![0f64; width];
+        for (position, row) in rows() {
+            let weight = weight(position);
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * f64::from(*value));
+        }
+        sums.into_iter().map(|sum| (sum / divisor) as f32).collect()
+    };
     match pooling {
         Pooling::None if is_one && width > 0 => Ok(values),
-        Pooling::Cls if is_rows && width > 0 => Ok(values[..width].to_vec()),
-        Pooling::Mean if is_rows && width > 0 => {
-            let mut sums = vec![0f32; width];
-            for row in values.chunks_exact(width) {
-                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        Pooling::None => Err(unsuited(shape, pooling, text)),
+        _ if !is_rows || width == 0 || count == 0 => Err(unsuited(shape, pooling, text)),
+        Pooling::Cls => Ok(values[..width].to_vec()),
+        Pooling::LastToken => Ok(values[values.len() - width..].to_vec()),
+        Pooling::Max => {
+            let mut largest = vec![f32::NEG_INFINITY; width];
+            for (_, row) in rows() {
+                // What is not a number stays one, so that it is refused.
+                let larger = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
+                largest.iter_mut().zip(row).for_each(|(most, value)| *most = larger(*most, *value));
             }
-            sums.iter_mut().for_each(|sum| *sum /= token_count as f32);
-            Ok(sums)
+            Ok(largest)
         }
-        _ => Err(format!(
-            "shape {shape:?} does not suit pooling {pooling:?} of {token_count} tokens"
-        )),
+        Pooling::Mean => Ok(sum(|_| 1.0, count as f64)),
+        Pooling::MeanSqrtLen => Ok(sum(|_| 1.0, (count as f64).sqrt())),
+        Pooling::WeightedMean => Ok(sum(|position| (position + 1) as f64, weights as f64)),
     }
+}
+
+fn unsuited(shape: &[usize], pooling: Pooling, text: Measure) -> String {
+    let (name, Measure { tokens, skipped }) = (pooling.name(), text);
+    format!("shape {shape:?} does not suit pooling {name} of {tokens} tokens without {skipped}")
 }
 
 fn floats(array: &Array) -> Result<Vec<f32>, String> {
@@ -156,23 +226,65 @@ fn normalize(mut vector: Vec<f32>) -> Option<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn array(shape: &[usize], values: &[f32]) -> Array {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Array::new(Dtype::Fp32, shape.to_vec(), bytes).unwrap()
     }
 
+    fn whole(tokens: usize) -> Measure {
+        Measure { tokens, skipped: 0 }
+    }
+
     #[test]
     fn pooling_follows_the_manifest() {
         let rows = array(&[1, 2, 3], &[1.0, 2.0, 3.0, 5.0, 6.0, 7.0]);
-        assert_eq!(pool(&rows, Pooling::Mean, 2).unwrap(), [3.0, 4.0, 5.0]);
-        assert_eq!(pool(&rows, Pooling::Cls, 2).unwrap(), [1.0, 2.0, 3.0]);
-        assert!(pool(&rows, Pooling::None, 2).is_err());
-        assert!(pool(&rows, Pooling::Mean, 3).is_err());
+        assert_eq!(pool(&rows, Pooling::Mean, whole(2)).unwrap(), [3.0, 4.0, 5.0]);
+        assert_eq!(pool(&rows, Pooling::Cls, whole(2)).unwrap(), [1.0, 2.0, 3.0]);
+        assert!(pool(&rows, Pooling::None, whole(2)).is_err());
+        assert!(pool(&rows, Pooling::Mean, whole(3)).is_err());
+        assert!(pool(&rows, Pooling::Mean, Measure { tokens: 2, skipped: 2 }).is_err());
         let one = array(&[1, 3], &[1.0, 2.0, 3.0]);
-        assert_eq!(pool(&one, Pooling::None, 5).unwrap(), [1.0, 2.0, 3.0]);
-        assert!(pool(&one, Pooling::Mean, 5).is_err());
-        assert!(pool(&array(&[], &[1.0]), Pooling::None, 1).is_err());
+        assert_eq!(pool(&one, Pooling::None, whole(5)).unwrap(), [1.0, 2.0, 3.0]);
+        assert!(pool(&one, Pooling::Mean, whole(5)).is_err());
+        assert!(pool(&array(&[], &[1.0]), Pooling::None, whole(1)).is_err());
+        let nan = array(&[2, 1], &[f32::NAN, 1.0]);
+        assert!(pool(&nan, Pooling::Max, whole(2)).unwrap()[0].is_nan());
+    }
+
+    proptest! {
+        /// Each against the sentence that defines it: with a mask, as sentence-transformers has it.
+        #[test]
+        fn poolings_are_what_they_are_called(
+            (tokens, skipped) in (1usize..20).prop_flat_map(|n| (Just(n), 0..n)),
+            seed in prop::collection::vec(-9.0f32..9.0, 60),
+        ) {
+            let value = |row: usize, column: usize| f64::from(seed[row * 3 + column]);
+            let mask = |row: usize| f64::from(u8::from(row >= skipped));
+            let kept: f64 = (0..tokens).map(mask).sum();
+            let weigh = |row: usize| mask(row) * (row + 1) as f64;
+            let weights: f64 = (0..tokens).map(weigh).sum();
+            let sum = |column, factor: &dyn Fn(usize) -> f64| -> f64 {
+                (0..tokens).map(|row| factor(row) * value(row, column)).sum()
+            };
+            let rows = array(&[1, tokens, 3], &seed[..tokens * 3]);
+            for pooling in Pooling::ALL.into_iter().filter(|pooling| *pooling != Pooling::None) {
+                let pooled = pool(&rows, pooling, Measure { tokens, skipped }).unwrap();
+                for (column, found) in pooled.iter().enumerate() {
+                    let expected = match pooling {
+                        Pooling::Mean => sum(column, &mask) / kept,
+                        Pooling::MeanSqrtLen => sum(column, &mask) / kept.sqrt(),
+                        Pooling::WeightedMean => sum(column, &weigh) / weights,
+                        Pooling::Cls => value(0, column),
+                        Pooling::LastToken => value(tokens - 1, column),
+                        _ => (skipped..tokens).map(|row| value(row, column)).fold(f64::MIN, f64::max),
+                    };
+                    let error = (f64::from(*found) - expected).abs();
+                    prop_assert!(error <= 1e-6 * expected.abs().max(1.0), "{pooling:?} {error}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -51,6 +51,23 @@ pub struct EmbeddingsRequest {
     pub inputs: Vec<Input>,
     /// How vectors are wanted.
     pub encoding: Encoding,
+    /// How many values of each vector; all where it is none.
+    pub dimensions: Option<usize>,
+    /// What happens to a text that is too long; as the makers say where it is none.
+    pub cut: Option<Cut>,
+    /// Name of the prompt that goes before each text; the makers' default where it is none.
+    pub prompt_name: Option<String>,
+}
+
+/// What happens to a text that is too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// It is refused.
+    Refuse,
+    /// Its end goes.
+    End,
+    /// Its beginning goes.
+    Start,
 }
 
 /// Asked, before memory is taken, with the bytes of one more input.
@@ -90,18 +107,15 @@ impl EmbeddingsRequest {
     fn read(text: &[u8], ask: &mut Ask<'_>) -> Result<EmbeddingsRequest, Refusal> {
         let mut scanner = Scanner::new(text);
         let (mut model, mut inputs, mut encoding) = (None, None, Encoding::Float);
+        let (mut dimensions, mut cut, mut prompt_name) = (None, None, None);
         scanner.object(|scanner, key| -> Result<(), Refusal> {
             match key {
                 "model" => model = Some(scanner.string()?.into_owned()),
                 "input" => inputs = Some(read_inputs(scanner, ask)?),
                 "encoding_format" => encoding = read_encoding(scanner)?,
-                "dimensions" if scanner.skip()? != b"null" => {
-                    return Err(refuse(
-                        "dimensions",
-                        "\"dimensions\" is not supported: vectors have the model's own length",
-                    ));
-                }
-                "dimensions" => {}
+                "dimensions" => dimensions = Some(read_dimensions(scanner)?),
+                "truncate" => cut = Some(read_cut(scanner)?),
+                "prompt_name" => prompt_name = Some(scanner.string()?.into_owned()),
                 _ => drop(scanner.skip()?),
             }
             Ok(())
@@ -109,15 +123,31 @@ impl EmbeddingsRequest {
         scanner.end()?;
         let model = model.ok_or_else(|| refuse("model", "\"model\" is missing"))?;
         let inputs = inputs.ok_or_else(|| refuse("input", "\"input\" is missing"))?;
-        Ok(EmbeddingsRequest { model, inputs, encoding })
+        Ok(EmbeddingsRequest { model, inputs, encoding, dimensions, cut, prompt_name })
     }
 }
 
 fn read_encoding(scanner: &mut Scanner<'_>) -> Result<Encoding, Refusal> {
     match scanner.skip()? {
-        b"\"float\"" | b"null" => Ok(Encoding::Float),
+        b"\"float\"" => Ok(Encoding::Float),
         b"\"base64\"" => Ok(Encoding::Base64),
         _ => Err(refuse("encoding_format", "\"encoding_format\" is neither float nor base64")),
+    }
+}
+
+fn read_dimensions(scanner: &mut Scanner<'_>) -> Result<usize, Refusal> {
+    let text = std::str::from_utf8(scanner.skip()?).unwrap_or_default();
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| refuse("dimensions", "\"dimensions\" is not a whole number from 1 on"))
+}
+
+/// As the servers of others have it: a boolean, or which end goes.
+fn read_cut(scanner: &mut Scanner<'_>) -> Result<Cut, Refusal> {
+    match scanner.skip()? {
+        b"true" | b"\"END\"" => Ok(Cut::End),
+        b"\"START\"" => Ok(Cut::Start),
+        b"false" | b"\"NONE\"" => Ok(Cut::Refuse),
+        _ => Err(refuse("truncate", "\"truncate\" is none of true, false, NONE, END and START")),
     }
 }
 
@@ -328,8 +358,37 @@ mod tests {
         check("{\"model\":\"m\",\"input\":[\"a\",1]}", Some("input"), "is not a string");
         check("{\"model\":\"m\",\"input\":[1,\"a\"]}", None, "expected a number");
         check("{\"model\":\"m\",\"input\":[-1]}", Some("input"), "-1 is not a token");
-        check("{\"model\":\"m\",\"dimensions\":5}", Some("dimensions"), "not supported");
+        check("{\"model\":\"m\",\"dimensions\":0}", Some("dimensions"), "from 1 on");
+        check("{\"model\":\"m\",\"dimensions\":\"5\"}", Some("dimensions"), "from 1 on");
+        check("{\"model\":\"m\",\"truncate\":1}", Some("truncate"), "is none of");
+        check("{\"model\":\"m\",\"input\":null}", Some("input"), "is missing");
         check("{\"encoding_format\":\"hex\"}", Some("encoding_format"), "neither");
+    }
+
+    /// Clients made of dataclasses write `null` for each field that nobody set.
+    #[test]
+    fn null_is_left_out() {
+        let parse =
+            |text: &str| EmbeddingsRequest::parse(text.as_bytes(), &mut |_| Ok(())).unwrap();
+        let bare = parse(r#"{"model":"m","input":"a"}"#);
+        let nulls = r#"{"model":"m","input":"a","encoding_format":null,"dimensions":null,
+            "truncate":null,"prompt_name":null,"user":null}"#;
+        assert_eq!(parse(nulls), bare);
+        assert_eq!((bare.encoding, bare.dimensions, bare.cut), (Encoding::Float, None, None));
+    }
+
+    #[test]
+    fn what_happens_to_long_texts_is_said_in_several_ways() {
+        let check = |truncate: &str, expected: Cut| {
+            let body = format!("{{\"model\":\"m\",\"input\":\"a\",\"truncate\":{truncate}}}");
+            let request = EmbeddingsRequest::parse(body.as_bytes(), &mut |_| Ok(())).unwrap();
+            assert_eq!(request.cut, Some(expected));
+        };
+        check("true", Cut::End);
+        check("\"END\"", Cut::End);
+        check("\"START\"", Cut::Start);
+        check("false", Cut::Refuse);
+        check("\"NONE\"", Cut::Refuse);
     }
 
     #[test]

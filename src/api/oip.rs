@@ -8,7 +8,7 @@ use super::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
 use super::pieces::Pieces;
 use super::routes::{Api, Submitted, answer, error_response};
 use crate::engine::{Cancel, Reply, Request};
-use crate::store::manifest::{Dim, Manifest, Port, Task};
+use crate::store::manifest::{Dim, Manifest, Port, Task, TextRules};
 use crate::stream::{Grant, Trace};
 use axum::Json;
 use axum::body::Body;
@@ -267,6 +267,9 @@ struct ModelParameters {
     variants: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     task: Option<Task>,
+    /// What the makers say about texts, and what of it was guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<TextRules>,
 }
 
 impl ModelMetadata {
@@ -288,6 +291,7 @@ impl ModelMetadata {
                 variant_bytes,
                 variants: manifest.variants.clone(),
                 task: manifest.task.clone(),
+                text: manifest.text.clone(),
             },
         }
     }

@@ -2,8 +2,8 @@
 
 use super::body::{self, GrantedBody, PARSE_INLINE_BYTES};
 use super::deadline::Deadline;
-use super::embed::Embedding;
-use super::embeddings_json::{EmbeddingPieces, EmbeddingsRequest, Input};
+use super::embed::{Embedding, Measure};
+use super::embeddings_json::{Cut, EmbeddingPieces, EmbeddingsRequest, Input};
 use super::error::ApiError;
 use super::helpers;
 use super::pieces::Pieces;
@@ -101,11 +101,12 @@ pub async fn embeddings(
     };
     let manifest = api.manifest(&request.model, None).map_err(|error| error.about("model"))?;
     let embedding = Embedding::new(&manifest)?;
-    let (texts, mut grant) = tokenize(&api, Arc::clone(&manifest), request.inputs, grant).await?;
-    let token_count = texts.iter().map(Vec::len).sum();
-    let vectors = deadline.bound(embed(&api, embedding, texts, &mut grant)).await?;
-    let pieces =
-        EmbeddingPieces::new(vectors, request.encoding, manifest.model.clone(), token_count);
+    embedding.check_dimensions(request.dimensions)?;
+    let (encoding, dimensions) = (request.encoding, request.dimensions);
+    let (texts, mut grant) = tokenize(&api, Arc::clone(&manifest), request, grant).await?;
+    let token_count = texts.iter().map(|text| text.tokens.len()).sum();
+    let vectors = deadline.bound(embed(&api, embedding, texts, dimensions, &mut grant)).await?;
+    let pieces = EmbeddingPieces::new(vectors, encoding, manifest.model.clone(), token_count);
     let json = HeaderValue::from_static("application/json");
     let body = Body::new(Pieces::new(pieces, grant));
     Ok(([(header::CONTENT_TYPE, json)], body).into_response())
@@ -123,34 +124,59 @@ fn parse(mut body: GrantedBody) -> Result<(EmbeddingsRequest, Grant), ApiError> 
     Ok((request, grant))
 }
 
+/// A text in the model's tokens.
+struct Text {
+    tokens: Vec<u32>,
+    /// Tokens at the beginning that are not pooled.
+    skipped: usize,
+}
+
 /// The tokens of all inputs. The grant goes along: what is held for a client that has left is held
 /// until the thread is told.
 async fn tokenize(
     api: &Arc<Api>,
     manifest: Arc<Manifest>,
-    inputs: Vec<Input>,
+    request: EmbeddingsRequest,
     mut grant: Grant,
-) -> Result<(Vec<Vec<u32>>, Grant), ApiError> {
-    // A token of a text is at least one of its bytes.
-    grant.resize(grant.bytes().saturating_mul(1 + size_of::<u32>() as u64))?;
+) -> Result<(Vec<Text>, Grant), ApiError> {
+    // A token of a text, or of the prompt before it, is at least one of its bytes.
+    let prompts = manifest.text.iter().flat_map(|text| &text.prompts);
+    let prompt_bytes = prompts.map(|prompt| prompt.text.len()).max().unwrap_or(0);
+    let prompts_bytes = ((prompt_bytes + size_of::<Text>()) * request.inputs.len()) as u64;
+    let texts_bytes = grant.bytes().saturating_add(prompts_bytes);
+    grant.resize(texts_bytes.saturating_mul(1 + size_of::<u32>() as u64))?;
     let work = move |api: &Arc<Api>, cancel: &Cancel| {
         let encoder = api.tokenizers.get(&manifest, &api.engine)?;
+        let EmbeddingsRequest { inputs, cut, prompt_name, .. } = request;
+        let prompt = encoder.prompt(prompt_name.as_deref())?;
+        let prompt_tokens = encoder.skipped(prompt, &api.engine)?;
+        let encode = |input| match input {
+            Input::Text(text) => {
+                let text = if prompt.is_empty() { text } else { format!("{prompt}{text}") };
+                let tokens = encoder.encode(&text, cut, &api.engine)?;
+                // Of a text that was cut in front, or to less than its prompt, all that is left.
+                let is_pooled_whole = cut == Some(Cut::Start) || tokens.len() <= prompt_tokens;
+                Ok(Text { skipped: if is_pooled_whole { 0 } else { prompt_tokens }, tokens })
+            }
+            Input::Tokens(_) if prompt_name.is_some() => {
+                let message = "a prompt goes before texts, and this is an array of tokens";
+                Err(ApiError::invalid(message).about("prompt_name"))
+            }
+            Input::Tokens(tokens) => Ok(Text { tokens: encoder.check(tokens)?, skipped: 0 }),
+        };
         let encode = |(index, input)| {
             if cancel.is_cancelled() {
                 return Err(helpers::left());
             }
-            let tokens = match input {
-                Input::Text(text) => encoder.encode(&text, &api.engine),
-                Input::Tokens(tokens) => encoder.check(tokens),
-            };
-            tokens.map_err(|error| ApiError {
+            encode(input).map_err(|error| ApiError {
                 message: format!("input[{index}]: {}", error.message),
                 ..error
             })
         };
-        let texts: Vec<Vec<u32>> =
+        let texts: Vec<Text> =
             inputs.into_iter().enumerate().map(encode).collect::<Result<_, ApiError>>()?;
-        let held_bytes = |tokens: &Vec<u32>| (tokens.capacity() * size_of::<u32>()) as u64;
+        let held_bytes =
+            |text: &Text| (text.tokens.capacity() * size_of::<u32>() + size_of::<Text>()) as u64;
         grant.resize(texts.iter().map(held_bytes).sum())?;
         Ok((texts, grant))
     };
@@ -161,7 +187,8 @@ async fn tokenize(
 async fn embed(
     api: &Api,
     embedding: Embedding,
-    texts: Vec<Vec<u32>>,
+    texts: Vec<Text>,
+    dimensions: Option<usize>,
     grant: &mut Grant,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
     let embedding = Arc::new(embedding);
@@ -171,12 +198,13 @@ async fn embed(
     let mut waiting = texts.iter();
     loop {
         while in_flight.len() < IN_FLIGHT
-            && let Some(tokens) = waiting.next()
+            && let Some(Text { tokens, skipped }) = waiting.next()
         {
             let request = embedding.request(tokens)?;
-            let (embedding, token_count) = (Arc::clone(&embedding), tokens.len());
+            let measure = Measure { tokens: tokens.len(), skipped: *skipped };
+            let embedding = Arc::clone(&embedding);
             // Pooled on the engine's thread: of a pass's rows only the one vector is kept.
-            let digest = move |reply| embedding.vector(&reply, token_count);
+            let digest = move |reply| embedding.vector(&reply, measure, dimensions);
             in_flight.push_back(Submitted::new(&api.engine, request, digest));
         }
         let Some(first) = in_flight.pop_front() else {

@@ -45,14 +45,14 @@ impl Entry {
 #[serde(default)]
 struct IndexRequest {
     /// Whether only models that are loaded are wanted.
-    ready: bool,
+    ready: Option<bool>,
 }
 
 /// The body of `load` and `unload`, which may be empty.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct LoadRequest {
-    parameters: Map<String, Value>,
+    parameters: Option<Map<String, Value>>,
 }
 
 /// `GET` and `POST /v2/repository/index`.
@@ -77,7 +77,7 @@ pub async fn index(
         Ok(entries)
     });
     let mut entries = entries.await?;
-    entries.retain(|entry| !request.ready || entry.state == "READY");
+    entries.retain(|entry| request.ready != Some(true) || entry.state == "READY");
     Ok(Json(entries))
 }
 
@@ -90,7 +90,7 @@ pub async fn load(
 ) -> Result<Json<Entry>, OipError> {
     let manifest = find(&api, path).map_err(ApiError::closing)?;
     let request: LoadRequest = read(&api, &headers, body).await?;
-    if let Some(name) = request.parameters.keys().next() {
+    if let Some(name) = request.parameters.unwrap_or_default().keys().next() {
         let message = format!(
             "parameter {} is not supported: what a model is was decided when it was sharded",
             quote(name)

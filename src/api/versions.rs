@@ -144,7 +144,7 @@ pub async fn remove(
 struct CollectRequest {
     /// Newest versions of each model that stay, whether they were served or not.
     #[serde(default)]
-    keep: usize,
+    keep: Option<usize>,
 }
 
 /// `POST /v2/repository/gc`.
@@ -155,7 +155,7 @@ pub async fn collect(
 ) -> Result<Json<Value>, OipError> {
     let CollectRequest { keep } = read_json(&api, &headers, body).await?.unwrap_or_default();
     let collected = api.help(move |api, _| {
-        let collected = api.engine.store().collect(keep)?;
+        let collected = api.engine.store().collect(keep.unwrap_or(0))?;
         log::info!("{} versions were collected", collected.removed.len());
         Ok(json!({
             "removed": collected.removed.iter().map(describe).collect::<Vec<_>>(),

@@ -1,6 +1,7 @@
 //! `manifest.json`: what a version of a model consists of.
 
 use super::Dtype;
+pub use super::text::{MAX_PROMPTS, Pooling, Prompt, TextRules};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, SeqAccess, Visitor},
@@ -68,6 +69,9 @@ pub struct Manifest {
     pub tokenizer: Option<FileEntry>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
+    /// What the makers say about texts. None in what older programs built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextRules>,
     pub provenance: Provenance,
 }
 
@@ -152,6 +156,9 @@ impl Manifest {
         {
             return invalid("task.output", "is no output of the model");
         }
+        if let Some(text) = &self.text {
+            text.check()?;
+        }
         self.check_paths()
     }
 
@@ -200,7 +207,7 @@ fn check_strings(json: &[u8]) -> Result<(), ManifestError> {
 }
 
 /// Reads a list of at most `MAX` items, and holds no more.
-fn at_most<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub(super) fn at_most<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -405,18 +412,6 @@ pub enum Task {
     Embedding { output: String, pooling: Pooling },
 }
 
-/// How an embedding's token vectors become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pooling {
-    /// Mean over the tokens that the attention mask keeps.
-    Mean,
-    /// The first token's vector.
-    Cls,
-    /// The output is one vector already.
-    None,
-}
-
 /// Where a version came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -457,6 +452,9 @@ mod tests {
             "variants": ["f32", "q8"],
             "tokenizer": {"path": "tokenizer.json", "bytes": 10, "checksum": "0123456789abcdef"},
             "task": {"kind": "embedding", "output": "hidden", "pooling": "mean"},
+            "text": {"max_tokens": 256, "truncates": true, "lowercase": false,
+                "prompts": [{"name": "query", "text": "query: "}], "default_prompt": "query",
+                "skips_prompt": false, "sources": ["pooling: mean, by 1_Pooling/config.json"]},
             "provenance": {"source": "m.onnx", "source_bytes": 1, "producer": "pytorch",
                 "tool": "0.1.0", "created_s": 0},
         })
@@ -496,6 +494,9 @@ mod tests {
         check("/variants", json!(["f32", "q4"]), &["layers[0].files lacks variant \"q4\""]);
         check("/variants", json!(["f32", "f32"]), &["field variants has \"f32\" twice"]);
         check("/task/output", json!("pooled"), &["field task.output"]);
+        check("/text/default_prompt", json!("passage"), &["field text.default_prompt"]);
+        check("/text/max_tokens", json!(0), &["field text.max_tokens is 0"]);
+        check("/text/sources", json!(vec![""; 33]), &["more than 32 items"]);
         check("/weights/0/shape", json!(vec![1; 33]), &["more than 32 items", "line 1"]);
         check("/inputs/0/shape", json!(vec![1; 33]), &["more than 32 items"]);
         check("/variants", json!(vec!["f32"; 33]), &["more than 32 items"]);

@@ -13,6 +13,7 @@ pub mod manifest;
 mod package;
 mod served;
 pub mod tar;
+mod text;
 mod verify;
 mod versions;
 

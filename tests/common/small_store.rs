@@ -87,6 +87,7 @@ pub fn write_version(store: &Path, model: SmallModel, version: &str) {
         variants: vec!["f32".to_string()],
         tokenizer,
         task: model.task,
+        text: None,
         loading_bytes: None,
         provenance: Provenance {
             source: "test".to_string(),

@@ -27,7 +27,7 @@ fn files_that_cannot_be_read_are_named() {
     let place = Place::new();
     place.refuse(&[], &["model.onnx", "No such file"]);
     fs::create_dir(place.model()).unwrap();
-    place.refuse(&[], &["model.onnx", "Is a directory"]);
+    place.refuse(&[], &["model.onnx", "has no ONNX file"]);
 }
 
 #[test]

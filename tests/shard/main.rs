@@ -8,6 +8,7 @@ mod input;
 mod model;
 mod options;
 mod report;
+mod text;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,6 +1,6 @@
 //! What may be asked of a build, and what may not.
 
-use super::common::small_store;
+use super::text::place_of_words;
 use super::{Place, TOOL, check_refusal, files, stderr, stdout};
 use serde_json::json;
 use std::fs;
@@ -117,31 +117,6 @@ fn the_threshold_decides_what_is_streamed() {
     assert!(stderr(&output).contains("1023 is not in 1024.."), "{}", stderr(&output));
 }
 
-/// A place with the model of `small_store::words` and its tokenizer in `text.json`.
-fn place_of_words() -> Place {
-    use tract_onnx::pb::{ModelProto, OperatorSetIdProto, TensorProto};
-    let words = small_store::words();
-    let mut graph = words.graph;
-    graph.input.retain(|input| input.name != "table");
-    let (name, shape, values) = &words.weights[0];
-    graph.initializer.push(TensorProto {
-        name: name.to_string(),
-        data_type: 1,
-        dims: shape.map(|size| size as i64).to_vec(),
-        float_data: values.clone(),
-        ..TensorProto::default()
-    });
-    let place = Place::new();
-    place.save(&ModelProto {
-        ir_version: 8,
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
-        graph: Some(graph),
-        ..ModelProto::default()
-    });
-    fs::write(place.path("text.json"), words.tokenizer.unwrap()).unwrap();
-    place
-}
-
 #[test]
 fn a_tokenizer_that_is_none_is_refused() {
     let place = place_of_words();
@@ -176,8 +151,8 @@ fn an_embedding_is_an_output_that_fits() {
     };
     refuse("nothing", &["the model has no output \"nothing\"", "it has hidden"]);
     refuse("nothing:mean", &["the model has no output \"nothing\"", "it has hidden"]);
-    refuse("hidden:max", &["pooling \"max\" is unknown", "mean, cls and none"]);
-    refuse("hidden:none", &["output \"hidden\" has 3 axes", "mean or cls"]);
+    refuse("hidden:min", &["pooling \"min\" is unknown", "mean, cls, max, lasttoken", "and none"]);
+    refuse("hidden:none", &["output \"hidden\" has 3 axes", "use mean, cls"]);
     place.refuse(&["--embedding", "hidden"], &["--embedding needs a tokenizer", "--tokenizer"]);
     let check = |version: &str, embedding: &str, pooling: &str| {
         let given = ["--tokenizer", tokenizer, "--version", version, "--embedding", embedding];
@@ -191,6 +166,7 @@ fn an_embedding_is_an_output_that_fits() {
     check("1", "hidden", "mean");
     check("2", "hidden:mean", "mean");
     check("3", "hidden:cls", "cls");
+    check("4", "hidden:mean_sqrt_len", "mean_sqrt_len");
 }
 
 #[test]

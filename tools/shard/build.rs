@@ -1,8 +1,11 @@
 //! `hermes-shard build`: from an ONNX file to an installed version.
 
+use super::embedder::{self, Named, Wish};
 use super::encode::{self, Target, codec_of};
 use super::interrupt;
 use super::layers;
+use super::makers::Makers;
+use super::place::Place;
 use super::report::Progress;
 use super::tensor::{Matrix, Sources};
 use anyhow::{Context, Result, bail, ensure};
@@ -12,9 +15,9 @@ use hermes::graph::skim::{self, Skim, THRESHOLD_BYTES, WeightSource};
 use hermes::graph::{self, GraphError, Imported, UseKind, WeightUse};
 use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use hermes::store::manifest::{
-    self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Pooling, Port, Provenance, Task, Weight,
+    self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Provenance, Task, TextRules, Weight,
 };
-use hermes::store::{self, Dtype, StoreError};
+use hermes::store::{self, StoreError};
 use hermes::sys::heap;
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,12 +28,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 /// Arguments of `hermes-shard build`.
 #[derive(Args)]
 pub struct Options {
-    /// The ONNX model; external data is looked for beside it
+    /// The ONNX model, or the folder of a repository with one; external data is looked for beside
+    /// it, the tokenizer and the configs there or above `onnx`
     model: PathBuf,
     /// Folder of the store, made where it is missing
     #[arg(long)]
     store: PathBuf,
-    /// Name of the model; by default the file's, or its folder's where the file is `model.onnx`
+    /// Name of the model; by default the file's, or its repository's where the file is `model.onnx`
     #[arg(long)]
     name: Option<String>,
     /// Name of this version
@@ -46,10 +50,14 @@ pub struct Options {
     /// tokenizer.json of a text model; by default the one beside the model
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// Output that is the embedding of a text, and how its tokens are pooled:
-    /// OUTPUT[:mean|cls|none]; guessed where it is plain
+    /// Output that is the embedding of a text, and how its tokens are pooled: OUTPUT[:POOLING]; by
+    /// default as the files beside the model say
     #[arg(long)]
     embedding: Option<String>,
+    /// How the vectors of a text's tokens become one: mean, cls, max, lasttoken, mean_sqrt_len or
+    /// weightedmean; by default as 1_Pooling/config.json says
+    #[arg(long)]
+    pooling: Option<Named>,
     /// Size of an open dimension of the inputs, as NAME=SIZE; may be given several times
     #[arg(long = "dim", value_parser = parse_dim)]
     dims: Vec<(String, u64)>,
@@ -70,13 +78,36 @@ const TOKENIZER_NAME: &str = "tokenizer.json";
 /// Name of the file that decoded weights are put into while a version is built.
 const SPOOL_NAME: &str = "spool";
 
-/// Runs the command.
-pub fn run(options: &Options) -> Result<ExitCode> {
-    let started = Instant::now();
-    interrupt::begin()?;
+/// What a build makes of its files before it writes anything.
+pub struct Begun {
+    place: Place,
+    name: String,
+    skim: Skim,
+    weights: Vec<Weight>,
+    imported: Imported,
+    loading_bytes: u64,
+    tokenizer: Option<Vec<u8>>,
+    task: Option<Task>,
+    text: Option<TextRules>,
+}
+
+/// Reads, checks and imports what `options` name.
+pub fn begin(options: &Options) -> Result<Begun> {
+    let place = Place::of(&options.model)?;
+    let name = checked_name(options, &place)?;
+    let mut skim = skim::skim(&place.model, options.threshold)?;
+    let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
+    let (imported, loading_bytes) = import(&mut skim, &weights, options)?;
+    let tokenizer = read_tokenizer(options, &place)?;
+    let (task, text) = read_makers(options, &place, &imported, tokenizer.as_deref())?;
+    Ok(Begun { place, name, skim, weights, imported, loading_bytes, tokenizer, task, text })
+}
+
+/// The model's name, once the store can take a version of it.
+fn checked_name(options: &Options, place: &Place) -> Result<String> {
     let name = match &options.name {
         Some(name) => name.clone(),
-        None => default_name(&options.model)?,
+        None => place.name()?,
     };
     for name in [&name, &options.version] {
         ensure!(manifest::is_name(name), StoreError::Name { name: name.clone() });
@@ -90,11 +121,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             options.version
         );
     }
-    let mut skim = skim::skim(&options.model, options.threshold)?;
-    let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
-    let (imported, loading_bytes) = import(&mut skim, &weights, options)?;
+    Ok(name)
+}
+
+/// Runs the command.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let started = Instant::now();
+    interrupt::begin()?;
+    checked_name(options, &Place::of(&options.model)?)?;
+    let Begun { place, name, skim, weights, imported, loading_bytes, tokenizer, task, text } =
+        begin(options)?;
     let plan = Plan::new(&skim, &imported);
-    let tokenizer = read_tokenizer(options)?;
     let needed = plan.stored_bytes(&options.variants)
         + skim.skeleton.len() as u64
         + tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
@@ -105,7 +142,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Some(bytes) => Some(write_file(staging.path(), TOKENIZER_NAME, &bytes)?),
         None => None,
     };
-    let task = pick_task(options, &imported, tokenizer.is_some())?;
     let graph = write_file(staging.path(), GRAPH_NAME, &skim.skeleton)?;
     let progress = Progress::new(plan.source_bytes(), options.json);
     let layers = plan.write(staging.path(), &options.variants, &progress)?;
@@ -122,8 +158,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         variants: options.variants.clone(),
         tokenizer,
         task,
+        text,
         loading_bytes: Some(loading_bytes),
-        provenance: provenance(options, &skim),
+        provenance: provenance(&place, &skim),
     };
     let json = serde_json::to_vec_pretty(&manifest)?;
     write_file(staging.path(), manifest::MANIFEST_NAME, &json)?;
@@ -180,15 +217,6 @@ fn check_dims(skeleton: &[u8], dims: &BTreeMap<String, u64>) -> Result<()> {
             format!("there is {}", known.join(", "))
         }
     );
-}
-
-fn default_name(model: &Path) -> Result<String> {
-    let stem = model.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let folder = model.parent().and_then(Path::file_name).and_then(|name| name.to_str());
-    let name = if stem == "model" { folder.unwrap_or(stem) } else { stem };
-    let tame = layers::file_stem(name).trim_start_matches('.').to_string();
-    ensure!(!tame.is_empty(), "no name can be made of {}: give --name", model.display());
-    Ok(tame)
 }
 
 fn check_variants(variants: &[String]) -> Result<()> {
@@ -383,8 +411,8 @@ fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<FileEntry> {
 }
 
 /// Reads the tokenizer, where there is one, and tries that it is one.
-fn read_tokenizer(options: &Options) -> Result<Option<Vec<u8>>> {
-    let beside = options.model.with_file_name(TOKENIZER_NAME);
+fn read_tokenizer(options: &Options, place: &Place) -> Result<Option<Vec<u8>>> {
+    let beside = place.folder.join(TOKENIZER_NAME);
     let path = match &options.tokenizer {
         Some(path) => path,
         None if beside.is_file() => &beside,
@@ -402,64 +430,29 @@ fn read_tokenizer(options: &Options) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// The embedding task: as given, or guessed where one output plainly is a text's vector.
-fn pick_task(options: &Options, imported: &Imported, has_tokenizer: bool) -> Result<Option<Task>> {
-    let Some(text) = &options.embedding else {
-        return Ok(if has_tokenizer { guess_task(imported) } else { None });
+/// What the model makes of a text, and by which rules; neither where it has no tokenizer.
+fn read_makers(
+    options: &Options,
+    place: &Place,
+    imported: &Imported,
+    tokenizer: Option<&[u8]>,
+) -> Result<(Option<Task>, Option<TextRules>)> {
+    let wish = Wish {
+        embedding: options.embedding.as_deref(),
+        pooling: options.pooling.map(|Named(pooling)| pooling),
     };
-    ensure!(has_tokenizer, "--embedding needs a tokenizer: give --tokenizer FILE");
-    let known: Vec<&str> = imported.outputs.iter().map(|port| port.name.as_str()).collect();
-    let (output, pooling) = match text.rsplit_once(':') {
-        // Names of outputs may have colons.
-        Some((output, pooling)) if !known.contains(&text.as_str()) => (output, Some(pooling)),
-        _ => (text.as_str(), None),
+    let Some(tokenizer) = tokenizer else {
+        let is_wished = wish.embedding.is_some() || wish.pooling.is_some();
+        ensure!(!is_wished, "--embedding needs a tokenizer: give --tokenizer FILE");
+        return Ok((None, None));
     };
-    let Some(port) = imported.outputs.iter().find(|port| port.name == output) else {
-        bail!("the model has no output \"{output}\"\nit has {}", known.join(", "));
-    };
-    let pooling = match pooling {
-        None => None,
-        Some("mean") => Some(Pooling::Mean),
-        Some("cls") => Some(Pooling::Cls),
-        Some("none") => Some(Pooling::None),
-        Some(other) => bail!("pooling \"{other}\" is unknown\nthere are mean, cls and none"),
-    };
-    let natural = pooling_of(port).with_context(|| {
-        format!("output \"{output}\" is no embedding: it should be FP32 [1, D] or [1, S, D]")
-    })?;
-    let pooling = pooling.unwrap_or(natural);
-    ensure!(
-        (natural == Pooling::None) == (pooling == Pooling::None),
-        "output \"{output}\" has {} axes, which this pooling does not fit\nuse {}",
-        port.shape.len(),
-        if natural == Pooling::None { "none" } else { "mean or cls" }
-    );
-    Ok(Some(Task::Embedding { output: output.to_string(), pooling }))
+    let makers = Makers::read(&place.folder, tokenizer)?;
+    let (task, rules) = embedder::decide(wish, makers, imported)?;
+    Ok((task, Some(rules)))
 }
 
-/// A model of token ids with exactly one kind of vector to offer: pooled where it has that.
-fn guess_task(imported: &Imported) -> Option<Task> {
-    imported.inputs.iter().find(|port| port.name == "input_ids")?;
-    let pooled: Vec<&Port> =
-        imported.outputs.iter().filter(|port| pooling_of(port) == Some(Pooling::None)).collect();
-    let (port, pooling) = match (&pooled[..], imported.outputs.first()) {
-        ([port], _) => (*port, Pooling::None),
-        ([], Some(port)) if port.name.contains("hidden_state") => (port, pooling_of(port)?),
-        _ => return None,
-    };
-    Some(Task::Embedding { output: port.name.clone(), pooling })
-}
-
-fn pooling_of(port: &Port) -> Option<Pooling> {
-    match (port.dtype, port.shape.len()) {
-        (Dtype::Fp32, 2) => Some(Pooling::None),
-        (Dtype::Fp32, 3) => Some(Pooling::Mean),
-        _ => None,
-    }
-}
-
-fn provenance(options: &Options, skim: &Skim) -> Provenance {
-    let source = options.model.file_name().map(|name| name.to_string_lossy().into_owned());
+fn provenance(place: &Place, skim: &Skim) -> Provenance {
+    let source = place.model.file_name().map(|name| name.to_string_lossy().into_owned());
     let created = SystemTime::now().duration_since(UNIX_EPOCH);
     Provenance {
         source: source.unwrap_or_default(),

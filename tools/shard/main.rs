@@ -1,10 +1,13 @@
 //! hermes-shard: cuts an ONNX model into layer files that hermesd streams.
 
 mod build;
+mod embedder;
 mod encode;
 mod install;
 mod interrupt;
 mod layers;
+mod makers;
+mod place;
 mod report;
 mod tensor;
 

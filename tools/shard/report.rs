@@ -3,6 +3,7 @@
 use anyhow::Result;
 use hermes::store::ModelDir;
 use hermes::store::layer_file::Layout;
+use hermes::store::manifest::Manifest;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::IsTerminal;
@@ -77,6 +78,7 @@ pub fn built(dir: &ModelDir, took: Duration, json: bool) -> Result<ExitCode> {
             "path": dir.path,
             "layers": manifest.layers,
             "task": manifest.task,
+            "text": manifest.text,
             "took_ms": took.as_millis() as u64,
         });
         hermes::say!("{report}");
@@ -96,7 +98,15 @@ pub fn built(dir: &ModelDir, took: Duration, json: bool) -> Result<ExitCode> {
         let (size, error) = (mib(bytes_of(dir, variant)), worst_error(dir, variant));
         hermes::say!("  {variant:8} {size:9.1} MiB  relative error of the worst layer {error:.5}");
     }
+    tell_text(manifest, "  ");
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was found of texts beside the model, and what was guessed.
+fn tell_text(manifest: &Manifest, indent: &str) {
+    for line in manifest.text.iter().flat_map(|text| &text.sources) {
+        hermes::say!("{indent}text     {line}");
+    }
 }
 
 fn mib(bytes: u64) -> f64 {
@@ -124,6 +134,7 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
         }
     }
     hermes::say!("graph    {:.1} MiB", mib(manifest.graph.bytes));
+    tell_text(manifest, "");
     hermes::say!("\nlayers in tape order");
     for (index, layer) in manifest.layers.iter().enumerate() {
         hermes::say!("{index:3} {}", layer.name);

@@ -1,0 +1,103 @@
+//! Where a model's files lie: an ONNX file, or the folder of a repository with one in it, as
+//! transformers, optimum and sentence-transformers lay them out.
+
+use super::layers;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The folder of a repository in which exporters put ONNX files.
+const ONNX_FOLDER: &str = "onnx";
+
+/// The stem that exporters give a model's file; a repository's folder says more.
+const PLAIN_STEM: &str = "model";
+
+/// Files that are in the folder of a repository.
+const MARKS: [&str; 4] =
+    ["tokenizer.json", "config.json", "modules.json", "sentence_bert_config.json"];
+
+/// An ONNX file and the folder of what belongs to it.
+#[derive(Debug)]
+pub struct Place {
+    /// The ONNX file.
+    pub model: PathBuf,
+    /// The folder in which tokenizer and configs are looked for.
+    pub folder: PathBuf,
+}
+
+impl Place {
+    /// Finds the ONNX file that `path` names, or that is in the folder that it names.
+    ///
+    /// # Errors
+    /// A folder without one, or with several.
+    pub fn of(path: &Path) -> Result<Place> {
+        if !path.is_dir() {
+            return Ok(Place { model: path.to_owned(), folder: folder_of(path) });
+        }
+        let model = find_in(path)?;
+        Ok(Place { folder: folder_of(&model), model })
+    }
+
+    /// The name that the files give the model.
+    pub fn name(&self) -> Result<String> {
+        let stem = self.model.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let is_plain = stem == PLAIN_STEM || self.is_below();
+        let folder = fs::canonicalize(&self.folder).ok();
+        let folder = folder.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+        let name = if is_plain { folder.unwrap_or(stem) } else { stem };
+        let tame = layers::file_stem(name).trim_start_matches(['.', '-']).to_string();
+        ensure!(!tame.is_empty(), "no name can be made of {}: give --name", self.model.display());
+        Ok(tame)
+    }
+
+    /// Whether the ONNX file lies in a folder of its own in the repository.
+    fn is_below(&self) -> bool {
+        self.model.parent() != Some(self.folder.as_path())
+    }
+}
+
+/// The folder of what belongs to an ONNX file: its own, or the one above `onnx`.
+fn folder_of(model: &Path) -> PathBuf {
+    let own = match model.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let absolute = fs::canonicalize(own).unwrap_or_else(|_| own.to_owned());
+    let has_marks = |folder: &Path| MARKS.iter().any(|mark| folder.join(mark).is_file());
+    let is_onnx = absolute.file_name().is_some_and(|name| name == ONNX_FOLDER);
+    match absolute.parent() {
+        Some(above) if is_onnx && !has_marks(own) && has_marks(above) => own.join(".."),
+        _ => own.to_owned(),
+    }
+}
+
+fn find_in(folder: &Path) -> Result<PathBuf> {
+    let mut found = vec![];
+    for place in [folder.to_owned(), folder.join(ONNX_FOLDER)] {
+        let plain = place.join(PLAIN_STEM).with_extension("onnx");
+        if plain.is_file() {
+            return Ok(plain);
+        }
+        let Ok(entries) = fs::read_dir(&place) else { continue };
+        for entry in entries {
+            let path = entry.with_context(|| format!("cannot list {}", place.display()))?.path();
+            if path.extension().is_some_and(|end| end == "onnx") && path.is_file() {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    match &found[..] {
+        [model] => Ok(model.clone()),
+        [] => bail!(
+            "{} has no ONNX file, nor has its folder {ONNX_FOLDER}\n\
+             export the model there (optimum-cli export onnx), or name its file",
+            folder.display()
+        ),
+        several => bail!(
+            "{} has several ONNX files: name one of {}",
+            folder.display(),
+            several.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
