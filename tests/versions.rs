@@ -87,6 +87,9 @@ fn tree(folder: &Path) -> Vec<(String, u64)> {
             if metadata.is_dir() {
                 walk(&entry.path(), found);
             }
+            if entry.file_name() == "rehearsal" {
+                continue;
+            }
             let bytes = if metadata.is_file() { metadata.len() } else { 0 };
             found.push((entry.path().display().to_string(), bytes));
         }

@@ -9,7 +9,7 @@ use super::error::ApiError;
 use super::oip::OipError;
 use super::routes::Api;
 use super::versions::serve_current;
-use crate::engine::Cancel;
+use crate::engine::{Cancel, EngineError};
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::store::{Archive, BUFFER_BYTES};
 use crate::stream::{Category, Grant};
@@ -113,6 +113,8 @@ impl Job {
         self.grant.resize(self.grant.bytes().saturating_add(index_bytes))?;
         let bytes = received.bytes();
         let verified = received.verify(|_| ())?;
+        let is_awaited = || !self.gone.is_cancelled();
+        self.api.engine.rehearse(verified.dir(), is_awaited).map_err(refusal)?;
         if self.gone.is_cancelled() {
             return Err(ApiError::unavailable("the client left"));
         }
@@ -121,6 +123,16 @@ impl Job {
         let mut reply = serve_current(&self.api, model, version)?;
         reply["bytes"] = json!(bytes);
         Ok(reply)
+    }
+}
+
+/// What is wrong with the graph is wrong with what was sent.
+fn refusal(error: EngineError) -> ApiError {
+    match error {
+        EngineError::Unfit { why, .. } => ApiError::invalid(format!(
+            "graph.onnx is not to be served: {why}\nnothing was installed"
+        )),
+        error => error.into(),
     }
 }
 

@@ -97,6 +97,8 @@ pub async fn load(
         );
         return Err(ApiError::invalid(message).into());
     }
+    // Who asks for it gets another try.
+    api.engine.forget_refusal(&manifest)?;
     answer(|reply| api.engine.request_load(&manifest.model, reply)).await?;
     Ok(Json(Entry::new(&api, &manifest)))
 }

@@ -5,10 +5,10 @@ use clap::{CommandFactory, Parser};
 use hermes::api;
 use hermes::daemon::config::{self, Effective, Flags, Sources};
 use hermes::daemon::{Lifecycle, activation, journal};
-use hermes::engine::Engine;
+use hermes::engine::{Engine, rehearsal};
 use hermes::manual;
 use hermes::sys::capabilities::Capabilities;
-use hermes::sys::{code, file, heap, panics};
+use hermes::sys::{child, code, file, heap, panics};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -46,6 +46,9 @@ struct Args {
 
 fn main() -> ExitCode {
     heap::limit_arenas();
+    if let Some(code) = rehearsal::performed(child::begin().as_deref()) {
+        return code;
+    }
     if let Some(code) = manual::written(Args::command(), "8") {
         return code;
     }

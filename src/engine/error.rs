@@ -50,6 +50,12 @@ pub enum EngineError {
     /// The graph cannot be run.
     #[error(transparent)]
     Graph(#[from] GraphError),
+    /// A copy of this program that imported the graph was refused it, or did not survive it.
+    #[error(
+        "model \"{model}\" version {version} is not to be loaded: {why}\n\
+         install another version, or have it tried again with hermesctl load {model}"
+    )]
+    Unfit { model: String, version: String, why: String },
     /// A weight could not be brought in; the model is out of service from here on.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -68,8 +74,8 @@ pub enum EngineError {
     /// The engine's own thread is gone.
     #[error("the engine has broken down: the log says why\nrestart the daemon")]
     Broken,
-    /// The system refused a thread.
-    #[error("cannot start a thread: {0}")]
+    /// The system refused a thread, or a process.
+    #[error("cannot start a thread or process: {0}")]
     Thread(std::io::Error),
     /// The system allows fewer threads than will be needed.
     #[error(
@@ -124,6 +130,7 @@ impl EngineError {
             EngineError::WindowTooSmall { .. }
             | EngineError::Store(_)
             | EngineError::Graph(_)
+            | EngineError::Unfit { .. }
             | EngineError::Stream(_)
             | EngineError::OutOfService { .. }
             | EngineError::Internal(_)

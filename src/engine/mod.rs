@@ -2,7 +2,8 @@
 //!
 //! `service` is what others see, `inbox` and `queue` where requests wait, `worker` the thread that
 //! serves them; `model` is what is loaded, `tape` where its weights lie, `sources` what brings them
-//! in, `pins` which of them stay, `policy` how a pass goes, `crew` its threads, `pass` one traversal. Nothing here knows HTTP or JSON; nothing below knows requests.
+//! in, `pins` which of them stay, `policy` how a pass goes, `crew` its threads, `pass` one traversal,
+//! `rehearsal` the first import of a graph. Nothing here knows HTTP or JSON; nothing below knows requests.
 
 mod array;
 mod crew;
@@ -17,6 +18,7 @@ mod policy;
 mod pressure;
 mod profiler;
 mod queue;
+pub mod rehearsal;
 mod sample;
 mod service;
 mod sources;

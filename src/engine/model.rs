@@ -52,6 +52,8 @@ pub(super) struct Terms<'a> {
     pub slots: &'a Arc<Slots>,
     /// Granted for something that is idle while a model loads, the window: loading may use them.
     pub idle_bytes: u64,
+    /// What importing its graph took when it was tried.
+    pub rehearsed_bytes: Option<u64>,
     pub ledger: &'a Arc<Ledger>,
 }
 
@@ -94,10 +96,10 @@ const LEAST_BYTES_PER_FILE_BYTE: u64 = 4;
 const LOADING_FIXED_BYTES: u64 = 1 << 20;
 
 /// Heap that loading a model is granted. What was measured where it was built is the same here but
-/// for a processor's own packing of the small weights.
-fn loading_bytes(manifest: &Manifest) -> u64 {
+/// for a processor's own packing of the small weights; what a rehearsal took here is believed more.
+pub(super) fn loading_bytes(manifest: &Manifest, rehearsed_bytes: Option<u64>) -> u64 {
     let file_bytes = manifest.graph.bytes;
-    let import_bytes = match manifest.loading_bytes {
+    let import_bytes = match manifest.loading_bytes.max(rehearsed_bytes) {
         Some(bytes) => bytes
             .saturating_add(bytes / 16)
             .max(file_bytes.saturating_mul(LEAST_BYTES_PER_FILE_BYTE)),
@@ -114,10 +116,11 @@ impl Model {
         serving: Serving,
         terms: &Terms,
     ) -> Result<Model, EngineError> {
-        let Terms { variant, disk, policy, ref base, slots, idle_bytes, ledger } = *terms;
+        let Terms { variant, disk, policy, ref base, slots, idle_bytes, rehearsed_bytes, ledger } =
+            *terms;
         let manifest = &dir.manifest;
         let variant = pick_variant(manifest, variant)?;
-        let expected = loading_bytes(manifest);
+        let expected = loading_bytes(manifest, rehearsed_bytes);
         let mut grant = ledger.try_grant(Category::Graph, expected.saturating_sub(idle_bytes))?;
         let held = heap::live_bytes();
         heap::reset_peak();

@@ -12,13 +12,13 @@ use super::pressure::{Pressure, SharedPressure};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::worker::Worker;
 use crate::plan::{Profile, Way};
-use crate::store::manifest::Manifest;
-use crate::store::{ModelDir, Store, StoreError};
+use crate::store::manifest::{Checksum, Manifest};
+use crate::store::{ModelDir, Rehearsal, Store, StoreError};
 use crate::stream::{Category, Faults, Grant, Ledger, Trace};
 use crate::sys::threads::{self, Shortage};
 use crate::sys::{affinity, code, memory};
 use crossbeam_channel::bounded;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,6 +54,9 @@ pub struct Config {
     /// Tokens of the requests that plans are made for.
     pub tokens: u64,
     pub disk: DiskKind,
+    /// Whether graphs that were never imported are tried by a copy of this program before: its
+    /// `main` must begin with [`rehearsal::performed`](super::rehearsal::performed).
+    pub rehearses: bool,
 }
 
 impl Config {
@@ -73,6 +76,7 @@ impl Config {
             profile_folder: None,
             tokens: EXPECTED_TOKENS,
             disk: DiskKind::Board,
+            rehearses: false,
         }
     }
 }
@@ -155,6 +159,9 @@ pub(super) struct Shared {
     pub stopping: Cancel,
     /// Of the last pass; before the first, what suits the budget.
     pub window_bytes: AtomicU64,
+    pub rehearses: bool,
+    /// How imports of graphs went, where that cannot be kept beside them.
+    pub rehearsed: Mutex<HashMap<Checksum, Rehearsal>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -186,6 +193,8 @@ impl Engine {
             beats: Arc::default(),
             stopping: Cancel::new(),
             window_bytes: AtomicU64::new(window_bytes),
+            rehearses: config.rehearses,
+            rehearsed: Mutex::default(),
             thread: Mutex::new(None),
         });
         let worker = Worker::start(config, process, window)?;
@@ -227,6 +236,10 @@ impl Engine {
     /// Unloads a model; every byte it held is given back.
     pub fn unload(&self, model: &str) -> Result<(), EngineError> {
         self.ask(|answer| Control::Unload(model.to_string(), answer))
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0
     }
 
     /// The store that models are loaded from.
@@ -453,6 +466,11 @@ impl Shared {
         let windows = models.values().map(|model| model.playing().smallest_window_bytes());
         let usual = SMALLEST_WINDOW_BYTES.min(self.window_bytes.load(Ordering::Relaxed));
         fixed_bytes + windows.max().unwrap_or(usual)
+    }
+
+    /// The engine moves.
+    pub fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The loaded model of that name, whatever its version.

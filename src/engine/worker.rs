@@ -9,6 +9,7 @@ use super::pass::{Pass, PassStats, Seat};
 use super::planning::Leisure;
 use super::policy::Policy;
 use super::pressure::Pressure;
+use super::rehearsal::rehearsed;
 use super::service::{Config, Reply, Shared, lock, window_for};
 use super::stats::Counters;
 use crate::graph::Kernels;
@@ -619,6 +620,7 @@ impl Worker {
     fn try_load(&self, shared: &Shared, dir: ModelDir) -> Result<Model, EngineError> {
         let Config { variant, disk, policy, .. } = &self.config;
         let serving = shared.store.serving(&dir.manifest.model)?;
+        let rehearsed_bytes = rehearsed(shared, &dir, self.window.bytes())?;
         let terms = Terms {
             variant: variant.as_deref(),
             disk: *disk,
@@ -626,6 +628,7 @@ impl Worker {
             base: self.config.base_plan(self.cores.len(), self.window_bytes),
             slots: &self.slots,
             idle_bytes: self.window.bytes(),
+            rehearsed_bytes,
             ledger: &shared.ledger,
         };
         let loaded =

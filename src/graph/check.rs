@@ -1,10 +1,11 @@
 //! What can be seen to be wrong with a graph before tract looks at it.
 
+use super::bounds;
 use super::error::GraphError;
 use std::collections::HashSet;
 use tract_onnx::pb::{GraphProto, NodeProto};
 
-/// Refuses names that nothing makes, and names that two things make.
+/// Refuses names that nothing makes, names that two things make, and sizes that no model has.
 pub fn check(graph: &GraphProto) -> Result<(), GraphError> {
     let mut outputs = HashSet::new();
     for node in &graph.node {
@@ -19,6 +20,9 @@ pub fn check(graph: &GraphProto) -> Result<(), GraphError> {
         if let Some(name) = missing {
             return Err(unsupported(node, format!("nothing makes its input \"{name}\"")));
         }
+    }
+    if let Some((node, why)) = bounds::find(graph) {
+        return Err(unsupported(node, why));
     }
     match graph.output.iter().find(|output| !made.contains(output.name.as_str())) {
         Some(output) => {

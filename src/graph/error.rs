@@ -25,6 +25,11 @@ pub enum GraphError {
         "graph cannot be run: {0}\ntry another opset, or fix an open dimension with --dim NAME=SIZE"
     )]
     Refused(String),
+    /// Tract met something that it holds for impossible.
+    #[error(
+        "graph cannot be run: tract gave up: {0}\ntry another opset, or fix an open dimension with --dim NAME=SIZE"
+    )]
+    Panicked(String),
     /// The graph leaves one size only for a dimension that its inputs leave open.
     #[error(
         "dimension \"{symbol}\" of the inputs can only be {size}\nfix it with --dim {symbol}={size}"

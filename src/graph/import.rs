@@ -3,14 +3,14 @@
 use super::check::check;
 use super::checked::{check_ops, crop_pads};
 use super::error::GraphError;
+use super::progress::STAGES;
 use super::repair;
 use super::uses::{MissingWeight, WeightUse, stream_weights, tape_order};
 use super::vet::vet;
 use crate::store::Dtype;
 use crate::store::manifest::{Dim, Port, Weight};
+use crate::sys::panics;
 use prost::Message;
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tract_core::internal::*;
 use tract_core::optim::Optimizer;
@@ -51,7 +51,7 @@ pub fn import(skeleton: impl AsRef<[u8]>, weights: &[Weight]) -> Result<Imported
     let planned = inference.and_then(|model| guarded(|| type_and_plan(model, weights, &labels)));
     planned.map_err(|fault| match fault {
         Fault::Error(error) => blame(&nodes, error),
-        Fault::Panic(text) => GraphError::Refused(format!("tract gave up: {text}")),
+        Fault::Panic(text) => GraphError::Panicked(text),
     })
 }
 
@@ -75,16 +75,10 @@ enum Fault {
 
 /// Some graphs that make no sense make tract panic; it is handed nothing that outlives that.
 fn guarded<T>(work: impl FnOnce() -> TractResult<T>) -> Result<T, Fault> {
-    match catch_unwind(AssertUnwindSafe(work)) {
+    match panics::caught(work) {
         Ok(done) => done.map_err(Fault::Error),
-        Err(panic) => Err(Fault::Panic(panic_text(&*panic).to_string())),
+        Err(text) => Err(Fault::Panic(text)),
     }
-}
-
-/// What a panic said.
-fn panic_text(panic: &dyn Any) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it did not say why")
 }
 
 /// Names the ONNX node that a tract error speaks of, where it speaks of one.
@@ -127,6 +121,7 @@ fn type_and_plan(
     labels: &[String],
 ) -> TractResult<Imported> {
     let mut model = inference.into_typed()?;
+    log::trace!(target: STAGES, "the products with weights");
     let uses = stream_weights(&mut model, weights)?;
     let (inputs, outputs) = (ports(&model, &model.inputs)?, ports(&model, &model.outputs)?);
     let outputs = outputs
@@ -134,6 +129,7 @@ fn type_and_plan(
         .zip(labels)
         .map(|(port, label)| Port { name: label.clone(), ..port })
         .collect();
+    log::trace!(target: STAGES, "optimizing");
     optimize(&mut model)?;
     let plan = TypedSimplePlan::new(model)?;
     let uses = tape_order(&plan, &uses);

@@ -4,6 +4,7 @@
 //! into a tract plan with streamed ops, `ops` evaluates those, `lockstep` the whole plan for several
 //! requests at once. Nothing here reads a block, knows a window or speaks HTTP.
 
+mod bounds;
 mod check;
 mod checked;
 mod error;
@@ -12,6 +13,7 @@ mod kernel;
 mod lockstep;
 mod memory;
 mod ops;
+pub mod progress;
 mod repair;
 mod sizes;
 pub mod skim;

@@ -248,6 +248,11 @@ impl Received {
 pub struct Verified(Received);
 
 impl Verified {
+    /// The version, in the folder that is to become it.
+    pub fn dir(&self) -> &ModelDir {
+        &self.0.dir
+    }
+
     /// Makes it the served version of its model, in one step.
     ///
     /// # Errors

@@ -18,6 +18,9 @@ pub const FORMAT: u64 = 1;
 /// Its file name in a version's folder.
 pub const MANIFEST_NAME: &str = "manifest.json";
 
+/// File in a version's folder that says how importing the graph went when it was tried.
+pub(super) const REHEARSAL_NAME: &str = "rehearsal";
+
 /// File in a model's folder that names the served version and, on a second line, the one that was
 /// served before it. One file, so that both change in one step.
 pub(super) const CURRENT_NAME: &str = "current";
@@ -176,7 +179,11 @@ impl Manifest {
         for (field, path) in paths {
             let what = match () {
                 _ if !is_inner_path(path) => "leaves the version's folder, or is no plain path",
-                _ if path == MANIFEST_NAME || !seen.insert(path) => "names a file of another entry",
+                _ if [MANIFEST_NAME, REHEARSAL_NAME].contains(&path.as_str())
+                    || !seen.insert(path) =>
+                {
+                    "names a file of another entry"
+                }
                 _ => continue,
             };
             let what = format!("is {path:?}, which {what}");
@@ -532,6 +539,7 @@ mod tests {
         let other = ["layers[1].files.q8.path", "names a file of another entry"];
         check("/layers/1/files/q8/path", json!("graph.onnx"), &other);
         check("/layers/1/files/q8/path", json!("manifest.json"), &other);
+        check("/layers/1/files/q8/path", json!("rehearsal"), &other);
     }
 
     #[test]

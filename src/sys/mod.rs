@@ -8,6 +8,7 @@ pub mod board;
 pub mod bus;
 pub mod capabilities;
 pub mod cgroup;
+pub mod child;
 pub mod code;
 pub mod direct;
 pub mod disk;

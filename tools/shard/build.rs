@@ -6,6 +6,7 @@ use super::interrupt;
 use super::layers;
 use super::makers::Makers;
 use super::place::Place;
+use super::rehearsal;
 use super::report::Progress;
 use super::tensor::{Matrix, Sources};
 use anyhow::{Context, Result, bail, ensure};
@@ -17,7 +18,7 @@ use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use hermes::store::manifest::{
     self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Provenance, Task, TextRules, Weight,
 };
-use hermes::store::{self, StoreError};
+use hermes::store::{self, Rehearsal, StoreError};
 use hermes::sys::heap;
 use std::collections::BTreeMap;
 use std::fs;
@@ -129,8 +130,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let started = Instant::now();
     interrupt::begin()?;
     checked_name(options, &Place::of(&options.model)?)?;
+    let place_at_hand = rehearsal::of_build()?;
     let Begun { place, name, skim, weights, imported, loading_bytes, tokenizer, task, text } =
-        begin(options)?;
+        begin(options).map_err(|error| rehearsal::placed(error, place_at_hand))?;
     let plan = Plan::new(&skim, &imported);
     let needed = plan.stored_bytes(&options.variants)
         + skim.skeleton.len() as u64
@@ -164,6 +166,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     let json = serde_json::to_vec_pretty(&manifest)?;
     write_file(staging.path(), manifest::MANIFEST_NAME, &json)?;
+    Rehearsal::Done { peak_bytes: loading_bytes }.write(staging.path(), manifest.graph.checksum)?;
     interrupt::check()?;
     let installed =
         store::install(&options.store, staging.path(), &name, &options.version, options.force)?;

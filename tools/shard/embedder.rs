@@ -6,7 +6,7 @@ use super::makers::Makers;
 use anyhow::{Context, Result, bail, ensure};
 use hermes::graph::Imported;
 use hermes::store::Dtype;
-use hermes::store::manifest::{Pooling, Port, Task, TextRules};
+use hermes::store::manifest::{Dim, Pooling, Port, Task, TextRules};
 
 /// Names of outputs that hold the vectors of tokens.
 const TOKEN_NAMES: [&str; 3] = ["last_hidden_state", "token_embeddings", "hidden_states"];
@@ -155,6 +155,9 @@ fn found(
     }
     let texts: Vec<&Port> = of_kind(Kind::Text).collect();
     match (of_tokens_by_name(), &texts[..]) {
+        (None, [port]) if is_like_vector(port) => {
+            choice(port, Pooling::None, "guessed, the only vector there is")
+        }
         (Some(port), []) => {
             choice(port, Pooling::Mean, "guessed, no 1_Pooling/config.json says it")
         }
@@ -168,6 +171,15 @@ fn found(
                 .to_string()))
         }
     }
+}
+
+/// Whether an output may be a text's vector by its name and width: classes are few, and called so.
+fn is_like_vector(port: &Port) -> bool {
+    const LEAST_WIDTH: u64 = 32;
+    const OTHERS: [&str; 7] = ["logit", "prob", "score", "class", "label", "pooler", "pred"];
+    let name = port.name.to_lowercase();
+    let is_wide = matches!(port.shape.last(), Some(Dim::Fixed(width)) if *width >= LEAST_WIDTH);
+    is_wide && !OTHERS.iter().any(|other| name.contains(other))
 }
 
 /// What an output may be.

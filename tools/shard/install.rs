@@ -1,6 +1,7 @@
 //! `hermes-shard install`: a version's folder or tar, verified and put into a store.
 
 use crate::interrupt;
+use crate::rehearsal;
 use crate::report::Progress;
 use anyhow::{Context, Result};
 use hermes::store::{self, Archive, Package};
@@ -28,6 +29,7 @@ pub fn run(source: &Path, store_dir: &Path, force: bool, json: bool) -> Result<E
     let verified = received.verify(|bytes| progress.advance(bytes));
     progress.finish();
     let verified = verified.with_context(|| format!("{}", source.display()))?;
+    rehearsal::of_version(verified.dir()).with_context(|| format!("{}", source.display()))?;
     interrupt::check()?;
     let dir = verified.install(force);
     let dir = dir.with_context(|| format!("{}", source.display()))?;

@@ -8,13 +8,16 @@ mod interrupt;
 mod layers;
 mod makers;
 mod place;
+mod rehearsal;
 mod report;
 mod tensor;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+use hermes::engine;
 use hermes::manual;
 use hermes::store::Store;
+use hermes::sys::child;
 use hermes::sys::file::ignore_size_signal;
 use hermes::sys::heap::CountingAllocator;
 use std::path::PathBuf;
@@ -84,6 +87,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let asked = child::begin();
+    if let Some(code) = engine::rehearsal::performed(asked.as_deref()) {
+        return code;
+    }
+    if let Some(arguments) = asked {
+        return rehearsal::perform(arguments);
+    }
     if let Some(code) = manual::written(Arguments::command(), "1") {
         return code;
     }

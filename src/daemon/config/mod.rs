@@ -118,6 +118,7 @@ impl Settings {
             tokens: self.tokens.0,
             profiles: self.profiles,
             profile_folder: None,
+            rehearses: true,
             variant: self.variant.as_ref().map(|variant| variant.0.clone()),
             ..Config::new(&self.store, budget_bytes)
         }

@@ -6,10 +6,14 @@ mod large;
 pub use large::LARGE_BYTES;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 static LIVE_BYTES: AtomicU64 = AtomicU64::new(0);
 static PEAK_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Live bytes beyond which the process ends, and its status then.
+static LIMIT_BYTES: AtomicU64 = AtomicU64::new(u64::MAX);
+static LIMIT_STATUS: AtomicI32 = AtomicI32::new(1);
 
 /// The system allocator, counting live bytes. A binary installs it with `#[global_allocator]`.
 pub struct CountingAllocator;
@@ -27,6 +31,13 @@ pub fn peak_bytes() -> u64 {
 /// Begins a new measurement of the peak.
 pub fn reset_peak() {
     PEAK_BYTES.store(live_bytes(), Ordering::Relaxed);
+}
+
+/// Ends the process with `status`, at once and without a word, when it asks for memory that makes
+/// its live bytes more than `bytes`.
+pub fn exit_beyond(bytes: u64, status: i32) {
+    LIMIT_STATUS.store(status, Ordering::Relaxed);
+    LIMIT_BYTES.store(bytes, Ordering::Relaxed);
 }
 
 /// Lets large blocks that are freed be kept for the next of their size, as long as they and those
@@ -60,6 +71,14 @@ pub fn limit_arenas() {
     }
 }
 
+/// Ends the process where `bytes` more are too many.
+fn check_limit(bytes: usize) {
+    if live_bytes().saturating_add(bytes as u64) > LIMIT_BYTES.load(Ordering::Relaxed) {
+        // SAFETY: _exit(2) takes any status, and runs nothing of this process any more.
+        unsafe { libc::_exit(LIMIT_STATUS.load(Ordering::Relaxed)) };
+    }
+}
+
 fn grew(bytes: usize) {
     let live = LIVE_BYTES.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
     if live > PEAK_BYTES.load(Ordering::Relaxed) {
@@ -76,6 +95,7 @@ fn shrank(bytes: usize) {
 // do not touch the memory.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        check_limit(layout.size());
         let block = match large::is_large(layout) {
             true => large::alloc(layout.size()).0,
             // SAFETY: the caller upholds GlobalAlloc's contract.
@@ -88,6 +108,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        check_limit(layout.size());
         let block = match large::is_large(layout) {
             true => match large::alloc(layout.size()) {
                 (block, is_zero) if is_zero || block.is_null() => block,
@@ -117,6 +138,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        check_limit(bytes.saturating_sub(layout.size()));
         // SAFETY: the caller guarantees that the new size makes a layout.
         let new = unsafe { Layout::from_size_align_unchecked(bytes, layout.align()) };
         let moved = match (large::is_large(layout), large::is_large(new)) {

@@ -1,0 +1,255 @@
+//! The first import of a graph, by a copy of this program within limits of memory and time: what
+//! tract makes of a strange graph, computing its constants, can take any of both. How it went is
+//! kept beside the version, so that nobody pays for it twice.
+
+use super::error::EngineError;
+use super::model::loading_bytes;
+use super::service::{Engine, Shared, lock};
+use crate::graph::{self, Lockstep, progress};
+use crate::store::manifest::Manifest;
+use crate::store::{ModelDir, Rehearsal};
+use crate::stream::{Category, Grant};
+use crate::sys::child::{self, End, Limits};
+use crate::sys::heap;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::{fmt, io};
+
+/// What a copy is asked to do; the version's folder follows.
+const IMPORT: &str = "import";
+
+/// How a copy ends that did not even come to import.
+const FAILED: u8 = 2;
+
+/// Seconds of the processor that an import may take; those of real models take less than one on a
+/// board.
+pub const IMPORT_CPU_S: u32 = 30;
+
+/// What a copy takes beside its heap's limit: relocated data, stacks, the C library's own; measured,
+/// 1.5 MiB.
+const COPY_BYTES: u64 = 4 << 20;
+
+/// How the trial of an import ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// As it should: the graph can be imported, or told why not, within what this took.
+    Survived {
+        /// Bytes of heap at the peak, where the import succeeded.
+        peak_bytes: Option<u64>,
+    },
+    /// Tract does not take the graph.
+    Refused(String),
+    /// It did not survive it.
+    Died(Death),
+}
+
+/// What a copy died of, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    end: End,
+    limits: Limits,
+    /// What it was about last.
+    place: Option<String>,
+}
+
+impl Death {
+    /// How `end` is one; `said` is what the copy wrote.
+    pub fn of(end: End, limits: Limits, said: &str) -> Option<Death> {
+        /// The standard library's status of a panic that nobody caught.
+        const PANICKED: i32 = 101;
+        let is_natural = matches!(end, End::Exit(status) if status != PANICKED);
+        (!is_natural).then(|| Death { end, limits, place: place(said) })
+    }
+}
+
+/// What a copy that wrote this was about last.
+pub fn place(said: &str) -> Option<String> {
+    said.lines().rev().find_map(|line| line.strip_prefix("at ")).map(str::to_owned)
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Limits { heap_bytes, cpu_s } = self.limits;
+        match self.end {
+            End::OverMemory => write!(f, "takes more than {heap_bytes} bytes of memory")?,
+            End::OverTime => write!(f, "takes more than {cpu_s} s of the processor")?,
+            End::Exit(_) => write!(f, "fails within tract")?,
+            // SIGKILL is the kernel's, where memory is short.
+            End::Signal(signal) => write!(f, "ends with signal {signal}")?,
+        }
+        match &self.place {
+            Some(place) => write!(f, ", at {place}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Has a copy of this program import the graph of the version in `dir`.
+///
+/// # Errors
+/// The system's, where there can be no copy; [`io::ErrorKind::Interrupted`] where `go_on` said no.
+pub fn rehearse(dir: &Path, limits: Limits, go_on: impl FnMut() -> bool) -> io::Result<Trial> {
+    let (end, said) = child::run(limits, &[IMPORT.into(), dir.into()], go_on)?;
+    if let Some(death) = Death::of(end, limits, &said) {
+        return Ok(Trial::Died(death));
+    }
+    let peak_bytes = said.lines().last().and_then(|line| line.strip_prefix("peak ")?.parse().ok());
+    Ok(match said.split_once("\nrefused\n") {
+        Some((_, why)) => Trial::Refused(why.trim_end().to_owned()),
+        None => Trial::Survived { peak_bytes },
+    })
+}
+
+/// Where this process is a copy that is to import a graph: does that, and returns its status. To
+/// be called first of all in `main`, with what [`child::begin`] gave.
+pub fn performed(arguments: Option<&[OsString]>) -> Option<ExitCode> {
+    let [what, dir] = arguments? else { return None };
+    (what == OsStr::new(IMPORT)).then(|| perform(Path::new(dir)))
+}
+
+fn perform(dir: &Path) -> ExitCode {
+    progress::tell();
+    heap::limit_arenas();
+    let held_bytes = heap::live_bytes();
+    match import(dir) {
+        Ok(()) => {
+            crate::say!("peak {}", heap::peak_bytes().saturating_sub(held_bytes));
+            ExitCode::SUCCESS
+        }
+        Err(EngineError::Graph(error)) => {
+            crate::say!("\nrefused\n{error}");
+            ExitCode::FAILURE
+        }
+        // What is wrong with the files is told by who reads them next.
+        Err(_) => ExitCode::from(FAILED),
+    }
+}
+
+/// What loading makes of a graph.
+fn import(dir: &Path) -> Result<(), EngineError> {
+    let dir = ModelDir::open(dir)?;
+    let skeleton = dir.read_file(&dir.manifest.graph)?;
+    let imported = graph::import(skeleton, &dir.manifest.weights)?;
+    drop(Lockstep::new(imported.plan));
+    Ok(())
+}
+
+/// What a copy may take for the version in `dir`: half as much again as it says that it takes.
+pub fn limits_for(dir: &ModelDir) -> Limits {
+    let expected = loading_bytes(&dir.manifest, None);
+    Limits { heap_bytes: expected.saturating_add(expected / 2), cpu_s: IMPORT_CPU_S }
+}
+
+impl Engine {
+    /// Tries the import of a version that is about to be installed, and notes in its folder how
+    /// that went. Where the budget has no room for that now, it is left to the first load.
+    ///
+    /// # Errors
+    /// [`EngineError::Unfit`]; that there can be no copy.
+    pub fn rehearse(&self, dir: &ModelDir, go_on: impl FnMut() -> bool) -> Result<(), EngineError> {
+        let shared = self.shared();
+        if !shared.rehearses {
+            return Ok(());
+        }
+        match grant(shared, dir, 0) {
+            Ok(grant) => attempt(shared, dir, &grant, go_on).map(drop),
+            Err(error) => {
+                log::info!("the graph is tried when it is loaded: {error}");
+                Ok(())
+            }
+        }
+    }
+
+    /// Forgets that the version of `manifest` could not be loaded: it is tried anew.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn forget_refusal(&self, manifest: &Arc<Manifest>) -> Result<(), EngineError> {
+        let shared = self.shared();
+        lock(&shared.rehearsed).remove(&manifest.graph.checksum);
+        let path = shared.store.model_path(&manifest.model)?.join(&manifest.version);
+        let dir = ModelDir { path, manifest: Arc::clone(manifest) };
+        if let Some(Rehearsal::Refused { .. }) = Rehearsal::read(&dir) {
+            Rehearsal::forget(&dir)?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that importing the graph of `dir` takes at its peak, once a copy of this program has
+/// survived it; `idle_bytes` of what that needs are granted already.
+pub(super) fn rehearsed(
+    shared: &Shared,
+    dir: &ModelDir,
+    idle_bytes: u64,
+) -> Result<Option<u64>, EngineError> {
+    if !shared.rehearses {
+        return Ok(None);
+    }
+    let known = Rehearsal::read(dir)
+        .or_else(|| lock(&shared.rehearsed).get(&dir.manifest.graph.checksum).cloned());
+    match known {
+        Some(Rehearsal::Done { peak_bytes }) => Ok(Some(peak_bytes)),
+        Some(Rehearsal::Refused { why }) => Err(unfit(dir, why)),
+        None => {
+            let grant = grant(shared, dir, idle_bytes)?;
+            let go_on = || {
+                // The watchdog sees that the engine moves.
+                shared.beat();
+                !shared.stopping.is_cancelled()
+            };
+            attempt(shared, dir, &grant, go_on)
+        }
+    }
+}
+
+fn grant(shared: &Shared, dir: &ModelDir, idle_bytes: u64) -> Result<Grant, EngineError> {
+    let bytes = limits_for(dir).heap_bytes.saturating_add(COPY_BYTES);
+    Ok(shared.ledger.try_grant(Category::Graph, bytes.saturating_sub(idle_bytes))?)
+}
+
+fn attempt(
+    shared: &Shared,
+    dir: &ModelDir,
+    _granted: &Grant,
+    go_on: impl FnMut() -> bool,
+) -> Result<Option<u64>, EngineError> {
+    let trial =
+        rehearse(&dir.path, limits_for(dir), go_on).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => EngineError::Cancelled,
+            _ => EngineError::Thread(error),
+        })?;
+    let outcome = match trial {
+        Trial::Survived { peak_bytes: None } => return Ok(None),
+        Trial::Survived { peak_bytes: Some(peak_bytes) } => Rehearsal::Done { peak_bytes },
+        Trial::Refused(why) => Rehearsal::Refused { why },
+        Trial::Died(death) => Rehearsal::Refused { why: format!("importing its graph {death}") },
+    };
+    keep(shared, dir, &outcome);
+    match outcome {
+        Rehearsal::Done { peak_bytes } => Ok(Some(peak_bytes)),
+        Rehearsal::Refused { why } => Err(unfit(dir, why)),
+    }
+}
+
+/// Keeps the outcome beside the version, or in memory where the store is not ours to write.
+fn keep(shared: &Shared, dir: &ModelDir, outcome: &Rehearsal) {
+    /// More versions than a daemon ever loads.
+    const MOST: usize = 256;
+    let graph = dir.manifest.graph.checksum;
+    if let Err(error) = outcome.write(&dir.path, graph) {
+        log::debug!("how the import went is not kept: {error}");
+        let mut rehearsed = lock(&shared.rehearsed);
+        if rehearsed.len() >= MOST {
+            rehearsed.clear();
+        }
+        rehearsed.insert(graph, outcome.clone());
+    }
+}
+
+fn unfit(dir: &ModelDir, why: String) -> EngineError {
+    let (model, version) = (dir.manifest.model.clone(), dir.manifest.version.clone());
+    EngineError::Unfit { model, version, why }
+}

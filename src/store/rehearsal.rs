@@ -1,0 +1,89 @@
+//! What is known of importing a version's graph: a file beside it, written once that was tried.
+
+use super::{
+    ModelDir, StoreError,
+    folder::read_whole,
+    manifest::{Checksum, REHEARSAL_NAME},
+};
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+/// Limit of the file: a reason is some lines.
+const MAX_BYTES: u64 = 16 << 10;
+
+/// What becomes the file by a rename.
+const NEXT_NAME: &str = ".rehearsal-next";
+
+/// How importing a graph went, when it was tried by a process that nobody depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rehearsal {
+    /// Well.
+    Done {
+        /// What it took of the heap at its peak.
+        peak_bytes: u64,
+    },
+    /// The graph is not to be imported by a process that others depend on.
+    Refused {
+        /// Why.
+        why: String,
+    },
+}
+
+impl Rehearsal {
+    /// What is known of the version in `dir`: nothing where its graph was not tried, or is another
+    /// one by now.
+    pub fn read(dir: &ModelDir) -> Option<Rehearsal> {
+        let bytes = read_whole(&dir.path.join(REHEARSAL_NAME), MAX_BYTES).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        let (of, outcome) = text.split_once('\n')?;
+        if of != head(dir.manifest.graph.checksum) {
+            return None;
+        }
+        let (word, rest) = outcome.split_once(' ')?;
+        match word {
+            "done" => Some(Rehearsal::Done { peak_bytes: rest.trim_end().parse().ok()? }),
+            "refused" => Some(Rehearsal::Refused { why: rest.trim_end().to_owned() }),
+            _ => None,
+        }
+    }
+
+    /// Keeps it beside the graph of that checksum in the version's folder, in one step.
+    ///
+    /// # Errors
+    /// The system's: the folder may not be ours.
+    pub fn write(&self, version_path: &Path, graph: Checksum) -> Result<(), StoreError> {
+        let outcome = match self {
+            Rehearsal::Done { peak_bytes } => format!("done {peak_bytes}"),
+            Rehearsal::Refused { why } => format!("refused {why}"),
+        };
+        let (path, next) = (version_path.join(REHEARSAL_NAME), version_path.join(NEXT_NAME));
+        let write = || {
+            let mut file = File::create(&next)?;
+            file.write_all(format!("{}\n{outcome}\n", head(graph)).as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&next, &path)
+        };
+        write().map_err(|e| StoreError::io("write", &path, e))
+    }
+
+    /// Forgets what is known of the version in `dir`: it is tried anew.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn forget(dir: &ModelDir) -> Result<(), StoreError> {
+        let path = dir.path.join(REHEARSAL_NAME);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("remove", &path, e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn head(graph: Checksum) -> String {
+    format!("graph {:016x}", graph.0)
+}
