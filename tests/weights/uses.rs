@@ -1,6 +1,7 @@
 //! What a graph may do with a weight: use it in several ways, cast it, move it about.
 
 use super::*;
+use common::small_store::{self, SmallModel};
 
 const FLOAT: i64 = 1;
 const INT32: i64 = 6;
@@ -45,6 +46,55 @@ fn a_transposed_use_may_come_first() {
     let y = product(&product(&values, &transposed(&w, size), size), &w, size);
     let array = Array::from_f32(vec![1, size], &values).unwrap();
     check(&model, &[("x", array)], &[("y", y)]);
+}
+
+/// A store that an older program made of such a model has one of the two ways only. It is refused
+/// when it is loaded, and one in which all products use the weight the same way is not.
+#[test]
+fn a_store_with_one_way_of_two_is_refused() {
+    let graph = |second: [NodeProto; 2]| {
+        let [turn, product] = second;
+        let nodes = vec![node("MatMul", &["x", "W"], "y", &[]), turn, product];
+        let inputs =
+            vec![port("x", Dtype::Fp32, &["1", "seq", "4"]), port("W", Dtype::Fp32, &["4", "4"])];
+        graph_of(inputs, nodes, vec![output("y", Dtype::Fp32), output("z", Dtype::Fp32)])
+    };
+    let same = graph([node("Identity", &["W"], "V", &[]), node("MatMul", &["x", "V"], "z", &[])]);
+    let turned = graph([
+        node("Transpose", &["W"], "V", &[("perm", &[1, 0])]),
+        node("MatMul", &["x", "V"], "z", &[]),
+    ]);
+    let place = Place::new();
+    let store = place.folder.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let w = wave(16, 0.37);
+    let small = SmallModel {
+        name: "m",
+        graph: same,
+        weights: vec![("W", [4, 4], w.clone())],
+        tokenizer: None,
+        task: None,
+    };
+    small_store::write(&store, small);
+    let (x, array) = activations(4);
+    let inputs = [("x", array)];
+    let y = product(&x, &w, 4);
+    check_answers(&place, &[("f32", 1e-5)], &inputs, &[("y", y.clone()), ("z", y)]);
+
+    let version = store.join("m/1");
+    let skeleton = onnx(turned).encode_to_vec();
+    fs::write(version.join("graph.onnx"), &skeleton).unwrap();
+    let text = fs::read(version.join("manifest.json")).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    manifest["graph"]["bytes"] = skeleton.len().into();
+    let checksum = xxhash_rust::xxh3::xxh3_64(&skeleton);
+    manifest["graph"]["checksum"] = format!("{checksum:016x}").into();
+    fs::write(version.join("manifest.json"), manifest.to_string()).unwrap();
+    let engine = Engine::start(Config::new(store, 256 << 20)).unwrap();
+    let error = engine.load("m").err().expect("it lacks a way").to_string();
+    for word in ["weight \"W\" as ColumnPanels", "shard the model again"] {
+        assert!(error.contains(word), "{error}");
+    }
 }
 
 /// One weight in a product, in elementwise use, as an output and as a bias.
@@ -134,6 +184,25 @@ fn casts_of_weights_count() {
         let expected = rows(expected, size, &picked);
         check(&lookup(nodes, vec![w], &["y"]), &[("ids", ids(&picked))], &[("y", expected)]);
     }
+}
+
+/// Nodes may share a name, with each other and with tensors: tract refused them.
+#[test]
+fn nodes_may_share_a_name() {
+    let size = 32;
+    let w = wave(size * size, 0.37);
+    let (x, array) = activations(size);
+    let named = |name: &str, node: NodeProto| NodeProto { name: name.to_string(), ..node };
+    let nodes = vec![
+        named("same", node("MatMul", &["x", "W"], "h", &[])),
+        named("same", node("MatMul", &["h", "W"], "g", &[])),
+        named("W", node("Neg", &["g"], "same", &[])),
+        named("", node("Neg", &["same"], "x_", &[])),
+        named("x", node("Identity", &["x_"], "y", &[])),
+    ];
+    let model = model(size, nodes, vec![f32s("W", &[size, size], &w)], &["y"]);
+    let y = product(&product(&x, &w, size), &w, size);
+    check(&model, &[("x", array)], &[("y", y)]);
 }
 
 /// A product whose output only tells its shape is not computed: its op has a slot and no place on

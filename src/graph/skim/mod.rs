@@ -7,6 +7,7 @@
 mod dequantize;
 mod elements;
 mod functions;
+mod names;
 mod narrow;
 mod plain;
 mod quantized;
@@ -116,6 +117,9 @@ pub fn skim(path: &Path, threshold_bytes: u64) -> Result<Skim, SkimError> {
     plain::settle(&mut proto, &mut weights, &mut files, threshold_bytes)?;
     dequantize::rewrite(&mut proto, &mut weights, &files, threshold_bytes)?;
     narrow::check(&proto, &weights, narrow, &files)?;
+    if let Some(graph) = &mut proto.graph {
+        names::tell_apart(graph, &weights);
+    }
     let finished = skeleton::finish(proto, &weights).map_err(malformed)?;
     Ok(Skim {
         skeleton: finished.bytes,
