@@ -334,6 +334,23 @@ fn a_vocabulary_may_have_holes() {
     }
 }
 
+/// A model whose vectors are of FP16 answers with floats as any other.
+#[test]
+fn embeddings_may_be_of_half_precision() {
+    let store = tempfile::tempdir().unwrap();
+    small_store::write(store.path(), small_store::words());
+    small_store::write(store.path(), small_store::words_in_half());
+    let daemon = Daemon::start(store.path(), &store.path().join("s"), &["--budget", "96MiB"]);
+    let ask = |model: &str| {
+        let body = json!({"model": model, "input": ["car cat", "dog"]}).to_string();
+        let (status, reply) = daemon.post("/v1/embeddings", &body);
+        assert_eq!(status, 200, "{reply}");
+        reply["data"].clone()
+    };
+    // 0.5 and 1 are the same in both.
+    assert_eq!(ask("halves"), ask("words"));
+}
+
 #[test]
 fn embeddings_follow_openai() {
     let served = served();

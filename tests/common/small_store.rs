@@ -390,6 +390,24 @@ pub fn log() -> SmallModel {
     }
 }
 
+/// [`words`] whose vectors are of FP16.
+pub fn words_in_half() -> SmallModel {
+    let mut model = words();
+    model.name = "halves";
+    let graph = &mut model.graph;
+    *graph.node.last_mut().unwrap() = node("Mul", &["rows", "column"], "wide");
+    let mut cast = node("Cast", &["wide"], "hidden");
+    cast.attribute.push(AttributeProto {
+        name: "to".to_string(),
+        r#type: AttributeType::Int as i32,
+        i: 10,
+        ..AttributeProto::default()
+    });
+    graph.node.push(cast);
+    graph.output = vec![output("hidden", Dtype::Fp16)];
+    model
+}
+
 /// [`words`] where `car` is token 9 of a table of 12 rows: three ids are of no word before it.
 pub fn words_with_holes() -> SmallModel {
     let mut model = words();
