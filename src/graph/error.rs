@@ -35,6 +35,22 @@ pub enum GraphError {
         "dimension \"{symbol}\" of the inputs can only be {size}\nfix it with --dim {symbol}={size}"
     )]
     Pinned { symbol: String, size: u64 },
+    /// The graph leaves one size only for two dimensions.
+    #[error("dimensions \"{symbol}\" and \"{other}\" of the inputs can only be the same")]
+    Same { symbol: String, other: String },
+    /// Sizes that the graph needs to be equal, and that may differ as far as tract can see.
+    #[error(
+        "the graph can be run for some sizes of the inputs only: {why}\n\
+         fix {}",
+        symbols.iter().map(|name| format!("--dim {name}=320")).collect::<Vec<_>>().join(" ")
+    )]
+    Unequal { symbols: Vec<String>, why: String },
+    /// It was tried, and failed.
+    #[error(
+        "node \"{node}\" ({op}) cannot be run on made-up inputs of {shapes}: {why}\n\
+         fix an open dimension with --dim NAME=SIZE, or give --no-trial where only real inputs can be computed with"
+    )]
+    Trial { node: String, op: String, shapes: String, why: String },
     /// A weight that the manifest names is not an input of the graph, or the reverse.
     #[error("graph and manifest disagree about {what}\nshard the model again")]
     Mismatch { what: String },

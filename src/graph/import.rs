@@ -1,14 +1,17 @@
 //! The importer: skeleton in, plan with streamed ops and the order of the tape out.
 
+use super::builders::onnx;
 use super::check::check;
 use super::checked::{check_ops, crop_pads};
 use super::error::GraphError;
+use super::integers::replace_products;
+use super::ports::{input_names, make_outputs, ports, restore_names};
 use super::progress::STAGES;
 use super::repair;
 use super::uses::{MissingWeight, WeightUse, stream_weights, tape_order};
 use super::vet::vet;
 use crate::store::Dtype;
-use crate::store::manifest::{Dim, Port, Weight};
+use crate::store::manifest::{Port, Weight};
 use crate::sys::panics;
 use prost::Message;
 use std::sync::Arc;
@@ -40,15 +43,17 @@ pub fn import(skeleton: impl AsRef<[u8]>, weights: &[Weight]) -> Result<Imported
         return Err(GraphError::NotOnnx("it holds no graph".to_string()));
     };
     check(graph)?;
+    let names = input_names(graph);
     let labels: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
     vet(&proto)?;
     repair::repair(&mut proto)?;
-    let onnx = tract_onnx::onnx().with_ignore_value_info(true);
-    let inference = guarded(|| onnx.model_for_proto_model(&proto));
+    proto.graph.iter_mut().for_each(make_outputs);
+    let inference = guarded(|| onnx().model_for_proto_model(&proto));
     let nodes = proto.graph.take().map(|graph| graph.node).unwrap_or_default();
     let nodes: Vec<OnnxNode> = nodes.into_iter().map(OnnxNode::of).collect();
     drop(proto);
-    let planned = inference.and_then(|model| guarded(|| type_and_plan(model, weights, &labels)));
+    let planned =
+        inference.and_then(|model| guarded(|| type_and_plan(model, weights, names, &labels)));
     planned.map_err(|fault| match fault {
         Fault::Error(error) => blame(&nodes, error),
         Fault::Panic(text) => GraphError::Panicked(text),
@@ -87,8 +92,8 @@ fn blame(nodes: &[OnnxNode], error: TractError) -> GraphError {
         return GraphError::Mismatch { what: mismatch.0.clone() };
     }
     let text = format!("{error:#}");
-    if let Some(pinned) = pinned_dimension(&text) {
-        return pinned;
+    if let Some(clash) = clash(&text) {
+        return clash;
     }
     let named = nodes
         .iter()
@@ -102,25 +107,47 @@ fn blame(nodes: &[OnnxNode], error: TractError) -> GraphError {
     }
 }
 
-/// Reads tract's "Impossible to unify Sym(channels) with Val(3)", either way round.
-fn pinned_dimension(text: &str) -> Option<GraphError> {
+/// Reads tract's "Impossible to unify Sym(channels) with Val(3)", either way round. A symbol against
+/// a size leaves that size only, and two symbols are one; of anything else only the symbols are
+/// known.
+fn clash(text: &str) -> Option<GraphError> {
     let (_, clash) = text.split_once("Impossible to unify ")?;
+    let clash = clash.split_once(". ").map_or(clash, |(first, _)| first).trim_end_matches('.');
     let (left, right) = clash.split_once(" with ")?;
-    let inside = |part: &str, kind: &str| {
-        let (_, rest) = part.split_once(kind)?;
-        rest.split_once(')').map(|(name, _)| name.to_string())
+    let bare = |part: &str, kind: &str| {
+        let inside = part.strip_prefix(kind)?.strip_suffix(')')?;
+        let is_plain = inside.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        is_plain.then(|| inside.to_string())
     };
-    let symbol = inside(left, "Sym(").or_else(|| inside(right, "Sym("))?;
-    let size = inside(left, "Val(").or_else(|| inside(right, "Val("))?.parse().ok()?;
-    Some(GraphError::Pinned { symbol, size })
+    let sides = [(left, right), (right, left)];
+    let pinned = sides.iter().find_map(|(one, other)| {
+        let (symbol, size) = (bare(one, "Sym(")?, bare(other, "Val(")?);
+        Some(GraphError::Pinned { symbol, size: size.parse().ok()? })
+    });
+    if pinned.is_some() {
+        return pinned;
+    }
+    if let (Some(symbol), Some(other)) = (bare(left, "Sym("), bare(right, "Sym(")) {
+        return Some(GraphError::Same { symbol, other });
+    }
+    let mut symbols: Vec<String> = clash
+        .split("Sym(")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')').map(|(name, _)| name.to_string()))
+        .collect();
+    symbols.sort();
+    symbols.dedup();
+    (!symbols.is_empty()).then(|| GraphError::Unequal { symbols, why: text.to_string() })
 }
 
 fn type_and_plan(
     inference: InferenceModel,
     weights: &[Weight],
+    names: Vec<String>,
     labels: &[String],
 ) -> TractResult<Imported> {
     let mut model = inference.into_typed()?;
+    restore_names(&mut model, names);
     log::trace!(target: STAGES, "the products with weights");
     let uses = stream_weights(&mut model, weights)?;
     let (inputs, outputs) = (ports(&model, &model.inputs)?, ports(&model, &model.outputs)?);
@@ -145,28 +172,9 @@ fn optimize(model: &mut TypedModel) -> TractResult<()> {
     let mut declutter = Optimizer::declutter();
     declutter.passes.retain(|pass| !format!("{pass:?}").starts_with("FoldUniformMask"));
     declutter.optimize(model)?;
+    replace_products(model);
     check_ops(model);
     Optimizer::codegen().optimize(model)
-}
-
-fn ports(model: &TypedModel, outlets: &[OutletId]) -> TractResult<Vec<Port>> {
-    outlets
-        .iter()
-        .map(|outlet| {
-            let fact = model.outlet_fact(*outlet)?;
-            let dtype = dtype_of(fact.datum_type)
-                .with_context(|| format!("{:?} cannot cross the API", fact.datum_type))?;
-            let shape = fact.shape.iter().map(dim_of).collect();
-            Ok(Port { name: model.node(outlet.node).name.clone(), dtype, shape })
-        })
-        .collect()
-}
-
-fn dim_of(dim: &TDim) -> Dim {
-    match dim.to_i64().ok().and_then(|size| u64::try_from(size).ok()) {
-        Some(size) => Dim::Fixed(size),
-        None => Dim::Symbol(dim.to_string()),
-    }
 }
 
 /// The element type of the API that stands for one of tract's; symbolic dimensions leave as
@@ -212,17 +220,27 @@ pub fn datum_of(dtype: Dtype) -> Option<DatumType> {
 mod tests {
     use super::*;
 
+    /// Any symbol beside any number was taken for a dimension of that size: height was fixed at 31
+    /// where `(height+31)/32` was in the way.
     #[test]
-    fn clashes_name_the_dimension_and_its_size() {
-        let check = |text: &str, expected: Option<(&str, u64)>| {
-            let found = pinned_dimension(text).map(|error| match error {
-                GraphError::Pinned { symbol, size } => (symbol, size),
+    fn only_a_bare_symbol_against_a_bare_size_pins() {
+        let check = |text: &str, expected: Option<&str>| {
+            let found = clash(text).map(|error| match error {
+                GraphError::Pinned { symbol, size } => format!("{symbol} is {size}"),
+                GraphError::Same { symbol, other } => format!("{symbol} is {other}"),
+                GraphError::Unequal { symbols, .. } => symbols.join(" and "),
                 other => panic!("{other}"),
             });
-            assert_eq!(found, expected.map(|(name, size)| (name.to_string(), size)), "{text}");
+            assert_eq!(found.as_deref(), expected, "{text}");
         };
-        check("x: Impossible to unify Sym(channels) with Val(3).", Some(("channels", 3)));
-        check("Impossible to unify Val(224) with Sym(height)", Some(("height", 224)));
+        check("x: Impossible to unify Sym(channels) with Val(3).", Some("channels is 3"));
+        check("Impossible to unify Val(224) with Sym(height)", Some("height is 224"));
+        check("Impossible to unify Sym(a) with Sym(b_2).", Some("a is b_2"));
+        check(
+            "Impossible to unify Div(Add([Val(31), Sym(height)]), 32) with MulInt(2, Sym(width)).",
+            Some("height and width"),
+        );
+        check("Impossible to unify Add([Val(1), Sym(h)]) with Val(31).", Some("h"));
         check("Impossible to unify Val(224) with Val(3)", None);
         check("something else", None);
     }

@@ -297,10 +297,11 @@ impl Seat {
 
     /// The node's inputs; what only they needed is let go.
     fn take_inputs(&mut self, node: &TypedNode, flush: &[usize]) -> TractResult<TVec<TValue>> {
-        let inputs = self.state.prepare_inputs(node.id)?;
+        let mut inputs = self.state.prepare_inputs(node.id)?;
         for value in flush {
             self.state.turn_state.values[*value] = None;
         }
+        bind_sizes(&mut inputs, &self.state.turn_state.resolved_symbols)?;
         Ok(inputs)
     }
 
@@ -345,9 +346,25 @@ impl Seat {
     fn finish(mut self) -> TractResult<TVec<TValue>> {
         match self.ended.take() {
             Some(error) => Err(error),
-            None => self.state.outputs(),
+            None => {
+                let mut outputs = self.state.outputs()?;
+                bind_sizes(&mut outputs, &self.state.turn_state.resolved_symbols)?;
+                Ok(outputs)
+            }
         }
     }
+}
+
+/// Puts numbers in the place of sizes that constants leave open: not every op does so itself.
+fn bind_sizes(values: &mut TVec<TValue>, symbols: &SymbolValues) -> TractResult<()> {
+    for value in values.iter_mut().filter(|value| value.datum_type() == TDim::datum_type()) {
+        let sizes: Vec<TDim> = value.try_as_plain_ram()?.as_slice::<TDim>()?.to_vec();
+        if sizes.iter().any(|size| size.as_i64().is_none()) {
+            let bound: Vec<TDim> = sizes.iter().map(|size| size.eval(symbols)).collect();
+            *value = tensor1(&bound).into_shape(value.shape())?.into_tvalue();
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

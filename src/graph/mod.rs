@@ -5,18 +5,23 @@
 //! requests at once. Nothing here reads a block, knows a window or speaks HTTP.
 
 mod bounds;
+mod builders;
 mod check;
 mod checked;
+pub mod dims;
 mod error;
 mod import;
+mod integers;
 mod kernel;
 mod lockstep;
 mod memory;
 mod ops;
+mod ports;
 pub mod progress;
 mod repair;
 mod sizes;
 pub mod skim;
+mod trial;
 mod uses;
 mod vet;
 mod view;
@@ -28,4 +33,5 @@ pub use lockstep::{AtNode, Lockstep, Outcomes};
 pub use memory::Footprint;
 pub use ops::{Feed, IndexOutOfRange, Lease, TapeFeed};
 pub use sizes::{Choice, Sizes};
+pub use trial::{Given, ReadWeight, Trial, Tried};
 pub use uses::{UseKind, WeightUse, streamed_slots};

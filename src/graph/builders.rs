@@ -1,0 +1,447 @@
+//! Operators that are built otherwise than by tract, which cannot do with open sizes there.
+
+use std::sync::LazyLock;
+use tract_core::internal::*;
+use tract_core::ops::array::{Slice, TypedConcat};
+use tract_core::ops::cast::wire_cast;
+use tract_core::ops::change_axes::wire_with_rank_broadcast;
+use tract_core::ops::downsample::Downsample;
+use tract_core::ops::identity::Identity;
+use tract_core::ops::logic::Iff;
+use tract_onnx::Onnx;
+use tract_onnx::model::ParsingContext;
+use tract_onnx::pb::{AttributeProto, NodeProto, TensorProto};
+use tract_onnx::tract_hir::infer::{InferenceOp, InferenceResult, Solver, TensorProxy};
+use tract_onnx::tract_hir::internal::IntoExp;
+use tract_onnx::tract_hir::ops::expandable::{Expansion, expand};
+
+/// What tract builds, by itself.
+static TRACT: LazyLock<Onnx> = LazyLock::new(tract_onnx::onnx);
+
+/// The register of operators.
+pub fn onnx() -> Onnx {
+    let mut onnx = TRACT.clone().with_ignore_value_info(true);
+    onnx.op_register.insert("Attention", attention);
+    onnx.op_register.insert("Concat", concat);
+    onnx.op_register.insert("CumSum", of_numbers);
+    onnx.op_register.insert("Slice", slice);
+    onnx
+}
+
+/// What a builder gives back: an operator, and names it closes on.
+type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
+
+fn by_tract(context: &ParsingContext, node: &NodeProto) -> Built {
+    let builder = TRACT.op_register.0.get(&node.op_type).context("an operator of tract's")?;
+    builder(context, node)
+}
+
+fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
+    node.attribute.iter().find(|attribute| attribute.name == name)
+}
+
+/// Arrays side by side. What tract wants equal in the other axes may differ in form, `2*((h+3)/4)`
+/// and `(h+1)/2`, and be equal for the sizes that are asked for: that is checked in each pass.
+#[derive(Clone, Debug)]
+struct Concat {
+    axis: i64,
+}
+
+fn concat(_context: &ParsingContext, node: &NodeProto) -> Built {
+    let axis = attribute(node, "axis").context("a Concat has an axis")?.i;
+    Ok((expand(Concat { axis }), vec![]))
+}
+
+impl Concat {
+    fn axis(&self, rank: usize) -> TractResult<usize> {
+        let axis = if self.axis < 0 { self.axis + rank as i64 } else { self.axis };
+        usize::try_from(axis)
+            .ok()
+            .filter(|axis| *axis < rank)
+            .with_context(|| format!("axis {} of {rank}", self.axis))
+    }
+}
+
+/// Whether two sizes may turn out equal, although nobody can say so beforehand. A symbol of the
+/// inputs is none of them: it is made what it is beside.
+fn may_be_equal(a: &TDim, b: &TDim) -> bool {
+    let is_bare = |dim: &TDim| matches!(dim, TDim::Sym(_) | TDim::Val(_));
+    a != b && !(is_bare(a) && is_bare(b))
+}
+
+impl Expansion for Concat {
+    fn name(&self) -> StaticName {
+        "Concat".into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        ensure!(!inputs.is_empty() && outputs.len() == 1, "a Concat of nothing");
+        s.equals(&outputs[0].rank, &inputs[0].rank)?;
+        s.equals_all(inputs.iter().map(|input| (&input.rank).bex()).collect())?;
+        s.given_all(inputs.iter().map(|input| (&input.datum_type).bex()), move |s, types| {
+            let common = DatumType::super_type_for(&types);
+            let common = common.with_context(|| format!("no type has all of {types:?}"))?;
+            s.equals(&outputs[0].datum_type, common)
+        })?;
+        s.given(&inputs[0].rank, move |s, rank| {
+            let along = self.axis(rank as usize)?;
+            let lengths = inputs.iter().map(|input| (&input.shape[along]).bex());
+            s.given_all(lengths, move |s, lengths| {
+                s.equals(&outputs[0].shape[along], lengths.into_iter().sum::<TDim>())
+            })?;
+            for axis in (0..rank as usize).filter(|axis| *axis != along) {
+                s.equals(&outputs[0].shape[axis], &inputs[0].shape[axis])?;
+                for input in &inputs[1..] {
+                    let (first, other) = (&inputs[0].shape[axis], &input.shape[axis]);
+                    s.given_2(first, other, move |s, a, b| match may_be_equal(&a, &b) {
+                        true => Ok(()),
+                        false => s.equals(first, other),
+                    })?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn wire(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        let fact = |input: &OutletId| model.outlet_fact(*input).cloned();
+        let facts = inputs.iter().map(fact).collect::<TractResult<Vec<_>>>()?;
+        let common = DatumType::super_type_for(facts.iter().map(|fact| fact.datum_type));
+        let common = common.context("no type has all of the inputs")?;
+        let axis = self.axis(facts[0].rank())?;
+        let mut wires = wire_cast(prefix, model, inputs, common)?;
+        for (index, (wire, fact)) in wires.iter_mut().zip(&facts).enumerate() {
+            let mut shape = facts[0].shape.to_tvec();
+            shape[axis] = fact.shape[axis].clone();
+            if shape[..] != fact.shape.to_tvec()[..] {
+                let name = format!("{prefix}.same.{index}");
+                *wire = model.wire_node(name, SameShape { shape }, &[*wire])?[0];
+            }
+        }
+        model.wire_node(prefix, TypedConcat::new(axis), &wires)
+    }
+}
+
+/// Its input, whose shape is another expression of the same numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct SameShape {
+    shape: TVec<TDim>,
+}
+
+impl Op for SameShape {
+    fn name(&self) -> StaticName {
+        "SameShape".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for SameShape {
+    op_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let sizes = self.shape.iter().map(|dim| Ok(dim.eval(context.symbols).to_usize()?));
+        let wanted = sizes.collect::<TractResult<TVec<usize>>>()?;
+        let found = inputs[0].shape();
+        ensure!(
+            *wanted == *found,
+            "sizes that have to be the same come to {wanted:?} and {found:?}: other sizes of the inputs may do"
+        );
+        Ok(inputs)
+    }
+}
+
+impl TypedOp for SameShape {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(inputs[0].datum_type.fact(&self.shape)))
+    }
+
+    as_op!();
+}
+
+/// A slice whose bounds are constants, and may lie beyond the ends of an open axis.
+#[derive(Clone, Debug)]
+struct ConstantSlice {
+    /// Axis, start, end and step of each.
+    cuts: Vec<[i64; 4]>,
+}
+
+fn slice(context: &ParsingContext, node: &NodeProto) -> Built {
+    match ConstantSlice::of(context, node) {
+        Some(slice) => Ok((expand(slice), vec![])),
+        None => by_tract(context, node),
+    }
+}
+
+/// The integers of a constant, where the graph has it as one.
+fn constant(context: &ParsingContext, name: &str) -> Option<Vec<i64>> {
+    let load = |tensor: &TensorProto| -> Option<Vec<i64>> {
+        let tensor = context.load_tensor(tensor).ok()?;
+        let values = tensor.cast_to::<i64>().ok()?;
+        Some(values.try_as_plain_ram().ok()?.as_slice::<i64>().ok()?.to_vec())
+    };
+    let graph = context.parent_graphs.last()?;
+    if let Some(tensor) = graph.initializer.iter().find(|tensor| tensor.name == name) {
+        return load(tensor);
+    }
+    let makes = |node: &&NodeProto| node.output.first().is_some_and(|output| output == name);
+    let node = graph.node.iter().find(makes).filter(|node| node.op_type == "Constant")?;
+    match attribute(node, "value") {
+        Some(value) => load(value.t.as_ref()?),
+        None => Some(attribute(node, "value_ints")?.ints.clone()),
+    }
+}
+
+impl ConstantSlice {
+    fn of(context: &ParsingContext, node: &NodeProto) -> Option<ConstantSlice> {
+        let parts: [Option<Vec<i64>>; 4] = match context.onnx_operator_set_version < 10 {
+            true => ["starts", "ends", "axes", "steps"]
+                .map(|name| attribute(node, name).map(|attribute| attribute.ints.clone())),
+            false => {
+                let input = |index: usize| node.input.get(index).filter(|name| !name.is_empty());
+                if (1..5).any(|i| input(i).is_some_and(|name| constant(context, name).is_none())) {
+                    return None;
+                }
+                [1, 2, 3, 4].map(|index| constant(context, input(index)?))
+            }
+        };
+        let [starts, ends, axes, steps] = parts;
+        let (starts, ends) = (starts?, ends?);
+        let axes = axes.unwrap_or_else(|| (0..starts.len() as i64).collect());
+        let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
+        let all_alike = [&ends, &axes, &steps].iter().all(|part| part.len() == starts.len());
+        if !all_alike || steps.iter().any(|step| *step < 1) {
+            return None;
+        }
+        let cuts = (0..starts.len()).map(|i| [axes[i], starts[i], ends[i], steps[i]]).collect();
+        Some(ConstantSlice { cuts })
+    }
+
+    /// Axis, first, end and step of each cut that takes anything away.
+    fn resolve(&self, shape: &[TDim]) -> TractResult<Vec<(usize, TDim, TDim, i64)>> {
+        let mut found = vec![];
+        for [axis, start, end, step] in &self.cuts {
+            let axis = if *axis < 0 { axis + shape.len() as i64 } else { *axis } as usize;
+            let dim = shape.get(axis).with_context(|| format!("axis {axis} of {}", shape.len()))?;
+            let (start, end) = (bound(dim, *start), bound(dim, *end));
+            let end = match (start.as_i64(), end.as_i64()) {
+                (Some(start), Some(end)) => end.max(start).to_dim(),
+                _ => end,
+            };
+            if start != 0.to_dim() || end != *dim || *step != 1 {
+                found.push((axis, start, end, *step));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A bound of a slice within an axis. An open axis is taken to have an element at least.
+fn bound(dim: &TDim, at: i64) -> TDim {
+    let unlimited = at >= i64::from(i32::MAX);
+    match dim.as_i64() {
+        Some(size) if at < 0 => (at.saturating_add(size)).max(0).to_dim(),
+        Some(size) => at.min(size).to_dim(),
+        None if unlimited => dim.clone(),
+        None if at == 0 || at == 1 => at.to_dim(),
+        None if at > 0 => dim.clone().mini(at.to_dim()),
+        None if at == -1 => dim.clone() - 1,
+        None if at < -i64::from(i32::MAX) => 0.to_dim(),
+        None => (dim.clone() + at).maxi(0.to_dim()),
+    }
+}
+
+impl Expansion for ConstantSlice {
+    fn name(&self) -> StaticName {
+        "Slice".into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        s.equals(&inputs[0].datum_type, &outputs[0].datum_type)?;
+        s.equals(&inputs[0].rank, &outputs[0].rank)?;
+        s.given(&inputs[0].shape, move |s, shape| {
+            let mut cut = shape.clone();
+            for (axis, start, end, step) in self.resolve(&shape)? {
+                cut[axis] = (end - start).divceil(step as usize);
+            }
+            s.equals(&outputs[0].shape, cut)
+        })
+    }
+
+    fn wire(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        let shape = model.outlet_fact(inputs[0])?.shape.to_tvec();
+        let mut wire = inputs[0];
+        for (index, (axis, start, end, step)) in self.resolve(&shape)?.into_iter().enumerate() {
+            let name = format!("{prefix}.cut.{index}");
+            wire = model.wire_node(&name, Slice::new(axis, start, end), &[wire])?[0];
+            if step != 1 {
+                let every = Downsample::new(axis, step as isize, 0);
+                wire = model.wire_node(format!("{name}.every"), every, &[wire])?[0];
+            }
+        }
+        // A node of its name: one that takes nothing away would give its input another.
+        model.wire_node(prefix, Identity, &[wire])
+    }
+}
+
+/// An operator that computes with numbers: sizes of open axes, which tract keeps as expressions,
+/// become such before.
+#[derive(Clone, Debug)]
+struct OfNumbers {
+    operator: Box<dyn Expansion>,
+}
+
+fn of_numbers(context: &ParsingContext, node: &NodeProto) -> Built {
+    let (op, closed) = by_tract(context, node)?;
+    match op.as_op().downcast_ref::<Box<dyn Expansion>>() {
+        Some(operator) => {
+            let operator = dyn_clone::clone_box(&**operator);
+            Ok((expand(OfNumbers { operator }), closed))
+        }
+        None => Ok((op, closed)),
+    }
+}
+
+impl Expansion for OfNumbers {
+    fn name(&self) -> StaticName {
+        Expansion::name(&*self.operator)
+    }
+
+    fn nboutputs(&self) -> TractResult<usize> {
+        Expansion::nboutputs(&*self.operator)
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        Expansion::rules(&*self.operator, s, inputs, outputs)
+    }
+
+    fn wire(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        let mut inputs: TVec<OutletId> = inputs.into();
+        for (index, input) in inputs.iter_mut().enumerate() {
+            let fact = model.outlet_fact(*input)?;
+            if fact.datum_type == TDim::datum_type() {
+                let name = format!("{prefix}.number.{index}");
+                *input = wire_cast(name, model, &[*input], i64::datum_type())?[0];
+            }
+        }
+        Expansion::wire(&*self.operator, prefix, model, &inputs)
+    }
+}
+
+/// Attention, whose mask may be of booleans: what may not be seen counts minus infinity.
+#[derive(Clone, Debug)]
+struct MaskedAttention {
+    attention: Box<dyn Expansion>,
+}
+
+/// Where an attention has its mask.
+const MASK: usize = 3;
+
+fn attention(context: &ParsingContext, node: &NodeProto) -> Built {
+    let (op, closed) = by_tract(context, node)?;
+    let has_mask = node.input.get(MASK).is_some_and(|name| !name.is_empty());
+    match op.as_op().downcast_ref::<Box<dyn Expansion>>().filter(|_| has_mask) {
+        Some(attention) => {
+            let attention = dyn_clone::clone_box(&**attention);
+            Ok((expand(MaskedAttention { attention }), closed))
+        }
+        None => Ok((op, closed)),
+    }
+}
+
+impl Expansion for MaskedAttention {
+    fn name(&self) -> StaticName {
+        Expansion::name(&*self.attention)
+    }
+
+    fn nboutputs(&self) -> TractResult<usize> {
+        Expansion::nboutputs(&*self.attention)
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        Expansion::rules(&*self.attention, s, inputs, outputs)
+    }
+
+    fn wire(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        let mut inputs: TVec<OutletId> = inputs.into();
+        if model.outlet_fact(inputs[MASK])?.datum_type == bool::datum_type() {
+            let datum = model.outlet_fact(inputs[0])?.datum_type;
+            let value = |value: f32| tensor0(value).cast_to_dt(datum).map(|t| t.into_owned());
+            let seen = model.add_const(format!("{prefix}.seen"), value(0.0)?)?;
+            let unseen = model.add_const(format!("{prefix}.unseen"), value(f32::NEG_INFINITY)?)?;
+            let choice = [inputs[MASK], seen, unseen];
+            inputs[MASK] =
+                wire_with_rank_broadcast(format!("{prefix}.mask"), model, Iff, &choice)?[0];
+        }
+        Expansion::wire(&*self.attention, prefix, model, &inputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_lie_within_their_axis() {
+        let symbols = SymbolScope::default();
+        let open = symbols.sym("s").to_dim();
+        let check = |at: i64, size: i64, expected: i64| {
+            let values = SymbolValues::default().with(&symbols.sym("s"), size);
+            assert_eq!(bound(&open, at).eval(&values).as_i64(), Some(expected), "{at} of {size}");
+            assert_eq!(bound(&size.to_dim(), at).as_i64(), Some(expected), "{at} of {size}");
+        };
+        for (at, size, expected) in [
+            (0, 5, 0),
+            (1, 5, 1),
+            (3, 5, 3),
+            (512, 5, 5),
+            (i64::MAX, 5, 5),
+            (-1, 5, 4),
+            (-3, 5, 2),
+            (-512, 5, 0),
+            (i64::MIN, 5, 0),
+        ] {
+            check(at, size, expected);
+        }
+    }
+}
