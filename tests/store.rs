@@ -142,6 +142,7 @@ fn write_version(folder: &Path, model: &str, version: &str) {
         tokenizer: Some(write_file(folder, "tokenizer.json", b"{}")),
         task: None,
         text: None,
+        batch: None,
         loading_bytes: None,
         provenance: Provenance {
             source: "m.onnx".to_owned(),

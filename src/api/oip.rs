@@ -8,7 +8,7 @@ use super::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
 use super::pieces::Pieces;
 use super::routes::{Api, Submitted, answer, error_response};
 use crate::engine::{Cancel, Reply, Request};
-use crate::store::manifest::{Dim, Manifest, Port, Task, TextRules};
+use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port, Task, TextRules};
 use crate::stream::{Grant, Trace};
 use axum::Json;
 use axum::body::Body;
@@ -270,6 +270,17 @@ struct ModelParameters {
     /// What the makers say about texts, and what of it was guessed.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<TextRules>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<BatchMetadata>,
+}
+
+/// The axis along which a request may bring several rows.
+#[derive(Serialize)]
+struct BatchMetadata {
+    /// As in `symbolic_shape`.
+    name: String,
+    /// Rows that a request may bring.
+    limit: usize,
 }
 
 impl ModelMetadata {
@@ -284,14 +295,18 @@ impl ModelMetadata {
             name: manifest.model.clone(),
             versions: vec![manifest.version.clone()],
             platform: "hermes_onnx",
-            inputs: manifest.inputs.iter().map(TensorMetadata::new).collect(),
-            outputs: manifest.outputs.iter().map(TensorMetadata::new).collect(),
+            inputs: manifest.given_inputs().iter().map(TensorMetadata::new).collect(),
+            outputs: manifest.answered_outputs().iter().map(TensorMetadata::new).collect(),
             parameters: ModelParameters {
                 state: if ready { "ready" } else { "unloaded" },
                 variant_bytes,
                 variants: manifest.variants.clone(),
                 task: manifest.task.clone(),
                 text: manifest.text.clone(),
+                batch: manifest
+                    .batch
+                    .as_ref()
+                    .map(|batch| BatchMetadata { name: batch.name.clone(), limit: MAX_ROWS }),
             },
         }
     }

@@ -19,6 +19,7 @@ mod pressure;
 mod profiler;
 mod queue;
 pub mod rehearsal;
+mod rows;
 mod sample;
 mod service;
 mod sources;

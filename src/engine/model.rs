@@ -5,12 +5,13 @@ use super::doubt::Doubt;
 use super::error::EngineError;
 use super::pins::Pins;
 use super::policy::{Policy, largest_unit_bytes};
+use super::rows;
 use super::service::{DiskKind, lock};
 use super::sources::Sources;
 use super::tape::{Stretch, Tape};
 use crate::graph::{self, Footprint, GraphError, Imported, Lockstep};
 use crate::plan::{Plan, Profile};
-use crate::store::manifest::{Dim, Manifest, Port};
+use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
 use crate::sys::heap;
@@ -35,6 +36,7 @@ pub struct Model {
     doubt: Mutex<Doubt>,
     /// Why it was tried in vain to measure it, if it was.
     given_up: Mutex<Option<String>>,
+    /// As requests give them.
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     failure: OnceLock<String>,
@@ -157,7 +159,7 @@ impl Model {
             profile: Mutex::default(),
             doubt: Mutex::default(),
             given_up: Mutex::default(),
-            inputs: imported.inputs,
+            inputs: manifest.given_inputs(),
             outputs: imported.outputs,
             failure: OnceLock::new(),
             graph: grant,
@@ -238,7 +240,7 @@ impl Model {
     /// The length that all open dimensions of a pass's inputs have, in the plan's order: 1 where
     /// there are none, none where they differ.
     pub(super) fn tokens_of(&self, inputs: &TVec<TValue>) -> Option<u64> {
-        let shapes = self.inputs.iter().zip(inputs);
+        let shapes = self.dir.manifest.inputs.iter().zip(inputs);
         let sizes = shapes.flat_map(|(port, input)| port.shape.iter().zip(input.shape()));
         let mut open = sizes.filter(|(dim, _)| matches!(dim, Dim::Symbol(_))).map(|(_, size)| size);
         let first = open.next().copied().unwrap_or(1);
@@ -291,8 +293,12 @@ impl Model {
         }
     }
 
-    /// Checks a request against the model's inputs and puts it in the plan's order.
-    pub(super) fn arrange(&self, inputs: &[(String, Array)]) -> Result<TVec<TValue>, EngineError> {
+    /// Checks a request against the model's inputs and puts each of its rows in the plan's order:
+    /// one where the model has no batch.
+    pub(super) fn arrange(
+        &self,
+        inputs: &[(String, Array)],
+    ) -> Result<Vec<TVec<TValue>>, EngineError> {
         let invalid = |text: String| Err(EngineError::Invalid(text));
         for (index, (name, _)) in inputs.iter().enumerate() {
             if !self.inputs.iter().any(|port| port.name == *name) {
@@ -304,7 +310,7 @@ impl Model {
             }
         }
         let mut bound = HashMap::new();
-        let mut arranged = tvec![];
+        let mut given = vec![];
         for port in &self.inputs {
             let Some((_, array)) = inputs.iter().find(|(name, _)| *name == port.name) else {
                 let Port { name, dtype, shape } = port;
@@ -312,18 +318,61 @@ impl Model {
                 return invalid(format!("input \"{name}\" is missing: expected {dtype} {shape}"));
             };
             check_input(port, array, &mut bound)?;
-            let tensor = match array.to_tensor() {
-                Some(tensor) => tensor.map_err(|e| EngineError::Internal(format!("{e:#}")))?,
-                None => {
-                    return invalid(format!(
-                        "input \"{}\": {} cannot be computed with",
-                        port.name, array.dtype
-                    ));
+            given.push((port, array));
+        }
+        let Some(batch) = &self.dir.manifest.batch else {
+            return Ok(vec![
+                given.iter().map(|(port, x)| value(port, x)).collect::<Result<_, _>>()?,
+            ]);
+        };
+        let axis_of = |input: usize| batch.inputs[input].map(|axis| axis as usize);
+        let rows = bound.get(batch.name.as_str()).map_or(1, |(rows, _)| *rows);
+        if !(1..=MAX_ROWS).contains(&rows) {
+            return invalid(format!(
+                "{} is {rows}: a request has 1 to {MAX_ROWS} rows in its batch",
+                batch.name
+            ));
+        }
+        let mut arranged = vec![tvec![]; rows];
+        for (input, (port, array)) in given.into_iter().enumerate() {
+            match axis_of(input).filter(|_| rows > 1) {
+                Some(axis) => {
+                    for (row, values) in arranged.iter_mut().enumerate() {
+                        values.push(value(port, &array.row(axis, row))?);
+                    }
                 }
-            };
-            arranged.push(tensor.into_tvalue());
+                None => {
+                    let shared = value(port, array)?;
+                    arranged.iter_mut().for_each(|values| values.push(shared.clone()));
+                }
+            }
         }
         Ok(arranged)
+    }
+
+    /// What the rows of a request came to, as one answer; `outputs` are those it asked for.
+    pub(super) fn join_rows(
+        &self,
+        rows: Vec<Vec<Array>>,
+        outputs: &[usize],
+    ) -> Result<Vec<Array>, EngineError> {
+        let Some(batch) = self.dir.manifest.batch.as_ref().filter(|_| rows.len() > 1) else {
+            return Ok(rows.into_iter().next().unwrap_or_default());
+        };
+        let mut rows: Vec<_> = rows.into_iter().map(Vec::into_iter).collect();
+        let join = |output: &usize| {
+            let parts = rows.iter_mut().filter_map(Iterator::next).collect();
+            rows::join(self.output_name(*output), batch.outputs[*output] as usize, parts)
+        };
+        outputs.iter().map(join).collect()
+    }
+
+    /// Names the first axis of length 0 of a pass's inputs, which few models can do with.
+    pub(super) fn empty_axis(&self, inputs: &TVec<TValue>) -> Option<String> {
+        self.inputs.iter().zip(inputs).find_map(|(port, input)| {
+            let axis = input.shape().iter().position(|size| *size == 0)?;
+            Some(format!("input \"{}\" has length 0 in axis {axis}", port.name))
+        })
     }
 
     /// Indices of the outputs that a request names, all of them where it names none.
@@ -415,7 +464,6 @@ fn check_input<'a>(
     }
     for (axis, (size, dim)) in array.shape.iter().zip(shape).enumerate() {
         match dim {
-            _ if *size == 0 => return invalid(format!("has length 0 in axis {axis}")),
             Dim::Fixed(fixed) if *fixed != *size as u64 => {
                 return invalid(format!("has shape {:?}", array.shape));
             }
@@ -431,6 +479,18 @@ fn check_input<'a>(
         }
     }
     Ok(())
+}
+
+/// The tensor of an input.
+fn value(port: &Port, array: &Array) -> Result<TValue, EngineError> {
+    match array.to_tensor() {
+        Some(Ok(tensor)) => Ok(tensor.into_tvalue()),
+        Some(Err(error)) => Err(EngineError::Internal(format!("{error:#}"))),
+        None => Err(EngineError::Invalid(format!(
+            "input \"{}\": {} cannot be computed with",
+            port.name, array.dtype
+        ))),
+    }
 }
 
 fn describe_names(ports: &[Port]) -> String {

@@ -190,6 +190,8 @@ impl Pass {
     /// the compute pool's. Every seat gets its outputs or its own error.
     pub fn run(&self, seats: Vec<Seat>) -> Vec<Result<Vec<Array>, EngineError>> {
         let cancels: Vec<Cancel> = seats.iter().map(|seat| seat.cancel.clone()).collect();
+        let empty: Vec<Option<String>> =
+            seats.iter().map(|seat| self.model.empty_axis(&seat.inputs)).collect();
         let (inputs, outputs): (Vec<_>, Vec<_>) =
             seats.into_iter().map(|seat| (seat.inputs, seat.outputs)).unzip();
         let outcomes = self.evaluate(inputs, &cancels);
@@ -197,14 +199,16 @@ impl Pass {
         match self.flow.confirm().map_err(TractError::from).and(outcomes) {
             Ok(outcomes) => outcomes
                 .into_iter()
-                .zip(outputs.iter().zip(&cancels))
-                .map(|(outcome, (outputs, cancel))| {
+                .zip(outputs.iter().zip(cancels.iter().zip(&empty)))
+                .map(|(outcome, (outputs, (cancel, empty)))| {
                     outcome
                         .and_then(|values| arrays(&values, outputs))
-                        .map_err(|error| self.explain(cancel, &error))
+                        .map_err(|error| self.explain(cancel, empty.as_deref(), &error))
                 })
                 .collect(),
-            Err(error) => cancels.iter().map(|cancel| Err(self.explain(cancel, &error))).collect(),
+            Err(error) => {
+                cancels.iter().map(|cancel| Err(self.explain(cancel, None, &error))).collect()
+            }
         }
     }
 
@@ -227,8 +231,9 @@ impl Pass {
         self.model.plan.run(&feed, inputs, &watch, &enter)
     }
 
-    /// Tells a broken disk from a cancelled request from a request the model cannot compute.
-    fn explain(&self, cancel: &Cancel, error: &TractError) -> EngineError {
+    /// Tells a broken disk from a cancelled request from a request the model cannot compute; `empty`
+    /// is what the request has of length 0.
+    fn explain(&self, cancel: &Cancel, empty: Option<&str>, error: &TractError) -> EngineError {
         if cancel.is_cancelled() || self.stopping.is_cancelled() {
             return EngineError::Cancelled;
         }
@@ -239,7 +244,10 @@ impl Pass {
             (Some(index @ IndexOutOfRange { .. }), Some(node)) => {
                 format!("{node}: {index}: a token id or the length is too large")
             }
-            _ => format!("the model cannot compute this request: {error:#}"),
+            _ => match empty {
+                Some(empty) => format!("{empty}, with which the model cannot compute: {error:#}"),
+                None => format!("the model cannot compute this request: {error:#}"),
+            },
         })
     }
 }

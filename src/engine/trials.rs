@@ -266,7 +266,7 @@ impl Worker {
         let Rehearsal { model, playing, pins, shapes, cancel } = *rehearsal;
         let inputs = sample_of_shapes(&model.dir.manifest.inputs, shapes.clone())
             .map_err(|error| EngineError::Invalid(error.to_string()))?;
-        let inputs = model.arrange(&inputs)?;
+        let inputs = model.arrange(&inputs)?.swap_remove(0);
         let bytes = model.footprint(&inputs).alone_bytes;
         let grant = shared.ledger.try_grant(Category::Activations, bytes)?;
         let _spare = keep_freed(shared, bytes);

@@ -71,8 +71,9 @@ pub(super) struct Worker {
 /// A request that was admitted to a pass.
 struct Admitted {
     waiting: Waiting,
-    seat: Seat,
-    /// Bytes it holds once it shares the pass.
+    /// One for each row of its batch.
+    seats: Vec<Seat>,
+    /// Bytes they hold once they share the pass.
     together_bytes: u64,
     grant: Grant,
 }
@@ -266,7 +267,7 @@ impl Worker {
     fn admit(&self, shared: &Shared, model: &Arc<Model>, seats: &mut Vec<Admitted>) {
         let counters = shared.counters.of(model.name());
         let traced = |waiting: &Waiting| waiting.request.trace.is_some();
-        while seats.len() < MAX_SEATS
+        while count(seats) < MAX_SEATS
             && !seats.first().is_some_and(|first| traced(&first.waiting))
             && let Some(waiting) = shared.inbox.pop(model.name())
         {
@@ -280,8 +281,8 @@ impl Worker {
                 continue;
             }
             match self.seat(shared, model, &waiting, seats) {
-                Ok((seat, together_bytes, grant)) => {
-                    seats.push(Admitted { waiting, seat, together_bytes, grant });
+                Ok((taken, together_bytes, grant)) => {
+                    seats.push(Admitted { waiting, seats: taken, together_bytes, grant });
                 }
                 Err(Refusal::Later) => return shared.inbox.put_back(waiting),
                 Err(Refusal::Error(error)) => {
@@ -298,27 +299,35 @@ impl Worker {
         model: &Arc<Model>,
         waiting: &Waiting,
         seats: &mut [Admitted],
-    ) -> Result<(Seat, u64, Grant), Refusal> {
+    ) -> Result<(Vec<Seat>, u64, Grant), Refusal> {
         let request = &waiting.request;
         model.check_service().map_err(Refusal::Error)?;
-        let inputs = model.arrange(&request.inputs).map_err(Refusal::Error)?;
+        let rows = model.arrange(&request.inputs).map_err(Refusal::Error)?;
+        if !seats.is_empty() && count(seats) + rows.len() > MAX_SEATS {
+            return Err(Refusal::Later);
+        }
         let outputs = model.pick_outputs(&request.outputs).map_err(Refusal::Error)?;
-        let footprint = model.footprint(&inputs);
+        let footprint = model.footprint(&rows[0]);
         let shared_bytes = if seats.is_empty() { model.decoding_bytes() } else { 0 };
+        let together_bytes =
+            footprint.together_bytes.saturating_mul(rows.len() as u64).saturating_add(shared_bytes);
         let grant = match seats {
-            [] => self.grant_alone(shared, model, footprint.alone_bytes).map_err(Refusal::Error)?,
+            [] => {
+                let bytes = if rows.len() > 1 { together_bytes } else { footprint.alone_bytes };
+                self.grant_alone(shared, model, bytes).map_err(Refusal::Error)?
+            }
             seats => {
                 for seat in &mut *seats {
                     let together_bytes = seat.together_bytes;
                     seat.grant.resize(together_bytes).map_err(|_| Refusal::Later)?;
                 }
-                let grant =
-                    shared.ledger.try_grant(Category::Activations, footprint.together_bytes);
+                let grant = shared.ledger.try_grant(Category::Activations, together_bytes);
                 grant.map_err(|_| Refusal::Later)?
             }
         };
-        let seat = Seat { inputs, outputs, cancel: request.cancel.clone() };
-        Ok((seat, footprint.together_bytes + shared_bytes, grant))
+        let seat =
+            |inputs| Seat { inputs, outputs: outputs.clone(), cancel: request.cancel.clone() };
+        Ok((rows.into_iter().map(seat).collect(), together_bytes, grant))
     }
 
     /// A grant for a pass; whatever can give way does, before it is refused.
@@ -345,21 +354,20 @@ impl Worker {
         let mut seats = vec![];
         // Of one that has the pass to itself.
         let tokens = match &admitted[..] {
-            [only] => model.tokens_of(&only.seat.inputs),
+            [Admitted { seats, .. }] if seats.len() == 1 => model.tokens_of(&seats[0].inputs),
             _ => None,
         };
-        for Admitted { waiting, seat, grant, .. } in admitted {
-            let names: Vec<String> =
-                seat.outputs.iter().map(|index| model.output_name(*index).to_string()).collect();
-            asked.push((waiting, names, grant));
-            seats.push(seat);
+        for Admitted { waiting, seats: taken, grant, .. } in admitted {
+            asked.push((waiting, taken[0].outputs.clone(), taken.len(), grant));
+            seats.extend(taken);
         }
+        let rows = seats.len();
         let held_bytes = heap::live_bytes();
         heap::reset_peak();
         let ran = panics::caught(|| self.crew.compute(|| pass.run(seats)));
         let latency_us = began.elapsed().as_micros() as u64;
         let peak_bytes = heap::peak_bytes().saturating_sub(held_bytes);
-        let granted_bytes: u64 = asked.iter().map(|(_, _, grant)| grant.bytes()).sum();
+        let granted_bytes: u64 = asked.iter().map(|(_, _, _, grant)| grant.bytes()).sum();
         log::debug!("a pass held {peak_bytes} bytes at its peak, {granted_bytes} were granted");
         let failure = flow.failure();
         model.pins.take(flow.end());
@@ -368,17 +376,23 @@ impl Worker {
             model.pins.release();
         }
         let counted = flow.counters();
-        count_pass(&counters, latency_us, asked.len(), counted);
+        count_pass(&counters, latency_us, rows, counted);
         if let Some(failure) = failure.filter(|_| !shared.stopping.is_cancelled()) {
             model.fail(&failure);
         }
         let results: Vec<Result<Vec<Array>, EngineError>> = ran.unwrap_or_else(|text| {
             log::error!("a pass of model {} failed within: {text}", model.name());
-            asked.iter().map(|_| Err(EngineError::Internal(text.clone()))).collect()
+            (0..rows).map(|_| Err(EngineError::Internal(text.clone()))).collect()
         });
         let seats = asked.len();
         let judged = tokens.filter(|_| matches!(&results[..], [Ok(_)]));
-        for ((waiting, names, mut grant), result) in asked.into_iter().zip(results) {
+        let mut results = results.into_iter();
+        for (waiting, outputs, rows, mut grant) in asked {
+            let rows: Vec<_> = results.by_ref().take(rows).collect();
+            let result = rows
+                .into_iter()
+                .collect::<Result<Vec<_>, _>>()
+                .and_then(|rows| model.join_rows(rows, &outputs));
             let queue_us = began.saturating_duration_since(waiting.since).as_micros() as u64;
             Counters::add(&counters.queue_us, queue_us);
             let stats = PassStats {
@@ -403,7 +417,8 @@ impl Worker {
                 Err(_) => &counters.failed,
             };
             Counters::add(counter, 1);
-            let outputs = result.map(|arrays| names.into_iter().zip(arrays).collect());
+            let names = outputs.iter().map(|output| model.output_name(*output).to_string());
+            let outputs = result.map(|arrays| names.zip(arrays).collect());
             let held = Arc::new(grant);
             waiting.answer.give(outputs.map(|outputs| Reply { outputs, stats, held }));
         }
@@ -687,6 +702,11 @@ fn make_room(shared: &Shared, name: &str) -> bool {
     drop(models);
     heap::trim();
     true
+}
+
+/// Seats of the requests in a pass.
+fn count(admitted: &[Admitted]) -> usize {
+    admitted.iter().map(|admitted| admitted.seats.len()).sum()
 }
 
 /// Unloads a model; whether it was loaded.

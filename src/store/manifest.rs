@@ -2,6 +2,7 @@
 
 use super::Dtype;
 pub use super::text::{MAX_PROMPTS, Pooling, Prompt, TextRules};
+pub use super::batch::{Batch, MAX_ROWS};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, SeqAccess, Visitor},
@@ -55,6 +56,9 @@ pub struct Manifest {
     pub version: String,
     pub inputs: Vec<Port>,
     pub outputs: Vec<Port>,
+    /// Which axes are the batch's, where a request may bring several rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Batch>,
     /// The graph without its big weights.
     pub graph: FileEntry,
     /// Heap that importing the graph took at its peak where it was built: from 6 to 32 times the
@@ -140,6 +144,9 @@ impl Manifest {
         if self.outputs.is_empty() {
             return invalid("outputs", "is empty");
         }
+        if let Some(batch) = &self.batch {
+            batch.check(&self.inputs, &self.outputs)?;
+        }
         check_unique("inputs", self.inputs.iter().map(|port| &port.name))?;
         check_unique("outputs", self.outputs.iter().map(|port| &port.name))?;
         check_unique("weights", self.weights.iter().map(|weight| &weight.name))?;
@@ -163,6 +170,17 @@ impl Manifest {
             text.check()?;
         }
         self.check_paths()
+    }
+
+    /// The inputs as requests give them.
+    pub fn given_inputs(&self) -> Vec<Port> {
+        self.batch.as_ref().map_or_else(|| self.inputs.clone(), |batch| batch.given(&self.inputs))
+    }
+
+    /// The outputs as replies give them.
+    pub fn answered_outputs(&self) -> Vec<Port> {
+        let batch = self.batch.as_ref();
+        batch.map_or_else(|| self.outputs.clone(), |batch| batch.answered(&self.outputs))
     }
 
     /// Every path stays inside the folder, and no two entries share a file.

@@ -4,6 +4,7 @@
 //! believed before it was verified. Nothing here knows tract, windows or HTTP.
 
 mod archive;
+mod batch;
 mod dtype;
 mod error;
 mod folder;

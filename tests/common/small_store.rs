@@ -88,6 +88,7 @@ pub fn write_version(store: &Path, model: SmallModel, version: &str) {
         tokenizer,
         task: model.task,
         text: None,
+        batch: None,
         loading_bytes: None,
         provenance: Provenance {
             source: "test".to_string(),
