@@ -3,7 +3,8 @@
 
 #![no_main]
 
-use hermes::graph::skim::{SkimError, fix_dims, skim};
+use hermes::graph::dims::settle;
+use hermes::graph::skim::{SkimError, skim};
 use hermes::sys::heap::{self, CountingAllocator};
 use libfuzzer_sys::fuzz_target;
 use std::collections::BTreeMap;
@@ -49,7 +50,7 @@ fuzz_target!(|bytes: &[u8]| {
                     assert!(end.is_some_and(|end| end <= file_bytes), "{weight:?}");
                 }
             }
-            fix_dims(&skim.skeleton, &BTreeMap::new()).expect("a skeleton is a model");
+            settle(&skim.skeleton, &BTreeMap::new()).expect("a skeleton is a model");
         }
     }
 });

@@ -35,6 +35,6 @@ pub use pass::{Cancel, PassStats};
 pub use planning::{Answered, Inquiry, Known};
 pub use policy::Policy;
 pub use pressure::Pressure;
-pub use sample::sample_inputs;
+pub use sample::{sample_inputs, sample_of_shapes};
 pub use service::{Config, DiskKind, EXPECTED_TOKENS, Engine, Reply, Request};
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};

@@ -17,7 +17,7 @@ pub fn sample_inputs(ports: &[Port], tokens: usize) -> Result<Vec<(String, Array
 }
 
 /// The same of these shapes, one for each input.
-pub(super) fn sample_of_shapes(
+pub fn sample_of_shapes(
     ports: &[Port],
     shapes: Vec<Vec<usize>>,
 ) -> Result<Vec<(String, Array)>, ArrayError> {

@@ -85,7 +85,7 @@ mod tests {
             shape: shape.to_vec(),
         };
         let (one, two) = (Dim::Fixed(1), Dim::Fixed(2));
-        let inputs = [port(&[one.clone(), two.clone()]), port(&[two.clone()])];
+        let inputs = [port(&[one.clone(), two.clone()]), port(std::slice::from_ref(&two))];
         let outputs = [port(&[two.clone(), one.clone()])];
         let batch = |inputs: &[Option<u32>], outputs: &[u32]| Batch {
             name: "batch".to_owned(),

@@ -1,8 +1,8 @@
 //! `manifest.json`: what a version of a model consists of.
 
 use super::Dtype;
-pub use super::text::{MAX_PROMPTS, Pooling, Prompt, TextRules};
 pub use super::batch::{Batch, MAX_ROWS};
+pub use super::text::{MAX_PROMPTS, Pooling, Prompt, TextRules};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, SeqAccess, Visitor},

@@ -68,6 +68,8 @@ fn lines_are_quiet_where_there_is_no_terminal() {
         }
     }
     let lines = stderr(&place.build(&["--force"]));
+    let (decided, lines) = lines.split_once('\n').expect("what is a batch comes first");
+    assert!(decided.contains("is taken for the batch"), "{decided}");
     let lines: Vec<(&str, &str)> =
         lines.lines().map(|line| line.split_once(" MiB  ").expect("done of all")).collect();
     let layers: Vec<&str> = lines.iter().map(|(_, layer)| *layer).collect();
@@ -87,8 +89,8 @@ fn inspect_shows_layers_and_tensors_in_tape_order() {
     for word in [
         "small version 1\n",
         "from model.onnx",
-        "input    input_ids INT64 [1,\"sequence_length\"]",
-        "output   last_hidden_state FP32 [1,\"sequence_length\",128]",
+        "input    input_ids INT64 [\"batch_size\",\"sequence_length\"]",
+        "output   last_hidden_state FP32 [\"batch_size\",\"sequence_length\",128]",
         "layers in tape order",
         "  0 embeddings",
         "f32",

@@ -1,5 +1,6 @@
 //! `hermes-shard build`: from an ONNX file to an installed version.
 
+use super::dims::{self, Settled};
 use super::embedder::{self, Named, Wish};
 use super::encode::{self, Target, codec_of};
 use super::interrupt;
@@ -13,13 +14,12 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, value_parser};
 use hermes::codec;
 use hermes::graph::skim::{self, Skim, THRESHOLD_BYTES, WeightSource};
-use hermes::graph::{self, GraphError, Imported, UseKind, WeightUse};
+use hermes::graph::{Imported, UseKind, WeightUse};
 use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use hermes::store::manifest::{
     self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Provenance, Task, TextRules, Weight,
 };
 use hermes::store::{self, Rehearsal, StoreError};
-use hermes::sys::heap;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,13 +61,20 @@ pub struct Options {
     pooling: Option<Named>,
     /// Size of an open dimension of the inputs, as NAME=SIZE; may be given several times
     #[arg(long = "dim", value_parser = parse_dim)]
-    dims: Vec<(String, u64)>,
+    pub dims: Vec<(String, u64)>,
+    /// Dimension of the inputs along which a request brings rows that are computed each by itself,
+    /// or none; by default one that is called so and proves to be one
+    #[arg(long, value_name = "NAME|none")]
+    pub batch_axis: Option<String>,
+    /// Compute nothing with made-up inputs: for models that only real inputs suit
+    #[arg(long)]
+    pub no_trial: bool,
     /// Replace the version where it is there already
     #[arg(long)]
     force: bool,
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// Name of the graph's file in a version.
@@ -85,8 +92,7 @@ pub struct Begun {
     name: String,
     skim: Skim,
     weights: Vec<Weight>,
-    imported: Imported,
-    loading_bytes: u64,
+    settled: Settled,
     tokenizer: Option<Vec<u8>>,
     task: Option<Task>,
     text: Option<TextRules>,
@@ -98,10 +104,11 @@ pub fn begin(options: &Options) -> Result<Begun> {
     let name = checked_name(options, &place)?;
     let mut skim = skim::skim(&place.model, options.threshold)?;
     let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
-    let (imported, loading_bytes) = import(&mut skim, &weights, options)?;
+    let mut settled = dims::settle(&skim, &weights, options)?;
+    skim.skeleton = std::mem::take(&mut settled.skeleton);
     let tokenizer = read_tokenizer(options, &place)?;
-    let (task, text) = read_makers(options, &place, &imported, tokenizer.as_deref())?;
-    Ok(Begun { place, name, skim, weights, imported, loading_bytes, tokenizer, task, text })
+    let (task, text) = read_makers(options, &place, &settled.imported, tokenizer.as_deref())?;
+    Ok(Begun { place, name, skim, weights, settled, tokenizer, task, text })
 }
 
 /// The model's name, once the store can take a version of it.
@@ -131,8 +138,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     interrupt::begin()?;
     checked_name(options, &Place::of(&options.model)?)?;
     let place_at_hand = rehearsal::of_build()?;
-    let Begun { place, name, skim, weights, imported, loading_bytes, tokenizer, task, text } =
+    let Begun { place, name, skim, weights, settled, tokenizer, task, text } =
         begin(options).map_err(|error| rehearsal::placed(error, place_at_hand))?;
+    let Settled { imported, loading_bytes, batch, notes, .. } = settled;
+    notes.iter().filter(|_| !options.json).for_each(|note| hermes::tell!("{note}"));
     let plan = Plan::new(&skim, &imported);
     let needed = plan.stored_bytes(&options.variants)
         + skim.skeleton.len() as u64
@@ -154,6 +163,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         version: options.version.clone(),
         inputs: imported.inputs,
         outputs: imported.outputs,
+        batch,
         graph,
         weights,
         layers,
@@ -179,47 +189,6 @@ fn parse_dim(text: &str) -> Result<(String, u64), String> {
         Some((name, size)) if !name.is_empty() && size > 0 => Ok((name.to_string(), size)),
         _ => Err("expected NAME=SIZE, such as height=224".to_string()),
     }
-}
-
-/// Imports the skeleton, with the dimensions that are given or that the graph itself leaves no
-/// choice about fixed in it. Says what it took of the heap too.
-fn import(skim: &mut Skim, weights: &[Weight], options: &Options) -> Result<(Imported, u64)> {
-    /// More open dimensions than any model has.
-    const ROUNDS: usize = 16;
-    let mut dims = BTreeMap::new();
-    for (name, size) in &options.dims {
-        ensure!(dims.insert(name.clone(), *size).is_none(), "dimension {name} is given twice");
-    }
-    let open = skim.skeleton.clone();
-    check_dims(&open, &dims)?;
-    for _ in 0..ROUNDS {
-        skim.skeleton = skim::fix_dims(&open, &dims).map_err(anyhow::Error::msg)?;
-        let held_bytes = heap::live_bytes();
-        heap::reset_peak();
-        match graph::import(&skim.skeleton, weights) {
-            Err(GraphError::Pinned { symbol, size }) if !dims.contains_key(&symbol) => {
-                hermes::tell!("dimension {symbol} can only be {size}: it is fixed");
-                dims.insert(symbol, size);
-            }
-            imported => return Ok((imported?, heap::peak_bytes().saturating_sub(held_bytes))),
-        }
-    }
-    bail!("the inputs have too many open dimensions: fix some with --dim NAME=SIZE")
-}
-
-/// Refuses sizes of dimensions that no input has: a slip of the pen would go unnoticed.
-fn check_dims(skeleton: &[u8], dims: &BTreeMap<String, u64>) -> Result<()> {
-    let open = skim::open_dims(skeleton).map_err(anyhow::Error::msg)?;
-    let Some(unknown) = dims.keys().find(|name| !open.contains(*name)) else { return Ok(()) };
-    let known: Vec<&str> = open.iter().map(String::as_str).collect();
-    bail!(
-        "no input has an open dimension \"{unknown}\"\n{}",
-        if known.is_empty() {
-            "all are fixed".into()
-        } else {
-            format!("there is {}", known.join(", "))
-        }
-    );
 }
 
 fn check_variants(variants: &[String]) -> Result<()> {

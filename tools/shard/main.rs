@@ -1,6 +1,7 @@
 //! hermes-shard: cuts an ONNX model into layer files that hermesd streams.
 
 mod build;
+mod dims;
 mod embedder;
 mod encode;
 mod install;
@@ -11,6 +12,7 @@ mod place;
 mod rehearsal;
 mod report;
 mod tensor;
+mod trial;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use hermes::store::ModelDir;
 use hermes::store::layer_file::Layout;
-use hermes::store::manifest::Manifest;
+use hermes::store::manifest::{MAX_ROWS, Manifest};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::IsTerminal;
@@ -79,6 +79,7 @@ pub fn built(dir: &ModelDir, took: Duration, json: bool) -> Result<ExitCode> {
             "layers": manifest.layers,
             "task": manifest.task,
             "text": manifest.text,
+            "batch": manifest.batch,
             "took_ms": took.as_millis() as u64,
         });
         hermes::say!("{report}");
@@ -123,7 +124,9 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     hermes::say!("{} version {}", manifest.model, manifest.version);
     let from = &manifest.provenance;
     hermes::say!("from {} ({:.1} MiB, {})", from.source, mib(from.source_bytes), from.producer);
-    for (kind, ports) in [("input", &manifest.inputs), ("output", &manifest.outputs)] {
+    for (kind, ports) in
+        [("input", manifest.given_inputs()), ("output", manifest.answered_outputs())]
+    {
         for port in ports {
             hermes::say!(
                 "{kind:8} {} {} {}",
@@ -132,6 +135,9 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
                 serde_json::to_string(&port.shape)?
             );
         }
+    }
+    if let Some(batch) = &manifest.batch {
+        hermes::say!("batch    {}, at most {MAX_ROWS} rows a request", batch.name);
     }
     hermes::say!("graph    {:.1} MiB", mib(manifest.graph.bytes));
     tell_text(manifest, "");

@@ -16,7 +16,6 @@ mod tensor;
 mod wire;
 
 pub use elements::{Elements, Location, WeightSource};
-pub use skeleton::{fix_dims, open_dims};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tensor::{Files, TensorFields};
