@@ -22,6 +22,7 @@ mod space_to_depth;
 #[cfg(test)]
 mod tests;
 mod tidy;
+mod two_classes;
 pub mod typed;
 
 use super::check::unsupported;
@@ -40,6 +41,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("GRU", recurrent::recurrent),
     ("Gemm", gemm::gemm),
     ("LSTM", recurrent::recurrent),
+    ("LinearClassifier", two_classes::linear),
     ("MultiHeadAttention", attention::multi_head),
     ("NegativeLogLikelihoodLoss", loss::negative_log_likelihood),
     ("Pad", pad::pad),
@@ -49,6 +51,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("SoftmaxCrossEntropyLoss", loss::softmax_cross_entropy),
     ("SpaceToDepth", space_to_depth::space_to_depth),
     ("Swish", elementwise::swish),
+    ("TreeEnsembleClassifier", two_classes::classifier),
 ];
 
 /// Operators that are rewritten, at least as some attributes have it.

@@ -77,7 +77,7 @@ fn model(
         output: outputs.iter().map(output).collect(),
         ..Default::default()
     };
-    let domains = [("", version), ("com.microsoft", 1)];
+    let domains = [("", version), ("ai.onnx.ml", 3), ("com.microsoft", 1)];
     let import =
         |(domain, version): (&str, i64)| OperatorSetIdProto { domain: domain.to_string(), version };
     ModelProto {
@@ -358,6 +358,43 @@ fn losses_leave_out_ignored_labels() {
         node("NegativeLogLikelihoodLoss", &["x", "l"], &["y"], vec![int("ignore_index", -1)]);
     let found = run(17, &[loss], &[("x", x), ("l", labels)], &[], &["y"]);
     assert_eq!(found[0], tensor0(-3.5f32));
+}
+
+/// scikit-learn and XGBoost score one of two classes; tract answered the other one's label.
+#[test]
+fn trees_of_two_classes_answer_the_likelier_one() {
+    let list = |name: &str, values: &[f32]| {
+        let (r#type, floats) = (AttributeType::Floats as i32, values.to_vec());
+        AttributeProto { name: name.to_string(), r#type, floats, ..Default::default() }
+    };
+    let modes = ["BRANCH_LEQ", "LEAF", "LEAF"].map(|mode| mode.as_bytes().to_vec()).to_vec();
+    let modes = AttributeProto {
+        name: "nodes_modes".to_string(),
+        r#type: AttributeType::Strings as i32,
+        strings: modes,
+        ..Default::default()
+    };
+    let mut attributes = vec![modes, list("nodes_values", &[0.5, 0.0, 0.0])];
+    attributes.push(list("class_weights", &[0.25, 0.75]));
+    for (name, values) in [
+        ("nodes_treeids", &[0, 0, 0][..]),
+        ("nodes_nodeids", &[0, 1, 2]),
+        ("nodes_featureids", &[0, 0, 0]),
+        ("nodes_truenodeids", &[1, 0, 0]),
+        ("nodes_falsenodeids", &[2, 0, 0]),
+        ("class_treeids", &[0, 0]),
+        ("class_nodeids", &[1, 2]),
+        ("class_ids", &[0, 0]),
+        ("classlabels_int64s", &[5, 7]),
+    ] {
+        attributes.push(ints(name, values));
+    }
+    let mut trees = node("TreeEnsembleClassifier", &["x"], &["l", "s"], attributes);
+    trees.domain = "ai.onnx.ml".to_string();
+    let x = tensor2(&[[0.0f32], [1.0]]);
+    let found = run(17, &[trees], &[("x", x)], &[], &["l", "s"]);
+    assert_eq!(found[0], tensor1(&[5i64, 7]));
+    assert_eq!(found[1], tensor2(&[[0.75f32, 0.25], [0.25, 0.75]]));
 }
 
 /// What is refused, and that the refusal names node, operator and what is wrong.
