@@ -346,6 +346,7 @@ impl Expansion for OfNumbers {
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
+        let sizes = model.outlet_fact(inputs[0])?.clone();
         let mut inputs: TVec<OutletId> = inputs.into();
         for (index, input) in inputs.iter_mut().enumerate() {
             let fact = model.outlet_fact(*input)?;
@@ -354,7 +355,13 @@ impl Expansion for OfNumbers {
                 *input = wire_cast(name, model, &[*input], i64::datum_type())?[0];
             }
         }
-        Expansion::wire(&*self.operator, prefix, model, &inputs)
+        let was_size = sizes.datum_type == TDim::datum_type();
+        let wires = Expansion::wire(&*self.operator, prefix, model, &inputs)?;
+        match was_size {
+            // What follows was typed for sizes.
+            true => wire_cast(format!("{prefix}.size"), model, &wires, TDim::datum_type()),
+            false => Ok(wires),
+        }
     }
 }
 
