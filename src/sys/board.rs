@@ -172,12 +172,16 @@ impl Cgroups {
             MemoryControl::Works(_) => "memory.max",
             MemoryControl::Disabled | MemoryControl::Missing => return ServiceLimit::NotRunning,
         };
-        match line(&self.folder.join("system.slice/hermesd.service").join(name)) {
-            None => ServiceLimit::NotRunning,
-            Some(limit) => match cgroup::parse_limit(&limit) {
-                Some(bytes) => ServiceLimit::Bytes(bytes),
-                None => ServiceLimit::None,
-            },
+        let unit = Path::new("system.slice/hermesd.service");
+        let limit = |folder: &Path| line(&self.folder.join(folder).join(name));
+        if limit(unit).is_none() {
+            return ServiceLimit::NotRunning;
+        }
+        // The slice's holds for what is in it.
+        let limits = unit.ancestors().filter_map(limit);
+        match limits.filter_map(|limit| cgroup::parse_limit(&limit)).min() {
+            Some(bytes) => ServiceLimit::Bytes(bytes),
+            None => ServiceLimit::None,
         }
     }
 }
@@ -355,6 +359,8 @@ mod tests {
         check(&[], ServiceLimit::NotRunning);
         check(&[(file, "max\n")], ServiceLimit::None);
         check(&[(file, "314572800\n")], ServiceLimit::Bytes(300 << 20));
+        let slice = ("sys/fs/cgroup/system.slice/memory.max", "1048576\n");
+        check(&[(file, "max\n"), slice], ServiceLimit::Bytes(1 << 20));
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! What the memory cgroup charges this process with, page cache included.
+//! What the memory cgroup charges this process with, page cache included, and the limits on it.
+//!
+//! Limits nest: each cgroup is charged with what those below it hold, so that the smallest limit
+//! on the way up is the one that holds.
 
 use super::capabilities::{Capabilities, Feature};
 use std::fs;
@@ -8,6 +11,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryCgroup {
     folder: PathBuf,
+    /// Where its hierarchy is mounted.
+    top: PathBuf,
     files: Files,
 }
 
@@ -16,7 +21,8 @@ pub struct MemoryCgroup {
 struct Files {
     current: &'static str,
     peak: &'static str,
-    limit: &'static str,
+    /// Limits: one that is not passed, and one above which everybody is slowed down.
+    limits: &'static [&'static str],
     events: &'static str,
     /// Fields of memory.stat: page cache in all, and what of it is of no use to reclaim.
     cache: &'static str,
@@ -26,7 +32,7 @@ struct Files {
 const V1: Files = Files {
     current: "memory.usage_in_bytes",
     peak: "memory.max_usage_in_bytes",
-    limit: "memory.limit_in_bytes",
+    limits: &["memory.limit_in_bytes"],
     events: "memory.failcnt",
     cache: "total_cache",
     in_use: ["total_mapped_file", "total_shmem"],
@@ -34,7 +40,7 @@ const V1: Files = Files {
 const V2: Files = Files {
     current: "memory.current",
     peak: "memory.peak",
-    limit: "memory.max",
+    limits: &["memory.max", "memory.high"],
     events: "memory.events",
     cache: "file",
     in_use: ["file_mapped", "shmem"],
@@ -61,9 +67,32 @@ impl MemoryCgroup {
     pub(super) fn find() -> Option<MemoryCgroup> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        candidates(&groups, &mounts)
-            .into_iter()
-            .find(|group| group.folder.join(group.files.current).exists())
+        candidates(&groups, &mounts).into_iter().find_map(MemoryCgroup::counting)
+    }
+
+    /// The nearest on the way up that counts: in version 2 only those do to which the one above
+    /// hands the controller on.
+    fn counting(self) -> Option<MemoryCgroup> {
+        let mut levels = if self.folder.is_dir() { self.levels() } else { vec![] }.into_iter();
+        levels.find(|group| group.folder.join(group.files.current).exists())
+    }
+
+    /// This one, then those above it that are charged with what it holds.
+    fn levels(&self) -> Vec<MemoryCgroup> {
+        let MemoryCgroup { folder, top, files } = self;
+        // In version 1, a cgroup may say that it counts its own processes alone.
+        let is_charged = |above: &&Path| {
+            above.starts_with(top) && read_text(above, "memory.use_hierarchy").trim() != "0"
+        };
+        let above = folder.ancestors().skip(1).take_while(is_charged);
+        std::iter::once(&**folder)
+            .chain(above)
+            .map(|folder| MemoryCgroup {
+                folder: folder.to_owned(),
+                top: top.clone(),
+                files: *files,
+            })
+            .collect()
     }
 
     /// memory.pressure of this process's cgroup of version 2, where the kernel has it. The root's
@@ -80,16 +109,20 @@ impl MemoryCgroup {
         files.find(|file| file.exists())
     }
 
-    /// How full it is; `None` where it has no limit.
-    pub fn filling(&self) -> Option<Filling> {
-        let limit_bytes = self.limit_bytes()?;
+    /// How full it is and those above it are, from below; those without a limit are left out.
+    pub fn fillings(&self) -> Vec<Filling> {
+        self.levels().iter().filter_map(MemoryCgroup::filling).collect()
+    }
+
+    fn filling(&self) -> Option<Filling> {
+        let limit_bytes = self.own_limit_bytes()?;
         let stat = self.stat()?;
         let stat = |name| field(&stat, name).unwrap_or(0);
         let in_use: u64 = self.files.in_use.into_iter().map(stat).sum();
         let unused_cache = stat(self.files.cache).saturating_sub(in_use);
         let held_bytes = self.read(self.files.current)?.saturating_sub(unused_cache);
-        let events = fs::read_to_string(self.folder.join(self.files.events)).unwrap_or_default();
-        Some(Filling { held_bytes, limit_bytes, hits: hits(&events) })
+        let hits = hits(&read_text(&self.folder, self.files.events));
+        Some(Filling { held_bytes, limit_bytes, hits })
     }
 
     /// Largest charge on record.
@@ -97,9 +130,18 @@ impl MemoryCgroup {
         self.read(self.files.peak)
     }
 
-    /// The limit, `None` where there is none.
+    /// The smallest limit on the way up, `None` where there is none.
     pub fn limit_bytes(&self) -> Option<u64> {
-        parse_limit(&fs::read_to_string(self.folder.join(self.files.limit)).ok()?)
+        self.levels().iter().filter_map(MemoryCgroup::own_limit_bytes).min()
+    }
+
+    /// Its own limit. In version 1 the kernel tells that of those above too, whether they can be
+    /// seen from here or not.
+    fn own_limit_bytes(&self) -> Option<u64> {
+        let limits = self.files.limits.iter();
+        let own = limits.filter_map(|name| parse_limit(&read_text(&self.folder, name)));
+        let nested = self.stat().and_then(|stat| field(&stat, "hierarchical_memory_limit"));
+        own.chain(nested.filter(is_limit)).min()
     }
 
     /// The text of its memory.stat.
@@ -108,8 +150,13 @@ impl MemoryCgroup {
     }
 
     fn read(&self, name: &str) -> Option<u64> {
-        fs::read_to_string(self.folder.join(name)).ok()?.trim().parse().ok()
+        read_text(&self.folder, name).trim().parse().ok()
     }
+}
+
+/// A file of a cgroup; nothing where it is not there.
+fn read_text(folder: &Path, name: &str) -> String {
+    fs::read_to_string(folder.join(name)).unwrap_or_default()
 }
 
 /// A memory cgroup made for this process alone, so that its charge is this process's. Dropping it
@@ -127,12 +174,12 @@ impl OwnCgroup {
     /// Moves this process into a new cgroup below its own; `None` where it may not, or where the
     /// kernel counts no memory there.
     pub fn enter() -> Option<OwnCgroup> {
-        let MemoryCgroup { folder: parent, files } = MemoryCgroup::of_self()?;
+        let MemoryCgroup { folder: parent, top, files } = MemoryCgroup::of_self()?;
         let id = std::process::id().to_string();
         let folder = parent.join(format!("hermes-{id}"));
         fs::create_dir(&folder).ok()?;
         let entered = fs::write(folder.join(PROCESSES), &id).is_ok();
-        let group = OwnCgroup { own: MemoryCgroup { folder, files }, parent };
+        let group = OwnCgroup { own: MemoryCgroup { folder, top, files }, parent };
         (entered && group.peak_bytes().is_some()).then_some(group)
     }
 
@@ -179,10 +226,12 @@ fn candidates(groups: &str, mounts: &str) -> Vec<MemoryCgroup> {
             _ => continue,
         };
         for mount in mounts.lines().filter_map(|line| mount_of(line, kind, controllers)) {
-            let path = path.strip_prefix(&mount.root).unwrap_or(path);
-            let folder: PathBuf =
-                Path::new(&mount.point).join(path.trim_start_matches('/')).components().collect();
-            found.push(MemoryCgroup { folder, files });
+            let path = Path::new(path);
+            let path =
+                [mount.root.as_str(), "/"].iter().find_map(|root| path.strip_prefix(root).ok());
+            let top = PathBuf::from(&mount.point);
+            let folder = top.join(path.unwrap_or(Path::new(""))).components().collect();
+            found.push(MemoryCgroup { folder, top, files });
         }
     }
     found.sort_by_key(|group| group.files == V2);
@@ -191,8 +240,12 @@ fn candidates(groups: &str, mounts: &str) -> Vec<MemoryCgroup> {
 
 /// A limit as either version writes it, `None` where there is none.
 pub(super) fn parse_limit(text: &str) -> Option<u64> {
-    // Version 1 says "none" as the largest multiple of the page size, version 2 says "max".
-    text.trim().parse().ok().filter(|limit| *limit < i64::MAX as u64 / 2)
+    text.trim().parse().ok().filter(is_limit)
+}
+
+/// Version 1 says "none" as the largest multiple of the page size, version 2 says "max".
+fn is_limit(bytes: &u64) -> bool {
+    *bytes < i64::MAX as u64 / 2
 }
 
 /// Where cgroups of `kind` with `controller` are mounted, by the text of mountinfo.
@@ -242,6 +295,12 @@ mod tests {
              33 25 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
             &["/sys/fs/cgroup/memory/a/b", "/sys/fs/cgroup/unified"],
         );
+        // Of a hierarchy of which a part is mounted, the part is above all.
+        check(
+            "0::/pod/container\n",
+            "29 23 0:26 /pod /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n",
+            &["/sys/fs/cgroup/container"],
+        );
         check("", "", &[]);
         check("nonsense\n1:memory\n", "also nonsense\n", &[]);
     }
@@ -250,13 +309,14 @@ mod tests {
     fn filling_leaves_out_page_cache_that_nothing_maps() {
         let check = |files: Files, texts: [&str; 4], expected| {
             let folder = tempfile::tempdir().unwrap();
-            let names = [files.current, files.limit, files.events, "memory.stat"];
+            let names = [files.current, files.limits[0], files.events, "memory.stat"];
             for (name, text) in names.iter().zip(texts) {
                 fs::write(folder.path().join(name), text).unwrap();
             }
-            let group = MemoryCgroup { folder: folder.path().to_owned(), files };
-            let filling = group.filling();
-            assert_eq!(filling.map(|f| (f.held_bytes, f.limit_bytes, f.hits)), expected);
+            let top = folder.path().to_owned();
+            let filling = MemoryCgroup { folder: top.clone(), top, files }.fillings();
+            let filling = filling.first().map(|f| (f.held_bytes, f.limit_bytes, f.hits));
+            assert_eq!(filling, expected);
         };
         let stat = "anon 10\nfile 60\nfile_mapped 20\nfile_dirty 1\nshmem 5\n";
         let events = "low 9\nhigh 3\nmax 4\noom 9\noom_kill 9\n";
@@ -266,5 +326,54 @@ mod tests {
         let stat = "cache 1\ntotal_cache 60\ntotal_mapped_file 60\ntotal_shmem 0\n";
         check(V1, ["90\n", "200\n", "12\n", stat], Some((90, 200, 12)));
         check(V1, ["90\n", "9223372036854771712\n", "12\n", stat], None);
+    }
+
+    /// A unit in a slice, and a container in a pod, have no limit of their own: a daemon in a pod
+    /// of 160 MiB took 8 GiB for its budget, and did not see the pod get full.
+    #[test]
+    fn the_smallest_limit_on_the_way_up_holds() {
+        let check = |files: Files, levels: &[&[(&str, &str)]], limit, fillings: &[u64]| {
+            let top = tempfile::tempdir().unwrap();
+            let mut folder = top.path().to_owned();
+            for (depth, level) in levels.iter().enumerate() {
+                folder = if depth == 0 { folder } else { folder.join("below") };
+                fs::create_dir_all(&folder).unwrap();
+                level.iter().for_each(|(name, text)| fs::write(folder.join(name), text).unwrap());
+            }
+            let group = MemoryCgroup { folder, top: top.path().to_owned(), files };
+            let group = group.counting().unwrap();
+            assert_eq!(group.limit_bytes(), limit);
+            let held: Vec<u64> = group.fillings().iter().map(|f| f.held_bytes).collect();
+            assert_eq!(held, fillings);
+        };
+        let held = |bytes| ("memory.current", bytes);
+        let none =
+            [held("7"), ("memory.max", "max\n"), ("memory.high", "max\n"), ("memory.stat", "")];
+        let slice =
+            [held("90"), ("memory.max", "200\n"), ("memory.high", "150\n"), ("memory.stat", "")];
+        check(V2, &[&slice, &none], Some(150), &[90]);
+        check(
+            V2,
+            &[&[], &slice, &[("memory.max", "100"), held("8"), ("memory.stat", "")]],
+            Some(100),
+            &[8, 90],
+        );
+        // Where the controller is not handed on, the one above counts.
+        check(V2, &[&slice, &[]], Some(150), &[90]);
+        check(V2, &[&[], &none], None, &[]);
+        let held = |bytes| ("memory.usage_in_bytes", bytes);
+        let limit = |bytes| ("memory.limit_in_bytes", bytes);
+        let none = [held("7"), limit("9223372036854771712"), ("memory.stat", "")];
+        let nested =
+            [("memory.use_hierarchy", "1\n"), held("90"), limit("200"), ("memory.stat", "")];
+        check(V1, &[&nested, &none], Some(200), &[90]);
+        let flat = [("memory.use_hierarchy", "0\n"), held("90"), limit("200"), ("memory.stat", "")];
+        check(V1, &[&nested, &flat, &none], None, &[]);
+        let told = [
+            held("7"),
+            limit("9223372036854771712"),
+            ("memory.stat", "hierarchical_memory_limit 300\n"),
+        ];
+        check(V1, &[&told], Some(300), &[7]);
     }
 }

@@ -47,42 +47,55 @@ impl Look {
 pub struct Looker {
     machine: fn() -> Option<MachineMemory>,
     group: Option<MemoryCgroup>,
-    hits: Option<u64>,
+    /// Of each cgroup with a limit on the way up.
+    hits: Vec<u64>,
 }
 
 impl Looker {
     /// For this process.
     pub fn of_self() -> Looker {
-        Looker { machine: memory::machine, group: MemoryCgroup::of_self(), hits: None }
+        Looker { machine: memory::machine, group: MemoryCgroup::of_self(), hits: vec![] }
     }
 
     /// For a machine that is not this one, and no cgroup.
     #[cfg(test)]
     pub fn fake(machine: fn() -> Option<MachineMemory>) -> Looker {
-        Looker { machine, group: None, hits: None }
+        Looker { machine, group: None, hits: vec![] }
     }
 
     /// Looks.
     pub fn look(&mut self) -> Look {
-        let filling = self.group.as_ref().and_then(MemoryCgroup::filling);
-        self.judge((self.machine)(), filling)
+        let fillings = self.fillings();
+        self.judge((self.machine)(), &fillings)
     }
 
     /// Whether neither the machine nor a limit of ours can be what is short.
     pub fn is_plenty(&self) -> bool {
-        let filling = self.group.as_ref().and_then(MemoryCgroup::filling);
-        is_plenty((self.machine)(), filling)
+        is_plenty((self.machine)(), &self.fillings())
     }
 
-    fn judge(&mut self, machine: Option<MachineMemory>, filling: Option<Filling>) -> Look {
-        let group = filling.map_or(Look::Ample, |filling| self.judge_group(filling));
+    fn fillings(&self) -> Vec<Filling> {
+        self.group.as_ref().map(MemoryCgroup::fillings).unwrap_or_default()
+    }
+
+    fn judge(&mut self, machine: Option<MachineMemory>, fillings: &[Filling]) -> Look {
+        let hits: Vec<u64> = fillings.iter().map(|filling| filling.hits).collect();
+        let before = std::mem::replace(&mut self.hits, hits);
+        // A limit that was set since says nothing of what came before.
+        let is_known = before.len() == fillings.len();
+        let judge = |(index, filling): (usize, &Filling)| {
+            Look::of_group(*filling, if is_known { before[index] } else { filling.hits })
+        };
+        let groups = fillings.iter().enumerate().map(judge);
         // What is worse counts.
-        machine.map_or(Look::Ample, judge_machine).max(group)
+        groups.chain(machine.map(judge_machine)).max().unwrap_or(Look::Ample)
     }
+}
 
-    fn judge_group(&mut self, filling: Filling) -> Look {
+impl Look {
+    /// At a cgroup with a limit that was hit so often `before`.
+    fn of_group(filling: Filling, before: u64) -> Look {
         let Filling { held_bytes, limit_bytes, hits } = filling;
-        let before = self.hits.replace(hits).unwrap_or(hits);
         let why = format!("the cgroup holds {} of {}", Size(held_bytes), Size(limit_bytes));
         if hits > before && holds(filling, HIT_TENTHS) {
             let why = format!("{why} and hit its limit {} times", hits - before);
@@ -95,9 +108,9 @@ impl Looker {
     }
 }
 
-fn is_plenty(machine: Option<MachineMemory>, filling: Option<Filling>) -> bool {
+fn is_plenty(machine: Option<MachineMemory>, fillings: &[Filling]) -> bool {
     let machine = machine.is_some_and(|of| of.available_bytes >= of.total_bytes / PLENTY_SHARE);
-    machine && filling.is_none_or(|filling| !holds(filling, HIT_TENTHS))
+    machine && !fillings.iter().any(|filling| holds(*filling, HIT_TENTHS))
 }
 
 /// Whether a cgroup holds this many tenths of its limit.
@@ -131,7 +144,7 @@ mod tests {
             let machine =
                 MachineMemory { total_bytes: 1000 * MIB, available_bytes: available * MIB };
             let mut looker = Looker::fake(|| None);
-            assert_eq!(looker.judge(Some(machine), None), expected, "{available} MiB");
+            assert_eq!(looker.judge(Some(machine), &[]), expected, "{available} MiB");
         };
         check(24, short(Pressure::Hold, 24));
         check(25, short(Pressure::Window, 25));
@@ -140,7 +153,7 @@ mod tests {
         check(125, Look::Tight);
         check(166, Look::Tight);
         check(167, Look::Ample);
-        assert_eq!(Looker::fake(|| None).judge(None, None), Look::Ample);
+        assert_eq!(Looker::fake(|| None).judge(None, &[]), Look::Ample);
     }
 
     #[test]
@@ -149,7 +162,7 @@ mod tests {
         let mut check = |held: u64, hits: u64, expected: &str| {
             let filling = Filling { held_bytes: held * MIB, limit_bytes: 100 * MIB, hits };
             let ample = MachineMemory { total_bytes: 8, available_bytes: 8 };
-            let said = match looker.judge(Some(ample), Some(filling)) {
+            let said = match looker.judge(Some(ample), &[filling]) {
                 Look::Short { most, why } => format!("{}: {why}", most.name()),
                 look => format!("{look:?}"),
             };
@@ -165,13 +178,31 @@ mod tests {
         check(90, 100, "hold: the cgroup holds 90 MiB of 100 MiB and hit its limit 1 times");
     }
 
+    /// A slice around the unit may be full while the unit has room.
+    #[test]
+    fn each_cgroup_on_the_way_up_is_judged_by_itself() {
+        let mut looker = Looker::fake(|| None);
+        let mut look = |own: (u64, u64), above: (u64, u64)| {
+            let of =
+                |(held, hits)| Filling { held_bytes: held * MIB, limit_bytes: 100 * MIB, hits };
+            match looker.judge(None, &[of(own), of(above)]) {
+                Look::Short { most, .. } => most.name(),
+                _ => "ample",
+            }
+        };
+        assert_eq!(look((10, 0), (60, 5)), "ample");
+        assert_eq!(look((10, 0), (95, 5)), "window");
+        assert_eq!(look((10, 0), (60, 6)), "hold");
+        assert_eq!(look((10, 9), (60, 6)), "ample", "page cache that nobody maps");
+    }
+
     #[test]
     fn what_is_worse_counts() {
         let mut looker = Looker::fake(|| None);
         let filling = Filling { held_bytes: 90, limit_bytes: 100, hits: 0 };
         let mut most = |available_bytes| {
             let machine = MachineMemory { total_bytes: 1000, available_bytes };
-            match looker.judge(Some(machine), Some(filling)) {
+            match looker.judge(Some(machine), &[filling]) {
                 Look::Short { most, .. } => most,
                 look => panic!("{look:?}"),
             }
@@ -184,13 +215,14 @@ mod tests {
     fn plenty_is_a_quarter_of_the_machine_and_half_of_the_limit() {
         let check = |available: u64, held: Option<u64>, expected: bool| {
             let machine = MachineMemory { total_bytes: 400, available_bytes: available };
-            let filling = held.map(|held| Filling { held_bytes: held, limit_bytes: 100, hits: 9 });
-            assert_eq!(is_plenty(Some(machine), filling), expected, "{available}, {held:?}");
+            let of = |held| Filling { held_bytes: held, limit_bytes: 100, hits: 9 };
+            let fillings: Vec<Filling> = held.map(of).into_iter().collect();
+            assert_eq!(is_plenty(Some(machine), &fillings), expected, "{available}, {held:?}");
         };
         check(100, None, true);
         check(99, None, false);
         check(100, Some(49), true);
         check(100, Some(50), false);
-        assert!(!is_plenty(None, None), "who knows nothing doubts nobody");
+        assert!(!is_plenty(None, &[]), "who knows nothing doubts nobody");
     }
 }
