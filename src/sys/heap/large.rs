@@ -65,7 +65,7 @@ pub fn is_large(layout: Layout) -> bool {
 
 /// Bytes that are mapped for an allocation of `bytes`: in steps of an eighth of its power of two,
 /// so that sizes that differ little can take each other's blocks.
-fn class(bytes: usize) -> usize {
+pub fn class(bytes: usize) -> usize {
     let step = (1 << bytes.ilog2()) / 8;
     bytes.next_multiple_of(step).next_multiple_of(page_size())
 }

@@ -2,6 +2,9 @@
 //! large blocks itself.
 
 mod large;
+mod meter;
+
+pub use meter::{Metered, metered};
 
 pub use large::LARGE_BYTES;
 
@@ -18,7 +21,8 @@ static LIMIT_STATUS: AtomicI32 = AtomicI32::new(1);
 /// The system allocator, counting live bytes. A binary installs it with `#[global_allocator]`.
 pub struct CountingAllocator;
 
-/// Bytes allocated and not yet freed; 0 where the binary did not install [`CountingAllocator`].
+/// Bytes that what is allocated and not yet freed takes of the heap; 0 where the binary did not
+/// install [`CountingAllocator`].
 pub fn live_bytes() -> u64 {
     LIVE_BYTES.load(Ordering::Relaxed)
 }
@@ -79,14 +83,29 @@ fn check_limit(bytes: usize) {
     }
 }
 
-fn grew(bytes: usize) {
+/// What an allocation takes: the C library keeps a word beside each, in steps of two words, four
+/// at least. A graph, a vocabulary is made of some hundred thousand small ones, which take half as
+/// much again as was asked for.
+fn taken_bytes(layout: Layout) -> usize {
+    const WORD: usize = size_of::<usize>();
+    match large::is_large(layout) {
+        true => large::class(layout.size()),
+        false => (layout.size() + WORD).next_multiple_of(2 * WORD).max(4 * WORD),
+    }
+}
+
+fn grew(layout: Layout) {
+    let bytes = taken_bytes(layout);
+    meter::grew(bytes);
     let live = LIVE_BYTES.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
     if live > PEAK_BYTES.load(Ordering::Relaxed) {
         PEAK_BYTES.fetch_max(live, Ordering::Relaxed);
     }
 }
 
-fn shrank(bytes: usize) {
+fn shrank(layout: Layout) {
+    let bytes = taken_bytes(layout);
+    meter::shrank(bytes);
     LIVE_BYTES.fetch_sub(bytes as u64, Ordering::Relaxed);
 }
 
@@ -102,7 +121,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
             false => unsafe { System.alloc(layout) },
         };
         if !block.is_null() {
-            grew(layout.size());
+            grew(layout);
         }
         block
     }
@@ -122,7 +141,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
             false => unsafe { System.alloc_zeroed(layout) },
         };
         if !block.is_null() {
-            grew(layout.size());
+            grew(layout);
         }
         block
     }
@@ -134,7 +153,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
             // SAFETY: as above.
             false => unsafe { System.dealloc(block, layout) },
         }
-        shrank(layout.size());
+        shrank(layout);
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
@@ -159,8 +178,8 @@ unsafe impl GlobalAlloc for CountingAllocator {
             }
         };
         if !moved.is_null() {
-            grew(bytes);
-            shrank(layout.size());
+            grew(new);
+            shrank(layout);
         }
         moved
     }

@@ -1,0 +1,67 @@
+//! What one piece of work takes of the heap, whatever other threads do meanwhile.
+
+use std::cell::Cell;
+
+thread_local! {
+    /// Bytes that this thread took and did not give back; what it freed of others' counts too.
+    static HELD: Cell<i64> = const { Cell::new(0) };
+    /// Largest [`HELD`] since the work began.
+    static PEAK: Cell<i64> = const { Cell::new(0) };
+}
+
+/// What some work came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metered {
+    /// Bytes of the heap that it left allocated.
+    pub held_bytes: u64,
+    /// Most that it had allocated at once.
+    pub peak_bytes: u64,
+}
+
+/// Does some work on this thread and measures it. What other threads allocate for it is not seen.
+pub fn metered<T>(work: impl FnOnce() -> T) -> (T, Metered) {
+    let (before, outer_peak) = (HELD.get(), PEAK.get());
+    PEAK.set(before);
+    let done = work();
+    let above = |bytes: i64| u64::try_from(bytes - before).unwrap_or(0);
+    let metered = Metered { held_bytes: above(HELD.get()), peak_bytes: above(PEAK.get()) };
+    PEAK.set(outer_peak.max(PEAK.get()));
+    (done, metered)
+}
+
+/// Counts on this thread; it neither allocates nor fails, at a thread's end neither.
+pub(super) fn grew(bytes: usize) {
+    // Cells without destructors can be used as long as the thread runs.
+    let held = HELD.get() + bytes as i64;
+    HELD.set(held);
+    if held > PEAK.get() {
+        PEAK.set(held);
+    }
+}
+
+pub(super) fn shrank(bytes: usize) {
+    HELD.set(HELD.get() - bytes as i64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_measured_within_work() {
+        let (inner, outer) = metered(|| {
+            grew(100);
+            let ((), inner) = metered(|| {
+                grew(50);
+                grew(30);
+                shrank(50);
+            });
+            shrank(90);
+            inner
+        });
+        assert_eq!(inner, Metered { held_bytes: 30, peak_bytes: 80 });
+        assert_eq!(outer, Metered { held_bytes: 40, peak_bytes: 180 });
+        let ((), none) = metered(|| shrank(40));
+        assert_eq!(none, Metered { held_bytes: 0, peak_bytes: 0 });
+    }
+}
