@@ -144,6 +144,7 @@ fn write_version(folder: &Path, model: &str, version: &str) {
         text: None,
         batch: None,
         loading_bytes: None,
+        needs: None,
         provenance: Provenance {
             source: "m.onnx".to_owned(),
             source_bytes: 1,

@@ -19,13 +19,15 @@ pub struct ApiError {
     pub param: Option<&'static str>,
     /// Whether the rest of the request is not worth reading.
     pub close: bool,
+    /// Where the budget is what is wrong.
+    pub over_budget: Option<OverBudget>,
 }
 
 impl ApiError {
     /// A refusal that leaves the connection open.
     pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
         let message = one_line(&message.into());
-        ApiError { status, message, param: None, close: false }
+        ApiError { status, message, param: None, close: false, over_budget: None }
     }
 
     /// 400.
@@ -54,6 +56,17 @@ impl ApiError {
         self
     }
 
+    /// Where the budget is too small, one is named in which all succeeds that comes after this.
+    pub fn at_least(self, budget_bytes: impl FnOnce() -> u64) -> ApiError {
+        match self.over_budget {
+            Some(refused) => {
+                let ApiError { param, close, .. } = self;
+                ApiError { param, close, ..refused.at_least(budget_bytes()).into() }
+            }
+            None => self,
+        }
+    }
+
     /// Closes the connection after the response.
     pub fn closing(mut self) -> ApiError {
         self.close = true;
@@ -69,6 +82,9 @@ impl fmt::Display for ApiError {
 
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> ApiError {
+        if let EngineError::OverBudget(refused) = error {
+            return refused.into();
+        }
         let status = match error.kind() {
             ErrorKind::NotFound => StatusCode::NOT_FOUND,
             ErrorKind::Invalid => StatusCode::BAD_REQUEST,
@@ -98,12 +114,13 @@ fn is_for_want_of_files(error: &(dyn Error + 'static)) -> bool {
 
 impl From<OverBudget> for ApiError {
     fn from(error: OverBudget) -> ApiError {
-        match error.can_fit() {
+        let refusal = match error.can_fit() {
             true => {
                 ApiError::unavailable(format!("no room for this request now: {error}; try again"))
             }
             false => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
-        }
+        };
+        ApiError { over_budget: Some(error), ..refusal }
     }
 }
 

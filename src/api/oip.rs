@@ -16,6 +16,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hyper::body::Body as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -149,11 +150,16 @@ pub async fn run(
     let manifest = find(api, path).map_err(ApiError::closing)?;
     let deadline = Deadline::from_headers(headers)?;
     let json_bytes = body::require_json_or_binary(headers)?;
-    let body = body::read(body, api.body_limit_bytes(), api.engine.ledger()).await?;
-    let (mut asked, _grant) = match body.bytes.len() <= PARSE_INLINE_BYTES {
-        true => parse(body, json_bytes)?,
-        false => api.help(move |_, _| parse(body, json_bytes)).await?,
+    let length = body.size_hint().lower();
+    let read = body::read(body, api.body_limit_bytes(), api.engine.ledger()).await;
+    let parsed = match read {
+        Ok(body) if body.bytes.len() <= PARSE_INLINE_BYTES => parse(body, json_bytes),
+        Ok(body) => api.help(move |_, _| parse(body, json_bytes)).await,
+        Err(error) => Err(error),
     };
+    // Text and tensors are there at once.
+    let least = || api.engine.least_budget_bytes(&manifest, 2 * length);
+    let (mut asked, _grant) = parsed.map_err(|error| error.at_least(least))?;
     if let (true, Some(first)) = (asked.inputs.is_empty(), manifest.inputs.first()) {
         return Err(ApiError::invalid(format!(
             "\"inputs\" is missing or empty: {:?} is missing; send \

@@ -102,7 +102,7 @@ pub async fn serve(
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let reserved = RESERVED_CONNECTIONS as u64 * CONNECTION_BYTES;
-    let _reserved = engine.ledger().try_grant(Category::Request, reserved)?;
+    let _reserved = engine.ledger().try_grant(Category::Process, reserved)?;
     let files = files_for_connections()?;
     let (limit, api) = (connection_limit(&engine, files), Api::new(engine.clone()));
     log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes()));

@@ -1,5 +1,6 @@
 //! The log: plain text for people, `<N>` priorities (sd-daemon(3)) for the journal.
 
+use crate::sys::panics;
 use log::{Level, LevelFilter};
 use nix::sys::stat::fstat;
 use std::io::{self, Write};
@@ -17,6 +18,8 @@ pub fn init() {
     }
     builder.init();
     set_level(LevelFilter::Info);
+    // A backtrace would be told by the debug information, which then stays in memory: tens of MiB.
+    panics::log_them();
 }
 
 /// Logs what is at least as grave as `level` from now on.

@@ -122,6 +122,7 @@ impl EngineError {
             EngineError::NotMeasured { .. } | EngineError::NotMeasurable { .. } => {
                 ErrorKind::Conflict
             }
+            EngineError::OverBudget(refused) if refused.can_fit() => ErrorKind::Unavailable,
             EngineError::OverBudget(_) => ErrorKind::TooLarge,
             EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {
                 ErrorKind::Cancelled

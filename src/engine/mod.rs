@@ -19,6 +19,7 @@ mod pressure;
 mod profiler;
 mod queue;
 pub mod rehearsal;
+mod room;
 mod rows;
 mod sample;
 mod service;
@@ -35,6 +36,9 @@ pub use pass::{Cancel, PassStats};
 pub use planning::{Answered, Inquiry, Known};
 pub use policy::Policy;
 pub use pressure::Pressure;
+pub use room::Keeper;
 pub use sample::{sample_inputs, sample_of_shapes};
-pub use service::{Config, DiskKind, EXPECTED_TOKENS, Engine, Reply, Request};
+pub use service::{
+    Config, DiskKind, EXPECTED_TOKENS, Engine, PROCESS_BYTES, Reply, Request, needed_bytes,
+};
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};

@@ -14,8 +14,9 @@ use crate::plan::{Plan, Profile};
 use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
-use crate::sys::heap;
+use crate::sys::{heap, memory};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use tract_core::internal::*;
 
@@ -40,6 +41,10 @@ pub struct Model {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     failure: OnceLock<String>,
+    /// When it was used last.
+    used: AtomicU64,
+    /// Of the graph's bytes, those that lie between what is used of the heap.
+    pub(super) holes_bytes: u64,
     graph: Grant,
 }
 
@@ -110,6 +115,21 @@ pub(super) fn loading_bytes(manifest: &Manifest, rehearsed_bytes: Option<u64>) -
     import_bytes.saturating_add(LOADING_FIXED_BYTES)
 }
 
+/// Heap that a graph of so many bytes comes to hold as a model: its tape and indexes too.
+pub(super) fn held_by_graph(graph_bytes: u64) -> u64 {
+    graph_bytes.saturating_add(graph_bytes / 16).saturating_add(LOADING_FIXED_BYTES)
+}
+
+/// The longest size that an input's open dimensions are given.
+pub(super) fn longest_open(manifest: &Manifest, inputs: &[(String, Array)]) -> u64 {
+    let sizes = manifest.inputs.iter().flat_map(|port| {
+        let given = inputs.iter().find(|(name, _)| *name == port.name);
+        let shape = given.map_or(&[][..], |(_, array)| &array.shape);
+        port.shape.iter().zip(shape).filter(|(dim, _)| matches!(dim, Dim::Symbol(_)))
+    });
+    sizes.map(|(_, size)| *size as u64).max().unwrap_or(1)
+}
+
 impl Model {
     /// Loads the graph of `dir`. No weight is read: what is to be pinned stays as it passes.
     /// `plan` is asked how its tape, whose blocks take so many bytes each, is to be played.
@@ -124,6 +144,8 @@ impl Model {
         let variant = pick_variant(manifest, variant)?;
         let expected = loading_bytes(manifest, rehearsed_bytes);
         let mut grant = ledger.try_grant(Category::Graph, expected.saturating_sub(idle_bytes))?;
+        heap::trim();
+        let anonymous_bytes = memory::process().anonymous_bytes;
         let held = heap::live_bytes();
         heap::reset_peak();
         let imported = import(&dir)?;
@@ -138,9 +160,12 @@ impl Model {
         let peak = heap::peak_bytes().saturating_sub(held);
         log::debug!("loading held {peak} bytes at its peak, {expected} were expected");
         heap::trim();
-        let measured = heap::live_bytes().saturating_sub(held);
-        if measured > 0 {
-            grant.resize(measured)?;
+        let heap_bytes = heap::live_bytes().saturating_sub(held);
+        // What is left of parsing lies between what is kept of it: whole pages are held, twice as
+        // many as are used.
+        let pages_bytes = memory::process().anonymous_bytes.saturating_sub(anonymous_bytes);
+        if heap_bytes > 0 {
+            grant.resize(heap_bytes.max(pages_bytes))?;
         }
         let source = sources.by(base.source);
         let held: Vec<u64> = tape.blocks.iter().map(|block| source.held_bytes(block)).collect();
@@ -162,9 +187,20 @@ impl Model {
             inputs: manifest.given_inputs(),
             outputs: imported.outputs,
             failure: OnceLock::new(),
+            used: AtomicU64::default(),
+            holes_bytes: grant.bytes().saturating_sub(heap_bytes),
             graph: grant,
             dir,
         })
+    }
+
+    /// When it was used last, by the engine's count.
+    pub(super) fn last_use(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_use(&self, now: u64) {
+        self.used.store(now, Ordering::Relaxed);
     }
 
     /// Name of the model.

@@ -202,7 +202,7 @@ impl Pass {
                 .zip(outputs.iter().zip(cancels.iter().zip(&empty)))
                 .map(|(outcome, (outputs, (cancel, empty)))| {
                     outcome
-                        .and_then(|values| arrays(&values, outputs))
+                        .and_then(|values| arrays(values, outputs))
                         .map_err(|error| self.explain(cancel, empty.as_deref(), &error))
                 })
                 .collect(),
@@ -252,6 +252,21 @@ impl Pass {
     }
 }
 
-fn arrays(values: &[TValue], outputs: &[usize]) -> TractResult<Vec<Array>> {
-    outputs.iter().map(|index| Array::from_tensor(&values[*index])).collect()
+/// The outputs wanted as arrays. Each value goes once it is copied for the last time.
+fn arrays(values: TVec<TValue>, outputs: &[usize]) -> TractResult<Vec<Array>> {
+    let mut values: Vec<Option<TValue>> = values.into_iter().map(Some).collect();
+    for (index, value) in values.iter_mut().enumerate() {
+        if !outputs.contains(&index) {
+            *value = None;
+        }
+    }
+    let copy = |(place, index): (usize, &usize)| {
+        let value = match outputs[place + 1..].contains(index) {
+            true => values[*index].clone(),
+            false => values[*index].take(),
+        };
+        let value = value.context("an output is taken once")?;
+        Array::from_tensor(&value)
+    };
+    outputs.iter().enumerate().map(copy).collect()
 }

@@ -186,11 +186,11 @@ impl Worker {
         // Before the level is looked at: a sign that comes later ends it.
         let cancel = shared.inbox.leisure();
         if shared.pressure.get() > Pressure::None {
-            return self.rest();
+            return self.rest(shared);
         }
         let under_way = self.leisure.take().and_then(Leisure::resume);
         if under_way.is_none() {
-            self.rest();
+            self.rest(shared);
         }
         let under_way = under_way.map(|(model, profiler)| (model, Some(profiler)));
         let next = || self.next_to_measure(shared).map(|model| (model, None));

@@ -4,24 +4,25 @@ use super::array::Array;
 use super::crew::thread_bytes;
 use super::error::EngineError;
 use super::inbox::{Answer, Control, Inbox, QUEUE_LIMIT, Waiting};
-use super::model::Model;
+use super::model::{Model, held_by_graph, loading_bytes};
 use super::pass::{Cancel, PassStats};
 use super::planning::{Answered, Inquiry, Known};
 use super::policy::Policy;
 use super::pressure::{Pressure, SharedPressure};
+use super::room::{Keeper, Keepers};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::worker::Worker;
 use crate::plan::{Profile, Way};
 use crate::store::manifest::{Checksum, Manifest};
 use crate::store::{ModelDir, Rehearsal, Store, StoreError};
-use crate::stream::{Category, Faults, Grant, Ledger, Trace};
+use crate::stream::{Category, Faults, Grant, Ledger, OverBudget, Trace};
 use crate::sys::threads::{self, Shortage};
 use crate::sys::{affinity, code, memory};
 use crossbeam_channel::bounded;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 /// How an engine is set up.
@@ -116,9 +117,18 @@ pub struct Reply {
 /// Tokens that requests are expected to have, where nobody says.
 pub const EXPECTED_TOKENS: u64 = 128;
 
+/// What a server takes to begin with: connections for whoever comes first.
+const RESERVED_BYTES: u64 = 512 << 10;
+
+/// What a request holds besides its inputs: its connection, names, figures.
+pub(super) const REQUEST_BYTES: u64 = 64 << 10;
+
 /// Default window, and the smallest the program chooses by itself.
 const WINDOW_BYTES: u64 = 16 << 20;
 const SMALLEST_WINDOW_BYTES: u64 = 4 << 20;
+
+/// What the process itself holds by the ledger on most boards.
+pub const PROCESS_BYTES: u64 = 18 << 20;
 
 /// What the process will come to hold besides what it holds at the start, its code released, and
 /// what is counted: code, 4 to 5 MiB in a pass; what the C library's heap loses between what is
@@ -154,6 +164,7 @@ pub(super) struct Shared {
     pub inbox: Inbox,
     pub counters: CounterSet,
     pub pressure: SharedPressure,
+    pub keepers: Keepers,
     pub busy: AtomicBool,
     pub beats: Arc<AtomicU64>,
     pub stopping: Cancel,
@@ -179,9 +190,12 @@ impl Engine {
         let growth_bytes = PROCESS_GROWTH_BYTES + thread_bytes(threads, loaders);
         let process = memory::process().resident_bytes + growth_bytes;
         let process = process.next_multiple_of(1 << 20);
-        let process = ledger.try_grant(Category::Process, process)?;
+        let window_bytes = config.window_bytes.unwrap_or(SMALLEST_WINDOW_BYTES);
+        let least_bytes = process + window_bytes + RESERVED_BYTES;
+        let least = |refused: OverBudget| refused.at_least(least_bytes);
+        let process = ledger.try_grant(Category::Process, process).map_err(least)?;
         let window_bytes = config.window_bytes.unwrap_or_else(|| window_for(&ledger));
-        let window = ledger.try_grant(Category::Window, window_bytes)?;
+        let window = ledger.try_grant(Category::Window, window_bytes).map_err(least)?;
         let shared = Arc::new(Shared {
             store,
             ledger,
@@ -189,6 +203,7 @@ impl Engine {
             inbox: Inbox::default(),
             counters: CounterSet::default(),
             pressure: SharedPressure::default(),
+            keepers: Keepers::default(),
             busy: AtomicBool::new(false),
             beats: Arc::default(),
             stopping: Cancel::new(),
@@ -349,6 +364,37 @@ impl Engine {
         &self.0.ledger
     }
 
+    /// The smallest budget in which a model serves a request whose inputs take so many bytes.
+    pub fn least_budget_bytes(&self, manifest: &Manifest, inputs_bytes: u64) -> u64 {
+        self.0.least_budget_bytes(manifest, inputs_bytes, EXPECTED_TOKENS)
+    }
+
+    /// A grant for somebody who holds `own_bytes` already and needs both at once; before it is
+    /// refused, pins and what was used longest ago give way.
+    pub fn grant(
+        &self,
+        category: Category,
+        bytes: u64,
+        own_bytes: u64,
+    ) -> Result<Grant, OverBudget> {
+        self.0.grant(category, bytes, own_bytes)
+    }
+
+    /// The same for a grant that changes.
+    pub fn enlarge(&self, grant: &mut Grant, bytes: u64, own_bytes: u64) -> Result<(), OverBudget> {
+        self.0.enlarge(grant, bytes, own_bytes)
+    }
+
+    /// Has somebody else's things give way as models do, for as long as they are there.
+    pub fn add_keeper(&self, keeper: Weak<dyn Keeper>) {
+        self.0.keepers.add(keeper);
+    }
+
+    /// A number larger than all that were given before: what is used notes it.
+    pub fn now(&self) -> u64 {
+        self.0.keepers.now()
+    }
+
     /// Bytes of all models' tapes that stay in memory.
     pub fn pinned_bytes(&self) -> u64 {
         self.0.ledger.held_bytes(Category::Pins)
@@ -457,6 +503,14 @@ impl Shared {
         })
     }
 
+    /// The smallest budget in which a model that may not be loaded serves a request whose inputs
+    /// take so many bytes and whose longest open dimension has this length: all that is needed
+    /// until it is answered, as far as the manifest tells.
+    pub fn least_budget_bytes(&self, manifest: &Manifest, inputs_bytes: u64, length: u64) -> u64 {
+        let process_bytes = self.ledger.held_bytes(Category::Process);
+        process_bytes.saturating_add(needed_bytes(manifest, inputs_bytes, length))
+    }
+
     /// Bytes that nothing gives back while the loaded models stay, with the smallest window that
     /// they can do with.
     fn least_bytes(&self) -> u64 {
@@ -509,6 +563,18 @@ fn rehearse_threads(config: &Config) -> Result<(), EngineError> {
         needed: running + more,
         source: error,
     })
+}
+
+/// What serving a request takes beside the process itself, loading the model among it, where its
+/// inputs take so many bytes and its longest open dimension has this length.
+pub fn needed_bytes(manifest: &Manifest, inputs_bytes: u64, length: u64) -> u64 {
+    let needs = manifest.needs.as_ref();
+    let graph_bytes = held_by_graph(needs.map_or(0, |needs| needs.graph_bytes));
+    let pass_bytes = needs.map_or(0, |needs| needs.pass_bytes(length));
+    let serving = [SMALLEST_WINDOW_BYTES, graph_bytes, pass_bytes];
+    let serving = serving.into_iter().fold(0, u64::saturating_add);
+    let own = inputs_bytes.saturating_add(REQUEST_BYTES);
+    own.saturating_add(serving.max(loading_bytes(manifest, None)))
 }
 
 /// The window that suits a budget: the default, or half of what is left where that is less.

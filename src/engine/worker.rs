@@ -4,20 +4,20 @@ use super::array::Array;
 use super::crew::Crew;
 use super::error::EngineError;
 use super::inbox::{Control, Inbox, Turn, Waiting};
-use super::model::{Model, Playing, Terms};
+use super::model::{Model, Playing, Terms, longest_open};
 use super::pass::{Pass, PassStats, Seat};
 use super::planning::Leisure;
 use super::policy::Policy;
 use super::pressure::Pressure;
 use super::rehearsal::rehearsed;
-use super::service::{Config, Reply, Shared, lock, window_for};
+use super::service::{Config, REQUEST_BYTES, Reply, Shared, lock, window_for};
 use super::stats::Counters;
 use crate::graph::Kernels;
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::stream::{
-    Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, Slots, Trace, Traversal,
+    Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, OverBudget, Slots, Trace, Traversal,
 };
 use crate::sys::memory::{self, MachineMemory};
 use crate::sys::{affinity, code, heap, panics};
@@ -39,6 +39,9 @@ const QUIET: Duration = Duration::from_millis(100);
 /// Bytes of free memory that the C library's heap may lose between what is used, from one pass to
 /// the next: giving them back takes a millisecond, and taking them anew another.
 const LOST_BYTES: u64 = 4 << 20;
+
+/// Steps of what the process's share is settled to.
+const SETTLED_BYTES: u64 = 256 << 10;
 
 /// Share of what is free that a pass may take to keep freed tensors in; the rest is for whoever
 /// comes meanwhile.
@@ -65,7 +68,10 @@ pub(super) struct Worker {
     pub(super) leisure: Option<Leisure>,
     /// The board, once it was looked at.
     pub(super) board: Option<Board>,
-    _process: Grant,
+    /// What the process holds, what the heap has lost since among it.
+    process: Grant,
+    /// The same at the start.
+    process_bytes: u64,
 }
 
 /// A request that was admitted to a pass.
@@ -103,7 +109,8 @@ impl Worker {
             unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
             leisure: None,
             board: None,
-            _process: process,
+            process_bytes: process.bytes(),
+            process,
         })
     }
 
@@ -150,7 +157,7 @@ impl Worker {
             }
             Turn::Control(Control::Unload(model, answer)) => {
                 unload(shared, &model);
-                self.rest();
+                self.rest(shared);
                 answer.give(Ok(()));
             }
             Turn::Control(Control::Play(model, answer)) => {
@@ -183,7 +190,7 @@ impl Worker {
     /// anew.
     fn replan(&mut self, shared: &Shared) {
         self.leisure = None;
-        self.rest();
+        self.rest(shared);
         // Shrinking is always granted.
         let _ = self.window.resize(0);
         self.window_bytes = self.config.window_bytes.unwrap_or_else(|| window_for(&shared.ledger));
@@ -214,9 +221,11 @@ impl Worker {
     }
 
     /// Gives back what is kept for the next pass.
-    pub(super) fn rest(&self) {
+    pub(super) fn rest(&mut self, shared: &Shared) {
         self.slots.keep_within(0);
         heap::trim();
+        code::release();
+        self.settle(shared);
     }
 
     /// One pass for the requests that wait for `name`, as many as fit.
@@ -224,6 +233,7 @@ impl Worker {
         let model = match self.guarded("loading", |worker| worker.serving(shared, name)) {
             Ok(model) => model,
             // The others that wait find out for themselves: it may be another cause by then.
+            Err(EngineError::OverBudget(refused)) => return fail_unloaded(shared, name, refused),
             Err(error) => return fail_next(shared, name, error),
         };
         let mut seats = vec![];
@@ -256,15 +266,45 @@ impl Worker {
         self.run(shared, &pass, began, seats);
         heap::keep_within(granted_bytes);
         drop(spare);
-        let heap_bytes = heap::live_bytes() + heap::kept_bytes();
-        let known_bytes = heap_bytes + self.slots.bytes() + self.unheaped_bytes;
-        if memory::process().anonymous_bytes > known_bytes + LOST_BYTES {
+        if self.lost_bytes(shared) > LOST_BYTES {
             heap::trim();
+            self.settle(shared);
+        }
+    }
+
+    /// Anonymous memory that nobody knows of: holes in the heap, beside those of loaded graphs.
+    fn lost_bytes(&self, shared: &Shared) -> u64 {
+        let graphs_bytes: u64 = lock(&shared.models).values().map(|model| model.holes_bytes).sum();
+        let heap_bytes = heap::live_bytes() + heap::kept_bytes();
+        let known = [heap_bytes, self.slots.bytes(), self.unheaped_bytes, graphs_bytes];
+        memory::process().anonymous_bytes.saturating_sub(known.iter().sum())
+    }
+
+    /// Holds the process's share of the ledger against what the kernel says: what is resident and
+    /// held for nothing else counts as the process's, and what a pass adds to it; others give way.
+    fn settle(&mut self, shared: &Shared) {
+        // Where the program does not count, what is resident may be anybody's.
+        if heap::live_bytes() == 0 {
+            return;
+        }
+        let held = [Category::Graph, Category::Tokenizer, Category::Pins, Category::Request];
+        let held_bytes: u64 = held.map(|category| shared.ledger.held_bytes(category)).iter().sum();
+        let known_bytes = held_bytes + self.slots.bytes() + heap::kept_bytes();
+        let lost_bytes = memory::process().resident_bytes.saturating_sub(known_bytes);
+        let lost_bytes = lost_bytes.next_multiple_of(SETTLED_BYTES);
+        let wanted = self.process_bytes.max(lost_bytes + LOST_BYTES);
+        while self.process.resize(wanted).is_err() {
+            if !shared.make_room("") {
+                log::debug!("{lost_bytes} bytes are held for nothing else, {wanted} have no room");
+                let there = self.process.bytes() + shared.ledger.free_bytes();
+                let _ = self.process.resize(there.min(wanted));
+                return;
+            }
         }
     }
 
     /// Admits requests for `model` in their order; those that cannot be served are answered.
-    fn admit(&self, shared: &Shared, model: &Arc<Model>, seats: &mut Vec<Admitted>) {
+    fn admit(&mut self, shared: &Shared, model: &Arc<Model>, seats: &mut Vec<Admitted>) {
         let counters = shared.counters.of(model.name());
         let traced = |waiting: &Waiting| waiting.request.trace.is_some();
         while count(seats) < MAX_SEATS
@@ -294,7 +334,7 @@ impl Worker {
     }
 
     fn seat(
-        &self,
+        &mut self,
         shared: &Shared,
         model: &Arc<Model>,
         waiting: &Waiting,
@@ -313,8 +353,11 @@ impl Worker {
             footprint.together_bytes.saturating_mul(rows.len() as u64).saturating_add(shared_bytes);
         let grant = match seats {
             [] => {
+                let inputs_bytes: u64 =
+                    request.inputs.iter().map(|(_, a)| a.bytes.len() as u64).sum();
+                let own_bytes = model.graph_bytes() + inputs_bytes + REQUEST_BYTES;
                 let bytes = if rows.len() > 1 { together_bytes } else { footprint.alone_bytes };
-                self.grant_alone(shared, model, bytes).map_err(Refusal::Error)?
+                self.grant_alone(shared, model, bytes, own_bytes).map_err(Refusal::Error)?
             }
             seats => {
                 for seat in &mut *seats {
@@ -330,19 +373,30 @@ impl Worker {
         Ok((rows.into_iter().map(seat).collect(), together_bytes, grant))
     }
 
-    /// A grant for a pass; whatever can give way does, before it is refused.
+    /// A grant for the first request of a pass, which holds `own_bytes` with its model; whatever
+    /// can give way does before it is refused, at last the window but for its smallest.
     fn grant_alone(
-        &self,
+        &mut self,
         shared: &Shared,
         model: &Arc<Model>,
         bytes: u64,
+        own_bytes: u64,
     ) -> Result<Grant, EngineError> {
         loop {
-            match shared.ledger.try_grant(Category::Activations, bytes) {
+            let refused = match shared.ledger.try_grant(Category::Activations, bytes) {
                 Ok(grant) => return Ok(grant),
-                Err(_) if make_room(shared, model.name()) => {}
-                Err(error) => return Err(error.into()),
+                Err(refused) => refused,
+            };
+            if shared.make_room(model.name()) {
+                continue;
             }
+            let smallest = model.playing().largest_unit_bytes;
+            if self.window.bytes() <= smallest {
+                return Err(refused.beside(own_bytes).into());
+            }
+            self.slots.keep_within(0);
+            // Shrinking is always granted.
+            let _ = self.window.resize(smallest);
         }
     }
 
@@ -512,7 +566,7 @@ impl Worker {
             return Err(too_small(wanted_bytes));
         }
         while self.window.resize(wanted_bytes).is_err() {
-            if make_room(shared, model.name()) {
+            if shared.make_room(model.name()) {
                 continue;
             }
             let there = self.window.bytes() + shared.ledger.free_bytes();
@@ -592,6 +646,7 @@ impl Worker {
     ) -> Result<Arc<Model>, EngineError> {
         if let Some(model) = shared.loaded(name) {
             if shared.store.serving(name).ok().as_ref() == Some(&model.serving) {
+                model.note_use(shared.keepers.now());
                 return model.check_service().map(|()| model);
             }
             log::info!("model {name} has another version now");
@@ -602,16 +657,17 @@ impl Worker {
     fn load(&mut self, shared: &Shared, name: &str) -> Result<Arc<Model>, EngineError> {
         let began = Instant::now();
         // Loading may use the window's bytes.
-        self.rest();
+        self.rest(shared);
         let loaded = loop {
             let dir = self.find(shared, name)?;
             match self.try_load(shared, dir) {
                 // Its own pins and graph are the last to go: it answers until then.
                 Err(EngineError::OverBudget(_))
-                    if make_room(shared, name) || unload(shared, name) => {}
+                    if shared.make_room(name) || unload(shared, name) => {}
                 loaded => break Arc::new(loaded?),
             }
         };
+        loaded.note_use(shared.keepers.now());
         self.recall(shared, &loaded);
         lock(&shared.models).insert(name.to_string(), Arc::clone(&loaded));
         let counters = shared.counters.of(name);
@@ -684,26 +740,6 @@ pub(super) fn keep_freed(shared: &Shared, granted_bytes: u64) -> Option<Grant> {
     spare
 }
 
-/// Frees memory that another use needs more: pins first, those of other models before those of
-/// `name`, then the other models. False where there is nothing left to give.
-fn make_room(shared: &Shared, name: &str) -> bool {
-    let mut models = lock(&shared.models);
-    let (own, others): (Vec<_>, Vec<_>) = models.values().partition(|model| model.name() == name);
-    if others.iter().map(|model| model.pins.release()).fold(false, |any, had| any | had) {
-        return true;
-    }
-    if own.iter().any(|model| model.pins.release()) {
-        return true;
-    }
-    if others.is_empty() {
-        return false;
-    }
-    models.retain(|model, _| model == name);
-    drop(models);
-    heap::trim();
-    true
-}
-
 /// Seats of the requests in a pass.
 fn count(admitted: &[Admitted]) -> usize {
     admitted.iter().map(|admitted| admitted.seats.len()).sum()
@@ -712,11 +748,26 @@ fn count(admitted: &[Admitted]) -> usize {
 /// Unloads a model; whether it was loaded.
 fn unload(shared: &Shared, name: &str) -> bool {
     let was_loaded = lock(&shared.models).remove(name).is_some();
+    shared.keepers.forget(name);
     heap::trim();
     if was_loaded {
         log::info!("model {name} is unloaded");
     }
     was_loaded
+}
+
+/// As [`fail_next`], where a model could not be loaded: the budget that is named is one in which the
+/// request is answered, too.
+fn fail_unloaded(shared: &Shared, name: &str, refused: OverBudget) {
+    let Some(waiting) = shared.inbox.pop(name) else { return };
+    let inputs = &waiting.request.inputs;
+    let least_bytes = shared.find(name).map_or(0, |dir| {
+        let inputs_bytes = inputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
+        let length = longest_open(&dir.manifest, inputs);
+        shared.least_budget_bytes(&dir.manifest, inputs_bytes, length)
+    });
+    shared.inbox.put_back(waiting);
+    fail_next(shared, name, refused.at_least(least_bytes).into());
 }
 
 fn fail_next(shared: &Shared, name: &str, error: EngineError) {

@@ -70,6 +70,11 @@ impl Lockstep {
         Sizes::of(&self.plan)
     }
 
+    /// What a request whose open dimensions all have this length will hold besides weights.
+    pub fn footprint_at(&self, length: u64) -> Footprint {
+        self.liveness.footprint_at(length)
+    }
+
     /// Evaluates the plan once for all of `requests`, each given as its inputs in the plan's
     /// order. `enter` is told the name of each node and returns what is dropped after it.
     ///

@@ -92,7 +92,16 @@ pub struct Liveness {
     /// Which of `sizes` a node's outputs have together; none for constants.
     size_of: Vec<Option<usize>>,
     steps: Vec<Step>,
+    /// What a request's state takes besides values: a place for each node's.
+    state_bytes: u64,
 }
+
+/// A node's place in a request's state.
+const PLACE_BYTES: usize =
+    size_of::<Option<TVec<TValue>>>() + size_of::<Option<Box<dyn OpState>>>();
+
+/// What a value takes besides its elements: the tensor around them and its count of users.
+const VALUE_BYTES: u64 = 256;
 
 /// A node in the plan's order.
 #[derive(Debug)]
@@ -128,15 +137,32 @@ impl Liveness {
         let steps = plan.order_without_consts().iter().enumerate().map(step).collect();
         let fact = |outlet: &OutletId| &model.node(outlet.node).outputs[outlet.slot].fact;
         let inputs = model.inputs.iter().map(|outlet| fact(outlet).shape.to_tvec()).collect();
-        Liveness { inputs, sizes, size_of, steps }
+        let state_bytes = (model.nodes.len() * PLACE_BYTES) as u64;
+        Liveness { inputs, sizes, size_of, steps, state_bytes }
     }
 
-    /// What a pass over inputs of these shapes will hold.
+    /// What a pass over inputs of these shapes will hold, as far as these tell.
     pub fn footprint(&self, inputs: &[Vec<usize>]) -> Footprint {
-        let symbols = self.bind(inputs);
-        let sizes: Vec<u64> = self.sizes.iter().map(|size| bytes_of(size, &symbols)).collect();
+        self.footprint_of(&self.bind(inputs))
+    }
+
+    /// What a pass will hold where every symbol stands for `length`.
+    pub fn footprint_at(&self, length: u64) -> Footprint {
+        let mut symbols = SymbolValues::default();
+        let length = i64::try_from(length).unwrap_or(i64::MAX);
+        for symbol in self.inputs.iter().flatten().flat_map(TDim::symbols) {
+            symbols.set(&symbol, length);
+        }
+        self.footprint_of(&symbols)
+    }
+
+    fn footprint_of(&self, symbols: &SymbolValues) -> Footprint {
+        // What lies between an allocation's size and what is mapped for it is an eighth at most.
+        let taken = |bytes: u64| bytes.saturating_add(bytes / 8).saturating_add(VALUE_BYTES);
+        let sizes: Vec<u64> =
+            self.sizes.iter().map(|size| taken(bytes_of(size, symbols))).collect();
         let size = |node: usize| self.size_of[node].map_or(0, |index| sizes[index]);
-        let (mut is_live, mut live) = (vec![false; self.size_of.len()], 0);
+        let (mut is_live, mut live) = (vec![false; self.size_of.len()], self.state_bytes);
         let mut footprint = Footprint::default();
         for Step { node, reads, frees, work } in &self.steps {
             for freed in frees.iter().filter(|node| std::mem::take(&mut is_live[**node])) {
@@ -150,6 +176,11 @@ impl Liveness {
             is_live[*node] = true;
             live += size(*node);
         }
+        // What is left are the outputs, which are copied one by one, each going once it is copied.
+        let largest = (0..is_live.len()).filter(|node| is_live[*node]).map(size).max();
+        let leaving = live + largest.unwrap_or(0);
+        footprint.alone_bytes = footprint.alone_bytes.max(leaving);
+        footprint.together_bytes = footprint.together_bytes.max(leaving);
         footprint
     }
 

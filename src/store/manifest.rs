@@ -65,6 +65,9 @@ pub struct Manifest {
     /// file, which does not tell. None in what older programs built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loading_bytes: Option<u64>,
+    /// What serving takes. None in what older programs built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Needs>,
     /// Every big weight, in the order of the graph's inputs.
     pub weights: Vec<Weight>,
     /// Layers in tape order.
@@ -300,6 +303,41 @@ fn is_inner_path(path: &str) -> bool {
     path.len() <= MAX_PATH_BYTES
         && !path.contains(is_odd)
         && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+/// Limit of the lengths for which a manifest says what a pass takes.
+const MAX_LENGTHS: usize = 32;
+
+/// What serving takes of memory beside the process itself, the window and what a client sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Needs {
+    /// Heap that the loaded graph holds, as measured where it was built.
+    pub graph_bytes: u64,
+    /// What a pass takes, by length, the shortest first.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_LENGTHS>")]
+    pub passes: Vec<PassNeeds>,
+}
+
+/// What a pass takes where every open dimension of the inputs has one length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PassNeeds {
+    pub length: u64,
+    pub bytes: u64,
+}
+
+impl Needs {
+    /// What a pass takes whose longest open dimension has this length, or a little more: what is
+    /// said of the next longer one. Beyond the longest, it is reckoned to grow by the square.
+    pub fn pass_bytes(&self, length: u64) -> u64 {
+        let known = self.passes.iter().find(|pass| pass.length >= length);
+        let Some(PassNeeds { length: longest, bytes }) = known.or(self.passes.last()) else {
+            return 0;
+        };
+        let times = length.div_ceil((*longest).max(1)).max(1);
+        bytes.saturating_mul(times).saturating_mul(times)
+    }
 }
 
 /// An input or output of the model.
@@ -566,6 +604,20 @@ mod tests {
         manifest["graph"]["sha256"] = json!("");
         let error = Manifest::parse(manifest.to_string().as_bytes()).unwrap_err().to_string();
         assert!(error.contains("unknown field `sha256`"), "{error}");
+    }
+
+    #[test]
+    fn needs_are_those_of_the_next_length() {
+        let pass = |length, bytes| PassNeeds { length, bytes };
+        let needs = Needs { graph_bytes: 7, passes: vec![pass(1, 10), pass(128, 600)] };
+        for (length, bytes) in [(0, 10), (1, 10), (2, 600), (128, 600), (129, 2400), (300, 5400)] {
+            assert_eq!(needs.pass_bytes(length), bytes, "{length}");
+        }
+        assert_eq!(Needs { passes: vec![], ..needs }.pass_bytes(3), 0);
+        let mut manifest = sample();
+        manifest["needs"] = json!({ "graph_bytes": 7, "passes": [{ "length": 1, "bytes": 10 }] });
+        let parsed = Manifest::parse(manifest.to_string().as_bytes()).unwrap();
+        assert_eq!(parsed.needs.unwrap().passes, [pass(1, 10)]);
     }
 
     #[test]

@@ -51,10 +51,9 @@ impl Category {
 /// A grant that was refused, with the numbers.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
-    "{what}: {need_bytes} bytes are needed, {free_bytes} of the budget of {budget_bytes} are free\n\
-     a budget of {smallest} would do: give --budget at least that, or make the window or the request smaller",
+    "{what}: {need_bytes} bytes are needed, {free_bytes} of the budget of {budget_bytes} are free\n{advice}",
     what = .category.name(),
-    smallest = self.smallest_budget_bytes()
+    advice = self.advice()
 )]
 pub struct OverBudget {
     pub category: Category,
@@ -65,17 +64,42 @@ pub struct OverBudget {
     pub held_bytes: u64,
     /// Held for as long as the process lives: for itself and for the window.
     pub fixed_bytes: u64,
+    /// Held by whoever asks, and as long as it needs what it asks for.
+    pub own_bytes: u64,
+    /// A budget that what comes after this takes in any case.
+    pub least_bytes: u64,
 }
 
 impl OverBudget {
     /// Whether it would be granted if all were given back that can be.
     pub fn can_fit(&self) -> bool {
-        self.need_bytes <= self.budget_bytes.saturating_sub(self.fixed_bytes)
+        self.smallest_budget_bytes() <= self.budget_bytes
     }
 
-    /// The smallest budget that would have granted it, all else as it was.
+    /// The smallest budget that would have granted it, once all was given back that can be.
     pub fn smallest_budget_bytes(&self) -> u64 {
-        self.held_bytes + self.need_bytes
+        let bytes = [self.fixed_bytes, self.own_bytes, self.need_bytes];
+        bytes.into_iter().fold(0, u64::saturating_add).max(self.least_bytes)
+    }
+
+    /// The same for somebody who holds so many bytes besides, as long as it needs this.
+    pub fn beside(self, more_bytes: u64) -> OverBudget {
+        OverBudget { own_bytes: self.own_bytes.saturating_add(more_bytes), ..self }
+    }
+
+    /// The same where what comes after it takes a budget of so many bytes.
+    pub fn at_least(self, budget_bytes: u64) -> OverBudget {
+        OverBudget { least_bytes: self.least_bytes.max(budget_bytes), ..self }
+    }
+
+    fn advice(&self) -> String {
+        match (self.can_fit(), self.smallest_budget_bytes()) {
+            (true, _) => "others hold what is missing, and will give it back".to_string(),
+            (false, bytes) => format!(
+                "a budget of {bytes} would do: give --budget at least that, or make the window or \
+                 the request smaller"
+            ),
+        }
     }
 }
 
@@ -160,6 +184,8 @@ impl Ledger {
                 budget_bytes: counts.budget_bytes,
                 held_bytes: counts.held_bytes(),
                 fixed_bytes: held[Category::Process as usize] + held[Category::Window as usize],
+                own_bytes: 0,
+                least_bytes: 0,
             });
         }
         counts.held[category as usize] += bytes;
@@ -204,7 +230,8 @@ impl Grant {
     /// Changes the grant to `bytes`; growing may be refused, which leaves it as it was.
     pub fn resize(&mut self, bytes: u64) -> Result<(), OverBudget> {
         if bytes > self.bytes {
-            self.ledger.add(self.category, bytes - self.bytes)?;
+            let more = self.ledger.add(self.category, bytes - self.bytes);
+            more.map_err(|refused| refused.beside(self.bytes))?;
         } else {
             self.ledger.lock().held[self.category as usize] -= self.bytes - bytes;
         }
@@ -230,9 +257,27 @@ mod tests {
         let fixed = [(Category::Process, 20), (Category::Window, 10)];
         let _fixed = fixed.map(|(category, bytes)| ledger.try_grant(category, bytes).unwrap());
         let _pins = ledger.try_grant(Category::Pins, 50).unwrap();
-        let can_fit = |bytes| ledger.try_grant(Category::Tokenizer, bytes).unwrap_err().can_fit();
-        assert!(can_fit(70));
-        assert!(!can_fit(71));
+        let refused = |bytes| ledger.try_grant(Category::Tokenizer, bytes).unwrap_err();
+        assert!(refused(70).can_fit());
+        assert!(!refused(71).can_fit());
+        assert_eq!(refused(71).smallest_budget_bytes(), 101);
+        assert_eq!(refused(60).beside(11).smallest_budget_bytes(), 101);
+        assert_eq!(refused(60).at_least(200).smallest_budget_bytes(), 200);
+        let told = refused(70).to_string();
+        assert!(told.ends_with("others hold what is missing, and will give it back"), "{told}");
+    }
+
+    /// An embeddings request that held 20 of 100 bytes, and wanted as much again as was free once
+    /// all was given back, was told to try again for ever.
+    #[test]
+    fn what_a_grant_holds_itself_does_not_come_free() {
+        let ledger = Ledger::new(100);
+        let _process = ledger.try_grant(Category::Process, 20).unwrap();
+        let mut body = ledger.try_grant(Category::Request, 20).unwrap();
+        let refused = body.resize(81).unwrap_err();
+        assert_eq!((refused.can_fit(), refused.smallest_budget_bytes()), (false, 101));
+        let _pins = ledger.try_grant(Category::Pins, 30).unwrap();
+        assert!(body.resize(80).unwrap_err().can_fit());
     }
 
     #[test]
@@ -242,8 +287,10 @@ mod tests {
         let mut request = ledger.try_grant(Category::Request, 30).unwrap();
         let refused = ledger.try_grant(Category::Graph, 11).unwrap_err();
         assert_eq!((refused.need_bytes, refused.free_bytes), (11, 10));
+        assert!(refused.can_fit(), "the request's bytes come back");
+        let refused = ledger.try_grant(Category::Graph, 41).unwrap_err();
         assert_eq!(refused.smallest_budget_bytes(), 101);
-        let told = "graph: 11 bytes are needed, 10 of the budget of 100 are free\na budget of 101 would do";
+        let told = "graph: 41 bytes are needed, 10 of the budget of 100 are free\na budget of 101 would do";
         assert!(refused.to_string().starts_with(told), "{refused}");
         assert!(request.resize(41).is_err());
         assert_eq!((request.bytes(), ledger.held_bytes(Category::Request)), (30, 30));
@@ -271,7 +318,7 @@ mod tests {
         assert!(ledger.is_exceeded());
         assert_eq!((ledger.held_in_all_bytes(), ledger.free_bytes()), (80, 0));
         let refused = ledger.try_grant(Category::Graph, 1).unwrap_err();
-        assert_eq!((refused.free_bytes, refused.smallest_budget_bytes()), (0, 81));
+        assert_eq!((refused.free_bytes, refused.can_fit()), (0, true));
         assert!(pins.resize(81).is_err());
         pins.resize(30).unwrap();
         assert!(!ledger.is_exceeded());

@@ -90,6 +90,7 @@ pub fn write_version(store: &Path, model: SmallModel, version: &str) {
         text: None,
         batch: None,
         loading_bytes: None,
+        needs: None,
         provenance: Provenance {
             source: "test".to_string(),
             source_bytes: 0,

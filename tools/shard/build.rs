@@ -14,16 +14,17 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, value_parser};
 use hermes::codec;
 use hermes::graph::skim::{self, Skim, THRESHOLD_BYTES, WeightSource};
-use hermes::graph::{Imported, UseKind, WeightUse};
+use hermes::graph::{Imported, Lockstep, UseKind, WeightUse};
 use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use hermes::store::manifest::{
-    self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Provenance, Task, TextRules, Weight,
+    self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Needs, PassNeeds, Provenance, Task, TextRules, Weight,
 };
 use hermes::store::{self, Rehearsal, StoreError};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Arguments of `hermes-shard build`.
@@ -140,8 +141,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let place_at_hand = rehearsal::of_build()?;
     let Begun { place, name, skim, weights, settled, tokenizer, task, text } =
         begin(options).map_err(|error| rehearsal::placed(error, place_at_hand))?;
-    let Settled { imported, loading_bytes, batch, notes, .. } = settled;
+    let Settled { imported, loading_bytes, graph_bytes, batch, notes, .. } = settled;
     notes.iter().filter(|_| !options.json).for_each(|note| hermes::tell!("{note}"));
+    let needs = needs(&imported, graph_bytes);
     let plan = Plan::new(&skim, &imported);
     let needed = plan.stored_bytes(&options.variants)
         + skim.skeleton.len() as u64
@@ -172,6 +174,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         task,
         text,
         loading_bytes: Some(loading_bytes),
+        needs: Some(needs),
         provenance: provenance(&place, &skim),
     };
     let json = serde_json::to_vec_pretty(&manifest)?;
@@ -189,6 +192,20 @@ fn parse_dim(text: &str) -> Result<(String, u64), String> {
         Some((name, size)) if !name.is_empty() && size > 0 => Ok((name.to_string(), size)),
         _ => Err("expected NAME=SIZE, such as height=224".to_string()),
     }
+}
+
+/// What serving takes: the graph as a daemon holds it, and what passes of some lengths do.
+fn needs(imported: &Imported, graph_bytes: u64) -> Needs {
+    const LENGTHS: [u64; 10] = [1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
+    let lockstep = Lockstep::new(Arc::clone(&imported.plan));
+    let pass = |length| PassNeeds { length, bytes: lockstep.footprint_at(length).alone_bytes };
+    // In the order of the lengths, though a size may shrink with them.
+    let mut most = 0;
+    let passes = LENGTHS.map(pass).map(|pass| {
+        most = pass.bytes.max(most);
+        PassNeeds { bytes: most, ..pass }
+    });
+    Needs { graph_bytes, passes: passes.to_vec() }
 }
 
 fn check_variants(variants: &[String]) -> Result<()> {

@@ -8,7 +8,7 @@ use hermes::graph::dims::{self, OpenShape, Size};
 use hermes::graph::skim::Skim;
 use hermes::graph::{self, GraphError, Imported};
 use hermes::store::manifest::{Batch, Dim, MAX_ROWS, Port, Weight};
-use hermes::sys::heap;
+use hermes::sys::{heap, memory};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A model whose dimensions are as they will be served.
@@ -17,6 +17,8 @@ pub struct Settled {
     pub imported: Imported,
     /// What importing took of the heap.
     pub loading_bytes: u64,
+    /// What the graph holds of it, in whole pages.
+    pub graph_bytes: u64,
     pub batch: Option<Batch>,
     /// What was decided, to be told.
     pub notes: Vec<String>,
@@ -163,18 +165,22 @@ impl Settling<'_> {
         let mut notes = vec![];
         for _ in 0..ROUNDS {
             let skeleton = dims::settle(&self.skim.skeleton, &sizes).map_err(anyhow::Error::msg)?;
-            let held_bytes = heap::live_bytes();
-            heap::reset_peak();
-            let imported = match graph::import(&skeleton, self.weights) {
+            heap::trim();
+            let anonymous_bytes = memory::process().anonymous_bytes;
+            let (imported, took) = heap::metered(|| graph::import(&skeleton, self.weights));
+            let imported = match imported {
                 Ok(imported) => imported,
                 Err(error) => {
                     notes.push(self.give_way(&mut sizes, error)?);
                     continue;
                 }
             };
-            let loading_bytes = heap::peak_bytes().saturating_sub(held_bytes);
+            heap::trim();
+            // What parsing leaves between what is kept of it is held too.
+            let pages_bytes = memory::process().anonymous_bytes.saturating_sub(anonymous_bytes);
+            let (loading_bytes, graph_bytes) = (took.peak_bytes, took.held_bytes.max(pages_bytes));
             let lengths = self.trials.run(&imported, self.weights, &mut notes)?;
-            let settled = Settled { skeleton, imported, loading_bytes, batch: None, notes };
+            let settled = Settled { skeleton, imported, loading_bytes, graph_bytes, batch: None, notes };
             return Ok(Attempt { sizes, settled, lengths });
         }
         bail!("the inputs have too many open dimensions: fix some with --dim NAME=SIZE")

@@ -1,9 +1,10 @@
 //! What hermes-shard says: progress while it works, reports when it is done.
 
 use anyhow::Result;
+use hermes::engine::{PROCESS_BYTES, needed_bytes};
 use hermes::store::ModelDir;
 use hermes::store::layer_file::Layout;
-use hermes::store::manifest::{MAX_ROWS, Manifest};
+use hermes::store::manifest::{Dim, MAX_ROWS, Manifest};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::IsTerminal;
@@ -141,6 +142,7 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     }
     hermes::say!("graph    {:.1} MiB", mib(manifest.graph.bytes));
     tell_text(manifest, "");
+    budgets(manifest);
     hermes::say!("\nlayers in tape order");
     for (index, layer) in manifest.layers.iter().enumerate() {
         hermes::say!("{index:3} {}", layer.name);
@@ -167,6 +169,21 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The smallest budgets that would do, by the length of requests.
+fn budgets(manifest: &Manifest) {
+    const LENGTHS: [u64; 3] = [16, 128, 512];
+    let budget = |length| mib(PROCESS_BYTES + needed_bytes(manifest, 0, length)).ceil();
+    let is_open = manifest.inputs.iter().flat_map(|port| &port.shape);
+    match is_open.into_iter().any(|dim| matches!(dim, Dim::Symbol(_))) {
+        _ if manifest.needs.is_none() => {}
+        false => hermes::say!("budget   {} MiB would do", budget(1)),
+        true => LENGTHS.iter().for_each(|length| {
+            let budget = budget(*length);
+            hermes::say!("budget   {budget} MiB would do for requests of length {length}");
+        }),
+    }
 }
 
 /// Checks every checksum.
