@@ -34,6 +34,7 @@ pub mod tensor_json;
 mod tokenizer;
 mod trace;
 mod versions;
+mod vocabulary;
 
 pub use crate::daemon::size;
 pub use error::ApiError;

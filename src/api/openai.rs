@@ -144,16 +144,17 @@ async fn tokenize(
     let prompt_bytes = prompts.map(|prompt| prompt.text.len()).max().unwrap_or(0);
     let prompts_bytes = ((prompt_bytes + size_of::<Text>()) * request.inputs.len()) as u64;
     let texts_bytes = grant.bytes().saturating_add(prompts_bytes);
-    grant.resize(texts_bytes.saturating_mul(1 + size_of::<u32>() as u64))?;
+    let own_bytes = texts_bytes.saturating_mul(1 + size_of::<u32>() as u64);
+    api.engine.enlarge(&mut grant, own_bytes, 0)?;
     let work = move |api: &Arc<Api>, cancel: &Cancel| {
-        let encoder = api.tokenizers.get(&manifest, &api.engine)?;
+        let encoder = api.tokenizers.get(&manifest, &api.engine, own_bytes)?;
         let EmbeddingsRequest { inputs, cut, prompt_name, .. } = request;
         let prompt = encoder.prompt(prompt_name.as_deref())?;
-        let prompt_tokens = encoder.skipped(prompt, &api.engine)?;
+        let prompt_tokens = encoder.skipped(prompt, &api.engine, own_bytes)?;
         let encode = |input| match input {
             Input::Text(text) => {
                 let text = if prompt.is_empty() { text } else { format!("{prompt}{text}") };
-                let tokens = encoder.encode(&text, cut, &api.engine)?;
+                let tokens = encoder.encode(&text, cut, &api.engine, own_bytes)?;
                 // Of a text that was cut in front, or to less than its prompt, all that is left.
                 let is_pooled_whole = cut == Some(Cut::Start) || tokens.len() <= prompt_tokens;
                 Ok(Text { skipped: if is_pooled_whole { 0 } else { prompt_tokens }, tokens })

@@ -9,7 +9,7 @@ use super::rights::require;
 use super::tokenizer::Tokenizers;
 use super::{metrics, oip, openai, plan, repository, stats, trace, versions};
 use crate::daemon::rights::Right;
-use crate::engine::{Cancel, Engine, EngineError, Reply, Request};
+use crate::engine::{Cancel, Engine, EngineError, Keeper, Reply, Request};
 use crate::store::manifest::{Manifest, is_name};
 use axum::Router;
 use axum::extract::Request as HttpRequest;
@@ -27,7 +27,7 @@ pub struct Api {
     /// The engine.
     pub engine: Engine,
     /// Tokenizers loaded so far.
-    pub tokenizers: Tokenizers,
+    pub tokenizers: Arc<Tokenizers>,
     /// Threads for what takes longer than the event loop may wait.
     pub helpers: Helpers,
     /// The install that is under way.
@@ -39,10 +39,13 @@ pub struct Api {
 impl Api {
     /// The handlers' state for `engine`.
     pub fn new(engine: Engine) -> Arc<Api> {
+        let tokenizers = Arc::new(Tokenizers::default());
+        let keeper: Arc<dyn Keeper> = Arc::clone(&tokenizers) as _;
+        engine.add_keeper(Arc::downgrade(&keeper));
         Arc::new(Api {
             connections: Connections::new(Arc::clone(engine.ledger())),
             engine,
-            tokenizers: Tokenizers::default(),
+            tokenizers,
             helpers: Helpers::default(),
             installs: Installs::default(),
         })

@@ -2,20 +2,29 @@
 
 use super::embeddings_json::Cut;
 use super::error::ApiError;
-use crate::engine::Engine;
+use super::vocabulary::{Kind, Survey};
+use crate::engine::{Engine, Keeper};
 use crate::store::ModelDir;
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
 use crate::stream::{Category, Grant};
 use crate::sys::heap;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use tokenizers::{PostProcessor, Tokenizer, TruncationDirection};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokenizers::models::ModelWrapper;
+use tokenizers::models::bpe::BPE;
+use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessor, PostProcessorWrapper,
+    PreTokenizerWrapper, Tokenizer, TokenizerBuilder, TruncationDirection, TruncationParams,
+};
 
-/// Heap of a loaded tokenizer per byte of its file; measured: 10.2 for BERT's 30,522 words.
-const HELD_PER_BYTE: u64 = 11;
-
-/// Heap at the peak of loading per byte of the file; measured: 15.9.
-const LOADING_PER_BYTE: u64 = 17;
+/// Heap that building a tokenizer takes per byte of its file, told where there is no room to look
+/// at it: 30 to 50 for those in use.
+const LIKELY_PER_BYTE: u64 = 64;
 
 /// Heap at the peak of encoding per byte of text; measured: 92 for prose, 406 for one token a byte.
 const ENCODING_PER_BYTE: u64 = 512;
@@ -32,27 +41,44 @@ pub struct TextEncoder {
     cut: Cut,
     rules: TextRules,
     vocabulary: usize,
-    _grant: Grant,
+    grant: Grant,
 }
 
 impl TextEncoder {
-    /// Of the file that `entry` of the manifest tells of, whose checksum has to be right.
-    fn load(dir: &ModelDir, entry: &FileEntry, engine: &Engine) -> Result<TextEncoder, ApiError> {
-        let manifest = &dir.manifest;
-        let path = dir.file_path(&entry.path)?;
-        let failed = |what: String| ApiError::internal(format!("{}: {what}", path.display()));
-        let bytes = entry.bytes;
-        let loading = bytes.saturating_mul(LOADING_PER_BYTE);
-        let mut grant = engine.ledger().try_grant(Category::Tokenizer, loading)?;
-        let text = dir.read_file(entry)?;
-        let mut tokenizer =
-            Tokenizer::from_bytes(&text).map_err(|error| failed(error.to_string()))?;
-        drop(text);
-        // Each text is a request of its own: nothing has to be padded to anything.
-        tokenizer.with_padding(None);
+    /// Loads the tokenizer that `entry` of `dir` is: what that may take is granted before, then
+    /// what it took.
+    fn load(
+        dir: &ModelDir,
+        entry: &FileEntry,
+        engine: &Engine,
+        own_bytes: u64,
+    ) -> Result<TextEncoder, ApiError> {
+        let surveying = entry.bytes.saturating_add(Survey::own_bytes(entry.bytes));
+        let likely = entry.bytes.saturating_mul(LIKELY_PER_BYTE);
+        let mut grant = engine
+            .grant(Category::Tokenizer, surveying, own_bytes)
+            .map_err(|refused| refused.at_least(refused.fixed_bytes + own_bytes + likely))?;
+        let (tokenizer, took) = heap::metered(|| build(dir, entry, engine, &mut grant, own_bytes));
+        let mut tokenizer = tokenizer?;
+        let granted_bytes = grant.bytes();
+        if took.peak_bytes > granted_bytes {
+            let path = dir.path.join(&entry.path);
+            log::warn!(
+                "{}: loading took {} bytes, {granted_bytes} were granted",
+                path.display(),
+                took.peak_bytes
+            );
+        }
         // What loading took must be the system's again before the ledger grants it to others.
         heap::trim();
-        grant.resize(bytes.saturating_mul(HELD_PER_BYTE))?;
+        // Nothing is measured where the program does not count.
+        if took.held_bytes > 0 {
+            engine.enlarge(&mut grant, took.held_bytes, own_bytes)?;
+        }
+        let manifest = &dir.manifest;
+        let failed = |what: String| {
+            ApiError::internal(format!("{}: {what}", dir.path.join(&entry.path).display()))
+        };
         let own = tokenizer.get_truncation().map(|own| (own.max_length, own.direction));
         let turned_off = tokenizer.with_truncation(None).map(drop);
         turned_off.map_err(|error| failed(error.to_string()))?;
@@ -67,7 +93,7 @@ impl TextEncoder {
             _ => Cut::End,
         };
         let vocabulary = tokenizer.get_vocab_size(true);
-        Ok(TextEncoder { tokenizer, limit, cut, rules, vocabulary, _grant: grant })
+        Ok(TextEncoder { tokenizer, limit, cut, rules, vocabulary, grant })
     }
 
     /// The text of the prompt that `name` asks for, or of the one that comes unasked.
@@ -94,11 +120,16 @@ impl TextEncoder {
     /// # Errors
     ///
     /// As [`TextEncoder::encode`].
-    pub fn skipped(&self, prompt: &str, engine: &Engine) -> Result<usize, ApiError> {
+    pub fn skipped(
+        &self,
+        prompt: &str,
+        engine: &Engine,
+        own_bytes: u64,
+    ) -> Result<usize, ApiError> {
         if !self.rules.skips_prompt || prompt.is_empty() {
             return Ok(0);
         }
-        let tokens = self.encode(prompt, Some(Cut::End), engine)?;
+        let tokens = self.encode(prompt, Some(Cut::End), engine, own_bytes)?;
         // A special token at the end follows the text, not the prompt.
         let special = self.tokenizer.get_added_tokens_decoder();
         let is_closed =
@@ -116,6 +147,7 @@ impl TextEncoder {
         text: &str,
         cut: Option<Cut>,
         engine: &Engine,
+        own_bytes: u64,
     ) -> Result<Vec<u32>, ApiError> {
         if text.len() > MAX_TEXT_BYTES {
             let message =
@@ -123,7 +155,7 @@ impl TextEncoder {
             return Err(ApiError::invalid(message).about("input"));
         }
         let scratch = text.len() as u64 * ENCODING_PER_BYTE;
-        let _grant = engine.ledger().try_grant(Category::Request, scratch)?;
+        let _grant = engine.grant(Category::Request, scratch, own_bytes + self.grant.bytes())?;
         let failed = |error| ApiError::invalid(format!("cannot tokenize the text: {error}"));
         let lower = self.rules.lowercase.then(|| text.to_lowercase());
         let text = lower.as_deref().unwrap_or(text);
@@ -169,6 +201,81 @@ impl TextEncoder {
     }
 }
 
+/// Reads and builds a tokenizer. `grant` covers surveying it, then building it.
+fn build(
+    dir: &ModelDir,
+    entry: &FileEntry,
+    engine: &Engine,
+    grant: &mut Grant,
+    own_bytes: u64,
+) -> Result<Tokenizer, ApiError> {
+    let failed = |what: String| {
+        ApiError::internal(format!("{}: {what}", dir.path.join(&entry.path).display()))
+    };
+    let json = dir.read_file(entry)?;
+    let survey = Survey::of(&json).map_err(|error| failed(error.to_string()))?;
+    let kind = survey.kind;
+    let (direct_bytes, any_bytes) = (survey.building_bytes(kind), survey.building_bytes(None));
+    drop(survey);
+    engine.enlarge(grant, direct_bytes, own_bytes)?;
+    let direct = match kind {
+        Some(Kind::Bpe) => assemble::<BPE>(&json),
+        Some(Kind::Unigram) => assemble::<Unigram>(&json),
+        Some(Kind::WordLevel) => assemble::<WordLevel>(&json),
+        Some(Kind::WordPiece) => assemble::<WordPiece>(&json),
+        None => assemble::<ModelWrapper>(&json),
+    };
+    direct.or_else(|_| {
+        // What is odd in a model is read too, but in several forms at once.
+        engine.enlarge(grant, any_bytes, own_bytes)?;
+        assemble::<ModelWrapper>(&json).map_err(failed)
+    })
+}
+
+/// The parts of a tokenizer.json. Texts are not decoded, and each is a request of its own: nothing
+/// has to be padded to anything.
+#[derive(Deserialize)]
+struct Parts<M> {
+    version: Option<String>,
+    truncation: Option<TruncationParams>,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+    post_processor: Option<PostProcessorWrapper>,
+    model: M,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    #[serde(flatten)]
+    token: AddedToken,
+}
+
+/// Builds a tokenizer whose model is of the type `M`. Read as what it is, a model takes a third of
+/// what it takes where that has to be found out.
+fn assemble<M: DeserializeOwned + Into<ModelWrapper>>(json: &[u8]) -> Result<Tokenizer, String> {
+    let parts: Parts<M> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    if parts.version.as_deref().is_some_and(|version| version != "1.0") {
+        return Err(format!("unknown version {:?}", parts.version.unwrap_or_default()));
+    }
+    let mut model: ModelWrapper = parts.model.into();
+    // Words that were seen would be kept, of each model in each thread, beside the ledger.
+    model.resize_cache(0);
+    let built = TokenizerBuilder::new()
+        .with_model(model)
+        .with_normalizer(parts.normalizer)
+        .with_pre_tokenizer(parts.pre_tokenizer)
+        .with_post_processor(parts.post_processor)
+        .with_decoder(None::<DecoderWrapper>)
+        .with_truncation(parts.truncation)
+        .build();
+    let mut tokenizer = built.map_err(|error| error.to_string())?;
+    let added = parts.added_tokens.into_iter().map(|added| added.token);
+    tokenizer.add_tokens(added).map_err(|error| error.to_string())?;
+    Ok(Tokenizer::from(tokenizer))
+}
+
 /// Rows of the table of learned positions, where the model has one among its big weights.
 fn position_limit(manifest: &Manifest) -> Option<usize> {
     let table = manifest.weights.iter().find(|weight| {
@@ -181,36 +288,86 @@ fn position_limit(manifest: &Manifest) -> Option<usize> {
 /// The tokenizers of all models, by model and version.
 #[derive(Default)]
 pub struct Tokenizers {
-    loaded: Mutex<HashMap<(String, String), Arc<TextEncoder>>>,
+    loaded: Mutex<HashMap<(String, String), Loaded>>,
+    /// Held while one is loaded, so that no file is read twice at a time.
+    loading: Mutex<()>,
+}
+
+struct Loaded {
+    encoder: Arc<TextEncoder>,
+    /// When it was used last, by the engine's count.
+    used: u64,
 }
 
 impl Tokenizers {
-    /// The tokenizer of a model; reads its file on first use.
+    /// The tokenizer of a model, for somebody who holds `own_bytes`; reads its file on first use.
     ///
     /// # Errors
     ///
     /// 400 for a model without one; 503 where the ledger has no room; 500 for a broken file.
-    pub fn get(&self, manifest: &Manifest, engine: &Engine) -> Result<Arc<TextEncoder>, ApiError> {
+    pub fn get(
+        &self,
+        manifest: &Manifest,
+        engine: &Engine,
+        own_bytes: u64,
+    ) -> Result<Arc<TextEncoder>, ApiError> {
         let key = (manifest.model.clone(), manifest.version.clone());
-        // Held while loading, so that the file is not read twice at a time.
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(encoder) = loaded.get(&key) {
-            return Ok(Arc::clone(encoder));
+        if let Some(encoder) = self.known(&key, engine) {
+            return Ok(encoder);
         }
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(encoder) = self.known(&key, engine) {
+            return Ok(encoder);
+        }
+        // Those of other versions are no longer asked for.
+        self.forget(&manifest.model);
         let entry = manifest.tokenizer.as_ref().ok_or_else(|| {
             let message = format!("model {:?} has no tokenizer.json", manifest.model);
             ApiError::invalid(message).about("model")
         })?;
         // Of the manifest's own version: another may have become current since.
         let dir = engine.store().version(&manifest.model, &manifest.version)?;
-        let encoder = Arc::new(TextEncoder::load(&dir, entry, engine)?);
-        loaded.insert(key, Arc::clone(&encoder));
+        let encoder = Arc::new(TextEncoder::load(&dir, entry, engine, own_bytes)?);
+        let loaded = Loaded { encoder: Arc::clone(&encoder), used: engine.now() };
+        self.lock().insert(key, loaded);
         Ok(encoder)
     }
 
-    /// Gives back the tokenizers of a model, of all its versions; who uses one keeps it until then.
-    pub fn forget(&self, model: &str) {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.retain(|(of, _), _| of != model);
+    fn known(&self, key: &(String, String), engine: &Engine) -> Option<Arc<TextEncoder>> {
+        let mut loaded = self.lock();
+        let known = loaded.get_mut(key)?;
+        known.used = engine.now();
+        Some(Arc::clone(&known.encoder))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Loaded>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Keeper for Tokenizers {
+    fn oldest(&self) -> Option<u64> {
+        let loaded = self.lock();
+        loaded.values().filter(|known| known.is_idle()).map(|known| known.used).min()
+    }
+
+    fn give_way(&self) -> bool {
+        let mut loaded = self.lock();
+        let idle = loaded.iter().filter(|(_, known)| known.is_idle());
+        let oldest = idle.min_by_key(|(_, known)| known.used).map(|(key, _)| key.clone());
+        let gone = oldest.and_then(|key| loaded.remove(&key));
+        drop(loaded);
+        gone.is_some()
+    }
+
+    /// Of all its versions; who uses one keeps it until then.
+    fn forget(&self, model: &str) {
+        self.lock().retain(|(of, _), _| of != model);
+    }
+}
+
+impl Loaded {
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.encoder) == 1
     }
 }

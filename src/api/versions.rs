@@ -4,7 +4,7 @@ use super::body;
 use super::error::ApiError;
 use super::oip::OipError;
 use super::routes::Api;
-use crate::engine::Engine;
+use crate::engine::{Engine, Keeper};
 use crate::store::{Removed, StoreError};
 use axum::Json;
 use axum::body::Body;

@@ -17,7 +17,8 @@ use hermes::graph::skim::{self, Skim, THRESHOLD_BYTES, WeightSource};
 use hermes::graph::{Imported, Lockstep, UseKind, WeightUse};
 use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use hermes::store::manifest::{
-    self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Needs, PassNeeds, Provenance, Task, TextRules, Weight,
+    self, Checksum, FileEntry, Layer, LayerEntry, Manifest, Needs, PassNeeds, Provenance, Task,
+    TextRules, Weight,
 };
 use hermes::store::{self, Rehearsal, StoreError};
 use std::collections::BTreeMap;

@@ -180,7 +180,8 @@ impl Settling<'_> {
             let pages_bytes = memory::process().anonymous_bytes.saturating_sub(anonymous_bytes);
             let (loading_bytes, graph_bytes) = (took.peak_bytes, took.held_bytes.max(pages_bytes));
             let lengths = self.trials.run(&imported, self.weights, &mut notes)?;
-            let settled = Settled { skeleton, imported, loading_bytes, graph_bytes, batch: None, notes };
+            let settled =
+                Settled { skeleton, imported, loading_bytes, graph_bytes, batch: None, notes };
             return Ok(Attempt { sizes, settled, lengths });
         }
         bail!("the inputs have too many open dimensions: fix some with --dim NAME=SIZE")
