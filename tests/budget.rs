@@ -108,7 +108,7 @@ fn serve_by_refusals(
     request: &str,
 ) -> ((u64, u64), Daemon) {
     let mut budget_bytes = 4 << 20;
-    for refusals in 0..3 {
+    for refusals in 0..5 {
         let budget = budget_bytes.to_string();
         let log = socket.with_extension("log");
         let mut command = daemon::command(store, socket, &["--budget", &budget]);
@@ -121,7 +121,7 @@ fn serve_by_refusals(
             }
             Ok(daemon) => match daemon.post(path, request) {
                 (200, _) => {
-                    assert_eq!(refusals, 2, "a request needs more than the start");
+                    assert!((2..=3).contains(&refusals), "{refusals} refusals");
                     return ((budget_bytes >> 10, daemon.status_kib("VmHWM:")), daemon);
                 }
                 (413, reply) => reply["error"].as_str().unwrap().to_string(),
@@ -212,4 +212,33 @@ fn a_decoder_with_past_inputs_keeps_its_smallest_budget() {
     let held_kib: f64 =
         held.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() / 1024.0).sum();
     assert!((now_kib as f64) <= held_kib, "{now_kib} KiB are resident, {held_kib} in the ledger");
+}
+
+/// Whoever asked about a model that was not loaded had its manifest parsed, in no ledger: 60
+/// requests at once about one of 2 MB came to 321 MiB of a budget of 64.
+#[test]
+fn manifests_of_models_that_are_not_loaded_are_held_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, store) = (folder.path().join("tiny.onnx"), folder.path().join("store"));
+    let mut synth = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+    assert!(synth.args(["synth", "bert-tiny", "-o"]).arg(&file).status().unwrap().success());
+    shard(&file, &store, "tiny");
+    let path = store.join("tiny/1/manifest.json");
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let weight =
+        |index| json!({ "name": format!("weight.{index}"), "dtype": "FP32", "shape": [1, 1] });
+    manifest["weights"] = (0..30_000).map(weight).collect();
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    let daemon = Daemon::start(&store, &folder.path().join("hermes.sock"), &["--budget", "64MiB"]);
+    let asked: Vec<_> = (0..60)
+        .map(|_| daemon.connect().send("GET /v2/models/tiny HTTP/1.1\r\nhost: h\r\n\r\n"))
+        .collect();
+    for mut asked in asked {
+        assert_eq!(asked.reply().0, 200);
+    }
+    let peak_kib = daemon.status_kib("VmHWM:");
+    println!("{peak_kib} KiB at the peak");
+    assert!(peak_kib <= 64 << 10, "{peak_kib} KiB resident of 64 MiB");
 }

@@ -6,6 +6,7 @@
 //! `rehearsal` the first import of a graph. Nothing here knows HTTP or JSON; nothing below knows requests.
 
 mod array;
+mod catalogue;
 mod crew;
 mod doubt;
 mod error;

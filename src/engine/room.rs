@@ -77,7 +77,7 @@ impl Shared {
         let oldest = idle.chain(kept).min_by_key(|(used, _)| *used).map(|(_, oldest)| oldest);
         drop(models);
         let gave = match oldest {
-            None => false,
+            None => self.catalogue.give_way(),
             Some(Oldest::Kept(keeper)) => keeper.give_way(),
             Some(Oldest::Model(other)) => {
                 let gone = lock(&self.models).remove(&other);

@@ -1,6 +1,7 @@
 //! The engine as others see it: requests go in, replies come back on the engine's thread.
 
 use super::array::Array;
+use super::catalogue::Catalogue;
 use super::crew::thread_bytes;
 use super::error::EngineError;
 use super::inbox::{Answer, Control, Inbox, QUEUE_LIMIT, Waiting};
@@ -165,6 +166,7 @@ pub(super) struct Shared {
     pub counters: CounterSet,
     pub pressure: SharedPressure,
     pub keepers: Keepers,
+    pub catalogue: Catalogue,
     pub busy: AtomicBool,
     pub beats: Arc<AtomicU64>,
     pub stopping: Cancel,
@@ -204,6 +206,7 @@ impl Engine {
             counters: CounterSet::default(),
             pressure: SharedPressure::default(),
             keepers: Keepers::default(),
+            catalogue: Catalogue::default(),
             busy: AtomicBool::new(false),
             beats: Arc::default(),
             stopping: Cancel::new(),
@@ -234,7 +237,7 @@ impl Engine {
             Some(loaded) if self.0.store.serving(model).ok().as_ref() == Some(&loaded.serving) => {
                 Ok(Arc::clone(&loaded.dir.manifest))
             }
-            _ => Ok(self.0.find(model)?.manifest),
+            _ => self.0.catalogue.manifest(&self.0, model),
         }
     }
 

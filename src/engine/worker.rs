@@ -749,6 +749,7 @@ fn count(admitted: &[Admitted]) -> usize {
 fn unload(shared: &Shared, name: &str) -> bool {
     let was_loaded = lock(&shared.models).remove(name).is_some();
     shared.keepers.forget(name);
+    shared.catalogue.forget(name);
     heap::trim();
     if was_loaded {
         log::info!("model {name} is unloaded");

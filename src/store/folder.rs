@@ -101,7 +101,8 @@ impl Store {
         let path = self.path.join(model).join(&version).join(MANIFEST_NAME);
         let metadata = fs::metadata(&path).map_err(|e| StoreError::io("look at", &path, e))?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        Ok(Serving { version, inode: metadata.ino(), modified })
+        let manifest_bytes = metadata.len();
+        Ok(Serving { version, inode: metadata.ino(), modified, manifest_bytes })
     }
 
     /// A version of a model.
@@ -151,6 +152,8 @@ pub struct Serving {
     version: String,
     inode: u64,
     modified: (i64, i64),
+    /// Length of its manifest's text.
+    pub manifest_bytes: u64,
 }
 
 /// One version of one model, its manifest parsed and checked.
