@@ -21,7 +21,7 @@ fi
 text=()
 for file in "${files[@]}"; do
     case $file in
-    *.npz | *.png | *Cargo.lock) ;;
+    *.npy | *.png | *Cargo.lock) ;;
     *) [[ -f $file ]] && text+=("$file") ;;
     esac
 done

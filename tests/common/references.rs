@@ -1,13 +1,13 @@
 //! Real models, their inputs, and what ONNX Runtime (f32, one thread) answers.
 //!
-//! `tests/refs/*.npz` holds them: keys `in.<input>` and `out.<output>`, or `in.<case>.<input>` and
-//! so on for several cases.
+//! Each folder of `tests/refs` holds those of a model: `in.<input>.npy` and `out.<output>.npy`, or
+//! `in.<case>.<input>.npy` and so on for several cases.
 
 use hermes::engine::Array;
 use hermes::store::Dtype;
-use npyz::npz::NpzArchive;
 use npyz::{DType, NpyFile, TypeChar};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// What goes in and what must come out.
@@ -33,15 +33,14 @@ pub fn model_file(model: &str) -> PathBuf {
 
 /// Every case of a model's references, each with a batch of one.
 pub fn cases(reference: &str) -> Vec<Case> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/refs").join(reference);
-    let mut archive = NpzArchive::open(path.with_extension("npz")).unwrap();
-    let keys: BTreeSet<String> = archive.array_names().map(str::to_string).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/refs").join(reference);
     let mut cases: BTreeMap<u64, Case> = BTreeMap::new();
-    for key in keys {
-        let Some((side, rest)) = key.split_once('.') else { continue };
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let (side, rest) = path.file_stem().unwrap().to_str().unwrap().split_once('.').unwrap();
         let numbered = rest.split_once('.').and_then(|(n, name)| Some((n.parse().ok()?, name)));
         let (number, name) = numbered.unwrap_or((0, rest));
-        let array = read_array(archive.by_name(&key).unwrap().unwrap());
+        let array = read_array(NpyFile::new(File::open(&path).unwrap()).unwrap());
         let case = cases.entry(number).or_default();
         let ports = if side == "in" { &mut case.inputs } else { &mut case.outputs };
         ports.insert(name.to_string(), array);
