@@ -18,7 +18,7 @@ export HERMES_PYTHON
 HERMES_ARM_TARGET ?= $(abspath $(or $(CARGO_TARGET_DIR),target/arm))
 export HERMES_ARM_TARGET
 
-.PHONY: all build demo test lint unit models clients bench cross test-arm deb deb-test \
+.PHONY: all build demo test format built lint unit models clients bench cross test-arm deb deb-test \
 	service-test vm-test vm-kernel install clean help
 
 all: build
@@ -51,17 +51,24 @@ test: lint unit
 service-test: build
 	tests/units.sh
 
-lint:
-	@tools/check_machine.sh build
+format:
 	tools/check_sources.sh
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
 
-unit: models clients
-	$(CARGO) test --locked --no-fail-fast
+TEST = tools/linted.sh $(CARGO) test --locked
+
+# All that the tests run, linted, and the documentation.
+built:
+	@tools/check_machine.sh build
+	$(TEST) --no-run
+	RUSTDOC="$(CURDIR)/tools/rustdoc.sh" $(TEST) --doc
+
+lint: format built
+
+unit: built models clients
+	$(TEST) --no-fail-fast
 	@echo "once more, as on a kernel that lacks all that can be missing"
-	HERMES_WITHOUT=populate,direct,dioalign,exchange,psi,cgroup $(CARGO) test --locked \
+	HERMES_WITHOUT=populate,direct,dioalign,exchange,psi,cgroup $(TEST) \
 		--no-fail-fast --test engine --test budget --test pressure --test versions
 
 models:
