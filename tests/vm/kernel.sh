@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Tests under real kernels for arm64: tests/vm/kernel.sh [4|16]..., as root, by KiB of a page: 4 on
-# a core of a Raspberry Pi 4, 16 on one of a 5; both by default. Builds test programs as cross/test.sh
-# does, puts them on the board of machine.sh, which says what is needed, and runs them there
-# (programs.sh). There is what qemu-user does not have: mappings and advice on them, a page cache,
-# direct reads, a process's own memory, the board's /proc/cpuinfo. Exit code 3: this machine has not
-# what it takes.
+# a core of a Raspberry Pi 4, 16 on one of a 5; both by default. With --fetch it only fetches the
+# boards' files, with --build it only builds. Builds test programs as cross/test.sh does, puts them
+# on the board of machine.sh, which says what is needed, and runs them there (programs.sh). There is
+# what qemu-user does not have: mappings and advice on them, a page cache, direct reads, a process's
+# own memory, the board's /proc/cpuinfo. Exit code 3: this machine has not what it takes.
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
@@ -23,10 +23,17 @@ skipped=(
 )
 cross/are_tests.sh tests/vm/kernel.sh "${skipped[@]}"
 
+large_pages=linux-image-arm64-16k
+if [[ ${1:-} == --fetch ]]; then
+    tests/vm/rootfs.sh "$vm" ""
+    tests/vm/rootfs.sh "${vm}16" "$large_pages"
+    exit
+fi
 tools/fetch_models.sh "$models" paraphrase-minilm-l3
 models=$(realpath "$models")
 export CARGO_TARGET_DIR=${HERMES_ARM_TARGET:-${CARGO_TARGET_DIR:-$PWD/target/arm}}
 cross/test.sh --no-run --message-format=json-render-diagnostics "${tests[@]}" >"$work/built"
+[[ ${1:-} != --build ]] || exit 0
 # Of each program whether it is a test, its name, and where it is.
 grep '^{' "$work/built" | jq -r 'select(.reason == "compiler-artifact" and .executable)
     | "\(.profile.test) \(.target.name) \(.executable)"' >"$work/programs"
@@ -58,7 +65,7 @@ for kib in "$@"; do
         furnish_tests
         ;;
     16)
-        vm=${folder}16 HERMES_VM_KERNEL=linux-image-arm64-16k HERMES_VM_CPU=cortex-a76
+        vm=${folder}16 HERMES_VM_KERNEL=$large_pages HERMES_VM_CPU=cortex-a76
         # What it checks is laid out the same whatever the size of a page.
         furnish_tests store
         ;;
