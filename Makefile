@@ -70,6 +70,10 @@ unit: built models clients
 	@echo "once more, as on a kernel that lacks all that can be missing"
 	HERMES_WITHOUT=populate,direct,dioalign,exchange,psi,cgroup $(TEST) \
 		--no-fail-fast --test engine --test budget --test pressure --test versions
+	@echo "and with as many cores as boards have"
+	HERMES_CORES=1 $(TEST) --test engine
+	HERMES_CORES=4 $(TEST) --no-fail-fast --test engine --test plans
+	HERMES_CORES=8 $(TEST) --test engine
 
 models:
 	@tools/check_machine.sh models
