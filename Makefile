@@ -10,7 +10,7 @@ SYSCONFDIR ?= /etc
 HERMES_MODELS ?= $(CURDIR)/models
 export HERMES_MODELS
 
-# Where the Python packages are, or are fetched to, that clients are tested with: 46 MB.
+# Where the Python packages are, or are fetched to, that tests take: 154 MB.
 HERMES_PYTHON ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/python
 export HERMES_PYTHON
 
@@ -26,7 +26,7 @@ all: build
 help:
 	@echo "make          build the four programs into target/release"
 	@echo "make demo     build, fetch a sentence model, shard it, serve it in 48 MiB, ask it"
-	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models, 46 of Python)"
+	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models, 154 of Python)"
 	@echo "make bench    measure BERT-Large through a 16 MiB window (3 GB of disk)"
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
