@@ -161,10 +161,10 @@ fn wrong_requests_are_told_what_was_expected() {
     let mut unknown_output = fitting(&engine, request("bert-tiny", 4));
     unknown_output.outputs.push("nothing".to_string());
     let cases = [
-        (with("input_ids", f32s), "input \"input_ids\" is FP32: expected INT64 [1, "),
+        (with("input_ids", f32s), "input \"input_ids\" is FP32: expected INT64 [batch_size, "),
         (
             with("input_ids", i64s(&[4], 1)),
-            "input \"input_ids\" has shape [4]: expected INT64 [1, ",
+            "input \"input_ids\" has shape [4]: expected INT64 [batch_size, ",
         ),
         (with("input_ids", i64s(&[2, 4], 1)), "input \"input_ids\" has shape [2, 4]"),
         (with("input_ids", i64s(&[1, 5], 1)), "input \"input_ids\" has "),

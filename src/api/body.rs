@@ -1,4 +1,4 @@
-//! Request bodies: bounded, granted by the ledger before they are read, and read within a time.
+//! Request bodies: bounded, granted by the ledger as they come, and read within a time.
 
 use super::error::ApiError;
 use super::quote::quote_bytes;

@@ -93,7 +93,7 @@ impl Playing {
 const SMALLEST_WINDOW_UNITS: u64 = 2;
 
 /// What parsing and optimizing a graph holds at its peak where the manifest does not say: several
-/// forms of it at once. Measured on the real models, 6 to 24 bytes a byte of the file.
+/// forms of it at once. Measured on the real models, 6 to 32 bytes a byte of the file.
 const LOADING_BYTES_PER_FILE_BYTE: u64 = 20;
 
 /// The least that is believed: the file, its messages, and a graph of them.

@@ -2,11 +2,11 @@
 //! file. The only part of `plan` that knows JSON and touches a file.
 
 use super::{Way, stale::Board};
-use crate::sys::file::read_regular;
+use crate::sys::file::{self, read_regular};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -402,26 +402,12 @@ pub(super) fn check_subject(
 /// Writes a file whole or not at all: a reader finds the old one or this.
 pub(super) fn replace(path: &Path, content: &impl Serialize) -> Result<(), ProfileError> {
     let corrupt = |what| ProfileError::Corrupt { path: path.to_owned(), what };
-    let text = serde_json::to_vec_pretty(content).map_err(|e| corrupt(e.to_string()))?;
+    let mut text = serde_json::to_vec_pretty(content).map_err(|e| corrupt(e.to_string()))?;
+    text.push(b'\n');
     let next = path.with_extension(format!("json.{}", std::process::id()));
-    let write = || {
-        // Whatever has the name is not ours, and not to be written through.
-        match fs::remove_file(&next) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = File::create_new(&next)?;
-        file.write_all(&text)?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&next, path)?;
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-    };
-    write().map_err(|source| {
-        // What is left of it is in nobody's way.
-        let _ = fs::remove_file(&next);
-        ProfileError::Io { verb: "write", path: path.to_owned(), source }
-    })
+    file::replace(path, &next, &text)
+        .and_then(|()| path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()))
+        .map_err(|source| ProfileError::Io { verb: "write", path: path.to_owned(), source })
 }
 
 /// Removes a file, where it is there.

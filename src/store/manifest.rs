@@ -26,8 +26,9 @@ pub(super) const REHEARSAL_NAME: &str = "rehearsal";
 /// served before it. One file, so that both change in one step.
 pub(super) const CURRENT_NAME: &str = "current";
 
-/// End of the names that profiles have, which lie in the model's folder too.
-const PROFILE_SUFFIX: &str = ".profile.json";
+/// Ends of the names of profiles, and of what tells that there can be none: they lie in the model's
+/// folder too.
+const PLAN_SUFFIXES: [&str; 2] = [".profile.json", ".unmeasured.json"];
 
 /// Limit of a model's or version's name.
 pub const MAX_NAME_BYTES: usize = 128;
@@ -293,7 +294,7 @@ pub fn is_name(name: &str) -> bool {
 /// file system that ignores case they are the same in capitals.
 fn is_reserved(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    name == CURRENT_NAME || name.ends_with(PROFILE_SUFFIX)
+    name == CURRENT_NAME || PLAN_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// Whether `path` is relative, without `.`, `..`, empty parts, backslashes or control characters.
@@ -633,7 +634,14 @@ mod tests {
     /// A version called `current` took the place of the file that says which one is served.
     #[test]
     fn names_of_the_stores_own_files_are_reserved() {
-        for own in ["current", "Current", "m.1.f32.profile.json", ".staging-1-0", ".current-next"] {
+        for own in [
+            "current",
+            "Current",
+            "m.1.f32.profile.json",
+            "1.unmeasured.json",
+            ".staging-1-0",
+            ".current-next",
+        ] {
             assert!(!is_name(own), "{own:?}");
         }
         for other in ["current-1", "v.current", "profile.json", "profile"] {

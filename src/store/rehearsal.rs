@@ -5,11 +5,8 @@ use super::{
     folder::read_whole,
     manifest::{Checksum, REHEARSAL_NAME},
 };
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::Path,
-};
+use crate::sys::file;
+use std::{fs, io, path::Path};
 
 /// Limit of the file: a reason is some lines.
 const MAX_BYTES: u64 = 16 << 10;
@@ -60,13 +57,8 @@ impl Rehearsal {
             Rehearsal::Refused { why } => format!("refused {why}"),
         };
         let (path, next) = (version_path.join(REHEARSAL_NAME), version_path.join(NEXT_NAME));
-        let write = || {
-            let mut file = File::create(&next)?;
-            file.write_all(format!("{}\n{outcome}\n", head(graph)).as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&next, &path)
-        };
-        write().map_err(|e| StoreError::io("write", &path, e))
+        let text = format!("{}\n{outcome}\n", head(graph));
+        file::replace(&path, &next, text.as_bytes()).map_err(|e| StoreError::io("write", &path, e))
     }
 
     /// Forgets what is known of the version in `dir`: it is tried anew.

@@ -4,9 +4,10 @@ use super::{
     install::sync,
     manifest::{CURRENT_NAME, is_name},
 };
+use crate::sys::file;
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io,
     path::Path,
 };
 
@@ -52,13 +53,8 @@ impl Served {
         let next = model_path.join(NEXT_NAME);
         let names = [Some(&self.current), self.previous.as_ref()];
         let text: String = names.into_iter().flatten().map(|name| format!("{name}\n")).collect();
-        let write = || {
-            let mut file = File::create(&next)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&next, &path)
-        };
-        write().map_err(|e| StoreError::io("replace", &path, e))?;
+        file::replace(&path, &next, text.as_bytes())
+            .map_err(|e| StoreError::io("replace", &path, e))?;
         sync(model_path)
     }
 }

@@ -10,7 +10,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 use std::sync::OnceLock;
 
-/// The environment variable that says how many cores there are to be, from 1 to [`MOST_CORES`].
+/// The environment variable that says how many cores there are to be, from 1 to 256.
 pub const CORES: &str = "HERMES_CORES";
 
 /// More than any board has.

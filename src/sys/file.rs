@@ -1,8 +1,8 @@
-//! Files that others may have put where ours are expected: only regular ones are opened, and no
-//! more of them is read than is told before.
+//! Files that others may have put where ours are expected: only regular ones are opened, no more of
+//! them is read than is told before, and nothing is written through them.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -49,6 +49,29 @@ pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if read > limit { Err(too_long(read)) } else { Ok(content) }
 }
 
+/// Writes the file `path` whole or not at all, by way of `next` in the same folder: a reader finds the
+/// old one or this. The folder is synced by whoever changes more of it.
+///
+/// # Errors
+/// The system's; nothing is left of `next` then.
+pub fn replace(path: &Path, next: &Path, content: &[u8]) -> io::Result<()> {
+    let write = || {
+        // Whatever has the name is not ours, and not to be written through.
+        match fs::remove_file(next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::create_new(next)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(next, path)
+    };
+    write().inspect_err(|_| {
+        // What is left of it is in nobody's way.
+        let _ = fs::remove_file(next);
+    })
+}
+
 /// Has a write beyond the limit of a file's size (ulimit -f) fail with an error, where its signal
 /// would end the process: a log that is full is no reason to end.
 pub fn ignore_size_signal() {
@@ -63,7 +86,6 @@ mod tests {
     use super::*;
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
-    use std::fs;
 
     /// A pipe in the place of a profile kept the engine's thread for ever, one in the place of a
     /// tokenizer a helper; a device was read until the memory was full.
@@ -85,5 +107,20 @@ mod tests {
         assert_eq!(read_regular(&path("link"), 100).unwrap_err().raw_os_error(), Some(libc::ELOOP));
         let error = read_regular(&path("nothing"), 100).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    /// A link or a pipe under the name that a file is written by was written to.
+    #[test]
+    fn nothing_is_written_through_what_others_put_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("other"), "theirs").unwrap();
+        std::os::unix::fs::symlink(path("other"), path("next")).unwrap();
+        replace(&path("ours"), &path("next"), b"first").unwrap();
+        mkfifo(&path("next"), Mode::S_IRWXU).unwrap();
+        replace(&path("ours"), &path("next"), b"second").unwrap();
+        assert_eq!(fs::read(path("other")).unwrap(), b"theirs");
+        assert_eq!(fs::read(path("ours")).unwrap(), b"second");
+        assert!(fs::symlink_metadata(path("next")).is_err());
     }
 }

@@ -4,7 +4,7 @@
 //! it does not read it takes for the default, without a word. The tables say, by domain and
 //! operator, which attributes it honours and at which values. They were made by reading the
 //! parsers of tract-onnx 0.23.9 beside ONNX's schemas up to [`ONNX_VERSION`], and
-//! `tests/onnx/node_tests.py` holds them to ONNX's own tests. Nothing here changes a graph: that
+//! `tests/python/node_tests.py` holds them to ONNX's own tests. Nothing here changes a graph: that
 //! is `repair`.
 
 mod microsoft;
