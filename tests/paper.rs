@@ -85,11 +85,11 @@ fn every_policy_is_measured_on_every_disk_and_gives_the_same_outputs() {
     assert_eq!(read.len(), 1, "every policy reads the whole tape: {read:?}");
     for row in streamed() {
         let (whole, peak) = (number(row, 9), number(row, 10));
-        // Slots of direct reads are whole pages.
+        // Blocks count in whole pages.
         assert!(peak > 0 && peak <= whole + whole / 16, "{row:?}");
         assert!(number(row, 7) > 0 && number(row, 11) > peak, "{row:?}");
         let keeps_all = matches!(row[2].as_str(), "load-all" | "pipeswitch");
-        assert!(!keeps_all || peak == whole, "{row:?}");
+        assert!(!keeps_all || peak >= whole, "{row:?}");
     }
     let text = fs::read_to_string(out.join("paper.md")).unwrap();
     assert!(text.contains("The outputs of all 16 passes are identical."), "{text}");

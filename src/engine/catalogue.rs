@@ -38,7 +38,13 @@ impl Catalogue {
         entries.remove(model);
         let Some(serving) = serving else { return Ok(shared.find(model)?.manifest) };
         let parsing_bytes = serving.manifest_bytes.saturating_mul(HEAP_BYTES_PER_BYTE);
-        let mut grant = shared.grant(Category::Process, parsing_bytes, 0)?;
+        let mut grant = match shared.grant(Category::Graph, parsing_bytes, 0) {
+            Err(_) if !entries.is_empty() => {
+                entries.clear();
+                shared.grant(Category::Graph, parsing_bytes, 0)?
+            }
+            granted => granted?,
+        };
         let (dir, took) = heap::metered(|| shared.find(model));
         let manifest = dir?.manifest;
         // Nothing is measured where the program does not count.

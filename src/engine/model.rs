@@ -482,6 +482,9 @@ fn check_ports(manifest: &Manifest, imported: &Imported) -> Result<(), GraphErro
     Err(GraphError::Mismatch { what: "the model's inputs or outputs".to_string() })
 }
 
+/// Limit of an axis of an input.
+const MOST_LENGTH: usize = i32::MAX as usize;
+
 /// Checks one input's type and shape; `bound` holds the sizes that symbols have so far.
 fn check_input<'a>(
     port: &'a Port,
@@ -495,7 +498,8 @@ fn check_input<'a>(
     if array.dtype != *dtype {
         return invalid(format!("is {}", array.dtype));
     }
-    if array.shape.len() != shape.len() {
+    // Beside an axis of length 0 any other costs its sender nothing, and would overflow a size.
+    if array.shape.len() != shape.len() || array.shape.iter().any(|size| *size > MOST_LENGTH) {
         return invalid(format!("has shape {:?}", array.shape));
     }
     for (axis, (size, dim)) in array.shape.iter().zip(shape).enumerate() {

@@ -62,6 +62,13 @@ impl Death {
         let is_natural = matches!(end, End::Exit(status) if status != PANICKED);
         (!is_natural).then(|| Death { end, limits, place: place(said) })
     }
+
+    /// Whether others ended it: whoever stops the daemon, the kernel where memory is short, a disk
+    /// that does not answer. It says nothing of the graph then.
+    fn is_from_outside(&self) -> bool {
+        let outside = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGKILL, libc::SIGALRM];
+        matches!(self.end, End::Signal(signal) if outside.contains(&signal))
+    }
 }
 
 /// What a copy that wrote this was about last.
@@ -225,6 +232,10 @@ fn attempt(
         Trial::Survived { peak_bytes: None } => return Ok(None),
         Trial::Survived { peak_bytes: Some(peak_bytes) } => Rehearsal::Done { peak_bytes },
         Trial::Refused(why) => Rehearsal::Refused { why },
+        Trial::Died(death) if death.is_from_outside() => {
+            log::warn!("trying the graph of model {}: it {death}", dir.manifest.model);
+            return Err(EngineError::Cancelled);
+        }
         Trial::Died(death) => Rehearsal::Refused { why: format!("importing its graph {death}") },
     };
     keep(shared, dir, &outcome);

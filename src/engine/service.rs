@@ -548,8 +548,8 @@ impl Shared {
 }
 
 /// Threads beside the engine's, those that compute and those that load: two helpers, an install, one
-/// that watches memory pressure, one that a trial reads on, a reload, a shutdown.
-const OTHER_THREADS: usize = 7;
+/// that watches memory pressure, one that a trial reads on, a reload, a shutdown, and two copies of the program that try graphs.
+const OTHER_THREADS: usize = 9;
 
 /// Loaders that measuring tries at once, at most.
 const MOST_LOADERS_TRIED: usize = 4;

@@ -287,7 +287,8 @@ impl Worker {
         if heap::live_bytes() == 0 {
             return;
         }
-        let held = [Category::Graph, Category::Tokenizer, Category::Pins, Category::Request];
+        // Pins are in slots.
+        let held = [Category::Graph, Category::Tokenizer, Category::Request];
         let held_bytes: u64 = held.map(|category| shared.ledger.held_bytes(category)).iter().sum();
         let known_bytes = held_bytes + self.slots.bytes() + heap::kept_bytes();
         let lost_bytes = memory::process().resident_bytes.saturating_sub(known_bytes);
@@ -430,7 +431,7 @@ impl Worker {
             model.pins.release();
         }
         let counted = flow.counters();
-        count_pass(&counters, latency_us, rows, counted);
+        count_pass(&counters, latency_us, asked.len(), counted);
         if let Some(failure) = failure.filter(|_| !shared.stopping.is_cancelled()) {
             model.fail(&failure);
         }
@@ -659,8 +660,7 @@ impl Worker {
         // Loading may use the window's bytes.
         self.rest(shared);
         let loaded = loop {
-            let dir = self.find(shared, name)?;
-            match self.try_load(shared, dir) {
+            match self.find(shared, name).and_then(|dir| self.try_load(shared, dir)) {
                 // Its own pins and graph are the last to go: it answers until then.
                 Err(EngineError::OverBudget(_))
                     if shared.make_room(name) || unload(shared, name) => {}
@@ -762,10 +762,10 @@ fn unload(shared: &Shared, name: &str) -> bool {
 fn fail_unloaded(shared: &Shared, name: &str, refused: OverBudget) {
     let Some(waiting) = shared.inbox.pop(name) else { return };
     let inputs = &waiting.request.inputs;
-    let least_bytes = shared.find(name).map_or(0, |dir| {
+    let least_bytes = shared.catalogue.manifest(shared, name).map_or(0, |manifest| {
         let inputs_bytes = inputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
-        let length = longest_open(&dir.manifest, inputs);
-        shared.least_budget_bytes(&dir.manifest, inputs_bytes, length)
+        let length = longest_open(&manifest, inputs);
+        shared.least_budget_bytes(&manifest, inputs_bytes, length)
     });
     shared.inbox.put_back(waiting);
     fail_next(shared, name, refused.at_least(least_bytes).into());

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::{env, fs, ptr};
@@ -20,8 +20,8 @@ const FLAG: &str = "--within";
 const OVER_MEMORY_STATUS: i32 = 77;
 
 /// How many times the processor's time a copy may take, where others keep the processor from it or
-/// it waits for a disk.
-const PATIENCE: i64 = 20;
+/// it waits for a disk; the signal that ends it then is SIGALRM.
+const PATIENCE: i64 = 4;
 
 /// Bytes of the end of what a copy says that are kept.
 const TAIL_BYTES: usize = 4096;
@@ -70,6 +70,8 @@ pub fn run(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        // What a terminal sends is for the caller, who then ends the copy.
+        .process_group(0)
         .spawn()?;
     let said = match child.stdout.take() {
         Some(output) => listen(output, &mut go_on),
@@ -122,11 +124,7 @@ fn end_of(status: ExitStatus) -> End {
     match (status.code(), status.signal()) {
         (Some(OVER_MEMORY_STATUS), _) => End::OverMemory,
         (Some(code), _) => End::Exit(code),
-        (None, Some(signal))
-            if [Signal::SIGPROF as i32, Signal::SIGALRM as i32].contains(&signal) =>
-        {
-            End::OverTime
-        }
+        (None, Some(signal)) if signal == Signal::SIGPROF as i32 => End::OverTime,
         (None, signal) => End::Signal(signal.unwrap_or(0)),
     }
 }

@@ -1,6 +1,6 @@
 //! File descriptors that whoever started this process passed to it.
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +20,9 @@ pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
     if TAKEN.swap(true, Ordering::AcqRel) {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is in use already"));
     }
-    // SAFETY: it is only borrowed for fcntl, which tells whether it is open.
-    fcntl(unsafe { BorrowedFd::borrow_raw(fd) }, FcntlArg::F_GETFD)?;
+    // SAFETY: it is only borrowed for fcntl, which tells whether it is open, and has it closed in
+    // programs that this one starts.
+    fcntl(unsafe { BorrowedFd::borrow_raw(fd) }, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     // SAFETY: it is open, it came with the process rather than from code of it, and nobody has
     // taken it before.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -1,7 +1,7 @@
 //! What strangers' files may do to a program, tried by a copy of it within limits: tract computes
 //! a graph's constants while it imports it, and those may take any memory and time.
 
-use super::{Arguments, Command, build, told};
+use super::{Arguments, Command, build, interrupt, told};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use hermes::engine::rehearsal::{self, Death, Trial};
@@ -26,7 +26,7 @@ const REFUSED: u8 = 1;
 /// What the copy died of.
 pub fn of_build() -> Result<Option<String>> {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
-    let (end, said) = child::run(LIMITS, &arguments, || true).context("cannot try the model")?;
+    let (end, said) = child::run(LIMITS, &arguments, goes_on).context("cannot try the model")?;
     match Death::of(end, LIMITS, &said) {
         Some(death) => bail!("{}", why(&death)),
         None => Ok(rehearsal::place(&said)),
@@ -64,7 +64,7 @@ pub fn perform(arguments: Vec<OsString>) -> ExitCode {
 /// # Errors
 /// What the copy died of, or was refused for.
 pub fn of_version(dir: &ModelDir) -> Result<()> {
-    let trial = rehearsal::rehearse(&dir.path, LIMITS, || true).context("cannot try the graph")?;
+    let trial = rehearsal::rehearse(&dir.path, LIMITS, goes_on).context("cannot try the graph")?;
     let graph = dir.manifest.graph.checksum;
     match trial {
         Trial::Survived { peak_bytes: Some(peak_bytes) } => {
@@ -76,6 +76,14 @@ pub fn of_version(dir: &ModelDir) -> Result<()> {
     }
 }
 
+/// Until somebody wants it to end.
+fn goes_on() -> bool {
+    interrupt::check().is_ok()
+}
+
 fn why(death: &Death) -> String {
-    format!("the graph cannot be imported: that {death}\nexport the model without that node")
+    format!(
+        "the graph cannot be imported: that {death}\nexport the model without that node, or leave \
+         the passes on made-up inputs out by --no-trial"
+    )
 }
