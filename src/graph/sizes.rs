@@ -30,8 +30,9 @@ impl Length {
     }
 }
 
-/// Most open dimensions that are all varied; of more, two at a time are.
+/// Most open dimensions that are all varied; of more, two at a time are, and of many, one.
 const MOST_VARIED: usize = 4;
+const MOST_PAIRED: usize = 32;
 
 /// Tokens for which a choice has to agree with itself: few enough to tell a sum from what is sought,
 /// and none that is 1, which agrees with all.
@@ -93,7 +94,11 @@ impl Sizes {
     fn candidates(&self) -> Vec<Choice> {
         let count = self.symbols.len();
         let mut found = vec![Choice(vec![Length::Tokens; count])];
-        let most = if count <= MOST_VARIED { count } else { 2 };
+        let most = match count {
+            _ if count <= MOST_VARIED => count,
+            _ if count <= MOST_PAIRED => 2,
+            _ => 1,
+        };
         let mut begin = 0;
         for _ in 0..most {
             let end = found.len();
