@@ -46,7 +46,7 @@ impl UseKind {
 pub struct WeightUse {
     /// Number of the streamed op, by which it asks its [`super::Feed`].
     pub slot: usize,
-    /// Index into the weights given to [`super::import`].
+    /// Index into the weights that the import was given.
     pub weight: usize,
     pub kind: UseKind,
     /// How the weight is stored for it.
