@@ -510,8 +510,9 @@ impl Shared {
     /// take so many bytes and whose longest open dimension has this length: all that is needed
     /// until it is answered, as far as the manifest tells.
     pub fn least_budget_bytes(&self, manifest: &Manifest, inputs_bytes: u64, length: u64) -> u64 {
-        let process_bytes = self.ledger.held_bytes(Category::Process);
-        process_bytes.saturating_add(needed_bytes(manifest, inputs_bytes, length))
+        // What is known of models that are not loaded is asked for before they are.
+        let idle_bytes = self.ledger.held_bytes(Category::Process) + self.catalogue.held_bytes();
+        idle_bytes.saturating_add(needed_bytes(manifest, inputs_bytes, length))
     }
 
     /// Bytes that nothing gives back while the loaded models stay, with the smallest window that
