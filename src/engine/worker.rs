@@ -15,7 +15,7 @@ use super::stats::Counters;
 use crate::graph::Kernels;
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
-use crate::store::manifest::HEAP_BYTES_PER_BYTE;
+use crate::store::manifest::{HEAP_BYTES_PER_BYTE, Manifest};
 use crate::stream::{
     Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, OverBudget, Slots, Trace, Traversal,
 };
@@ -762,13 +762,25 @@ fn unload(shared: &Shared, name: &str) -> bool {
 fn fail_unloaded(shared: &Shared, name: &str, refused: OverBudget) {
     let Some(waiting) = shared.inbox.pop(name) else { return };
     let inputs = &waiting.request.inputs;
-    let least_bytes = shared.catalogue.manifest(shared, name).map_or(0, |manifest| {
+    let manifest = shared.catalogue.manifest(shared, name).ok();
+    let least_bytes = manifest.or_else(|| small_manifest(shared, name)).map_or(0, |manifest| {
         let inputs_bytes = inputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
         let length = longest_open(&manifest, inputs);
         shared.least_budget_bytes(&manifest, inputs_bytes, length)
     });
     shared.inbox.put_back(waiting);
     fail_next(shared, name, refused.at_least(least_bytes).into());
+}
+
+/// The manifest of a model that is not loaded, where parsing it takes so little that the process has it
+/// to spare: what is needed is to be named where nothing is left to grant, too.
+fn small_manifest(shared: &Shared, name: &str) -> Option<Arc<Manifest>> {
+    const SPARE_BYTES: u64 = 256 << 10;
+    let parsing_bytes = shared.store.manifest_bytes(name).ok()?.saturating_mul(HEAP_BYTES_PER_BYTE);
+    if parsing_bytes > SPARE_BYTES {
+        return None;
+    }
+    shared.find(name).ok().map(|dir| dir.manifest)
 }
 
 fn fail_next(shared: &Shared, name: &str, error: EngineError) {
