@@ -45,11 +45,11 @@ if ! cmp -s "$dockerfile" "$image/Dockerfile"; then
 fi
 
 # This machine's compiler, with this machine's C library.
-libraries=/host/lib/x86_64-linux-gnu:$toolchain/sysroot/usr/lib/x86_64-linux-gnu
+libraries=/host/lib/x86_64-linux-gnu:$toolchain/rust/lib:$toolchain/rust/lib/x86_64-linux-gnu
 mkdir -p "$image/opt/rust" "$target"
 for tool in rustc rustdoc; do
     printf '#!/bin/sh\nexec /host/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path %s %s --sysroot %s "$@"\n' \
-        "$libraries" "$toolchain/sysroot/usr/bin/$tool" "$toolchain/sysroot/usr" >"$image/opt/rust/$tool"
+        "$libraries" "$toolchain/rust/bin/$tool" "$toolchain/rust" >"$image/opt/rust/$tool"
     chmod +x "$image/opt/rust/$tool"
 done
 cargo=$(rustup which cargo 2>/dev/null || command -v cargo)

@@ -2,11 +2,12 @@
 # Make a cross toolchain for aarch64 without Docker, on Debian: cross/setup.sh [DIR], default
 # target/cross. Needs root for apt-get install alone. Exit code 3: this is no Debian.
 #
-# gcc, libc and qemu-user are ordinary packages. Rust's standard library for arm64 is not one that
-# can be installed beside rustup, so Debian's own compiler and both of its standard libraries are
-# unpacked into DIR, with apt state of their own: neither rustup nor dpkg's architectures change.
-# So is the C library of an older Debian, 2.31, with which programs are linked and tests are run:
-# they start on every system that has that one or a newer (JetPack 5, Raspberry Pi OS bullseye).
+# gcc, libc and qemu-user are ordinary packages. The compiler is the oldest that Cargo.toml promises
+# to build with, by rustup where that is there, in a home of its own: so what is built for aarch64
+# proves that promise. Elsewhere Debian's own compiler and both of its standard libraries are
+# unpacked into DIR, with apt state of their own. Neither the user's rustup nor dpkg's architectures
+# change. So is the C library of an older Debian, 2.31, with which programs are linked and tests are
+# run: they start on every system that has that one or a newer (JetPack 5, Raspberry Pi OS bullseye).
 # Afterwards `. DIR/env` makes the ordinary cargo build with `--target aarch64-unknown-linux-gnu`.
 set -euo pipefail
 
@@ -15,7 +16,7 @@ dir=${1:-$here/target/cross}
 mkdir -p "$dir"/{lists,cache/archives}/partial "$dir/sysroot"
 dir=$(cd "$dir" && pwd)
 # The last thing made: a copy of what made it.
-cmp -s "$here/cross/setup.sh" "$dir/setup.sh" && "$dir/rustc" --version && exit 0
+cmp -s "$here/cross/setup.sh" "$dir/setup.sh" && (. "$dir/env" && "$RUSTC" --version) && exit 0
 # shellcheck source=/dev/null
 if [[ $(. /etc/os-release && echo "$ID") != debian || $(uname -m) != x86_64 ]]; then
     echo "the toolchain is made of Debian's packages for x86-64: elsewhere, use cross and Docker" >&2
@@ -60,36 +61,62 @@ apt=(-qq -o "Dir::Etc::sourcelist=$dir/sources.list" -o APT::Architectures::=amd
     -o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache" -o APT::Sandbox::User=root)
 apt-get "${apt[@]}" update
 
-# Debian ships the newest compiler of a stable release as rustc-web, where there is one.
-compiler=
-for name in rustc-web rustc; do
-    version=$(apt-cache "${apt[@]}" policy "$name" | awk '/Candidate:/ { print $2 }')
-    if [[ -n $version && $version != "(none)" ]]; then
-        compiler=$name
-        break
-    fi
-done
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/Cargo.toml")
-release=$(cut -d. -f1,2 <<<"$version")
-if [[ -z $compiler ]] || ! printf '%s\n' "$wanted" "$release" | sort -CV; then
-    echo "Debian's rustc is ${version:-missing}, this project needs $wanted;" \
-        "use cross (see cross/README.md) or a newer Debian" >&2
-    exit 1
-fi
-std=libstd-rust${compiler#rustc}
-shared=$std-$release
-llvm=$(apt-cache "${apt[@]}" show "$shared=$version" | grep -oE 'libllvm[0-9.]+' | head -n 1)
 
-cd "$dir/cache/archives"
-apt-get "${apt[@]}" download "$compiler=$version" "$shared=$version" "$llvm" libz3-4 libxml2 \
-    libedit2 "$std-dev:amd64=$version" "$std-dev:arm64=$version"
-for archive in *.deb; do
-    dpkg -x "$archive" "$dir/sysroot"
-    rm "$archive"
-done
+# Each leaves the compiler's tree as DIR/rust and says where what runs it is: its own programs, or
+# what gives them their libraries.
 
-# Not by sh: dash drops variables whose names it could not have, such as CARGO_BIN_EXE_hermes-shard,
-# by which cargo tells tests where the programs are.
+# The oldest compiler, by rustup.
+take_oldest() {
+    command -v rustup >/dev/null || return 1
+    RUSTUP_HOME=$dir/rustup rustup -q toolchain install "$wanted.0" --profile minimal \
+        --target aarch64-unknown-linux-gnu --no-self-update || return 1
+    ln -sfnr "$dir/rustup/toolchains/$wanted.0-"* "$dir/rust"
+    bin=$dir/rust/bin
+}
+
+# Debian's compiler: the newest of a stable release is called rustc-web, where there is one.
+take_debians() {
+    local compiler='' name version release std shared llvm archive libraries tool
+    for name in rustc-web rustc; do
+        version=$(apt-cache "${apt[@]}" policy "$name" | awk '/Candidate:/ { print $2 }')
+        if [[ -n $version && $version != "(none)" ]]; then
+            compiler=$name
+            break
+        fi
+    done
+    release=$(cut -d. -f1,2 <<<"$version")
+    if [[ -z $compiler ]] || ! printf '%s\n' "$wanted" "$release" | sort -CV; then
+        echo "Debian's rustc is ${version:-missing}, this project needs $wanted;" \
+            "use cross (see cross/README.md), rustup or a newer Debian" >&2
+        exit 1
+    fi
+    std=libstd-rust${compiler#rustc}
+    shared=$std-$release
+    llvm=$(apt-cache "${apt[@]}" show "$shared=$version" | grep -oE 'libllvm[0-9.]+' | head -n 1)
+    cd "$dir/cache/archives"
+    apt-get "${apt[@]}" download "$compiler=$version" "$shared=$version" "$llvm" libz3-4 libxml2 \
+        libedit2 "$std-dev:amd64=$version" "$std-dev:arm64=$version"
+    for archive in *.deb; do
+        dpkg -x "$archive" "$dir/sysroot"
+        rm "$archive"
+    done
+    # Not by sh: dash drops variables whose names it could not have, such as
+    # CARGO_BIN_EXE_hermes-shard, by which cargo tells tests where the programs are.
+    libraries=$dir/rust/lib/$(uname -m)-linux-gnu
+    ln -sfn sysroot/usr "$dir/rust"
+    bin=$dir/debian
+    mkdir -p "$bin"
+    for tool in rustc rustdoc; do
+        printf '#!/usr/bin/env bash\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
+            "$libraries" "$dir/rust/bin/$tool" >"$bin/$tool"
+        chmod +x "$bin/$tool"
+    done
+}
+
+bin=
+take_oldest || take_debians
+
 mkdir -p "$dir/cache/archives/old"
 cd "$dir/cache/archives/old"
 apt-get "${apt[@]}" download "libc6:arm64/$old" "libc6-dev:arm64/$old" "libgcc-s1:arm64/$old"
@@ -112,15 +139,9 @@ exec /usr/bin/$triple-gcc --sysroot=\$root -B\$root/usr/lib/$triple -L\$root/usr
 GCC
 chmod +x "$dir/bin/$triple-gcc"
 
-libraries=$dir/sysroot/usr/lib/$(uname -m)-linux-gnu
-for tool in rustc rustdoc; do
-    printf '#!/usr/bin/env bash\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
-        "$libraries" "$dir/sysroot/usr/bin/$tool" >"$dir/$tool"
-    chmod +x "$dir/$tool"
-done
 cat >"$dir/env" <<ENV
 export PATH=$dir/bin:\$PATH
-export RUSTC=$dir/rustc RUSTDOC=$dir/rustdoc
+export RUSTC=$bin/rustc RUSTDOC=$bin/rustdoc
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 export AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
@@ -129,5 +150,5 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
 ENV
 cd "$here"
 rm -rf "$dir/lists" "$dir/cache"
-"$dir/rustc" --version
+"$bin/rustc" --version
 cp "$here/cross/setup.sh" "$dir/setup.sh"
