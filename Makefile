@@ -18,7 +18,7 @@ export HERMES_PYTHON
 HERMES_ARM_TARGET ?= $(abspath $(or $(CARGO_TARGET_DIR),target/arm))
 export HERMES_ARM_TARGET
 
-.PHONY: all build demo test format built lint unit models clients bench cross test-arm deb deb-test \
+.PHONY: all build demo test format built lint unit simulate nightly models clients bench cross test-arm deb deb-test \
 	service-test vm-test vm-kernel install clean help
 
 all: build
@@ -29,6 +29,8 @@ help:
 	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models, 154 of Python)"
 	@echo "make bench    measure BERT-Large through a 16 MiB window (3 GB of disk)"
 	@echo "make lint     format, lints and documentation alone"
+	@echo "make simulate the simulations with 100,000 seeds"
+	@echo "make nightly  all that CI runs, and what takes it too long (as root; an hour)"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
 	@echo "make test-arm run tests for aarch64 under qemu-user"
 	@echo "make deb      build, and pack a .deb with cargo-deb (packaging/deb.sh for another architecture)"
@@ -53,6 +55,7 @@ service-test: build
 
 format:
 	tools/check_sources.sh
+	tools/check_licences.sh
 	$(CARGO) fmt --check
 
 TEST = tools/linted.sh $(CARGO) test --locked
@@ -74,6 +77,13 @@ unit: built models clients
 	HERMES_CORES=1 $(TEST) --test engine
 	HERMES_CORES=4 $(TEST) --no-fail-fast --test engine --test plans
 	HERMES_CORES=8 $(TEST) --test engine
+
+# The simulations, with as many seeds as find what a few thousand do not.
+simulate:
+	HERMES_SEEDS=100000 $(TEST) --test simulate
+
+nightly:
+	.ci/run --nightly
 
 models:
 	@tools/check_machine.sh models
