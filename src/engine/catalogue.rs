@@ -2,11 +2,12 @@
 //! within a share of the budget.
 
 use super::error::EngineError;
-use super::service::{Shared, lock};
+use super::service::Shared;
 use crate::store::Serving;
 use crate::store::manifest::{HEAP_BYTES_PER_BYTE, Manifest};
 use crate::stream::{Category, Grant};
 use crate::sys::heap;
+use crate::sys::lock::lock;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, TryLockError};
 

@@ -2,43 +2,14 @@
 
 use super::error::EngineError;
 use super::model::Model;
-use super::pass::{Cancel, PassStats};
 use super::planning::Known;
 use super::queue::Queue;
-use super::service::{Reply, Request, lock};
+use super::request::{Answer, Cancel, PassStats, Reply, Request};
 use crate::plan::Profile;
+use crate::sys::lock::lock;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-/// What is called with a result.
-type Take<T> = Box<dyn FnOnce(Result<T, EngineError>) + Send>;
-
-/// Who waits for a result. Given once, from the engine's thread; where it is dropped without, by
-/// whatever breaks off, it gives an error: nobody waits for ever.
-pub struct Answer<T>(Option<Take<T>>);
-
-impl<T> Answer<T> {
-    /// Calls `take` with the result.
-    pub fn new(take: impl FnOnce(Result<T, EngineError>) + Send + 'static) -> Answer<T> {
-        Answer(Some(Box::new(take)))
-    }
-
-    /// Tells the result.
-    pub fn give(mut self, result: Result<T, EngineError>) {
-        if let Some(take) = self.0.take() {
-            take(result);
-        }
-    }
-}
-
-impl<T> Drop for Answer<T> {
-    fn drop(&mut self) {
-        if let Some(take) = self.0.take() {
-            take(Err(EngineError::Internal("it was broken off".to_string())));
-        }
-    }
-}
 
 /// Requests that may wait, for all models together.
 pub const QUEUE_LIMIT: usize = 256;

@@ -7,6 +7,7 @@
 
 mod array;
 mod catalogue;
+mod config;
 mod crew;
 mod doubt;
 mod error;
@@ -20,6 +21,7 @@ mod pressure;
 mod profiler;
 mod queue;
 pub mod rehearsal;
+mod request;
 mod room;
 mod rows;
 mod sample;
@@ -31,15 +33,13 @@ mod trials;
 mod worker;
 
 pub use array::{Array, ArrayError};
+pub use config::{Config, DiskKind, EXPECTED_TOKENS, Policy};
 pub use error::{EngineError, ErrorKind};
 pub use model::Model;
-pub use pass::{Cancel, PassStats};
 pub use planning::{Answered, Inquiry, Known};
-pub use policy::Policy;
 pub use pressure::Pressure;
+pub use request::{Cancel, PassStats, Reply, Request};
 pub use room::Keeper;
 pub use sample::{sample_inputs, sample_of_shapes};
-pub use service::{
-    Config, DiskKind, EXPECTED_TOKENS, Engine, PROCESS_BYTES, Reply, Request, needed_bytes,
-};
+pub use service::{Engine, PROCESS_BYTES, needed_bytes};
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};

@@ -1,12 +1,12 @@
 //! A loaded model: its graph in memory, its tape on disk.
 
 use super::array::Array;
+use super::config::{DiskKind, Policy};
 use super::doubt::Doubt;
 use super::error::EngineError;
 use super::pins::Pins;
-use super::policy::{Policy, largest_unit_bytes};
+use super::policy::largest_unit_bytes;
 use super::rows;
-use super::service::{DiskKind, lock};
 use super::sources::Sources;
 use super::tape::{Stretch, Tape};
 use crate::graph::{self, Footprint, GraphError, Imported, Lockstep};
@@ -14,6 +14,7 @@ use crate::plan::{Plan, Profile};
 use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
+use crate::sys::lock::lock;
 use crate::sys::{heap, memory};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -3,6 +3,7 @@
 use super::array::Array;
 use super::error::EngineError;
 use super::model::Model;
+use super::request::Cancel;
 use super::tape::{Stretch, Table};
 use crate::codec::Codec;
 use crate::graph::{AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
@@ -10,50 +11,8 @@ use crate::store::layer_file::open_row;
 use crate::stream::{Flow, StreamError, Trace, Traversal, What};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tract_core::internal::*;
-
-/// A request's way to end early. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// Not cancelled.
-    pub fn new() -> Cancel {
-        Cancel::default()
-    }
-
-    /// Ends the request at the next node or block.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it was cancelled.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// What a pass cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PassStats {
-    /// Time the request waited for its pass.
-    pub queue_us: u64,
-    /// Requests that shared the pass.
-    pub seats: usize,
-    /// From the first block's loading to the last node.
-    pub latency_us: u64,
-    /// Time compute waited for blocks.
-    pub stall_us: u64,
-    /// Bytes of tape read.
-    pub bytes_read: u64,
-    /// Most bytes of the tape held at once, pinned blocks not counted.
-    pub window_peak_bytes: u64,
-    /// Time of processors that loaders took.
-    pub loader_cpu_us: u64,
-    /// Bytes the ledger granted for activations.
-    pub activation_bytes: u64,
-}
 
 /// Bytes of table rows that one read may take.
 const TABLE_READ_BYTES: u64 = 256 << 10;

@@ -6,7 +6,8 @@
 use super::error::EngineError;
 use crate::plan::{PinPlace, pinned_units};
 use crate::stream::{Category, Grant, Keep, Ledger, Loaded};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sys::lock::lock;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A model's pins, as far as the ledger grants them.
 pub struct Pins(Mutex<State>);
@@ -106,6 +107,6 @@ impl Pins {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }

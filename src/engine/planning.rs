@@ -1,12 +1,12 @@
 //! From a profile to the plan that a model's passes follow.
 
+use super::config::{DiskKind, Policy};
 use super::error::EngineError;
 use super::model::{Model, pick_variant};
-use super::pass::Cancel;
-use super::policy::Policy;
 use super::pressure::Pressure;
 use super::profiler::{self, Profiler};
-use super::service::{DiskKind, Shared, lock};
+use super::request::Cancel;
+use super::service::Shared;
 use super::worker::{UNPINNED_SHARE, Worker};
 use crate::plan::{
     Board, Grouping, LayerCost, Overrides, Plan, PlanError, Planned, Profile, ReadRate, Subject,
@@ -15,6 +15,7 @@ use crate::plan::{
 use crate::store::StoreError;
 use crate::store::manifest::Manifest;
 use crate::stream::Category;
+use crate::sys::lock::lock;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};

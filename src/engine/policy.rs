@@ -1,27 +1,8 @@
 //! Which plan a model's passes follow: the program's own, one of the papers', or a given one.
 
-use super::service::Config;
-use super::sources::{disk_of, usual_way};
+use super::config::Policy;
 use super::tape::Tape;
-use crate::plan::{Grouping, Overrides, PinPlace, Placement, Plan, Release, Turns};
-
-/// Whose way of playing a tape is followed. All play the same blocks with the same kernels.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
-    /// Hermes's: blocks flow through a small window.
-    #[default]
-    Tape,
-    /// Everything is loaded before anything is computed.
-    LoadAll,
-    /// PipeSwitch (OSDI 2020): one loader, layers follow each other, nothing is released before
-    /// the end.
-    PipeSwitch,
-    /// PIPELOAD (Hermes, ICCD 2024): loading agents take layers in turns, and each is released
-    /// after its use.
-    PipeLoad { agents: usize },
-    /// Exactly this.
-    Fixed(Plan),
-}
+use crate::plan::{Grouping, Placement, Plan, Release, Turns};
 
 impl Policy {
     /// The plan for a tape whose blocks take `held_bytes` each, where nothing was measured.
@@ -57,45 +38,6 @@ impl Policy {
                     ..paper
                 }
             }
-        }
-    }
-}
-
-impl Config {
-    /// What of a plan is set by hand.
-    pub(super) fn overrides(&self) -> Overrides {
-        Overrides {
-            source: self.source,
-            loaders: self.loaders,
-            threads: self.threads,
-            window_bytes: self.window_bytes,
-            pin_bytes: (self.pin_bytes != u64::MAX).then_some(self.pin_bytes),
-            ..Overrides::default()
-        }
-    }
-
-    /// As many compute threads and loaders as a plan has on so many cores.
-    pub(super) fn most_threads(&self, cores: usize) -> (usize, usize) {
-        let agents = match self.policy {
-            Policy::PipeLoad { agents } => agents,
-            _ => cores,
-        };
-        (self.threads.unwrap_or(cores), self.loaders.unwrap_or(agents))
-    }
-
-    /// What suits most boards, with what is set by hand: for models that were not measured.
-    pub(super) fn base_plan(&self, cores: usize, window_bytes: u64) -> Plan {
-        Plan {
-            source: self.source.unwrap_or_else(|| usual_way(disk_of(&self.store).as_ref())),
-            loaders: self.loaders.unwrap_or(cores / 2).max(1),
-            threads: self.threads.unwrap_or(cores).max(1),
-            placement: Placement::Shared,
-            grouping: Grouping::Blocks,
-            turns: Turns::Next,
-            release: Release::AfterUse,
-            window_bytes,
-            pin_bytes: self.pin_bytes,
-            pins: PinPlace::Spread,
         }
     }
 }

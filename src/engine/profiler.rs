@@ -1,11 +1,11 @@
 //! Measures a model on this board, trial by trial, into a profile.
 
+use super::config::DiskKind;
 use super::error::EngineError;
 use super::model::Model;
-use super::pass::Cancel;
+use super::request::Cancel;
 use super::sample::has_open_dimension;
-use super::service::{DiskKind, Shared};
-use super::sources::disk_of;
+use super::service::Shared;
 use super::trials::{self, ComputeTrial, ReadTrial, Shapes};
 use super::worker::Worker;
 use crate::graph::{Choice, Sizes};
@@ -15,6 +15,7 @@ use crate::plan::{
 };
 use crate::stream::Category;
 use crate::sys::board::{processor, release};
+use crate::sys::disk::Disk;
 use crate::sys::map::page_size;
 use std::collections::VecDeque;
 use std::fmt;
@@ -536,7 +537,7 @@ pub(super) fn board(store: &Path, disk: DiskKind, worker: &Worker) -> Board {
 
 /// What the disk below a store is called, with what the kernel reads ahead of it.
 pub(super) fn disk_name(store: &Path, kind: DiskKind) -> String {
-    let name = disk_of(store).map_or_else(String::new, |disk| {
+    let name = Disk::below(store).map_or_else(String::new, |disk| {
         let device = disk.device.unwrap_or_default();
         let ahead = device.read_ahead_kib.map(|kib| format!("{kib} KiB ahead"));
         let words = [Some(device.name), device.model, Some(disk.file_system), ahead];

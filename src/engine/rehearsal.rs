@@ -4,13 +4,14 @@
 
 use super::error::EngineError;
 use super::model::loading_bytes;
-use super::service::{Engine, Shared, lock};
+use super::service::{Engine, Shared};
 use crate::graph::{self, Lockstep, progress};
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Rehearsal};
 use crate::stream::{Category, Grant};
 use crate::sys::child::{self, End, Limits};
 use crate::sys::heap;
+use crate::sys::lock::lock;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;

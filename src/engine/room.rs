@@ -1,9 +1,10 @@
 //! Who gives way where memory is needed: pins first, then what was used longest ago.
 
 use super::model::Model;
-use super::service::{Shared, lock};
+use super::service::Shared;
 use crate::stream::{Category, Grant, OverBudget};
 use crate::sys::heap;
+use crate::sys::lock::lock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 

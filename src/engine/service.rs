@@ -1,122 +1,29 @@
 //! The engine as others see it: requests go in, replies come back on the engine's thread.
 
-use super::array::Array;
 use super::catalogue::Catalogue;
+use super::config::{Config, EXPECTED_TOKENS};
 use super::crew::thread_bytes;
 use super::error::EngineError;
-use super::inbox::{Answer, Control, Inbox, QUEUE_LIMIT, Waiting};
+use super::inbox::{Control, Inbox, QUEUE_LIMIT, Waiting};
 use super::model::{Model, held_by_graph, loading_bytes};
-use super::pass::{Cancel, PassStats};
 use super::planning::{Answered, Inquiry, Known};
-use super::policy::Policy;
 use super::pressure::{Pressure, SharedPressure};
+use super::request::{Answer, Cancel, PassStats, Reply, Request};
 use super::room::{Keeper, Keepers};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::worker::Worker;
-use crate::plan::{Profile, Way};
+use crate::plan::Profile;
 use crate::store::manifest::{Checksum, Manifest};
 use crate::store::{ModelDir, Rehearsal, Store, StoreError};
-use crate::stream::{Category, Faults, Grant, Ledger, OverBudget, Trace};
+use crate::stream::{Category, Grant, Ledger, OverBudget};
+use crate::sys::lock::lock;
 use crate::sys::threads::{self, Shortage};
 use crate::sys::{affinity, code, memory};
 use crossbeam_channel::bounded;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
-
-/// How an engine is set up.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Folder of the store.
-    pub store: PathBuf,
-    /// Limit of everything the process holds.
-    pub budget_bytes: u64,
-    /// Bytes of tape ahead of and under compute; by default what suits the budget.
-    pub window_bytes: Option<u64>,
-    /// Compute threads; by default one a core.
-    pub threads: Option<usize>,
-    /// Loader threads; by default one for two cores. On two cores with an NVMe disk one loader
-    /// came within 3 % of the limit, two within 20 %: they take compute's cores from it.
-    pub loaders: Option<usize>,
-    /// How blocks are brought in, mapped where there are no direct reads; by default what suits
-    /// the disk's read-ahead.
-    pub source: Option<Way>,
-    /// Variant of every model; by default each model's best.
-    pub variant: Option<String>,
-    /// Most bytes of each model's tape that stay in memory; the ledger grants fewer where the
-    /// budget has other uses.
-    pub pin_bytes: u64,
-    pub policy: Policy,
-    /// Whether models are measured when there is nothing else to do; their plans follow.
-    pub profiles: bool,
-    /// Where profiles are kept; beside the models by default, those of an imitated disk nowhere.
-    pub profile_folder: Option<PathBuf>,
-    /// Tokens of the requests that plans are made for.
-    pub tokens: u64,
-    pub disk: DiskKind,
-    /// Whether graphs that were never imported are tried by a copy of this program before: its
-    /// `main` must begin with [`rehearsal::performed`](super::rehearsal::performed).
-    pub rehearses: bool,
-}
-
-impl Config {
-    /// A streamed engine over `store` within `budget_bytes`, all else decided by the program.
-    pub fn new(store: impl Into<PathBuf>, budget_bytes: u64) -> Config {
-        Config {
-            store: store.into(),
-            budget_bytes,
-            window_bytes: None,
-            threads: None,
-            loaders: None,
-            variant: None,
-            source: None,
-            pin_bytes: u64::MAX,
-            policy: Policy::Tape,
-            profiles: false,
-            profile_folder: None,
-            tokens: EXPECTED_TOKENS,
-            disk: DiskKind::Board,
-            rehearses: false,
-        }
-    }
-}
-
-/// What blocks come from.
-#[derive(Clone, Copy, Debug)]
-pub enum DiskKind {
-    /// The board's disk.
-    Board,
-    /// The same, slowed down.
-    Throttled { bytes_per_s: u64 },
-    /// The same, failing by seed.
-    Faulty(Faults),
-}
-
-/// A request for one pass.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub model: String,
-    pub inputs: Vec<(String, Array)>,
-    /// Names of the outputs wanted; all where empty.
-    pub outputs: Vec<String>,
-    pub cancel: Cancel,
-    /// Where to note what happens in its pass.
-    pub trace: Option<Arc<Trace>>,
-}
-
-/// A pass's results.
-#[derive(Clone, Debug)]
-pub struct Reply {
-    pub outputs: Vec<(String, Array)>,
-    pub stats: PassStats,
-    /// What the ledger has granted for the outputs; to be kept for as long as they are.
-    pub held: Arc<Grant>,
-}
-
-/// Tokens that requests are expected to have, where nobody says.
-pub const EXPECTED_TOKENS: u64 = 128;
 
 /// What a server takes to begin with: connections for whoever comes first.
 const RESERVED_BYTES: u64 = 512 << 10;
@@ -584,8 +491,4 @@ pub fn needed_bytes(manifest: &Manifest, inputs_bytes: u64, length: u64) -> u64 
 /// The window that suits a budget: the default, or half of what is left where that is less.
 pub(super) fn window_for(ledger: &Ledger) -> u64 {
     WINDOW_BYTES.min((ledger.free_bytes() / 2).max(SMALLEST_WINDOW_BYTES))
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

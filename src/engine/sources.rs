@@ -1,36 +1,17 @@
 //! A model's files, and the ways in which its blocks come from them.
 
-use super::service::DiskKind;
+use super::config::DiskKind;
 use crate::graph::READ_AHEAD_BYTES;
 use crate::plan::Way;
-use crate::store::layer_file::BLOCK_BYTES;
 use crate::stream::{
     DirectSource, FaultySource, MappedSource, ReadSource, Slots, StreamError, ThrottledSource,
     WeightSource,
 };
 use crate::sys::direct::DirectFile;
-use crate::sys::disk::Disk;
 use crate::sys::map;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-
-/// The disk below a store.
-pub(super) fn disk_of(store: &Path) -> Option<Disk> {
-    let store = store.canonicalize().unwrap_or_else(|_| store.to_owned());
-    Disk::of(Path::new("/"), &store)
-}
-
-/// How blocks are brought in where nothing was measured. A kernel that reads less ahead than a block
-/// is long, and 128 KiB are usual, needs several requests for a mapped one, each after the other.
-pub(super) fn usual_way(disk: Option<&Disk>) -> Way {
-    let is_memory = disk.is_none_or(Disk::is_memory);
-    let device = disk.and_then(|disk| disk.device.as_ref());
-    match device.and_then(|device| device.read_ahead_kib) {
-        Some(kib) if kib << 10 < BLOCK_BYTES && !is_memory => Way::Direct,
-        _ => Way::Mapped,
-    }
-}
 
 /// The sources of one model. A way is opened when it is first asked for.
 pub(super) struct Sources {
@@ -98,28 +79,5 @@ fn on(disk: DiskKind, source: Arc<dyn WeightSource>) -> Arc<dyn WeightSource> {
         DiskKind::Board => source,
         DiskKind::Throttled { bytes_per_s } => Arc::new(ThrottledSource::new(source, bytes_per_s)),
         DiskKind::Faulty(faults) => Arc::new(FaultySource::new(source, faults)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sys::disk::Device;
-
-    #[test]
-    fn little_read_ahead_calls_for_direct_reads() {
-        let check = |name: &str, read_ahead_kib, expected| {
-            let device = Device { name: name.into(), read_ahead_kib, ..Device::default() };
-            let disk = Disk { file_system: "ext4".into(), device: Some(device) };
-            assert_eq!(usual_way(Some(&disk)), expected, "{disk:?}");
-        };
-        check("mmcblk0", Some(128), Way::Direct);
-        check("mmcblk0", Some(1023), Way::Direct);
-        check("sda", Some(1024), Way::Mapped);
-        check("vda", Some(8192), Way::Mapped);
-        check("sda", None, Way::Mapped);
-        check("zram0", Some(128), Way::Mapped);
-        assert_eq!(usual_way(None), Way::Mapped);
-        assert_eq!(usual_way(Some(&Disk::default())), Way::Mapped, "no device");
     }
 }

@@ -1,9 +1,10 @@
 //! What the engine has done, counted.
 
 use super::pressure::Pressure;
+use crate::sys::lock::lock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Declares the counters of a model once: as atomics and as the figures read from them.
 macro_rules! counters {
@@ -72,7 +73,7 @@ pub(super) struct CounterSet(Mutex<BTreeMap<String, Arc<Counters>>>);
 impl CounterSet {
     /// The counters of a model of the store.
     pub fn of(&self, model: &str) -> Arc<Counters> {
-        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = lock(&self.0);
         match set.get(model) {
             Some(counters) => Arc::clone(counters),
             None => Arc::clone(set.entry(model.to_string()).or_default()),
@@ -81,12 +82,12 @@ impl CounterSet {
 
     /// The counters of a model, where it has any: whatever name a client may invent.
     pub fn known(&self, model: &str) -> Option<Arc<Counters>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
+        lock(&self.0).get(model).cloned()
     }
 
     /// Every model's figures.
     pub fn read(&self) -> BTreeMap<String, Counted> {
-        let set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let set = lock(&self.0);
         set.iter().map(|(name, counters)| (name.clone(), counters.read())).collect()
     }
 }

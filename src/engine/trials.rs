@@ -3,7 +3,8 @@
 
 use super::error::EngineError;
 use super::model::{Model, Playing};
-use super::pass::{Cancel, Pass, Seat};
+use super::pass::{Pass, Seat};
+use super::request::Cancel;
 use super::sample::sample_of_shapes;
 use super::service::Shared;
 use super::tape::Stretch;

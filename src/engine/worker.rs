@@ -1,16 +1,17 @@
 //! The engine's thread: takes turns, admits requests to passes, loads and unloads models.
 
 use super::array::Array;
+use super::config::{Config, Policy};
 use super::crew::Crew;
 use super::error::EngineError;
 use super::inbox::{Control, Inbox, Turn, Waiting};
 use super::model::{Model, Playing, Terms, longest_open};
-use super::pass::{Pass, PassStats, Seat};
+use super::pass::{Pass, Seat};
 use super::planning::Leisure;
-use super::policy::Policy;
 use super::pressure::Pressure;
 use super::rehearsal::rehearsed;
-use super::service::{Config, REQUEST_BYTES, Reply, Shared, lock, window_for};
+use super::request::{PassStats, Reply};
+use super::service::{REQUEST_BYTES, Shared, window_for};
 use super::stats::Counters;
 use crate::graph::Kernels;
 use crate::plan::{Board, Plan, Release};
@@ -19,6 +20,7 @@ use crate::store::manifest::{HEAP_BYTES_PER_BYTE, Manifest};
 use crate::stream::{
     Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, OverBudget, Slots, Trace, Traversal,
 };
+use crate::sys::lock::lock;
 use crate::sys::memory::{self, MachineMemory};
 use crate::sys::{affinity, code, heap, panics};
 use std::sync::Arc;

@@ -61,6 +61,12 @@ impl Disk {
         Some(Disk { file_system: mount.file_system, device })
     }
 
+    /// The disk below a folder here, whose path may have links.
+    pub fn below(folder: &Path) -> Option<Disk> {
+        let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        Disk::of(Path::new("/"), &folder)
+    }
+
     /// Whether what lies there is in memory.
     pub fn is_memory(&self) -> bool {
         ["tmpfs", "ramfs", "rootfs"].contains(&self.file_system.as_str())

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod file;
 pub mod files;
 pub mod heap;
+pub mod lock;
 pub mod map;
 pub mod memory;
 pub mod panics;

@@ -1,0 +1,99 @@
+//! What is asked of the engine, and what is answered.
+
+use super::array::Array;
+use super::error::EngineError;
+use crate::stream::{Grant, Trace};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A request for one pass.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub model: String,
+    pub inputs: Vec<(String, Array)>,
+    /// Names of the outputs wanted; all where empty.
+    pub outputs: Vec<String>,
+    pub cancel: Cancel,
+    /// Where to note what happens in its pass.
+    pub trace: Option<Arc<Trace>>,
+}
+
+/// A pass's results.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub outputs: Vec<(String, Array)>,
+    pub stats: PassStats,
+    /// What the ledger has granted for the outputs; to be kept for as long as they are.
+    pub held: Arc<Grant>,
+}
+
+/// A request's way to end early. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Not cancelled.
+    pub fn new() -> Cancel {
+        Cancel::default()
+    }
+
+    /// Ends the request at the next node or block.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a pass cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassStats {
+    /// Time the request waited for its pass.
+    pub queue_us: u64,
+    /// Requests that shared the pass.
+    pub seats: usize,
+    /// From the first block's loading to the last node.
+    pub latency_us: u64,
+    /// Time compute waited for blocks.
+    pub stall_us: u64,
+    /// Bytes of tape read.
+    pub bytes_read: u64,
+    /// Most bytes of the tape held at once, pinned blocks not counted.
+    pub window_peak_bytes: u64,
+    /// Time of processors that loaders took.
+    pub loader_cpu_us: u64,
+    /// Bytes the ledger granted for activations.
+    pub activation_bytes: u64,
+}
+
+/// What is called with a result.
+type Take<T> = Box<dyn FnOnce(Result<T, EngineError>) + Send>;
+
+/// Who waits for a result. Given once, from the engine's thread; where it is dropped without, by
+/// whatever breaks off, it gives an error: nobody waits for ever.
+pub struct Answer<T>(Option<Take<T>>);
+
+impl<T> Answer<T> {
+    /// Calls `take` with the result.
+    pub fn new(take: impl FnOnce(Result<T, EngineError>) + Send + 'static) -> Answer<T> {
+        Answer(Some(Box::new(take)))
+    }
+
+    /// Tells the result.
+    pub fn give(mut self, result: Result<T, EngineError>) {
+        if let Some(take) = self.0.take() {
+            take(result);
+        }
+    }
+}
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        if let Some(take) = self.0.take() {
+            take(Err(EngineError::Internal("it was broken off".to_string())));
+        }
+    }
+}
