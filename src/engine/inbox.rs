@@ -1,8 +1,8 @@
 //! What waits for the engine's thread.
 
 use super::error::EngineError;
+use super::known::Known;
 use super::model::Model;
-use super::planning::Known;
 use super::queue::Queue;
 use super::request::{Answer, Cancel, PassStats, Reply, Request};
 use crate::plan::Profile;

@@ -9,6 +9,9 @@ use crate::stream::{Category, Grant, Keep, Ledger, Loaded};
 use crate::sys::lock::lock;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+/// Share of the budget that pins leave free, for requests and for what models need to load.
+pub(super) const UNPINNED_SHARE: u64 = 4;
+
 /// A model's pins, as far as the ledger grants them.
 pub struct Pins(Mutex<State>);
 

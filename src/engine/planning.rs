@@ -2,19 +2,20 @@
 
 use super::config::{DiskKind, Policy};
 use super::error::EngineError;
+use super::known::{Known, PlanTerms};
 use super::model::{Model, pick_variant};
 use super::pressure::Pressure;
 use super::profiler::{self, Profiler};
 use super::request::Cancel;
 use super::service::Shared;
-use super::worker::{UNPINNED_SHARE, Worker};
+use super::worker::Worker;
 use crate::plan::{
-    Board, Grouping, LayerCost, Overrides, Plan, PlanError, Planned, Profile, ReadRate, Subject,
-    Unmeasured, Usage, Way, Wish, advise, pipeswitch_groups, plan,
+    Board, Forecast, Grouping, LayerCost, Overrides, Passing, Plan, Profile, ReadRate, Subject,
+    Unmeasured, Usage, Way, forecast, pipeswitch_groups,
 };
 use crate::store::StoreError;
 use crate::store::manifest::Manifest;
-use crate::stream::Category;
+use crate::stream::{Category, FlowCounters};
 use crate::sys::lock::lock;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -318,6 +319,63 @@ impl Worker {
         }
     }
 
+    /// Compares a pass with its forecast. A profile that forecasts another board is dropped: the
+    /// model is measured anew when there is time.
+    pub(super) fn judge(
+        &self,
+        shared: &Shared,
+        model: &Model,
+        tokens: u64,
+        latency_us: u64,
+        counted: FlowCounters,
+    ) {
+        if !self.config.profiles || shared.pressure.get() > Pressure::None {
+            return;
+        }
+        let Some(expected) = self.expected(model, tokens, counted) else { return };
+        let (took_us, expected_us) = (latency_us as f64, expected.latency_us);
+        if !model.doubt().note(took_us, expected_us) {
+            return;
+        }
+        // Bytes in a microsecond are MB in a second.
+        let read = match counted.bytes_read {
+            0 => "nothing was read".to_string(),
+            bytes => format!(
+                "the disk gave {:.0} MB/s of {:.0}",
+                bytes as f64 / took_us,
+                expected.bytes_read as f64 / expected.io_us.max(1.0)
+            ),
+        };
+        log::warn!(
+            "model {}: the pass took {:.1} ms where {:.1} were forecast: {read}: it is measured \
+             anew when there is time",
+            model.name(),
+            took_us / 1e3,
+            expected_us / 1e3,
+        );
+        model.drop_profile();
+    }
+
+    /// The forecast of a pass that has read so much; none where the profile says nothing of such.
+    fn expected(&self, model: &Model, tokens: u64, counted: FlowCounters) -> Option<Forecast> {
+        let profile = model.profile()?;
+        let mut plan = model.playing().plan.clone();
+        // Attention grows faster than the lines that were measured.
+        let measured = profile.passes.iter().any(|pass| pass.tokens >= tokens);
+        if !measured || self.granted_window_bytes() < plan.window_bytes {
+            return None;
+        }
+        // What falls back to mapped files was measured so.
+        if !profile.has(plan.source) {
+            plan.source = Way::Mapped;
+        }
+        let later = forecast(&profile, &plan, tokens, Passing::Later).ok()?;
+        match counted.bytes_read <= later.bytes_read {
+            true => Some(later),
+            false => forecast(&profile, &plan, tokens, Passing::First).ok(),
+        }
+    }
+
     /// What is known of a model, which need not be loaded and does not come to be.
     pub(super) fn known(&mut self, shared: &Shared, name: &str) -> Result<Known, EngineError> {
         let manifest = shared.find(name)?.manifest;
@@ -370,89 +428,6 @@ impl Leisure {
     fn resume(self) -> Option<(Arc<Model>, Box<Profiler>)> {
         Some((self.model.upgrade()?, self.profiler))
     }
-}
-
-/// What plans are made for.
-#[derive(Clone, Debug)]
-struct PlanTerms {
-    budget_bytes: u64,
-    /// What other models hold for as long as they are loaded.
-    others_bytes: u64,
-    tokens: u64,
-    usage: Usage,
-    fixed: Overrides,
-}
-
-impl PlanTerms {
-    /// The best plan, and the wish that it fulfils: what pins leave to others is not its own.
-    fn plan(&self, profile: &Profile) -> Result<(Wish, Planned), PlanError> {
-        let PlanTerms { budget_bytes, others_bytes, tokens, usage, ref fixed } = *self;
-        let reserved = (budget_bytes / UNPINNED_SHARE).saturating_add(others_bytes);
-        let wish = Wish { budget_bytes: budget_bytes.saturating_sub(reserved), tokens, usage };
-        if let Ok(planned) = plan(profile, &wish, fixed) {
-            return Ok((wish, planned));
-        }
-        // Nothing is left for others then; a pass finds out whether that does.
-        let wish = Wish { budget_bytes, ..wish };
-        Ok((wish, plan(profile, &wish, fixed)?))
-    }
-}
-
-/// What is asked about plans; what is left out is as the engine has it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Inquiry {
-    /// Of the whole engine.
-    pub budget_bytes: Option<u64>,
-    pub tokens: Option<u64>,
-    pub usage: Option<Usage>,
-    /// What of the plan is set by hand.
-    pub fixed: Overrides,
-}
-
-/// What is known of a model that was measured here.
-#[derive(Clone, Debug)]
-pub struct Known {
-    /// Of the variant that is served.
-    pub profile: Arc<Profile>,
-    /// Of the model's other variants.
-    others: Vec<Profile>,
-    terms: PlanTerms,
-}
-
-impl Known {
-    /// How passes would be played, and what would help. Takes some milliseconds, for long tapes a
-    /// few hundred; reads nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`EngineError::Plan`] where there is no such plan.
-    pub fn plan(&self, inquiry: Inquiry) -> Result<Answered, EngineError> {
-        let usual = &self.terms;
-        let terms = PlanTerms {
-            budget_bytes: inquiry.budget_bytes.unwrap_or(usual.budget_bytes),
-            others_bytes: usual.others_bytes,
-            tokens: inquiry.tokens.unwrap_or(usual.tokens),
-            usage: inquiry.usage.unwrap_or(usual.usage),
-            fixed: inquiry.fixed.or(usual.fixed.clone()),
-        };
-        let (wish, planned) = terms.plan(&self.profile)?;
-        let others: Vec<&Profile> = self.others.iter().collect();
-        let advice = advise(&self.profile, &wish, &terms.fixed, &planned, &others)?.to_string();
-        let (profile, budget_bytes) = (Arc::clone(&self.profile), terms.budget_bytes);
-        Ok(Answered { profile, budget_bytes, wish, planned, advice })
-    }
-}
-
-/// The answer to an inquiry.
-#[derive(Clone, Debug)]
-pub struct Answered {
-    pub profile: Arc<Profile>,
-    /// Of the whole engine; the wish has what is left of it for the model.
-    pub budget_bytes: u64,
-    pub wish: Wish,
-    pub planned: Planned,
-    /// What would help most, as a sentence.
-    pub advice: String,
 }
 
 /// How PipeSwitch groups the layers of a profile's model.

@@ -7,6 +7,7 @@ use super::error::EngineError;
 use super::inbox::{Control, Inbox, Turn, Waiting};
 use super::model::{Model, Playing, Terms, longest_open};
 use super::pass::{Pass, Seat};
+use super::pins::UNPINNED_SHARE;
 use super::planning::Leisure;
 use super::pressure::Pressure;
 use super::rehearsal::rehearsed;
@@ -48,9 +49,6 @@ const SETTLED_BYTES: u64 = 256 << 10;
 /// Share of what is free that a pass may take to keep freed tensors in; the rest is for whoever
 /// comes meanwhile.
 const SPARE_SHARE: u64 = 4;
-
-/// Share of the budget that pins leave free, for requests and for what models need to load.
-pub(super) const UNPINNED_SHARE: u64 = 4;
 
 /// What the engine's thread works with.
 pub(super) struct Worker {
