@@ -3,6 +3,7 @@
 mod common;
 
 use common::daemon::{self, Daemon};
+use common::programs::program;
 use serde_json::json;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ fn paraphrase() -> PathBuf {
 }
 
 fn shard(model: &Path, store: &Path, name: &str) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+    let mut command = Command::new(program("hermes-shard"));
     command.arg("build").arg(model).arg("--store").arg(store).args(["--name", name]);
     let sharded = command.output().unwrap();
     assert!(sharded.status.success(), "{}", String::from_utf8_lossy(&sharded.stderr));
@@ -73,7 +74,7 @@ fn smallest_budget(message: &str) -> u64 {
 fn too_small_a_budget_is_refused_with_the_one_that_would_do() {
     let folder = tempfile::tempdir().unwrap();
     let (file, store) = (folder.path().join("tiny.onnx"), folder.path().join("store"));
-    let mut synth = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+    let mut synth = Command::new(program("hermes-bench"));
     assert!(synth.args(["synth", "bert-tiny", "-o"]).arg(&file).status().unwrap().success());
     shard(&file, &store, "tiny");
     shard(&paraphrase(), &store, "paraphrase");
@@ -141,7 +142,7 @@ fn serve_by_refusals(
 fn requests_that_share_passes_leave_nothing_in_the_heap() {
     let folder = tempfile::tempdir().unwrap();
     let (file, store) = (folder.path().join("tiny.onnx"), folder.path().join("store"));
-    let mut synth = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+    let mut synth = Command::new(program("hermes-bench"));
     assert!(synth.args(["synth", "bert-tiny", "-o"]).arg(&file).status().unwrap().success());
     shard(&file, &store, "tiny");
     let daemon = Daemon::start(&store, &folder.path().join("hermes.sock"), &["--budget", "96MiB"]);
@@ -178,7 +179,7 @@ fn requests_that_share_passes_leave_nothing_in_the_heap() {
 fn a_decoder_with_past_inputs_keeps_its_smallest_budget() {
     let folder = tempfile::tempdir().unwrap();
     let (file, store) = (folder.path().join("decoder.onnx"), folder.path().join("store"));
-    let mut synth = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+    let mut synth = Command::new(program("hermes-bench"));
     synth.args(["synth", "gpt2-tiny", "--layers", "24", "--past", "-o"]).arg(&file);
     assert!(synth.status().unwrap().success());
     shard(&file, &store, "decoder");
@@ -220,7 +221,7 @@ fn a_decoder_with_past_inputs_keeps_its_smallest_budget() {
 fn manifests_of_models_that_are_not_loaded_are_held_once() {
     let folder = tempfile::tempdir().unwrap();
     let (file, store) = (folder.path().join("tiny.onnx"), folder.path().join("store"));
-    let mut synth = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+    let mut synth = Command::new(program("hermes-bench"));
     assert!(synth.args(["synth", "bert-tiny", "-o"]).arg(&file).status().unwrap().success());
     shard(&file, &store, "tiny");
     let path = store.join("tiny/1/manifest.json");

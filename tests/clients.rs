@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::programs::program;
 use common::python;
 use common::served::{check_alive, check_error, hermesctl, served};
 use hermes::stream::Category;
@@ -49,10 +50,7 @@ fn python_sends_and_takes_binary_tensors() {
 
 #[test]
 fn bash_completes_commands_and_options() {
-    let output = Command::new(env!("CARGO_BIN_EXE_hermesctl"))
-        .args(["completions", "bash"])
-        .output()
-        .unwrap();
+    let output = Command::new(program("hermesctl")).args(["completions", "bash"]).output().unwrap();
     let script = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
     let check = |words: &str, expected: &str| {
@@ -74,8 +72,8 @@ fn bash_completes_commands_and_options() {
 fn every_command_has_a_man_page() {
     for (program, section) in [
         (env!("CARGO_BIN_EXE_hermesd"), 8),
-        (env!("CARGO_BIN_EXE_hermesctl"), 1),
-        (env!("CARGO_BIN_EXE_hermes-shard"), 1),
+        (program("hermesctl"), 1),
+        (program("hermes-shard"), 1),
     ] {
         let name = Path::new(program).file_name().unwrap().to_str().unwrap();
         let help = Command::new(program).arg("--help").output().unwrap();
@@ -105,7 +103,7 @@ fn every_command_has_a_man_page() {
         assert_eq!(pages, 1 + commands.len());
     }
     let folder = tempfile::tempdir().unwrap().path().join("none");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hermesctl"));
+    let mut command = Command::new(program("hermesctl"));
     let output = command.arg("--man-pages").arg(&folder).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("none: No such file"));
@@ -218,7 +216,7 @@ fn hermesctl_top_ends_at_a_key() {
     }
     let served = served();
     check_alive(&served.daemon);
-    let program = env!("CARGO_BIN_EXE_hermesctl");
+    let program = program("hermesctl");
     let line = format!("{program} --socket {} top; stty -a", served.daemon.socket.display());
     let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("TERM", "xterm");

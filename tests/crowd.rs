@@ -4,6 +4,7 @@
 mod common;
 
 use common::daemon::{Connection, Daemon, command};
+use common::programs::program;
 use common::served::{STORE, check_alive, linear_request, serve};
 use hermes::api::client::scrape::Scrape;
 use std::fs::{self, File, Permissions};
@@ -224,7 +225,7 @@ fn outputs_are_held_until_they_are_taken() {
 #[test]
 fn right_requests_are_answered_among_wrong_ones() {
     for model in ["linear", "words"] {
-        let mut soak = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+        let mut soak = Command::new(program("hermes-bench"));
         soak.args(["soak", "--mixed", "--requests", "400", "--tokens", "6", "--model", model]);
         let output = soak.arg("--store").arg(STORE.path()).output().unwrap();
         let (out, error) = (&output.stdout, String::from_utf8_lossy(&output.stderr));

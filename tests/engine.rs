@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::programs::program;
 use common::tiny::{WINDOW_BYTES, config, fitting, infer, path, request, run, store, submit};
 use hermes::engine::{
     Array, Config, DiskKind, Engine, EngineError, ErrorKind, Policy, Pressure, Reply, Request,
@@ -321,11 +322,11 @@ fn another_version_is_served_once_the_store_says_so() {
     let before = infer(&engine, "bert-tiny", 8);
     let file = folder.path().join("other.onnx");
     let seed = ["synth", "bert-tiny", "--seed", "7", "-o", path(&file)];
-    run(env!("CARGO_BIN_EXE_hermes-bench"), &seed);
+    run(program("hermes-bench"), &seed);
     let store = folder.path().join("store");
     let build =
         ["build", path(&file), "--store", path(&store), "--name", "bert-tiny", "--version", "2"];
-    run(env!("CARGO_BIN_EXE_hermes-shard"), &build);
+    run(program("hermes-shard"), &build);
     assert_eq!(engine.manifest("bert-tiny").unwrap().version, "2");
     let after = infer(&engine, "bert-tiny", 8);
     assert!(after.outputs != before.outputs, "other weights, other answers");

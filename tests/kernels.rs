@@ -3,6 +3,7 @@
 mod common;
 
 use common::daemon::{Daemon, command};
+use common::programs::program;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ fn store() -> &'static Path {
     STORE.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
         fs::create_dir_all(&folder).unwrap();
-        run(Command::new(env!("CARGO_BIN_EXE_hermes-bench"))
+        run(Command::new(program("hermes-bench"))
             .args(["synth", "bert-tiny", "-o"])
             .arg(folder.join("tiny.onnx")));
         run(&mut build(&folder));
@@ -35,7 +36,7 @@ fn store() -> &'static Path {
 
 /// The build of the model in `folder`, in the place of the one that is there.
 fn build(folder: &Path) -> Command {
-    let mut build = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+    let mut build = Command::new(program("hermes-shard"));
     build.arg("build").arg(folder.join("tiny.onnx")).args(["--name", "tiny", "--force"]);
     build.arg("--store").arg(folder.join("store"));
     build
@@ -102,7 +103,7 @@ fn unknown_features_are_told_with_those_there_are() {
 
 /// How blocks come in where direct reads are asked for; the outputs are those of a resident pass.
 fn direct_source_without(names: &str) -> String {
-    let mut bench = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+    let mut bench = Command::new(program("hermes-bench"));
     bench.args(["pass", "--model", "tiny", "--source", "direct", "--repeat", "1", "--json"]);
     bench.args(["--window", "4MiB", "--tokens", "24", "--store"]).arg(store());
     // Plenty: where programs are emulated, what is resident is the emulator's too.
@@ -139,6 +140,6 @@ fn versions_are_replaced_where_folders_cannot_be_exchanged() {
     }
     let left = fs::read_dir(folder.path().join("store")).unwrap().count();
     assert_eq!(left, 1, "nothing but the model is left");
-    let mut verify = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+    let mut verify = Command::new(program("hermes-shard"));
     run(verify.args(["verify", "tiny", "--store"]).arg(folder.path().join("store")));
 }

@@ -14,6 +14,7 @@
 mod common;
 
 use common::crews::CREWS;
+use common::programs::program;
 use common::references::{Case, cases, model_file};
 use hermes::engine::{Array, Cancel, Config, Engine, Request};
 use std::collections::BTreeMap;
@@ -99,7 +100,7 @@ fn check(model: &str, reference: &str, q4_cosine: f64) {
 }
 
 fn shard(file: &Path, store: &Path, name: &str) {
-    let output = Command::new(env!("CARGO_BIN_EXE_hermes-shard"))
+    let output = Command::new(program("hermes-shard"))
         .arg("build")
         .arg(file)
         .arg("--store")

@@ -1,6 +1,9 @@
 //! The papers' experiment from end to end, on a tiny model: every policy, every file, and the same
 //! outputs whatever the flow.
 
+mod common;
+
+use common::programs::program;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +16,11 @@ fn store() -> PathBuf {
     let folder = STORE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("bert-tiny.onnx");
-        let bench = env!("CARGO_BIN_EXE_hermes-bench");
+        let bench = program("hermes-bench");
         check(&run(bench, &["synth", "bert-tiny", "-o", file.to_str().unwrap()]));
         let store = folder.path().join("store");
         let paths = [file.to_str().unwrap(), "--store", store.to_str().unwrap()];
-        let shard = env!("CARGO_BIN_EXE_hermes-shard");
+        let shard = program("hermes-shard");
         check(&run(shard, &["build", paths[0], paths[1], paths[2]]));
         folder
     });
@@ -37,7 +40,7 @@ fn bench(command: &str, out: &Path, more: &[&str]) -> Output {
     let store = store();
     let places = ["--store", store.to_str().unwrap(), "--out", out.to_str().unwrap()];
     let arguments: Vec<&str> = [command].iter().chain(&places).chain(more).copied().collect();
-    run(env!("CARGO_BIN_EXE_hermes-bench"), &arguments)
+    run(program("hermes-bench"), &arguments)
 }
 
 /// The lines of a CSV below its head, each as its fields, after a look at the head.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::programs::program;
 use common::small_store::{graph_of, node, output, port};
 use hermes::engine::{Array, Cancel, Config, Engine, EngineError, Reply, Request};
 use hermes::store::Dtype;
@@ -30,7 +31,7 @@ impl Place {
     fn try_build(&self, model: &ModelProto, arguments: &[&str]) -> Output {
         let path = self.0.path().join("model.onnx");
         fs::write(&path, model.encode_to_vec()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+        let mut command = Command::new(program("hermes-shard"));
         command.arg("build").arg(path).arg("--store").arg(self.0.path().join("store"));
         command.args(["--name", "m", "--threshold", "1024", "--force"]).args(arguments);
         command.output().unwrap()

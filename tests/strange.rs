@@ -5,6 +5,7 @@
 mod common;
 
 use common::daemon::{self, Daemon};
+use common::programs::program;
 use common::small_store::{self, node, output, port};
 use hermes::store::{Dtype, Rehearsal, Store};
 use prost::Message;
@@ -134,9 +135,9 @@ fn a_graph_that_takes_any_memory_is_not_installed() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = board(store.path(), folder.path());
     let source = strange(elsewhere.path());
-    let mut ctl = Command::new(env!("CARGO_BIN_EXE_hermesctl"));
+    let mut ctl = Command::new(program("hermesctl"));
     ctl.arg("--socket").arg(&daemon.socket).arg("install").arg(&source);
-    let mut shard = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+    let mut shard = Command::new(program("hermes-shard"));
     shard.arg("install").arg(&source).arg("--store").arg(store.path());
     for mut command in [ctl, shard] {
         let output = command.stdin(Stdio::null()).output().unwrap();

@@ -1,12 +1,15 @@
 //! `hermes-bench synth` writes models that an engine which is not ours loads and runs.
 
+mod common;
+
+use common::programs::program;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tract_core::optim::Optimizer;
 use tract_onnx::prelude::*;
 
 fn synth(arguments: &[&str], path: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_hermes-bench"))
+    Command::new(program("hermes-bench"))
         .arg("synth")
         .args(arguments)
         .arg("-o")

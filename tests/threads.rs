@@ -7,6 +7,7 @@ mod common;
 
 use common::crews::{CREWS, Crew};
 use common::daemon::{Daemon, command};
+use common::programs::program;
 use common::references::model_file;
 use common::served::check_alive;
 use common::small_store::{self, SmallModel};
@@ -86,7 +87,7 @@ fn many_threads_answer_many_texts_within_the_budget() {
     let file = model_file("paraphrase-minilm-l3/paraphrase-MiniLM-L3-v2.onnx");
     let mut build = vec!["build", path(&file), "--store", path(&store), "--name", model];
     build.extend(["--variants", "f32,q8"]);
-    run(env!("CARGO_BIN_EXE_hermes-shard"), &build);
+    run(program("hermes-shard"), &build);
     let words = "the board reads weights from a small disk while it computes";
     let words: Vec<&str> = words.split(' ').collect();
     let text = |index: usize| {

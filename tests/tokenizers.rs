@@ -4,6 +4,7 @@
 mod common;
 
 use common::daemon::Daemon;
+use common::programs::program;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,12 +12,12 @@ use std::process::Command;
 /// Models of two layers, by the name and the tokenizer of each.
 fn store(folder: &Path, tokenizers: &[(&str, &Value)]) -> PathBuf {
     let (model, store) = (folder.join("tiny.onnx"), folder.join("store"));
-    let mut synth = Command::new(env!("CARGO_BIN_EXE_hermes-bench"));
+    let mut synth = Command::new(program("hermes-bench"));
     assert!(synth.args(["synth", "bert-tiny", "-o"]).arg(&model).status().unwrap().success());
     for (name, tokenizer) in tokenizers {
         let file = folder.join("tokenizer.json");
         std::fs::write(&file, tokenizer.to_string()).unwrap();
-        let mut shard = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+        let mut shard = Command::new(program("hermes-shard"));
         shard.arg("build").arg(&model).arg("--store").arg(&store).args(["--name", name]);
         shard.args(["--embedding", "last_hidden_state:mean", "--tokenizer"]).arg(&file);
         let sharded = shard.output().unwrap();

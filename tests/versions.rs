@@ -4,6 +4,7 @@
 mod common;
 
 use common::daemon::Daemon;
+use common::programs::program;
 use common::small_store::{self, SmallModel};
 use common::tar::{self, Entry};
 use hermes::store::{Archive, Package, Role, Store};
@@ -68,7 +69,7 @@ fn packed(folder: &Path) -> Vec<u8> {
 }
 
 fn shard_install(store: &Path, source: &Path, more: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+    let mut command = Command::new(program("hermes-shard"));
     command.arg("install").arg(source).arg("--store").arg(store).args(more);
     command.stdin(Stdio::null()).output().unwrap()
 }
@@ -106,7 +107,7 @@ fn version_bytes(store: &Path, version: &str) -> u64 {
 
 impl Board {
     fn ctl(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hermesctl"));
+        let mut command = Command::new(program("hermesctl"));
         command.arg("--socket").arg(&self.daemon.socket).args(arguments);
         command.stdin(Stdio::null()).output().unwrap()
     }
@@ -660,7 +661,7 @@ fn an_interrupted_install_removes_what_it_wrote() {
     let before = tree(store.path());
     let (_two, folder) = folder_of(small_store::scaled_linear(2.0), "2");
     let tar = packed(&folder);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+    let mut command = Command::new(program("hermes-shard"));
     command.args(["install", "/dev/stdin", "--store"]).arg(store.path());
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -709,7 +710,7 @@ fn a_killed_install_leaves_the_old_version_or_the_new() {
     let (mut old, mut new, mut random) = (0, 0, 0x9e37_79b9_7f4a_7c15u64);
     for round in 0..24 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hermes-shard"));
+        let mut command = Command::new(program("hermes-shard"));
         command.arg("install").arg(&folder).arg("--store").arg(store.path());
         // Half of the rounds replace a version of the same name.
         command.args((round % 2 == 1).then_some("--force"));

@@ -1,6 +1,7 @@
 //! A daemon over a store of small models, for the tests that speak to one.
 
 use super::daemon::Daemon;
+use super::programs::program;
 use super::small_store;
 use hermes::store::Dtype;
 use serde_json::{Value, json};
@@ -76,7 +77,7 @@ pub fn check_error(reply: &(u16, Value), status: u16, expected: &str) {
 
 /// Runs hermesctl: exit code, standard output, standard error.
 pub fn hermesctl(socket: &Path, arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_hermesctl"))
+    let output = Command::new(program("hermesctl"))
         .arg("--socket")
         .arg(socket)
         .args(arguments)

@@ -1,5 +1,6 @@
 //! Small models of the papers' architectures, and requests to them.
 
+use super::programs::program;
 use hermes::engine::{Array, Cancel, Config, Engine, EngineError, Reply, Request};
 use std::path::Path;
 use std::process::Command;
@@ -19,11 +20,11 @@ pub fn store() -> &'static Path {
             let folder = tempfile::tempdir().unwrap();
             for model in ["bert-tiny", "gpt2-tiny", "vit-tiny"] {
                 let file = folder.path().join(format!("{model}.onnx"));
-                run(env!("CARGO_BIN_EXE_hermes-bench"), &["synth", model, "-o", path(&file)]);
+                run(program("hermes-bench"), &["synth", model, "-o", path(&file)]);
                 let store = folder.path().join("store");
                 let arguments =
                     ["build", path(&file), "--store", path(&store), "--variants", "f32,q8,q4"];
-                run(env!("CARGO_BIN_EXE_hermes-shard"), &arguments);
+                run(program("hermes-shard"), &arguments);
             }
             folder
         })

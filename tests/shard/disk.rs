@@ -1,6 +1,6 @@
 //! Disks that are full or cannot be written to, and builds that are killed.
 
-use super::{Place, TOOL, files, stderr};
+use super::{Place, files, stderr, tool};
 use hermes::store::Store;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -53,7 +53,7 @@ fn a_disk_too_small_is_noticed_before_writing() {
 
     // What was asked for is enough, and not far more than enough.
     let Some(_enough) = Mount::new(place.path("enough"), &format!("size={needed}")) else { return };
-    let mut command = Command::new(TOOL);
+    let mut command = tool();
     command.arg("build").arg(place.model()).arg("--store").arg(place.path("enough"));
     let output = command.args(["--variants", "f32,q8"]).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));

@@ -10,12 +10,16 @@ mod options;
 mod report;
 mod text;
 
+use common::programs::program;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const TOOL: &str = env!("CARGO_BIN_EXE_hermes-shard");
+/// hermes-shard, to be given arguments.
+fn tool() -> Command {
+    Command::new(program("hermes-shard"))
+}
 
 /// A folder with `model.onnx` and `store`, neither of which is there at first.
 struct Place {
@@ -37,7 +41,7 @@ impl Place {
     /// A place with a model that `hermes-bench synth` writes.
     fn with_synth(arguments: &[&str]) -> Place {
         let place = Place::new();
-        let written = Command::new(env!("CARGO_BIN_EXE_hermes-bench"))
+        let written = Command::new(program("hermes-bench"))
             .arg("synth")
             .args(arguments)
             .arg("-o")
@@ -66,7 +70,7 @@ impl Place {
 
     /// `hermes-shard build model.onnx --store store --name small`, ready to be run.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(TOOL);
+        let mut command = tool();
         command.arg("build").arg(self.model()).arg("--store").arg(self.store());
         command.args(["--name", "small"]).args(arguments);
         command
@@ -96,7 +100,7 @@ impl Place {
     /// Runs another command on the model of the store.
     fn tool(&self, command: &str, arguments: &[&str]) -> Output {
         let store = self.store();
-        Command::new(TOOL)
+        tool()
             .args([command, "small", "--store", store.to_str().unwrap()])
             .args(arguments)
             .output()

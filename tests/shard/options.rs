@@ -1,10 +1,9 @@
 //! What may be asked of a build, and what may not.
 
 use super::text::place_of_words;
-use super::{Place, TOOL, check_refusal, files, stderr, stdout};
+use super::{Place, check_refusal, files, stderr, stdout, tool};
 use serde_json::json;
 use std::fs;
-use std::process::Command;
 
 #[test]
 fn names_that_are_none_are_refused() {
@@ -12,7 +11,7 @@ fn names_that_are_none_are_refused() {
     for name in ["a/b", "..", "../up", ".hidden", "-dash", "", "a b", &"n".repeat(129)] {
         let words = [&format!("{name:?} is no name"), "use letters, digits"];
         place.refuse(&[&format!("--version={name}")], &words);
-        let mut command = Command::new(TOOL);
+        let mut command = tool();
         command.arg("build").arg(place.model()).arg("--store").arg(place.store());
         command.arg(format!("--name={name}"));
         place.refuse_command(command, &words);
@@ -27,7 +26,7 @@ fn a_name_is_made_of_the_files() {
         let path = place.path(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::copy(place.model(), &path).unwrap();
-        let mut command = Command::new(TOOL);
+        let mut command = tool();
         let built = command.arg("build").arg(path).arg("--store").arg(place.store()).output();
         let built = built.unwrap();
         assert!(built.status.success(), "{}", stderr(&built));
@@ -172,7 +171,7 @@ fn an_embedding_is_an_output_that_fits() {
 #[test]
 fn wrong_usage_has_exit_code_2() {
     for arguments in [&["build"][..], &["cut"], &["build", "m.onnx"], &["verify", "--store", "s"]] {
-        let output = Command::new(TOOL).args(arguments).output().unwrap();
+        let output = tool().args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     }
     let place = Place::new();

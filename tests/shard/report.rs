@@ -1,11 +1,10 @@
 //! What `build`, `inspect` and `verify` say, to people and to programs.
 
-use super::{Place, TOOL, check_refusal, stderr, stdout};
+use super::{Place, check_refusal, stderr, stdout, tool};
 use hermes::store::layer_file::LayerFile;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 #[test]
 fn a_build_tells_size_and_error_of_each_variant() {
@@ -46,12 +45,12 @@ fn errors_of_variants_are_in_their_order() {
 
 #[test]
 fn help_tells_what_the_tool_is_and_its_exit_codes() {
-    let output = Command::new(TOOL).arg("--help").output().unwrap();
+    let output = tool().arg("--help").output().unwrap();
     let help = stdout(&output);
     assert_eq!(output.status.code(), Some(0));
     assert!(help.starts_with("Cuts ONNX models into layer files for hermesd\n"), "{help}");
     assert!(help.contains("Exit codes: 0 done, 1 refused or failed, 2 usage"), "{help}");
-    let code = |arguments: &[&str]| Command::new(TOOL).args(arguments).output().unwrap().status;
+    let code = |arguments: &[&str]| tool().args(arguments).output().unwrap().status;
     assert_eq!(code(&["inspect", "nobody", "--store", "/none"]).code(), Some(1));
     assert_eq!(code(&["inspect", "nobody"]).code(), Some(2));
     assert_eq!(code(&[]).code(), Some(2));
@@ -119,7 +118,7 @@ fn what_is_not_in_the_store_is_told() {
         check_refusal(&output, &["\"../1\" is no name", "use letters"]);
     }
     let nobody = ["inspect", "nobody", "--store"];
-    let output = Command::new(TOOL).args(nobody).arg(place.store()).output().unwrap();
+    let output = tool().args(nobody).arg(place.store()).output().unwrap();
     check_refusal(&output, &["has no model nobody", "hermesctl ls"]);
 }
 
@@ -197,7 +196,7 @@ fn what_nobody_reads_is_printed_quietly() {
     for arguments in [&["inspect"][..], &["inspect", "--json"], &["verify"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = std::process::Command::new(super::TOOL);
+        let mut command = super::tool();
         command.args(&arguments[..1]).args(["small", "--store", store.to_str().unwrap()]);
         let output = command.args(&arguments[1..]).stdout(writer).output().unwrap();
         assert_eq!((output.status.code(), super::stderr(&output).as_str()), (Some(0), ""));

@@ -1,13 +1,12 @@
 //! Text models and what lies beside them: which output is a text's vector, and how it is made.
 
 use super::common::small_store::{self, node, output};
-use super::{Place, TOOL, stderr, stdout};
+use super::{Place, stderr, stdout, tool};
 use hermes::store::Dtype;
 use prost::Message;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::{AttributeProto, ModelProto, OperatorSetIdProto, TensorProto};
 
@@ -80,7 +79,7 @@ fn repository(folder: &Path, model: &str, proto: &ModelProto, configs: &[(&str, 
 
 /// Shards `path` into the store of `place`; returns the report.
 fn build(place: &Place, path: &Path, more: &[&str]) -> Result<Value, String> {
-    let mut command = Command::new(TOOL);
+    let mut command = tool();
     command.arg("build").arg(path).arg("--store").arg(place.store()).arg("--json").args(more);
     let output = command.output().unwrap();
     match output.status.success() {
@@ -170,7 +169,7 @@ fn makers_files_say_how_texts_become_vectors() {
     let endless = ("tokenizer_config.json", json!({"model_max_length": 1e30}));
     check(&[endless], &[("/text/max_tokens", json!(6))]);
     let shown = stdout(
-        &Command::new(TOOL)
+        &tool()
             .args(["inspect", "m", "--store", place.store().to_str().unwrap()])
             .output()
             .unwrap(),

@@ -8,6 +8,7 @@ mod functions;
 mod quantized;
 mod uses;
 
+use common::programs::program;
 use common::small_store::{graph_of, output, port};
 use hermes::engine::{Array, Cancel, Config, Engine, Request};
 use hermes::store::Dtype;
@@ -46,7 +47,7 @@ impl Place {
 
     fn shard(&self, model: &ModelProto, variants: &str) -> Output {
         self.put("model.onnx", &[model.encode_to_vec(), self.more.clone()].concat());
-        Command::new(env!("CARGO_BIN_EXE_hermes-shard"))
+        Command::new(program("hermes-shard"))
             .arg("build")
             .arg(self.folder.path().join("model.onnx"))
             .arg("--store")
