@@ -376,11 +376,9 @@ fn reading_a_damaged_block_fails_with_its_place() {
     let mut bytes = Vec::new();
     file.read_block(0, &mut bytes).unwrap();
     let error = file.read_block(1, &mut bytes).unwrap_err().to_string();
-    let words = ["001-layer.f32.layer", "block 1 at byte", "layer.1.matrix", "--force"];
+    let words =
+        ["001-layer.f32.layer", "block 1 at byte", "rows 256..512", "layer.1.matrix", "--force"];
     assert!(has_all(&error, &words), "{error}");
-    let error = hermes::store::verify_block(&file.path, &file.index.blocks[1], &bytes);
-    let error = error.unwrap_err().to_string();
-    assert!(has_all(&error, &["001-layer.f32.layer", "rows 256..512"]), "{error}");
 }
 
 #[test]

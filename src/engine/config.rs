@@ -99,6 +99,7 @@ impl Config {
             window_bytes,
             pin_bytes: self.pin_bytes,
             pins: PinPlace::Spread,
+            variants: vec![],
         }
     }
 }

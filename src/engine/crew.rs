@@ -1,7 +1,7 @@
 //! The threads of passes: who computes, who loads, and on which cores.
 
 use super::error::EngineError;
-use crate::plan::{Placement, Plan};
+use crate::plan::Plan;
 use crate::stream::{Flow, Loaders, Traversal};
 use crate::sys::{affinity, panics};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -39,19 +39,14 @@ pub(super) fn thread_bytes(threads: usize, loaders: usize) -> u64 {
 }
 
 impl Shape {
-    /// Loaders take the cores from the last: compute's own thread runs on the first.
     fn of(plan: &Plan, cores: &[usize]) -> Shape {
-        let from_last = cores.iter().rev().copied();
-        let (compute_cores, loader_cores) = match plan.placement {
-            // Compute needs a core of its own at least.
-            Placement::Apart if cores.len() > 1 => {
-                let own = plan.loaders.clamp(1, cores.len() - 1);
-                let compute = cores[..cores.len() - own].to_vec();
-                (compute, from_last.take(own).cycle().take(plan.loaders).collect())
-            }
-            _ => (cores.to_vec(), from_last.cycle().take(plan.loaders.max(1)).collect()),
-        };
-        Shape { compute_cores, loader_cores, threads: plan.threads.max(1) }
+        let (compute, loading) = plan.placement.crew_cores(cores.len(), plan.loaders);
+        let last = cores.iter().rev().take(loading).copied();
+        Shape {
+            compute_cores: cores[..compute].to_vec(),
+            loader_cores: last.cycle().take(plan.loaders.max(1)).collect(),
+            threads: plan.threads.max(1),
+        }
     }
 }
 
@@ -105,7 +100,7 @@ impl Crew {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Grouping, PinPlace, Release, Turns, Way};
+    use crate::plan::{Grouping, PinPlace, Placement, Release, Turns, Way};
 
     #[test]
     fn threads_beyond_two_of_each_kind_are_counted() {
@@ -132,6 +127,7 @@ mod tests {
                 window_bytes: 0,
                 pin_bytes: 0,
                 pins: PinPlace::Head,
+                variants: vec![],
             };
             let shape = Shape::of(&plan, cores);
             assert_eq!((&*shape.compute_cores, &*shape.loader_cores), (compute, loading));

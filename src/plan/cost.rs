@@ -2,7 +2,7 @@
 
 use super::forecast::ForecastError;
 use super::profile::{BlockRun, BytesAt, Profile};
-use super::{Grouping, Way};
+use super::{Grouping, Way, largest_unit_bytes};
 use std::ops::Range;
 
 impl Profile {
@@ -98,26 +98,17 @@ impl Profile {
         self.runs().map(|run| run.count as u64 * run.held_bytes(way)).sum()
     }
 
-    /// Bytes of the largest block in memory.
-    pub fn largest_block_bytes(&self, way: Way) -> u64 {
-        self.runs().map(|run| run.held_bytes(way)).max().unwrap_or(0)
-    }
-
     /// Bytes in memory of a grouping's largest unit.
     pub(super) fn largest_unit_bytes(
         &self,
         way: Way,
         grouping: &Grouping,
     ) -> Result<u64, ForecastError> {
-        if *grouping == Grouping::Blocks {
-            return Ok(self.largest_block_bytes(way));
-        }
         let sizes: Vec<u64> = self
             .runs()
             .flat_map(|run| std::iter::repeat_n(run.held_bytes(way), run.count))
             .collect();
-        let units = self.units(grouping)?;
-        Ok(units.into_iter().map(|unit| sizes[unit].iter().sum()).max().unwrap_or(0))
+        Ok(largest_unit_bytes(&self.units(grouping)?, &sizes))
     }
 
     /// The blocks of each unit of a grouping.

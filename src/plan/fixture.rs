@@ -81,5 +81,6 @@ pub fn plan() -> Plan {
         window_bytes: 16 * MIB,
         pin_bytes: 0,
         pins: PinPlace::Spread,
+        variants: vec![],
     }
 }

@@ -297,6 +297,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 window_bytes: least + slack * quarter,
                 pin_bytes: pins * quarter,
                 pins: if is_head { PinPlace::Head } else { PinPlace::Spread },
+                variants: vec![],
             };
             Case { profile, plan }
         },

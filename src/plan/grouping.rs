@@ -21,6 +21,11 @@ impl Grouping {
     }
 }
 
+/// Bytes of the largest unit of a tape whose blocks have these: no window may be smaller.
+pub fn largest_unit_bytes(units: &[Range<usize>], sizes: &[u64]) -> u64 {
+    units.iter().map(|unit| sizes[unit.clone()].iter().sum()).max().unwrap_or(0)
+}
+
 fn runs_of(layer_blocks: &[usize], runs: &[usize]) -> Option<Vec<Range<usize>>> {
     let mut rest = layer_blocks;
     let mut sizes = Vec::with_capacity(runs.len());

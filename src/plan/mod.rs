@@ -24,7 +24,7 @@ mod wish;
 pub use crate::stream::{Release, Turns};
 pub use advice::{Advice, Change, WhatIf, advise};
 pub use forecast::{Bound, Forecast, ForecastError, Passing, forecast, forecast_spans};
-pub use grouping::pipeswitch_groups;
+pub use grouping::{largest_unit_bytes, pipeswitch_groups};
 pub use pins::pinned_units;
 pub use planner::plan;
 pub use profile::{
@@ -55,6 +55,23 @@ pub struct Plan {
     /// Most bytes that stay between passes.
     pub pin_bytes: u64,
     pub pins: PinPlace,
+    /// The variant of each layer; all have the model's where none is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<String>,
+}
+
+impl Placement {
+    /// How many of so many cores compute may use, and how many so many loaders: compute has the
+    /// first, loaders take turns at the last. Where they are to be apart, each has one at least.
+    pub fn crew_cores(self, cores: usize, loaders: usize) -> (usize, usize) {
+        match self {
+            Placement::Apart if cores > 1 => {
+                let own = loaders.clamp(1, cores - 1);
+                (cores - own, own)
+            }
+            _ => (cores, loaders.clamp(1, cores.max(1))),
+        }
+    }
 }
 
 /// How blocks are brought in.

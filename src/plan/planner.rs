@@ -196,8 +196,8 @@ impl Search<'_> {
             return vec![threads];
         }
         let cores = self.profile.board.cores.len();
-        if placement == Placement::Apart && cores > 1 {
-            return vec![cores - loaders.clamp(1, cores - 1)];
+        if placement == Placement::Apart {
+            return vec![placement.crew_cores(cores, loaders).0];
         }
         let measured = self.profile.passes.iter().map(|pass| pass.threads);
         let shares = |threads: &usize| *threads < cores && threads + loaders.min(cores) > cores;
@@ -287,6 +287,7 @@ impl Search<'_> {
             window_bytes,
             pin_bytes: self.fixed.pin_bytes.unwrap_or(spare),
             pins,
+            variants: vec![],
         };
         let forecast = rough_pass(tape, &plan)?;
         Ok(Candidate { plan, forecast })

@@ -89,6 +89,7 @@ fn what_is_set_by_hand_stays() {
         window_bytes: 200 * MIB,
         pin_bytes: 10 * MIB,
         pins: PinPlace::Head,
+        variants: vec![],
     };
     assert_eq!(found, expected);
     let at_end = Overrides { release: Some(Release::AtEnd), ..Overrides::default() };

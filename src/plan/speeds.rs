@@ -2,7 +2,7 @@
 
 use super::disk::Disk;
 use super::profile::Profile;
-use super::{Placement, Plan, Way};
+use super::{Plan, Way};
 
 /// Steps of the search for a rate: each halves what is left of its interval.
 const SEARCH_STEPS: usize = 50;
@@ -43,12 +43,10 @@ struct Kind {
 
 impl Speeds {
     /// The speeds of a plan's crew on the profile's cores.
-    ///
-    /// Compute takes the cores from the first, loaders from the last. Where they are to be apart,
-    /// loaders have as many cores as there are loaders, but leave one to compute.
     pub fn new(profile: &Profile, plan: &Plan, disk: &Disk) -> Speeds {
         let cores = profile.board.cores.len();
-        let (compute_cores, loader_cores) = crew_cores(cores, plan);
+        let (compute_cores, loader_cores) = plan.placement.crew_cores(cores, plan.loaders);
+        let compute_cores = plan.threads.min(compute_cores);
         let core_of = |loader: usize| cores - 1 - loader % loader_cores;
         let is_shared: Vec<bool> =
             (0..plan.loaders).map(|loader| core_of(loader) < compute_cores).collect();
@@ -97,17 +95,6 @@ impl Speeds {
             s as f64 * speed.shared_load + a as f64 * speed.alone_load
         });
         rates.fold(0.0, f64::max)
-    }
-}
-
-/// How many cores compute and loaders have: the first ones, and the last ones.
-fn crew_cores(cores: usize, plan: &Plan) -> (usize, usize) {
-    match plan.placement {
-        Placement::Apart if cores > 1 => {
-            let loader_cores = plan.loaders.min(cores - 1);
-            (plan.threads.min(cores - loader_cores), loader_cores)
-        }
-        _ => (plan.threads.min(cores), plan.loaders.min(cores)),
     }
 }
 
@@ -186,7 +173,7 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{self, MIB};
-    use super::super::{Contention, Way};
+    use super::super::{Contention, Placement, Way};
     use super::*;
 
     fn speeds(profile: &Profile, plan: &Plan) -> Speeds {

@@ -24,7 +24,7 @@ pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
 pub use folder::{ModelDir, Serving, Store, check_room};
 pub use install::{Staging, install, staging};
-pub use layer_file::{block_rows, verify_block};
+pub use layer_file::block_rows;
 pub use package::Package;
 pub use rehearsal::Rehearsal;
 pub use served::Served;

@@ -8,22 +8,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Checks the bytes that were read for a block of the layer file `path`.
-///
-/// # Errors
-/// [`StoreError::Corrupt`] where length or checksum disagree with the index.
-pub fn verify_block(path: &Path, block: &BlockEntry, bytes: &[u8]) -> Result<(), StoreError> {
-    if bytes.len() as u64 == block.bytes && xxh3_64(bytes) == block.checksum {
-        return Ok(());
-    }
-    let BlockEntry { tensor, row_start, row_count, offset, .. } = block;
-    let row_end = row_start + row_count;
-    let what = format!(
-        "wrong checksum of the block at byte {offset} (rows {row_start}..{row_end} of tensor {tensor})"
-    );
-    Err(StoreError::corrupt(path, what))
-}
-
 /// A layer file, open for reading, whose index has been checked; its blocks have not.
 #[derive(Debug)]
 pub struct LayerFile {
@@ -104,16 +88,7 @@ impl LayerFile {
         bytes.resize(length, 0);
         let result = self.file.read_exact_at(bytes, block.offset);
         result.map_err(|e| StoreError::io("read", &self.path, e))?;
-        self.verify_block(index, bytes)
-    }
-
-    /// As [`verify_block`], naming the tensor.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] where length or checksum disagree with the index.
-    pub fn verify_block(&self, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
-        let block = &self.index.blocks[index];
-        if bytes.len() as u64 == block.bytes && xxh3_64(bytes) == block.checksum {
+        if xxh3_64(bytes) == block.checksum {
             return Ok(());
         }
         let name = &self.index.tensors[block.tensor].name;

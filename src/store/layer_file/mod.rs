@@ -20,7 +20,7 @@ mod file;
 mod index;
 mod writer;
 
-pub use file::{LayerFile, verify_block};
+pub use file::LayerFile;
 pub use index::{BlockEntry, LayerIndex, TensorEntry};
 pub use writer::{LayerSummary, LayerWriter, TensorPlan};
 
