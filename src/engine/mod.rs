@@ -5,7 +5,6 @@
 //! in, `pins` which of them stay, `policy` how a pass goes, `crew` its threads, `pass` one traversal,
 //! `rehearsal` the first import of a graph. Nothing here knows HTTP or JSON; nothing below knows requests.
 
-mod array;
 mod catalogue;
 mod config;
 mod crew;
@@ -25,7 +24,6 @@ pub mod rehearsal;
 mod request;
 mod room;
 mod rows;
-mod sample;
 mod service;
 mod sources;
 mod stats;
@@ -33,7 +31,7 @@ mod tape;
 mod trials;
 mod worker;
 
-pub use array::{Array, ArrayError};
+pub use crate::graph::{Array, ArrayError, sample_inputs};
 pub use config::{Config, DiskKind, EXPECTED_TOKENS, Policy};
 pub use error::{EngineError, ErrorKind};
 pub use known::{Answered, Inquiry, Known};
@@ -41,6 +39,5 @@ pub use model::Model;
 pub use pressure::Pressure;
 pub use request::{Cancel, PassStats, Reply, Request};
 pub use room::Keeper;
-pub use sample::{sample_inputs, sample_of_shapes};
 pub use service::{Engine, PROCESS_BYTES, needed_bytes};
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};

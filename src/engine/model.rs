@@ -1,6 +1,5 @@
 //! A loaded model: its graph in memory, its tape on disk.
 
-use super::array::Array;
 use super::config::{DiskKind, Policy};
 use super::doubt::Doubt;
 use super::error::EngineError;
@@ -9,7 +8,7 @@ use super::policy::largest_unit_bytes;
 use super::rows;
 use super::sources::Sources;
 use super::tape::{Stretch, Tape};
-use crate::graph::{self, Footprint, GraphError, Imported, Lockstep};
+use crate::graph::{self, Array, Footprint, GraphError, Imported, Lockstep};
 use crate::plan::{Plan, Profile};
 use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};

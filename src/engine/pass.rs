@@ -1,12 +1,11 @@
 //! One pass: the plan evaluated node by node, its weights leased from the flow.
 
-use super::array::Array;
 use super::error::EngineError;
 use super::model::Model;
 use super::request::Cancel;
 use super::tape::{Stretch, Table};
 use crate::codec::Codec;
-use crate::graph::{AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
+use crate::graph::{Array, AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
 use crate::store::layer_file::open_row;
 use crate::stream::{Flow, StreamError, Trace, Traversal, What};
 use std::ops::Range;

@@ -4,11 +4,10 @@ use super::config::DiskKind;
 use super::error::EngineError;
 use super::model::Model;
 use super::request::Cancel;
-use super::sample::has_open_dimension;
 use super::service::Shared;
 use super::trials::{self, ComputeTrial, ReadTrial, Shapes};
 use super::worker::Worker;
-use crate::graph::{Choice, Sizes};
+use crate::graph::{Choice, Sizes, has_open_dimension};
 use crate::plan::{
     BlockRun, Board, BytesAt, Contention, Core, FORMAT, Grouping, LayerCost, PassTime, Passing,
     PinPlace, Placement, Plan, Profile, ReadRate, Skipped, Way, forecast,

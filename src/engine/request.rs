@@ -1,7 +1,7 @@
 //! What is asked of the engine, and what is answered.
 
-use super::array::Array;
 use super::error::EngineError;
+use crate::graph::Array;
 use crate::stream::{Grant, Trace};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

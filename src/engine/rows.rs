@@ -1,26 +1,8 @@
 //! The rows of a batch: a request is cut along the batch's axis, each row is computed on its own,
 //! and the answers are joined again.
 
-use super::array::Array;
 use super::error::EngineError;
-
-impl Array {
-    /// Row `row` along `axis`, which keeps a length of 1.
-    ///
-    /// Panics where there is none.
-    pub fn row(&self, axis: usize, row: usize) -> Array {
-        let (outer, inner_bytes) = extents(self, axis);
-        let rows = self.shape[axis];
-        let mut bytes = Vec::with_capacity(outer * inner_bytes);
-        for block in 0..outer {
-            let start = (block * rows + row) * inner_bytes;
-            bytes.extend_from_slice(&self.bytes[start..start + inner_bytes]);
-        }
-        let mut shape = self.shape.clone();
-        shape[axis] = 1;
-        Array { dtype: self.dtype, shape, bytes }
-    }
-}
+use crate::graph::Array;
 
 /// The rows' answers for the output `name` as one array, beside each other along `axis`.
 ///
@@ -41,7 +23,7 @@ pub(super) fn join(name: &str, axis: usize, rows: Vec<Array>) -> Result<Array, E
             first.shape, rows[index].shape
         )));
     }
-    let (outer, inner_bytes) = extents(first, axis);
+    let (outer, inner_bytes) = first.extents(axis);
     let (dtype, mut shape) = (first.dtype, first.shape.clone());
     shape[axis] = rows.len();
     let mut bytes = Vec::with_capacity(rows.len() * outer * inner_bytes);
@@ -50,13 +32,6 @@ pub(super) fn join(name: &str, axis: usize, rows: Vec<Array>) -> Result<Array, E
         rows.iter().for_each(|row| bytes.extend_from_slice(&row.bytes[range.clone()]));
     }
     Ok(Array { dtype, shape, bytes })
-}
-
-/// How many pieces of how many bytes a row consists of.
-fn extents(array: &Array, axis: usize) -> (usize, usize) {
-    let outer = array.shape[..axis].iter().product();
-    let inner: usize = array.shape[axis + 1..].iter().product();
-    (outer, inner * array.dtype.size())
 }
 
 #[cfg(test)]

@@ -5,12 +5,11 @@ use super::error::EngineError;
 use super::model::{Model, Playing};
 use super::pass::{Pass, Seat};
 use super::request::Cancel;
-use super::sample::sample_of_shapes;
 use super::service::Shared;
 use super::tape::Stretch;
 use super::worker::{Worker, keep_freed};
 use crate::codec::{Codec, PANEL_ROWS};
-use crate::graph::Kernels;
+use crate::graph::{Kernels, sample_of_shapes};
 use crate::plan::{Grouping, Plan, Way, pinned_units};
 use crate::store::layer_file::BLOCK_ALIGN;
 use crate::stream::{

@@ -1,6 +1,5 @@
 //! The engine's thread: takes turns, admits requests to passes, loads and unloads models.
 
-use super::array::Array;
 use super::config::{Config, Policy};
 use super::crew::Crew;
 use super::error::EngineError;
@@ -14,7 +13,7 @@ use super::rehearsal::rehearsed;
 use super::request::{PassStats, Reply};
 use super::service::{REQUEST_BYTES, Shared, window_for};
 use super::stats::Counters;
-use crate::graph::Kernels;
+use crate::graph::{Array, Kernels};
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
 use crate::store::manifest::{HEAP_BYTES_PER_BYTE, Manifest};

@@ -4,6 +4,7 @@
 //! into a tract plan with streamed ops, `ops` evaluates those, `lockstep` the whole plan for several
 //! requests at once. Nothing here reads a block, knows a window or speaks HTTP.
 
+mod array;
 mod bounds;
 mod builders;
 mod check;
@@ -19,6 +20,7 @@ mod ops;
 mod ports;
 pub mod progress;
 mod repair;
+mod sample;
 mod sizes;
 pub mod skim;
 mod trial;
@@ -26,12 +28,14 @@ mod uses;
 mod vet;
 mod view;
 
+pub use array::{Array, ArrayError};
 pub use error::GraphError;
 pub use import::{Imported, datum_of, dtype_of, import};
 pub use kernel::{Kernels, READ_AHEAD_BYTES};
 pub use lockstep::{AtNode, Lockstep, Outcomes};
 pub use memory::Footprint;
 pub use ops::{Feed, IndexOutOfRange, Lease, TapeFeed};
+pub use sample::{has_open_dimension, sample_inputs, sample_of_shapes};
 pub use sizes::{Choice, Sizes};
 pub use trial::{Given, ReadWeight, Trial, Tried};
 pub use uses::{UseKind, WeightUse, streamed_slots};

@@ -1,4 +1,4 @@
-use crate::graph::{datum_of, dtype_of};
+use super::import::{datum_of, dtype_of};
 use crate::store::Dtype;
 use thiserror::Error;
 use tract_core::internal::*;
@@ -62,8 +62,31 @@ impl Array {
         })
     }
 
+    /// Row `row` along `axis`, which keeps a length of 1.
+    ///
+    /// Panics where there is none.
+    pub fn row(&self, axis: usize, row: usize) -> Array {
+        let (outer, inner_bytes) = self.extents(axis);
+        let rows = self.shape[axis];
+        let mut bytes = Vec::with_capacity(outer * inner_bytes);
+        for block in 0..outer {
+            let start = (block * rows + row) * inner_bytes;
+            bytes.extend_from_slice(&self.bytes[start..start + inner_bytes]);
+        }
+        let mut shape = self.shape.clone();
+        shape[axis] = 1;
+        Array { dtype: self.dtype, shape, bytes }
+    }
+
+    /// How many pieces of how many bytes a row along `axis` consists of.
+    pub fn extents(&self, axis: usize) -> (usize, usize) {
+        let outer = self.shape[..axis].iter().product();
+        let inner: usize = self.shape[axis + 1..].iter().product();
+        (outer, inner * self.dtype.size())
+    }
+
     /// The tensor tract computes with; `None` for an element type it does not have.
-    pub(super) fn to_tensor(&self) -> Option<TractResult<Tensor>> {
+    pub fn to_tensor(&self) -> Option<TractResult<Tensor>> {
         let datum = datum_of(self.dtype)?;
         Some(Tensor::zero_dt(datum, &self.shape).map(|mut tensor| {
             tensor.as_bytes_mut().copy_from_slice(&self.bytes);
@@ -72,7 +95,7 @@ impl Array {
     }
 
     /// The array of a tensor; symbolic dimensions become 64-bit integers.
-    pub(super) fn from_tensor(tensor: &Tensor) -> TractResult<Array> {
+    pub fn from_tensor(tensor: &Tensor) -> TractResult<Array> {
         let dtype = dtype_of(tensor.datum_type())
             .with_context(|| format!("{:?} cannot leave the engine", tensor.datum_type()))?;
         let datum = datum_of(dtype).context("every type that leaves has a tract type")?;
