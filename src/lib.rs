@@ -5,7 +5,7 @@
 //! ARCHITECTURE.md for the whole in ten minutes.
 //!
 //! Dependencies point one way: `codec <- store <- graph` and `sys <- stream <- plan`, both `<-
-//! engine <- daemon <- api`; `tests/architecture.rs` keeps it so.
+//! engine <- daemon <- api`, and `graph <- shard` beside them; `tests/architecture.rs` keeps it so.
 
 pub mod api;
 pub mod codec;
@@ -14,6 +14,7 @@ pub mod engine;
 pub mod graph;
 pub mod manual;
 pub mod plan;
+pub mod shard;
 pub mod store;
 pub mod stream;
 pub mod sys;

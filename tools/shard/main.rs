@@ -1,18 +1,10 @@
 //! hermes-shard: cuts an ONNX model into layer files that hermesd streams.
 
 mod build;
-mod dims;
-mod embedder;
-mod encode;
 mod install;
 mod interrupt;
-mod layers;
-mod makers;
-mod place;
 mod rehearsal;
 mod report;
-mod tensor;
-mod trial;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};

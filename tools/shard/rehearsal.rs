@@ -1,11 +1,12 @@
 //! What strangers' files may do to a program, tried by a copy of it within limits: tract computes
 //! a graph's constants while it imports it, and those may take any memory and time.
 
-use super::{Arguments, Command, build, interrupt, told};
+use super::{Arguments, Command, interrupt, told};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use hermes::engine::rehearsal::{self, Death, Trial};
 use hermes::graph::{GraphError, progress};
+use hermes::shard;
 use hermes::store::{ModelDir, Rehearsal};
 use hermes::sys::child::{self, Limits};
 use std::env;
@@ -46,7 +47,7 @@ pub fn perform(arguments: Vec<OsString>) -> ExitCode {
     progress::tell();
     let arguments = Arguments::try_parse_from(iter::once("hermes-shard".into()).chain(arguments));
     let tried = match arguments.map(|arguments| arguments.command) {
-        Ok(Command::Build(options)) => build::begin(&options).map(drop),
+        Ok(Command::Build(options)) => shard::begin(&options.order()).map(drop),
         _ => return ExitCode::from(REFUSED),
     };
     match tried {

@@ -1,7 +1,9 @@
 //! What hermes-shard says: progress while it works, reports when it is done.
 
+use super::interrupt;
 use anyhow::Result;
 use hermes::engine::{PROCESS_BYTES, needed_bytes};
+use hermes::shard::Watch;
 use hermes::store::ModelDir;
 use hermes::store::layer_file::Layout;
 use hermes::store::manifest::{Dim, MAX_ROWS, Manifest};
@@ -35,19 +37,6 @@ impl Progress {
         }
     }
 
-    /// A layer begins.
-    pub fn layer(&self, name: &str) {
-        self.bar.set_message(name.to_string());
-    }
-
-    /// The layer is done.
-    pub fn layer_done(&self, name: &str) {
-        if self.has_lines {
-            let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
-            hermes::tell!("{:8.1} of {:.1} MiB  {name}", mib(done), mib(all));
-        }
-    }
-
     /// Bytes of source are done.
     pub fn advance(&self, bytes: u64) {
         self.bar.inc(bytes);
@@ -56,6 +45,31 @@ impl Progress {
     /// All is done.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+impl Watch for Progress {
+    fn expect(&self, bytes: u64) {
+        self.bar.set_length(bytes);
+    }
+
+    fn layer(&self, name: &str) {
+        self.bar.set_message(name.to_string());
+    }
+
+    fn layer_done(&self, name: &str) {
+        if self.has_lines {
+            let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
+            hermes::tell!("{:8.1} of {:.1} MiB  {name}", mib(done), mib(all));
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        Progress::advance(self, bytes);
+    }
+
+    fn check(&self) -> Result<()> {
+        interrupt::check()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Encodes one weight into every variant's layer file from one reading of it.
 
 use super::tensor::{Matrix, Sources, Strip};
+use crate::codec::{self, Codec, PANEL_ROWS};
+use crate::store::Dtype;
+use crate::store::layer_file::{BlockEntry, LayerWriter, Layout, seal_row};
 use anyhow::{Result, bail};
-use hermes::codec::{self, Codec, PANEL_ROWS};
-use hermes::store::Dtype;
-use hermes::store::layer_file::{BlockEntry, LayerWriter, Layout, seal_row};
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -1,14 +1,14 @@
 //! What becomes of the open dimensions of a model's inputs: a batch is fixed at one row, what the
 //! graph leaves no choice about as it has to be, and the others stay open. Each choice is tried.
 
-use super::build::Options;
+use super::order::Order;
 use super::trial::{Lengths, Trials};
+use crate::graph::dims::{self, OpenShape, Size};
+use crate::graph::skim::Skim;
+use crate::graph::{self, GraphError, Imported};
+use crate::store::manifest::{Batch, Dim, MAX_ROWS, Port, Weight};
+use crate::sys::{heap, memory};
 use anyhow::{Result, bail, ensure};
-use hermes::graph::dims::{self, OpenShape, Size};
-use hermes::graph::skim::Skim;
-use hermes::graph::{self, GraphError, Imported};
-use hermes::store::manifest::{Batch, Dim, MAX_ROWS, Port, Weight};
-use hermes::sys::{heap, memory};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A model whose dimensions are as they will be served.
@@ -34,18 +34,18 @@ pub const ROWS: u64 = 3;
 const ROUNDS: usize = 64;
 
 /// Settles the dimensions of `skim`, with what is to be told of it.
-pub fn settle(skim: &Skim, weights: &[Weight], options: &Options) -> Result<Settled> {
+pub fn settle(skim: &Skim, weights: &[Weight], order: &Order) -> Result<Settled> {
     let open = dims::open_shapes(&skim.skeleton).map_err(anyhow::Error::msg)?;
     let names: BTreeSet<String> =
         open.iter().flat_map(|s| s.dims.iter().flatten()).cloned().collect();
     let mut sizes = Sizes::new();
-    for (given, size) in &options.dims {
+    for (given, size) in &order.dims {
         let name = known(given, &names)?;
         ensure!(sizes.insert(name, Size::Is(*size)).is_none(), "dimension {given} is given twice");
     }
-    let trials = Trials::new(skim, !options.no_trial);
+    let trials = Trials::new(skim, order.trial);
     let settling = Settling { skim, weights, open, names, trials };
-    settling.choose(&sizes, options.batch_axis.as_deref())
+    settling.choose(&sizes, order.batch_axis.as_deref())
 }
 
 /// The dimension that is called `given`, in the model or here.

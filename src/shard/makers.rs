@@ -1,8 +1,8 @@
 //! What a model's makers wrote beside it of how texts become vectors: the configs of
 //! sentence-transformers and of transformers.
 
+use crate::store::manifest::{MAX_PROMPTS, Pooling, Prompt, TextRules};
 use anyhow::{Context, Result, bail, ensure};
-use hermes::store::manifest::{MAX_PROMPTS, Pooling, Prompt, TextRules};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::fs::{self, File};

@@ -2,11 +2,12 @@
 //! each request.
 
 use super::dims::ROWS;
-use hermes::engine::{Array, sample_of_shapes};
-use hermes::graph::skim::Skim;
-use hermes::graph::{Choice, Given, GraphError, Imported, ReadWeight, Sizes, Trial, Tried};
-use hermes::store::Dtype;
-use hermes::store::manifest::{Batch, Port, Weight};
+use crate::graph::skim::Skim;
+use crate::graph::{
+    Array, Choice, Given, GraphError, Imported, ReadWeight, Sizes, Trial, Tried, sample_of_shapes,
+};
+use crate::store::Dtype;
+use crate::store::manifest::{Batch, Port, Weight};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;

@@ -3,10 +3,10 @@
 //! chosen between.
 
 use super::makers::Makers;
+use crate::graph::Imported;
+use crate::store::Dtype;
+use crate::store::manifest::{Dim, Pooling, Port, Task, TextRules};
 use anyhow::{Context, Result, bail, ensure};
-use hermes::graph::Imported;
-use hermes::store::Dtype;
-use hermes::store::manifest::{Dim, Pooling, Port, Task, TextRules};
 
 /// Names of outputs that hold the vectors of tokens.
 const TOKEN_NAMES: [&str; 3] = ["last_hidden_state", "token_embeddings", "hidden_states"];

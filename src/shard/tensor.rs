@@ -1,10 +1,10 @@
 //! Reads a weight strip by strip, never whole, as the f32 values codecs encode.
 
+use crate::codec::PANEL_ROWS;
+use crate::graph::skim::{Elements, Location, WeightSource};
+use crate::store::Dtype;
 use anyhow::{Context, Result, ensure};
 use half::{bf16, f16};
-use hermes::codec::PANEL_ROWS;
-use hermes::graph::skim::{Elements, Location, WeightSource};
-use hermes::store::Dtype;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -80,7 +80,7 @@ impl Sources {
         for location in source.elements.locations() {
             let bytes = location.bytes.min(PREFETCH_BYTES);
             let range = location.offset..location.offset + bytes;
-            hermes::sys::map::read_ahead(self.file(location)?, range);
+            crate::sys::map::read_ahead(self.file(location)?, range);
         }
         Ok(())
     }
@@ -89,7 +89,7 @@ impl Sources {
     pub fn forget(&mut self, source: &WeightSource) -> Result<()> {
         for location in source.elements.locations() {
             let range = location.offset..location.offset + location.bytes;
-            hermes::sys::map::drop_cached(self.file(location)?, range);
+            crate::sys::map::drop_cached(self.file(location)?, range);
         }
         Ok(())
     }

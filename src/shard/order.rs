@@ -1,0 +1,103 @@
+//! What is asked for when a model is sharded.
+
+use super::place::Place;
+use crate::codec;
+use crate::graph::skim::THRESHOLD_BYTES;
+use crate::store::StoreError;
+use crate::store::manifest::{self, Pooling};
+use anyhow::{Result, bail, ensure};
+use std::path::PathBuf;
+
+/// Which model becomes which version of which store, and how; the fields are what hermes-shard's
+/// options of the same names say.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The ONNX file, or the folder of a repository with one.
+    pub model: PathBuf,
+    pub store: PathBuf,
+    /// The model's name; none for what its files say.
+    pub name: Option<String>,
+    pub version: String,
+    /// Precisions to store, best first.
+    pub variants: Vec<String>,
+    /// Bytes from which a tensor is streamed.
+    pub threshold_bytes: u64,
+    /// Where tokenizer.json is; none for beside the model.
+    pub tokenizer: Option<PathBuf>,
+    /// OUTPUT[:POOLING].
+    pub embedding: Option<String>,
+    pub pooling: Option<Pooling>,
+    /// Sizes of open dimensions.
+    pub dims: Vec<(String, u64)>,
+    /// The dimension that is the batch, or "none"; none for the one that proves to be.
+    pub batch_axis: Option<String>,
+    /// Whether passes are tried with made-up inputs.
+    pub trial: bool,
+    /// Whether a version of that name is replaced.
+    pub force: bool,
+}
+
+impl Order {
+    /// Version 1 of the model in `model` for the store in `store`, as hermes-shard makes it that is
+    /// told nothing else.
+    pub fn new(model: impl Into<PathBuf>, store: impl Into<PathBuf>) -> Order {
+        Order {
+            model: model.into(),
+            store: store.into(),
+            name: None,
+            version: "1".to_string(),
+            variants: vec!["f32".to_string()],
+            threshold_bytes: THRESHOLD_BYTES,
+            tokenizer: None,
+            embedding: None,
+            pooling: None,
+            dims: vec![],
+            batch_axis: None,
+            trial: true,
+            force: false,
+        }
+    }
+
+    /// The model's name, once the store can take a version of it.
+    ///
+    /// # Errors
+    /// A name, version or variant that there cannot be, or a version that is there.
+    pub fn check(&self) -> Result<String> {
+        self.check_at(&Place::of(&self.model)?)
+    }
+
+    pub(super) fn check_at(&self, place: &Place) -> Result<String> {
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => place.name()?,
+        };
+        for name in [&name, &self.version] {
+            ensure!(manifest::is_name(name), StoreError::Name { name: name.clone() });
+        }
+        check_variants(&self.variants)?;
+        let target = self.store.join(&name).join(&self.version);
+        if target.exists() && !self.force {
+            bail!(
+                "version {} of {name} is in the store already\n\
+                 give another --version, or --force to replace it",
+                self.version
+            );
+        }
+        Ok(name)
+    }
+}
+
+fn check_variants(variants: &[String]) -> Result<()> {
+    let known: Vec<&str> =
+        codec::ALL.iter().map(|codec| codec.name()).filter(|name| *name != "bf16").collect();
+    for (index, variant) in variants.iter().enumerate() {
+        ensure!(
+            known.contains(&variant.as_str()),
+            "variant \"{variant}\" is unknown\nthere are {}",
+            known.join(", ")
+        );
+        ensure!(!variants[..index].contains(variant), "variant {variant} is given twice");
+    }
+    ensure!(!variants.is_empty(), "no variant is given");
+    Ok(())
+}
