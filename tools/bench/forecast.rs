@@ -165,6 +165,7 @@ fn grid(profile: &Profile) -> Vec<Plan> {
                     window_bytes,
                     pin_bytes: tape.checked_div(pinned).unwrap_or(0),
                     pins,
+                    variants: vec![],
                 });
             }
         }
