@@ -1,6 +1,7 @@
 //! The ledger: every byte the process holds, and the budget none may exceed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 use thiserror::Error;
 
 /// What bytes are held for.
@@ -87,6 +88,11 @@ impl OverBudget {
         OverBudget { own_bytes: self.own_bytes.saturating_add(more_bytes), ..self }
     }
 
+    /// The same where so many of the fixed bytes can be given back after all.
+    pub fn without(self, fixed_bytes: u64) -> OverBudget {
+        OverBudget { fixed_bytes: self.fixed_bytes.saturating_sub(fixed_bytes), ..self }
+    }
+
     /// The same where what comes after it takes a budget of so many bytes.
     pub fn at_least(self, budget_bytes: u64) -> OverBudget {
         OverBudget { least_bytes: self.least_bytes.max(budget_bytes), ..self }
@@ -105,13 +111,20 @@ impl OverBudget {
 
 /// The count of every byte held, by category, under one budget.
 #[derive(Debug)]
-pub struct Ledger(Mutex<Counts>);
+pub struct Ledger {
+    counts: Mutex<Counts>,
+    returned: Condvar,
+}
 
 #[derive(Debug)]
 struct Counts {
     budget_bytes: u64,
     /// By category.
     held: [u64; Category::ALL.len()],
+    /// How often bytes were given back.
+    returns: u64,
+    /// Threads that wait for that.
+    waiting: usize,
 }
 
 impl Counts {
@@ -128,7 +141,8 @@ impl Counts {
 impl Ledger {
     /// An empty ledger.
     pub fn new(budget_bytes: u64) -> Arc<Ledger> {
-        Arc::new(Ledger(Mutex::new(Counts { budget_bytes, held: Default::default() })))
+        let counts = Counts { budget_bytes, held: Default::default(), returns: 0, waiting: 0 };
+        Arc::new(Ledger { counts: Mutex::new(counts), returned: Condvar::new() })
     }
 
     /// The limit in bytes.
@@ -139,7 +153,38 @@ impl Ledger {
     /// Changes the limit and returns the one before. What is held above it stays until it is given
     /// back, and nothing is granted meanwhile.
     pub fn set_budget(&self, bytes: u64) -> u64 {
-        std::mem::replace(&mut self.lock().budget_bytes, bytes)
+        let mut counts = self.lock();
+        self.tell(&mut counts);
+        std::mem::replace(&mut counts.budget_bytes, bytes)
+    }
+
+    /// How often bytes were given back so far: for [`Ledger::wait_for_return`], to be asked before
+    /// what is refused.
+    pub fn returns(&self) -> u64 {
+        self.lock().returns
+    }
+
+    /// Waits until bytes were given back more often than `returns`, for so long at most.
+    pub fn wait_for_return(&self, returns: u64, patience: Duration) {
+        let mut counts = self.lock();
+        counts.waiting += 1;
+        let is_unchanged = |counts: &mut Counts| counts.returns == returns;
+        let waited = self.returned.wait_timeout_while(counts, patience, is_unchanged);
+        waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
+    }
+
+    fn give_back(&self, category: Category, bytes: u64) {
+        let mut counts = self.lock();
+        counts.held[category as usize] -= bytes;
+        self.tell(&mut counts);
+    }
+
+    /// There may be more room than there was.
+    fn tell(&self, counts: &mut Counts) {
+        counts.returns += 1;
+        if counts.waiting > 0 {
+            self.returned.notify_all();
+        }
     }
 
     /// Bytes held for `category`.
@@ -194,7 +239,7 @@ impl Ledger {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
         // Every update is one addition: a panic elsewhere leaves the counts true.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -233,7 +278,7 @@ impl Grant {
             let more = self.ledger.add(self.category, bytes - self.bytes);
             more.map_err(|refused| refused.beside(self.bytes))?;
         } else {
-            self.ledger.lock().held[self.category as usize] -= self.bytes - bytes;
+            self.ledger.give_back(self.category, self.bytes - bytes);
         }
         self.bytes = bytes;
         Ok(())
@@ -242,7 +287,7 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        self.ledger.lock().held[self.category as usize] -= self.bytes;
+        self.ledger.give_back(self.category, self.bytes);
     }
 }
 
@@ -308,6 +353,23 @@ mod tests {
         drop(window);
         drop(request);
         assert_eq!(ledger.free_bytes(), 100);
+    }
+
+    /// Who waits for room is woken by what is given back, also between the refusal and the waiting.
+    #[test]
+    fn what_is_given_back_wakes_who_waits_for_it() {
+        const FOREVER: Duration = Duration::from_secs(600);
+        let ledger = Ledger::new(100);
+        let held = ledger.try_grant(Category::Pins, 80).unwrap();
+        let returns = ledger.returns();
+        assert!(ledger.try_grant(Category::Tokenizer, 30).is_err());
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(held));
+            ledger.wait_for_return(returns, FOREVER);
+        });
+        ledger.try_grant(Category::Tokenizer, 30).unwrap();
+        ledger.wait_for_return(returns, FOREVER);
+        ledger.wait_for_return(ledger.returns(), Duration::ZERO);
     }
 
     #[test]
