@@ -10,7 +10,7 @@ use super::sources::Sources;
 use super::tape::{Stretch, Tape};
 use crate::graph::{self, Array, Footprint, GraphError, Imported, Lockstep};
 use crate::plan::{Plan, Profile};
-use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port};
+use crate::store::manifest::{Batch, Dim, MAX_ROWS, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
 use crate::sys::lock::lock;
@@ -122,6 +122,53 @@ pub(super) fn held_by_graph(graph_bytes: u64) -> u64 {
 
 /// The longest size that an input's open dimensions are given.
 pub(super) fn longest_open(manifest: &Manifest, inputs: &[(String, Array)]) -> u64 {
+/// A request's inputs in the plan's order, checked.
+pub(super) struct Given<'a> {
+    inputs: Vec<(&'a Port, &'a Array)>,
+    batch: Option<&'a Batch>,
+    /// Rows of its batch: one where the model has none.
+    pub rows: usize,
+}
+
+impl Given<'_> {
+    /// The axis that is cut into rows.
+    fn cut_axis(&self, input: usize) -> Option<usize> {
+        let batch = self.batch.filter(|_| self.rows > 1)?;
+        batch.inputs[input].map(|axis| axis as usize)
+    }
+
+    /// The shapes of one row's inputs.
+    pub fn row_shapes(&self) -> Vec<Vec<usize>> {
+        let shape = |(input, (_, array)): (usize, &(&Port, &Array))| {
+            let mut shape = array.shape.clone();
+            if let Some(axis) = self.cut_axis(input) {
+                shape[axis] = 1;
+            }
+            shape
+        };
+        self.inputs.iter().enumerate().map(shape).collect()
+    }
+
+    /// Each row's tensors: copies, to be made once they are granted.
+    pub fn arrange(self) -> Result<Vec<TVec<TValue>>, EngineError> {
+        let mut arranged = vec![tvec![]; self.rows];
+        for (input, (port, array)) in self.inputs.iter().enumerate() {
+            match self.cut_axis(input) {
+                Some(axis) => {
+                    for (row, values) in arranged.iter_mut().enumerate() {
+                        values.push(value(port, &array.row(axis, row))?);
+                    }
+                }
+                None => {
+                    let shared = value(port, array)?;
+                    arranged.iter_mut().for_each(|values| values.push(shared.clone()));
+                }
+            }
+        }
+        Ok(arranged)
+    }
+}
+
     let sizes = manifest.inputs.iter().flat_map(|port| {
         let given = inputs.iter().find(|(name, _)| *name == port.name);
         let shape = given.map_or(&[][..], |(_, array)| &array.shape);
@@ -329,12 +376,11 @@ impl Model {
         }
     }
 
-    /// Checks a request against the model's inputs and puts each of its rows in the plan's order:
-    /// one where the model has no batch.
-    pub(super) fn arrange(
-        &self,
-        inputs: &[(String, Array)],
-    ) -> Result<Vec<TVec<TValue>>, EngineError> {
+    /// Checks a request against the model's inputs.
+    pub(super) fn check_inputs<'a>(
+        &'a self,
+        inputs: &'a [(String, Array)],
+    ) -> Result<Given<'a>, EngineError> {
         let invalid = |text: String| Err(EngineError::Invalid(text));
         for (index, (name, _)) in inputs.iter().enumerate() {
             if !self.inputs.iter().any(|port| port.name == *name) {
@@ -356,12 +402,8 @@ impl Model {
             check_input(port, array, &mut bound)?;
             given.push((port, array));
         }
-        let Some(batch) = &self.dir.manifest.batch else {
-            return Ok(vec![
-                given.iter().map(|(port, x)| value(port, x)).collect::<Result<_, _>>()?,
-            ]);
-        };
-        let axis_of = |input: usize| batch.inputs[input].map(|axis| axis as usize);
+        let batch = self.dir.manifest.batch.as_ref();
+        let Some(batch) = batch else { return Ok(Given { inputs: given, batch, rows: 1 }) };
         let rows = bound.get(batch.name.as_str()).map_or(1, |(rows, _)| *rows);
         if !(1..=MAX_ROWS).contains(&rows) {
             return invalid(format!(
@@ -369,21 +411,7 @@ impl Model {
                 batch.name
             ));
         }
-        let mut arranged = vec![tvec![]; rows];
-        for (input, (port, array)) in given.into_iter().enumerate() {
-            match axis_of(input).filter(|_| rows > 1) {
-                Some(axis) => {
-                    for (row, values) in arranged.iter_mut().enumerate() {
-                        values.push(value(port, &array.row(axis, row))?);
-                    }
-                }
-                None => {
-                    let shared = value(port, array)?;
-                    arranged.iter_mut().for_each(|values| values.push(shared.clone()));
-                }
-            }
-        }
-        Ok(arranged)
+        Ok(Given { inputs: given, batch: Some(batch), rows })
     }
 
     /// What the rows of a request came to, as one answer; `outputs` are those it asked for.
@@ -435,9 +463,8 @@ impl Model {
     }
 
     /// What a pass over inputs of these shapes, in the plan's order, will hold besides weights.
-    pub(super) fn footprint(&self, inputs: &TVec<TValue>) -> Footprint {
-        let shapes: Vec<Vec<usize>> = inputs.iter().map(|value| value.shape().to_vec()).collect();
-        let footprint = self.plan.footprint(&shapes);
+    pub(super) fn footprint(&self, shapes: &[Vec<usize>]) -> Footprint {
+        let footprint = self.plan.footprint(shapes);
         Footprint { alone_bytes: footprint.alone_bytes + self.decoding_bytes(), ..footprint }
     }
 

@@ -264,11 +264,19 @@ impl Worker {
         trace: Option<&Arc<Trace>>,
     ) -> Result<u64, EngineError> {
         let Rehearsal { model, playing, pins, shapes, cancel } = *rehearsal;
-        let inputs = sample_of_shapes(&model.dir.manifest.inputs, shapes.clone())
+        let bytes = model.footprint(shapes).alone_bytes;
+        let ports = &model.dir.manifest.inputs;
+        let made_bytes = ports.iter().zip(shapes).map(|(port, shape)| {
+            shape.iter().fold(port.dtype.size() as u64, |bytes, size| bytes * *size as u64)
+        });
+        let made_bytes: u64 = made_bytes.sum();
+        let mut grant = shared.ledger.try_grant(Category::Activations, bytes + made_bytes)?;
+        let made = sample_of_shapes(ports, shapes.clone())
             .map_err(|error| EngineError::Invalid(error.to_string()))?;
-        let inputs = model.arrange(&inputs)?.swap_remove(0);
-        let bytes = model.footprint(&inputs).alone_bytes;
-        let grant = shared.ledger.try_grant(Category::Activations, bytes)?;
+        let inputs = model.check_inputs(&made)?.arrange()?.swap_remove(0);
+        drop(made);
+        // Shrinking is always granted.
+        let _ = grant.resize(bytes);
         let _spare = keep_freed(shared, bytes);
         let flow = self.begin(shared, model, playing, pins, Keep::default(), trace.cloned())?;
         let pass = Pass {

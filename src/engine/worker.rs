@@ -10,7 +10,7 @@ use super::pins::UNPINNED_SHARE;
 use super::planning::Leisure;
 use super::pressure::Pressure;
 use super::rehearsal::rehearsed;
-use super::request::{PassStats, Reply};
+use super::request::{Cancel, PassStats, Reply};
 use super::service::{REQUEST_BYTES, Shared, window_for};
 use super::stats::Counters;
 use crate::graph::{Array, Kernels};
@@ -342,22 +342,23 @@ impl Worker {
     ) -> Result<(Vec<Seat>, u64, Grant), Refusal> {
         let request = &waiting.request;
         model.check_service().map_err(Refusal::Error)?;
-        let rows = model.arrange(&request.inputs).map_err(Refusal::Error)?;
-        if !seats.is_empty() && count(seats) + rows.len() > MAX_SEATS {
+        let given = model.check_inputs(&request.inputs).map_err(Refusal::Error)?;
+        if !seats.is_empty() && count(seats) + given.rows > MAX_SEATS {
             return Err(Refusal::Later);
         }
         let outputs = model.pick_outputs(&request.outputs).map_err(Refusal::Error)?;
-        let footprint = model.footprint(&rows[0]);
+        let footprint = model.footprint(&given.row_shapes());
         let shared_bytes = if seats.is_empty() { model.decoding_bytes() } else { 0 };
         let together_bytes =
-            footprint.together_bytes.saturating_mul(rows.len() as u64).saturating_add(shared_bytes);
+            footprint.together_bytes.saturating_mul(given.rows as u64).saturating_add(shared_bytes);
         let grant = match seats {
             [] => {
                 let inputs_bytes: u64 =
                     request.inputs.iter().map(|(_, a)| a.bytes.len() as u64).sum();
                 let own_bytes = model.graph_bytes() + inputs_bytes + REQUEST_BYTES;
-                let bytes = if rows.len() > 1 { together_bytes } else { footprint.alone_bytes };
-                self.grant_alone(shared, model, bytes, own_bytes).map_err(Refusal::Error)?
+                let bytes = if given.rows > 1 { together_bytes } else { footprint.alone_bytes };
+                self.grant_alone(shared, model, bytes, own_bytes, &request.cancel)
+                    .map_err(Refusal::Error)?
             }
             seats => {
                 for seat in &mut *seats {
@@ -376,6 +377,7 @@ impl Worker {
     /// A grant for the first request of a pass, which holds `own_bytes` with its model; whatever
     /// can give way does before it is refused, at last the window but for its smallest.
     fn grant_alone(
+        let rows = given.arrange().map_err(Refusal::Error)?;
         &mut self,
         shared: &Shared,
         model: &Arc<Model>,
@@ -390,6 +392,7 @@ impl Worker {
             if shared.make_room(model.name()) {
                 continue;
             }
+        cancel: &Cancel,
             let smallest = model.playing().largest_unit_bytes;
             if self.window.bytes() <= smallest {
                 return Err(refused.beside(own_bytes).into());
