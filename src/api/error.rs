@@ -82,7 +82,7 @@ impl fmt::Display for ApiError {
 
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> ApiError {
-        if let EngineError::OverBudget(refused) = error {
+        if let Some(refused) = error.over_budget() {
             return refused.into();
         }
         let status = match error.kind() {

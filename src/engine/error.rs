@@ -2,6 +2,7 @@ use crate::graph::GraphError;
 use crate::plan::PlanError;
 use crate::store::StoreError;
 use crate::stream::{OverBudget, StreamError};
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Why the engine did not do what it was asked.
@@ -68,6 +69,9 @@ pub enum EngineError {
     /// The client went away, or the engine stops.
     #[error("the request was cancelled")]
     Cancelled,
+    /// What others that waited together are told, too.
+    #[error(transparent)]
+    Shared(Arc<EngineError>),
     /// A defect: of the model's graph, of tract or of ours.
     #[error("the pass failed within: {0}")]
     Internal(String),
@@ -137,6 +141,16 @@ impl EngineError {
             | EngineError::Internal(_)
             | EngineError::Thread(_)
             | EngineError::TooFewThreads { .. } => ErrorKind::Internal,
+            EngineError::Shared(error) => error.kind(),
+        }
+    }
+
+    /// The grant that was refused, where that is the cause.
+    pub fn over_budget(&self) -> Option<OverBudget> {
+        match self {
+            EngineError::OverBudget(refused) => Some(*refused),
+            EngineError::Shared(error) => error.over_budget(),
+            _ => None,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::queue::Queue;
 use super::request::{Answer, Cancel, PassStats, Reply, Request};
 use crate::plan::Profile;
 use crate::sys::lock::lock;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -195,6 +195,29 @@ impl Inbox {
         may_serve.then(|| state.queue.next_model()).flatten()
     }
 
+    /// Models that requests wait for.
+    pub fn models(&self) -> BTreeSet<String> {
+        lock(&self.state).queue.models().cloned().collect()
+    }
+
+    /// Takes out who waits for a load of `model` too, up to where it is to be unloaded: one load
+    /// answers them all.
+    pub fn take_loads(&self, model: &str) -> Vec<Answer<Arc<Model>>> {
+        let mut state = lock(&self.state);
+        let is_unload = |c: &Control| matches!(c, Control::Unload(of, _) if of == model);
+        let end = state.control.iter().position(is_unload).unwrap_or(state.control.len());
+        let later = state.control.split_off(end);
+        let mut answers = vec![];
+        for control in std::mem::take(&mut state.control) {
+            match control {
+                Control::Load(of, answer) if of == model => answers.push(answer),
+                other => state.control.push_back(other),
+            }
+        }
+        state.control.extend(later);
+        answers
+    }
+
     /// Whether requests wait although the engine is idle.
     pub fn hold(&self, held: bool) {
         lock(&self.state).held = held;
@@ -327,6 +350,28 @@ mod tests {
         ["command", "idle"].into_iter().for_each(next);
         inbox.hold(false);
         ["pass", "idle"].into_iter().for_each(next);
+    }
+
+    /// Sixty explicit loads of one model loaded it sixty times.
+    #[test]
+    fn loads_that_wait_together_are_taken_together() {
+        let inbox = Inbox::default();
+        let load = |model: &str| Control::Load(model.to_string(), Answer::new(drop));
+        for control in [load("m"), load("other"), load("m"), load("m")] {
+            inbox.control(control);
+        }
+        inbox.control(Control::Unload("m".to_string(), Answer::new(drop)));
+        inbox.control(load("m"));
+        assert_eq!(inbox.take_loads("m").len(), 3);
+        let mut left = vec![];
+        while let Some(Turn::Control(control)) = inbox.next(Some(Duration::ZERO)) {
+            left.push(match control {
+                Control::Load(of, _) => format!("load {of}"),
+                Control::Unload(of, _) => format!("unload {of}"),
+                _ => "another".to_string(),
+            });
+        }
+        assert_eq!(left, ["load other", "unload m", "load m"]);
     }
 
     /// When the engine's thread was gone, whoever waited or came later waited for ever.

@@ -22,6 +22,11 @@ impl<T> Queue<T> {
         self.lines.iter().map(|(_, line)| line.len()).sum()
     }
 
+    /// Models that requests wait for.
+    pub fn models(&self) -> impl Iterator<Item = &String> {
+        self.lines.iter().map(|(name, _)| name)
+    }
+
     /// Appends a request to its model's line, or gives it back where the queue is full.
     pub fn push(&mut self, model: &str, request: T) -> Result<(), T> {
         if self.len() >= self.limit {

@@ -82,6 +82,20 @@ impl<T> Answer<T> {
         Answer(Some(Box::new(take)))
     }
 
+    /// Tells several the same.
+    pub fn give_all(first: Answer<T>, others: Vec<Answer<T>>, result: Result<T, EngineError>)
+    where
+        T: Clone,
+    {
+        if others.is_empty() {
+            return first.give(result);
+        }
+        let result = result.map_err(Arc::new);
+        for answer in std::iter::once(first).chain(others) {
+            answer.give(result.clone().map_err(EngineError::Shared));
+        }
+    }
+
     /// Tells the result.
     pub fn give(mut self, result: Result<T, EngineError>) {
         if let Some(take) = self.0.take() {

@@ -10,7 +10,7 @@ use super::pins::UNPINNED_SHARE;
 use super::planning::Leisure;
 use super::pressure::Pressure;
 use super::rehearsal::rehearsed;
-use super::request::{Cancel, PassStats, Reply};
+use super::request::{Answer, Cancel, PassStats, Reply};
 use super::service::{REQUEST_BYTES, Shared, window_for};
 use super::stats::Counters;
 use crate::graph::{Array, Kernels};
@@ -149,7 +149,9 @@ impl Worker {
             Turn::Idle => self.use_leisure(shared, patience),
             Turn::Pass(model) => self.take_turn(shared, &model),
             Turn::Control(Control::Load(model, answer)) => {
-                answer.give(self.guarded("loading", |worker| worker.load(shared, &model)));
+                let others = shared.inbox.take_loads(&model);
+                let loaded = self.guarded("loading", |worker| worker.load(shared, &model));
+                Answer::give_all(answer, others, loaded);
             }
             Turn::Control(Control::Ready(model, answer)) => {
                 answer.give(self.guarded("loading", |worker| worker.serving(shared, &model)));
