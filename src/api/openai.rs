@@ -8,6 +8,7 @@ use super::error::ApiError;
 use super::helpers;
 use super::pieces::Pieces;
 use super::routes::{Api, Submitted, error_response};
+use super::tokenizer::Asker;
 use crate::engine::Cancel;
 use crate::store::manifest::Manifest;
 use crate::stream::Grant;
@@ -103,7 +104,8 @@ pub async fn embeddings(
     let embedding = Embedding::new(&manifest)?;
     embedding.check_dimensions(request.dimensions)?;
     let (encoding, dimensions) = (request.encoding, request.dimensions);
-    let (texts, mut grant) = tokenize(&api, Arc::clone(&manifest), request, grant).await?;
+    let tokenized = tokenize(&api, Arc::clone(&manifest), request, grant);
+    let (texts, mut grant) = deadline.bound(tokenized).await?;
     let token_count = texts.iter().map(|text| text.tokens.len()).sum();
     let vectors = deadline.bound(embed(&api, embedding, texts, dimensions, &mut grant)).await?;
     let pieces = EmbeddingPieces::new(vectors, encoding, manifest.model.clone(), token_count);
@@ -145,16 +147,23 @@ async fn tokenize(
     let prompts_bytes = ((prompt_bytes + size_of::<Text>()) * request.inputs.len()) as u64;
     let texts_bytes = grant.bytes().saturating_add(prompts_bytes);
     let own_bytes = texts_bytes.saturating_mul(1 + size_of::<u32>() as u64);
-    api.engine.enlarge(&mut grant, own_bytes, 0)?;
+    if grant.resize(own_bytes).is_err() {
+        let wait = move |api: &Arc<Api>, cancel: &Cancel| {
+            api.engine.enlarge_in_time(&mut grant, own_bytes, 0, cancel)?;
+            Ok(grant)
+        };
+        grant = api.help(wait).await?;
+    }
+    let encoder = api.tokenizers.get(api, &manifest, own_bytes).await?;
     let work = move |api: &Arc<Api>, cancel: &Cancel| {
-        let encoder = api.tokenizers.get(&manifest, &api.engine, own_bytes)?;
+        let asker = Asker { engine: &api.engine, own_bytes, cancel };
         let EmbeddingsRequest { inputs, cut, prompt_name, .. } = request;
         let prompt = encoder.prompt(prompt_name.as_deref())?;
-        let prompt_tokens = encoder.skipped(prompt, &api.engine, own_bytes)?;
+        let prompt_tokens = encoder.skipped(prompt, asker)?;
         let encode = |input| match input {
             Input::Text(text) => {
                 let text = if prompt.is_empty() { text } else { format!("{prompt}{text}") };
-                let tokens = encoder.encode(&text, cut, &api.engine, own_bytes)?;
+                let tokens = encoder.encode(&text, cut, asker)?;
                 // Of a text that was cut in front, or to less than its prompt, all that is left.
                 let is_pooled_whole = cut == Some(Cut::Start) || tokens.len() <= prompt_tokens;
                 Ok(Text { skipped: if is_pooled_whole { 0 } else { prompt_tokens }, tokens })

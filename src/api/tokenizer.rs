@@ -2,15 +2,16 @@
 
 use super::embeddings_json::Cut;
 use super::error::ApiError;
+use super::routes::Api;
 use super::vocabulary::{Kind, Survey};
-use crate::engine::{Engine, Keeper};
+use crate::engine::{Cancel, Engine, Keeper};
 use crate::store::ModelDir;
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
-use crate::stream::{Category, Grant};
+use crate::stream::{Category, Grant, OverBudget};
 use crate::sys::heap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
@@ -32,6 +33,28 @@ const ENCODING_PER_BYTE: u64 = 512;
 /// Longest text in bytes, whatever the budget: some 16,000 tokens of prose.
 const MAX_TEXT_BYTES: usize = 64 << 10;
 
+/// Whoever has texts tokenized: what it needs more waits for room as requests do.
+#[derive(Clone, Copy)]
+pub struct Asker<'a> {
+    pub engine: &'a Engine,
+    /// What it holds meanwhile.
+    pub own_bytes: u64,
+    /// Whether it still waits.
+    pub cancel: &'a Cancel,
+}
+
+impl Asker<'_> {
+    fn enlarge(&self, grant: &mut Grant, bytes: u64) -> Result<(), OverBudget> {
+        self.engine.enlarge_in_time(grant, bytes, self.own_bytes, self.cancel)
+    }
+
+    fn grant(&self, category: Category, bytes: u64) -> Result<Grant, OverBudget> {
+        let mut grant = self.engine.ledger().try_grant(category, 0)?;
+        self.enlarge(&mut grant, bytes)?;
+        Ok(grant)
+    }
+}
+
 /// A model's tokenizer.
 pub struct TextEncoder {
     tokenizer: Tokenizer,
@@ -47,18 +70,13 @@ pub struct TextEncoder {
 impl TextEncoder {
     /// Loads the tokenizer that `entry` of `dir` is: what that may take is granted before, then
     /// what it took.
-    fn load(
-        dir: &ModelDir,
-        entry: &FileEntry,
-        engine: &Engine,
-        own_bytes: u64,
-    ) -> Result<TextEncoder, ApiError> {
+    fn load(dir: &ModelDir, entry: &FileEntry, asker: Asker) -> Result<TextEncoder, ApiError> {
         let surveying = entry.bytes.saturating_add(Survey::own_bytes(entry.bytes));
         let likely = entry.bytes.saturating_mul(LIKELY_PER_BYTE);
-        let mut grant = engine
-            .grant(Category::Tokenizer, surveying, own_bytes)
-            .map_err(|refused| refused.at_least(refused.fixed_bytes + own_bytes + likely))?;
-        let (tokenizer, took) = heap::metered(|| build(dir, entry, engine, &mut grant, own_bytes));
+        let mut grant = asker
+            .grant(Category::Tokenizer, surveying)
+            .map_err(|refused| refused.at_least(refused.fixed_bytes + asker.own_bytes + likely))?;
+        let (tokenizer, took) = heap::metered(|| build(dir, entry, &mut grant, asker));
         let mut tokenizer = tokenizer?;
         let granted_bytes = grant.bytes();
         if took.peak_bytes > granted_bytes {
@@ -73,7 +91,7 @@ impl TextEncoder {
         heap::trim();
         // Nothing is measured where the program does not count.
         if took.held_bytes > 0 {
-            engine.enlarge(&mut grant, took.held_bytes, own_bytes)?;
+            asker.enlarge(&mut grant, took.held_bytes)?;
         }
         let manifest = &dir.manifest;
         let failed = |what: String| {
@@ -120,16 +138,11 @@ impl TextEncoder {
     /// # Errors
     ///
     /// As [`TextEncoder::encode`].
-    pub fn skipped(
-        &self,
-        prompt: &str,
-        engine: &Engine,
-        own_bytes: u64,
-    ) -> Result<usize, ApiError> {
+    pub fn skipped(&self, prompt: &str, asker: Asker) -> Result<usize, ApiError> {
         if !self.rules.skips_prompt || prompt.is_empty() {
             return Ok(0);
         }
-        let tokens = self.encode(prompt, Some(Cut::End), engine, own_bytes)?;
+        let tokens = self.encode(prompt, Some(Cut::End), asker)?;
         // A special token at the end follows the text, not the prompt.
         let special = self.tokenizer.get_added_tokens_decoder();
         let is_closed =
@@ -142,20 +155,15 @@ impl TextEncoder {
     /// # Errors
     ///
     /// 400 for a text longer than the model takes; 503 where the ledger has no room to encode it.
-    pub fn encode(
-        &self,
-        text: &str,
-        cut: Option<Cut>,
-        engine: &Engine,
-        own_bytes: u64,
-    ) -> Result<Vec<u32>, ApiError> {
+    pub fn encode(&self, text: &str, cut: Option<Cut>, asker: Asker) -> Result<Vec<u32>, ApiError> {
         if text.len() > MAX_TEXT_BYTES {
             let message =
                 format!("the text has {} bytes; the limit is {MAX_TEXT_BYTES}", text.len());
             return Err(ApiError::invalid(message).about("input"));
         }
         let scratch = text.len() as u64 * ENCODING_PER_BYTE;
-        let _grant = engine.grant(Category::Request, scratch, own_bytes + self.grant.bytes())?;
+        let own_bytes = asker.own_bytes + self.grant.bytes();
+        let _grant = Asker { own_bytes, ..asker }.grant(Category::Request, scratch)?;
         let failed = |error| ApiError::invalid(format!("cannot tokenize the text: {error}"));
         let lower = self.rules.lowercase.then(|| text.to_lowercase());
         let text = lower.as_deref().unwrap_or(text);
@@ -205,9 +213,8 @@ impl TextEncoder {
 fn build(
     dir: &ModelDir,
     entry: &FileEntry,
-    engine: &Engine,
     grant: &mut Grant,
-    own_bytes: u64,
+    asker: Asker,
 ) -> Result<Tokenizer, ApiError> {
     let failed = |what: String| {
         ApiError::internal(format!("{}: {what}", dir.path.join(&entry.path).display()))
@@ -217,7 +224,7 @@ fn build(
     let kind = survey.kind;
     let (direct_bytes, any_bytes) = (survey.building_bytes(kind), survey.building_bytes(None));
     drop(survey);
-    engine.enlarge(grant, direct_bytes, own_bytes)?;
+    asker.enlarge(grant, direct_bytes)?;
     let direct = match kind {
         Some(Kind::Bpe) => assemble::<BPE>(&json),
         Some(Kind::Unigram) => assemble::<Unigram>(&json),
@@ -227,7 +234,7 @@ fn build(
     };
     direct.or_else(|_| {
         // What is odd in a model is read too, but in several forms at once.
-        engine.enlarge(grant, any_bytes, own_bytes)?;
+        asker.enlarge(grant, any_bytes)?;
         assemble::<ModelWrapper>(&json).map_err(failed)
     })
 }
@@ -289,8 +296,9 @@ fn position_limit(manifest: &Manifest) -> Option<usize> {
 #[derive(Default)]
 pub struct Tokenizers {
     loaded: Mutex<HashMap<(String, String), Loaded>>,
-    /// Held while one is loaded, so that no file is read twice at a time.
-    loading: Mutex<()>,
+    /// Held while one is loaded, so that no file is read twice at a time. Who waits for it keeps no
+    /// helper from others.
+    loading: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Loaded {
@@ -304,21 +312,36 @@ impl Tokenizers {
     ///
     /// # Errors
     ///
-    /// 400 for a model without one; 503 where the ledger has no room; 500 for a broken file.
-    pub fn get(
+    /// 400 for a model without one; 503 where the ledger comes to have no room in time; 500 for a
+    /// broken file.
+    pub async fn get(
         &self,
-        manifest: &Manifest,
-        engine: &Engine,
+        api: &Arc<Api>,
+        manifest: &Arc<Manifest>,
         own_bytes: u64,
     ) -> Result<Arc<TextEncoder>, ApiError> {
         let key = (manifest.model.clone(), manifest.version.clone());
-        if let Some(encoder) = self.known(&key, engine) {
+        if let Some(encoder) = self.known(&key, &api.engine) {
             return Ok(encoder);
         }
-        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(encoder) = self.known(&key, engine) {
+        let turn = Arc::clone(&self.loading).lock_owned().await;
+        if let Some(encoder) = self.known(&key, &api.engine) {
             return Ok(encoder);
         }
+        let manifest = Arc::clone(manifest);
+        let load = move |api: &Arc<Api>, cancel: &Cancel| {
+            // Until it is done, whether or not anybody still waits.
+            let _turn = turn;
+            let asker = Asker { engine: &api.engine, own_bytes, cancel };
+            api.tokenizers.load(&manifest, asker).map_err(|error| {
+                let model = &manifest.model;
+                error.at_least(|| api.engine.least_budget_bytes(model, Some(own_bytes)))
+            })
+        };
+        api.help(load).await
+    }
+
+    fn load(&self, manifest: &Manifest, asker: Asker) -> Result<Arc<TextEncoder>, ApiError> {
         // Those of other versions are no longer asked for.
         self.forget(&manifest.model);
         let entry = manifest.tokenizer.as_ref().ok_or_else(|| {
@@ -326,10 +349,10 @@ impl Tokenizers {
             ApiError::invalid(message).about("model")
         })?;
         // Of the manifest's own version: another may have become current since.
-        let dir = engine.store().version(&manifest.model, &manifest.version)?;
-        let encoder = Arc::new(TextEncoder::load(&dir, entry, engine, own_bytes)?);
-        let loaded = Loaded { encoder: Arc::clone(&encoder), used: engine.now() };
-        self.lock().insert(key, loaded);
+        let dir = asker.engine.store().version(&manifest.model, &manifest.version)?;
+        let encoder = Arc::new(TextEncoder::load(&dir, entry, asker)?);
+        let loaded = Loaded { encoder: Arc::clone(&encoder), used: asker.engine.now() };
+        self.lock().insert((manifest.model.clone(), manifest.version.clone()), loaded);
         Ok(encoder)
     }
 
@@ -346,15 +369,18 @@ impl Tokenizers {
 }
 
 impl Keeper for Tokenizers {
-    fn oldest(&self) -> Option<u64> {
+    fn oldest(&self, spared: &BTreeSet<String>) -> Option<u64> {
         let loaded = self.lock();
-        loaded.values().filter(|known| known.is_idle()).map(|known| known.used).min()
+        let can_go =
+            loaded.iter().filter(|((of, _), known)| known.is_idle() && !spared.contains(of));
+        can_go.map(|(_, known)| known.used).min()
     }
 
-    fn give_way(&self) -> bool {
+    fn give_way(&self, spared: &BTreeSet<String>) -> bool {
         let mut loaded = self.lock();
-        let idle = loaded.iter().filter(|(_, known)| known.is_idle());
-        let oldest = idle.min_by_key(|(_, known)| known.used).map(|(key, _)| key.clone());
+        let can_go =
+            loaded.iter().filter(|((of, _), known)| known.is_idle() && !spared.contains(of));
+        let oldest = can_go.min_by_key(|(_, known)| known.used).map(|(key, _)| key.clone());
         let gone = oldest.and_then(|key| loaded.remove(&key));
         drop(loaded);
         gone.is_some()

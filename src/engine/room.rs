@@ -1,21 +1,24 @@
 //! Who gives way where memory is needed: pins first, then what was used longest ago.
 
 use super::model::Model;
+use super::request::Cancel;
 use super::service::Shared;
 use crate::stream::{Category, Grant, OverBudget};
 use crate::sys::heap;
 use crate::sys::lock::lock;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 /// Somebody else who keeps what may be needed again, and can do without it: tokenizers.
 pub trait Keeper: Send + Sync {
-    /// When that was used which was used longest ago, by [`super::Engine::now`]; none where nothing
-    /// can go.
-    fn oldest(&self) -> Option<u64>;
+    /// When that was used which was used longest ago, by [`super::Engine::now`], of what can go and
+    /// is of none of the models `spared`.
+    fn oldest(&self, spared: &BTreeSet<String>) -> Option<u64>;
 
     /// Lets that go; whether anything went.
-    fn give_way(&self) -> bool;
+    fn give_way(&self, spared: &BTreeSet<String>) -> bool;
 
     /// Lets go what is of a model that is unloaded.
     fn forget(&self, model: &str);
@@ -51,6 +54,13 @@ impl Keepers {
     }
 }
 
+/// Longest wait for room that others will give back. What holds it are passes, and replies that
+/// clients take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Time after which it is asked whether anybody still waits, and what is idle now.
+const TICK: Duration = Duration::from_millis(50);
+
 /// What may go next.
 enum Oldest {
     Model(String),
@@ -59,9 +69,10 @@ enum Oldest {
 
 impl Shared {
     /// Frees memory that another use needs more: pins first, those of other models before those of
-    /// `name`, then whatever was used longest ago, but the model `name` and what is in use. False
-    /// where there is nothing left to give.
-    pub fn make_room(&self, name: &str) -> bool {
+    /// `name`, then whatever was used longest ago of what nobody uses or waits for, but the model
+    /// `name`. A model goes before its tokenizer, which takes longer to come back. False where
+    /// nothing of that is left.
+    pub fn spare_room(&self, name: &str) -> bool {
         let models: Vec<Arc<Model>> = lock(&self.models).values().cloned().collect();
         let (own, others): (Vec<_>, Vec<_>) = models.iter().partition(|m| m.name() == name);
         if others.iter().map(|model| model.pins.release()).fold(false, |any, had| any | had) {
@@ -70,26 +81,49 @@ impl Shared {
         if own.iter().any(|model| model.pins.release()) {
             return true;
         }
-        // In use by more than the list of models and the one above.
-        let idle = others.into_iter().filter(|model| Arc::strong_count(model) <= 2);
+        let waited_for = self.inbox.models();
+        let idle = others.into_iter().filter(|m| is_idle(m) && !waited_for.contains(m.name()));
         let idle = idle.map(|model| (model.last_use(), Oldest::Model(model.name().to_string())));
-        let kept = self.keepers.all();
-        let kept = kept.into_iter().filter_map(|kept| Some((kept.oldest()?, Oldest::Kept(kept))));
+        let loaded = models.iter().map(|model| model.name().to_string());
+        let spared = waited_for.iter().cloned().chain(loaded).collect();
+        let kept = self.keepers.all().into_iter();
+        let kept = kept.filter_map(|kept| Some((kept.oldest(&spared)?, Oldest::Kept(kept))));
         let oldest = idle.chain(kept).min_by_key(|(used, _)| *used).map(|(_, oldest)| oldest);
         drop(models);
         let gave = match oldest {
             None => self.catalogue.give_way(),
-            Some(Oldest::Kept(keeper)) => keeper.give_way(),
-            Some(Oldest::Model(other)) => {
-                let gone = lock(&self.models).remove(&other);
-                if gone.is_some() {
-                    log::info!("model {other} is unloaded: its memory is needed");
-                }
-                gone.is_some()
-            }
+            Some(Oldest::Kept(keeper)) => keeper.give_way(&spared),
+            Some(Oldest::Model(other)) => self.let_go(&other),
         };
         heap::trim();
         gave
+    }
+
+    /// The same for what cannot wait: at last models go that requests only wait for, and tokenizers
+    /// of models in use.
+    pub fn make_room(&self, name: &str) -> bool {
+        if self.spare_room(name) {
+            return true;
+        }
+        let models: Vec<Arc<Model>> = lock(&self.models).values().cloned().collect();
+        let idle = models.iter().filter(|model| model.name() != name && is_idle(model));
+        let oldest = idle.min_by_key(|m| m.last_use()).map(|model| model.name().to_string());
+        drop(models);
+        let gave = oldest.is_some_and(|other| self.let_go(&other)) || {
+            let none = BTreeSet::new();
+            self.keepers.all().iter().any(|keeper| keeper.give_way(&none))
+        };
+        heap::trim();
+        gave
+    }
+
+    /// Unloads a model for the memory; whether it was loaded.
+    fn let_go(&self, model: &str) -> bool {
+        let gone = lock(&self.models).remove(model);
+        if gone.is_some() {
+            log::info!("model {model} is unloaded: its memory is needed");
+        }
+        gone.is_some()
     }
 
     /// A grant for whoever holds `own_bytes` already; before it is refused, all gives way that can.
@@ -113,5 +147,161 @@ impl Shared {
                 return Err(refused);
             }
         }
+    }
+
+    /// The same for somebody who can wait, unless `cancel` is: what does not fit now, and would in
+    /// an idle daemon, waits for what others give back before anything in use gives way.
+    pub fn enlarge_in_time(
+        &self,
+        grant: &mut Grant,
+        bytes: u64,
+        own_bytes: u64,
+        cancel: &Cancel,
+    ) -> Result<(), OverBudget> {
+        let mut wait = Wait::new(PATIENCE);
+        loop {
+            let returns = self.ledger.returns();
+            let Err(refused) = grant.resize(bytes) else { return Ok(()) };
+            let refused = refused.beside(own_bytes);
+            if refused.can_fit() && self.spare_room("") {
+                continue;
+            }
+            if !wait.goes_on(self, &refused, returns, cancel) {
+                return match cancel.is_cancelled() {
+                    true => Err(refused),
+                    false => self.enlarge(grant, bytes, own_bytes),
+                };
+            }
+        }
+    }
+}
+
+/// Whether nobody uses a model but the list of models and the caller's.
+fn is_idle(model: &Arc<Model>) -> bool {
+    Arc::strong_count(model) <= 2
+}
+
+/// A wait for what others will give back.
+pub(super) struct Wait {
+    end: Instant,
+}
+
+impl Wait {
+    /// One that ends after so long.
+    pub fn new(patience: Duration) -> Wait {
+        Wait { end: Instant::now() + patience }
+    }
+
+    /// Waits for a moment, until bytes are given back after the ledger counted so many `returns`.
+    /// False at once where what was refused would never fit, and at the end of all patience.
+    pub fn goes_on(
+        &mut self,
+        shared: &Shared,
+        refused: &OverBudget,
+        returns: u64,
+        cancel: &Cancel,
+    ) -> bool {
+        let is_over = cancel.is_cancelled() || shared.stopping.is_cancelled();
+        if is_over || !refused.can_fit() || Instant::now() >= self.end {
+            return false;
+        }
+        shared.ledger.wait_for_return(returns, TICK);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Array, Config, Engine, Pressure, Request};
+    use super::*;
+    use crate::store::Dtype;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    const MIB: u64 = 1 << 20;
+
+    /// Keeps something of models, tells when it is asked, and gives way in its order.
+    struct Shelf {
+        kept: Mutex<Vec<&'static str>>,
+        asked: Sender<()>,
+    }
+
+    impl Shelf {
+        fn of(kept: &[&'static str], engine: &Engine) -> (Arc<Shelf>, Receiver<()>) {
+            let (asked, is_asked) = channel();
+            let shelf = Arc::new(Shelf { kept: Mutex::new(kept.to_vec()), asked });
+            let keeper: Arc<dyn Keeper> = Arc::clone(&shelf) as _;
+            engine.add_keeper(Arc::downgrade(&keeper));
+            (shelf, is_asked)
+        }
+
+        fn place(&self, spared: &BTreeSet<String>) -> Option<usize> {
+            let _ = self.asked.send(());
+            lock(&self.kept).iter().position(|of| !spared.contains(*of))
+        }
+    }
+
+    impl Keeper for Shelf {
+        fn oldest(&self, spared: &BTreeSet<String>) -> Option<u64> {
+            self.place(spared).map(|place| place as u64)
+        }
+
+        fn give_way(&self, spared: &BTreeSet<String>) -> bool {
+            let place = self.place(spared);
+            place.map(|place| lock(&self.kept).remove(place)).is_some()
+        }
+
+        fn forget(&self, _: &str) {}
+    }
+
+    fn engine(store: &tempfile::TempDir) -> Engine {
+        Engine::start(Config::new(store.path(), 256 * MIB)).unwrap()
+    }
+
+    /// The tokenizer of the model that everybody used was let go when it was idle for a moment: of
+    /// 15,969 right requests 313 found no room for its next load.
+    #[test]
+    fn what_is_of_a_model_in_use_goes_last() {
+        let store = tempfile::tempdir().unwrap();
+        let engine = engine(&store);
+        engine.set_pressure(Pressure::Hold);
+        let inputs = vec![("x".to_string(), Array::new(Dtype::Bool, vec![1], vec![1]).unwrap())];
+        let (model, cancel) = ("used".to_string(), Cancel::new());
+        engine.submit(Request { model, inputs, outputs: vec![], cancel, trace: None }, drop);
+        let (shelf, _asked) = Shelf::of(&["used", "other", "unused"], &engine);
+        let left = || lock(&shelf.kept).clone();
+        let shared = engine.shared();
+        assert!(shared.spare_room(""));
+        assert_eq!(left(), ["used", "unused"]);
+        assert!(shared.make_room("") && !shared.spare_room(""));
+        assert_eq!(left(), ["used"], "the process's own needs do not cost it");
+        assert!(shared.make_room("") && !shared.make_room(""));
+        assert!(left().is_empty());
+    }
+
+    /// A tokenizer whose load did not fit while passes ran was refused with 503, although a moment
+    /// later it would have fitted. Who has left, and what never fits, waits for nothing.
+    #[test]
+    fn what_fits_an_idle_daemon_waits_for_room() {
+        let store = tempfile::tempdir().unwrap();
+        let engine = engine(&store);
+        let (_shelf, asked) = Shelf::of(&[], &engine);
+        let ledger = Arc::clone(engine.ledger());
+        let held = ledger.try_grant(Category::Activations, ledger.free_bytes() - MIB).unwrap();
+        let mut grant = ledger.try_grant(Category::Tokenizer, MIB).unwrap();
+        let never = Cancel::new();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                asked.recv().unwrap();
+                drop(held);
+            });
+            engine.enlarge_in_time(&mut grant, 2 * MIB, 0, &never).unwrap();
+        });
+        let left = Cancel::new();
+        left.cancel();
+        let _held = ledger.try_grant(Category::Activations, ledger.free_bytes()).unwrap();
+        let refused = engine.enlarge_in_time(&mut grant, 3 * MIB, 0, &left).unwrap_err();
+        assert!(refused.can_fit());
+        let refused = engine.enlarge_in_time(&mut grant, 257 * MIB, 0, &never).unwrap_err();
+        assert!(!refused.can_fit());
     }
 }

@@ -309,6 +309,18 @@ impl Engine {
     pub fn pinned_bytes(&self) -> u64 {
         self.0.ledger.held_bytes(Category::Pins)
     }
+    /// The same for somebody who can wait, unless `cancel` is: what does not fit now, and would in
+    /// an idle daemon, waits for what others give back before anything in use gives way.
+    pub fn enlarge_in_time(
+        &self,
+        grant: &mut Grant,
+        bytes: u64,
+        own_bytes: u64,
+        cancel: &Cancel,
+    ) -> Result<(), OverBudget> {
+        self.0.enlarge_in_time(grant, bytes, own_bytes, cancel)
+    }
+
 
     /// Changes the budget. Where it is smaller, pins go at once and the rest when what runs has
     /// ended; nothing more is granted above it. Models are planned anew before the next pass.

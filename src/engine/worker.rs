@@ -11,6 +11,7 @@ use super::planning::Leisure;
 use super::pressure::Pressure;
 use super::rehearsal::rehearsed;
 use super::request::{Answer, Cancel, PassStats, Reply};
+use super::room::Wait;
 use super::service::{REQUEST_BYTES, Shared, window_for};
 use super::stats::Counters;
 use crate::graph::{Array, Kernels};
@@ -44,6 +45,10 @@ const LOST_BYTES: u64 = 4 << 20;
 
 /// Steps of what the process's share is settled to.
 const SETTLED_BYTES: u64 = 256 << 10;
+
+/// Longest wait of the engine's thread for what requests and tokenizers will give back: nobody is
+/// served meanwhile.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Share of what is free that a pass may take to keep freed tensors in; the rest is for whoever
 /// comes meanwhile.
@@ -282,7 +287,8 @@ impl Worker {
     }
 
     /// Holds the process's share of the ledger against what the kernel says: what is resident and
-    /// held for nothing else counts as the process's, and what a pass adds to it; others give way.
+    /// held for nothing else counts as the process's, and what a pass adds to it; what nobody uses
+    /// gives way.
     fn settle(&mut self, shared: &Shared) {
         // Where the program does not count, what is resident may be anybody's.
         if heap::live_bytes() == 0 {
@@ -296,7 +302,7 @@ impl Worker {
         let lost_bytes = lost_bytes.next_multiple_of(SETTLED_BYTES);
         let wanted = self.process_bytes.max(lost_bytes + LOST_BYTES);
         while self.process.resize(wanted).is_err() {
-            if !shared.make_room("") {
+            if !shared.spare_room("") {
                 log::debug!("{lost_bytes} bytes are held for nothing else, {wanted} have no room");
                 let there = self.process.bytes() + shared.ledger.free_bytes();
                 let _ = self.process.resize(there.min(wanted));
@@ -377,7 +383,8 @@ impl Worker {
     }
 
     /// A grant for the first request of a pass, which holds `own_bytes` with its model; whatever
-    /// can give way does before it is refused, at last the window but for its smallest.
+    /// can give way does before it is refused: what nobody uses, the window but for its smallest,
+    /// what is missed soonest. Then others have a moment to give back what they hold.
     fn grant_alone(
         let rows = given.arrange().map_err(Refusal::Error)?;
         &mut self,
@@ -387,21 +394,33 @@ impl Worker {
         own_bytes: u64,
     ) -> Result<Grant, EngineError> {
         loop {
+        let mut wait = Wait::new(PATIENCE);
+        let smallest_bytes = model.playing().largest_unit_bytes;
             let refused = match shared.ledger.try_grant(Category::Activations, bytes) {
+            let returns = shared.ledger.returns();
+            let window_bytes = self.window.bytes();
                 Ok(grant) => return Ok(grant),
-                Err(refused) => refused,
+                Err(refused) => {
+                    let beside = refused.beside(own_bytes);
+                    beside.without(window_bytes.saturating_sub(smallest_bytes))
+                }
             };
-            if shared.make_room(model.name()) {
+            // What never fits costs nobody anything.
+            if !refused.can_fit() {
+                return Err(refused.into());
+            }
+            if shared.spare_room(model.name()) {
                 continue;
             }
-        cancel: &Cancel,
-            let smallest = model.playing().largest_unit_bytes;
-            if self.window.bytes() <= smallest {
-                return Err(refused.beside(own_bytes).into());
+            if window_bytes > smallest_bytes {
+                self.slots.keep_within(0);
+                // Shrinking is always granted.
+                let _ = self.window.resize(smallest_bytes);
+            } else if !shared.make_room(model.name())
+                && !wait.goes_on(shared, &refused, returns, cancel)
+            {
+                return Err(refused.into());
             }
-            self.slots.keep_within(0);
-            // Shrinking is always granted.
-            let _ = self.window.resize(smallest);
         }
     }
 
@@ -571,12 +590,15 @@ impl Worker {
             return Err(too_small(wanted_bytes));
         }
         while self.window.resize(wanted_bytes).is_err() {
-            if shared.make_room(model.name()) {
+            if shared.spare_room(model.name()) {
                 continue;
             }
             let there = self.window.bytes() + shared.ledger.free_bytes();
             if there < largest_unit_bytes {
                 return Err(too_small(there));
+                if shared.make_room(model.name()) {
+                    continue;
+                }
             }
             // Others may take some of it meanwhile: then it is tried again.
             if self.window.resize(there.min(wanted_bytes)).is_ok() {
