@@ -13,8 +13,8 @@ use crate::plan::{Plan, Profile};
 use crate::store::manifest::{Batch, Dim, MAX_ROWS, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
+use crate::sys::heap;
 use crate::sys::lock::lock;
-use crate::sys::{heap, memory};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -61,6 +61,8 @@ pub(super) struct Terms<'a> {
     pub idle_bytes: u64,
     /// What importing its graph took when it was tried.
     pub rehearsed_bytes: Option<u64>,
+    /// Heap that its manifest holds.
+    pub manifest_bytes: u64,
     pub ledger: &'a Arc<Ledger>,
 }
 
@@ -191,28 +193,22 @@ impl Model {
         let variant = pick_variant(manifest, variant)?;
         let expected = loading_bytes(manifest, rehearsed_bytes);
         let mut grant = ledger.try_grant(Category::Graph, expected.saturating_sub(idle_bytes))?;
-        heap::trim();
-        let anonymous_bytes = memory::process().anonymous_bytes;
-        let held = heap::live_bytes();
-        heap::reset_peak();
-        let imported = import(&dir)?;
-        check_ports(manifest, &imported)?;
-        let layers = 0..manifest.layers.len();
-        let files: Vec<LayerFile> =
-            layers.map(|layer| dir.open_layer(layer, &variant)).collect::<Result<_, _>>()?;
-        let tape = Tape::build(manifest, &files, &imported.uses)?;
-        let files = files.into_iter().map(|layer| (layer.path, layer.file)).collect();
-        let sources = Sources::open(files, disk, slots)?;
-        let lockstep = Lockstep::new(imported.plan);
-        let peak = heap::peak_bytes().saturating_sub(held);
-        log::debug!("loading held {peak} bytes at its peak, {expected} were expected");
-        heap::trim();
-        let heap_bytes = heap::live_bytes().saturating_sub(held);
-        // What is left of parsing lies between what is kept of it: whole pages are held, twice as
-        // many as are used.
-        let pages_bytes = memory::process().anonymous_bytes.saturating_sub(anonymous_bytes);
-        if heap_bytes > 0 {
-            grant.resize(heap_bytes.max(pages_bytes))?;
+        let (read, took) = heap::measured(|| {
+            let Imported { plan, uses, outputs, .. } = import_checked(&dir)?;
+            let layers = 0..manifest.layers.len();
+            let files: Vec<LayerFile> =
+                layers.map(|layer| dir.open_layer(layer, &variant)).collect::<Result<_, _>>()?;
+            let tape = Tape::build(manifest, &files, &uses)?;
+            let files = files.into_iter().map(|layer| (layer.path, layer.file)).collect();
+            let sources = Sources::open(files, disk, slots)?;
+            Ok::<_, EngineError>((Lockstep::new(plan), tape, sources, outputs))
+        });
+        let (lockstep, tape, sources, outputs) = read?;
+        let peak_bytes = took.heap.peak_bytes;
+        log::debug!("loading held {peak_bytes} bytes at its peak, {expected} were expected");
+        // Nothing is measured where the program does not count.
+        if took.heap.held_bytes > 0 {
+            grant.resize(took.resident_bytes() + terms.manifest_bytes)?;
         }
         let source = sources.by(base.source);
         let held: Vec<u64> = tape.blocks.iter().map(|block| source.held_bytes(block)).collect();
@@ -232,10 +228,10 @@ impl Model {
             doubt: Mutex::default(),
             given_up: Mutex::default(),
             inputs: manifest.given_inputs(),
-            outputs: imported.outputs,
+            outputs,
             failure: OnceLock::new(),
             used: AtomicU64::default(),
-            holes_bytes: grant.bytes().saturating_sub(heap_bytes),
+            holes_bytes: took.holes_bytes,
             graph: grant,
             dir,
         })
@@ -496,17 +492,15 @@ pub(super) fn pick_variant(
     })
 }
 
-/// Reads and imports the graph.
-fn import(dir: &ModelDir) -> Result<Imported, EngineError> {
-    let skeleton = dir.read_file(&dir.manifest.graph)?;
-    Ok(graph::import(skeleton, &dir.manifest.weights)?)
-}
-
-fn check_ports(manifest: &Manifest, imported: &Imported) -> Result<(), GraphError> {
+/// Reads and imports the graph, which has to have the manifest's inputs and outputs.
+fn import_checked(dir: &ModelDir) -> Result<Imported, EngineError> {
+    let manifest = &dir.manifest;
+    let imported = graph::import(dir.read_file(&manifest.graph)?, &manifest.weights)?;
     if manifest.inputs == imported.inputs && manifest.outputs == imported.outputs {
-        return Ok(());
+        return Ok(imported);
     }
-    Err(GraphError::Mismatch { what: "the model's inputs or outputs".to_string() })
+    let what = "the model's inputs or outputs".to_string();
+    Err(GraphError::Mismatch { what }.into())
 }
 
 /// Limit of an axis of an input.

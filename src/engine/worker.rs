@@ -686,10 +686,16 @@ impl Worker {
         // Loading may use the window's bytes.
         self.rest(shared);
         let loaded = loop {
-            match self.find(shared, name).and_then(|dir| self.try_load(shared, dir)) {
+        let mut wait = Wait::new(PATIENCE);
+            let returns = shared.ledger.returns();
+            let (found, took) = heap::metered(|| self.find(shared, name));
+            match found.and_then(|dir| self.try_load(shared, dir, took.held_bytes)) {
                 // Its own pins and graph are the last to go: it answers until then.
-                Err(EngineError::OverBudget(_))
-                    if shared.make_room(name) || unload(shared, name) => {}
+                Err(EngineError::OverBudget(refused))
+                    if refused.can_fit()
+                        && (shared.make_room(name)
+                            || unload(shared, name)
+                            || wait.goes_on(shared, &refused, returns, &Cancel::new())) => {}
                 loaded => break Arc::new(loaded?),
             }
         };
@@ -714,7 +720,12 @@ impl Worker {
         })
     }
 
-    fn try_load(&self, shared: &Shared, dir: ModelDir) -> Result<Model, EngineError> {
+    fn try_load(
+        &self,
+        shared: &Shared,
+        dir: ModelDir,
+        manifest_bytes: u64,
+    ) -> Result<Model, EngineError> {
         let Config { variant, disk, policy, .. } = &self.config;
         let serving = shared.store.serving(&dir.manifest.model)?;
         let rehearsed_bytes = rehearsed(shared, &dir, self.window.bytes())?;
@@ -727,6 +738,7 @@ impl Worker {
             idle_bytes: self.window.bytes(),
             rehearsed_bytes,
             ledger: &shared.ledger,
+            manifest_bytes,
         };
         let loaded =
             panics::caught(|| Model::load(dir, serving, &terms)).unwrap_or_else(|text| {
@@ -796,17 +808,6 @@ fn fail_unloaded(shared: &Shared, name: &str, refused: OverBudget) {
     });
     shared.inbox.put_back(waiting);
     fail_next(shared, name, refused.at_least(least_bytes).into());
-}
-
-/// The manifest of a model that is not loaded, where parsing it takes so little that the process has it
-/// to spare: what is needed is to be named where nothing is left to grant, too.
-fn small_manifest(shared: &Shared, name: &str) -> Option<Arc<Manifest>> {
-    const SPARE_BYTES: u64 = 256 << 10;
-    let parsing_bytes = shared.store.manifest_bytes(name).ok()?.saturating_mul(HEAP_BYTES_PER_BYTE);
-    if parsing_bytes > SPARE_BYTES {
-        return None;
-    }
-    shared.find(name).ok().map(|dir| dir.manifest)
 }
 
 fn fail_next(shared: &Shared, name: &str, error: EngineError) {

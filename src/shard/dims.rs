@@ -7,7 +7,7 @@ use crate::graph::dims::{self, OpenShape, Size};
 use crate::graph::skim::Skim;
 use crate::graph::{self, GraphError, Imported};
 use crate::store::manifest::{Batch, Dim, MAX_ROWS, Port, Weight};
-use crate::sys::{heap, memory};
+use crate::sys::heap;
 use anyhow::{Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -165,9 +165,7 @@ impl Settling<'_> {
         let mut notes = vec![];
         for _ in 0..ROUNDS {
             let skeleton = dims::settle(&self.skim.skeleton, &sizes).map_err(anyhow::Error::msg)?;
-            heap::trim();
-            let anonymous_bytes = memory::process().anonymous_bytes;
-            let (imported, took) = heap::metered(|| graph::import(&skeleton, self.weights));
+            let (imported, took) = heap::measured(|| graph::import(&skeleton, self.weights));
             let imported = match imported {
                 Ok(imported) => imported,
                 Err(error) => {
@@ -175,10 +173,7 @@ impl Settling<'_> {
                     continue;
                 }
             };
-            heap::trim();
-            // What parsing leaves between what is kept of it is held too.
-            let pages_bytes = memory::process().anonymous_bytes.saturating_sub(anonymous_bytes);
-            let (loading_bytes, graph_bytes) = (took.peak_bytes, took.held_bytes.max(pages_bytes));
+            let (loading_bytes, graph_bytes) = (took.heap.peak_bytes, took.resident_bytes());
             let lengths = self.trials.run(&imported, self.weights, &mut notes)?;
             let settled =
                 Settled { skeleton, imported, loading_bytes, graph_bytes, batch: None, notes };

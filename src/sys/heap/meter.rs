@@ -1,5 +1,7 @@
 //! What one piece of work takes of the heap, whatever other threads do meanwhile.
 
+use super::super::memory;
+use super::{live_bytes, trim};
 use std::cell::Cell;
 
 thread_local! {
@@ -27,6 +29,35 @@ pub fn metered<T>(work: impl FnOnce() -> T) -> (T, Metered) {
     let metered = Metered { held_bytes: above(HELD.get()), peak_bytes: above(PEAK.get()) };
     PEAK.set(outer_peak.max(PEAK.get()));
     (done, metered)
+}
+
+/// What some work left in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measured {
+    pub heap: Metered,
+    /// Bytes between those that it left allocated: whole pages are held, of which what parsing
+    /// leaves uses half.
+    pub holes_bytes: u64,
+}
+
+impl Measured {
+    /// Bytes that are resident for what the work left.
+    pub fn resident_bytes(&self) -> u64 {
+        self.heap.held_bytes + self.holes_bytes
+    }
+}
+
+/// As [`metered`], and by what the kernel says of the process; what other threads allocate or free
+/// meanwhile is left out as far as it is counted.
+pub fn measured<T>(work: impl FnOnce() -> T) -> (T, Measured) {
+    let look = || {
+        trim();
+        memory::process().anonymous_bytes.saturating_sub(live_bytes())
+    };
+    let before = look();
+    let (done, heap) = metered(work);
+    let holes_bytes = look().saturating_sub(before).min(heap.peak_bytes);
+    (done, Measured { heap, holes_bytes })
 }
 
 /// Counts on this thread; it neither allocates nor fails, at a thread's end neither.

@@ -4,7 +4,7 @@
 mod large;
 mod meter;
 
-pub use meter::{Metered, metered};
+pub use meter::{Measured, Metered, measured, metered};
 
 pub use large::LARGE_BYTES;
 
