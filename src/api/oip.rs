@@ -158,7 +158,7 @@ pub async fn run(
         Err(error) => Err(error),
     };
     // Text and tensors are there at once.
-    let least = || api.engine.least_budget_bytes(&manifest, 2 * length);
+    let least = || api.engine.least_budget_bytes(&manifest.model, Some(2 * length));
     let (mut asked, _grant) = parsed.map_err(|error| error.at_least(least))?;
     if let (true, Some(first)) = (asked.inputs.is_empty(), manifest.inputs.first()) {
         return Err(ApiError::invalid(format!(

@@ -67,11 +67,6 @@ impl Catalogue {
         Ok(manifest)
     }
 
-    /// Bytes that all of it holds.
-    pub fn held_bytes(&self) -> u64 {
-        lock(&self.0).values().map(|entry| entry.grant.bytes()).sum()
-    }
-
     /// Lets go what is known of a model.
     pub fn forget(&self, model: &str) {
         lock(&self.0).remove(model);

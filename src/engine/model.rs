@@ -104,11 +104,11 @@ const LEAST_BYTES_PER_FILE_BYTE: u64 = 4;
 /// What loading holds besides: the tape, the layer files' indexes.
 const LOADING_FIXED_BYTES: u64 = 1 << 20;
 
-/// Heap that loading a model is granted. What was measured where it was built is the same here but
-/// for a processor's own packing of the small weights; what a rehearsal took here is believed more.
-pub(super) fn loading_bytes(manifest: &Manifest, rehearsed_bytes: Option<u64>) -> u64 {
-    let file_bytes = manifest.graph.bytes;
-    let import_bytes = match manifest.loading_bytes.max(rehearsed_bytes) {
+/// Heap that loading a model with a graph of so many bytes is granted. What was measured where it was
+/// built is the same here but for a processor's own packing of the small weights; the largest of what
+/// was measured counts.
+pub(super) fn loading_bytes(file_bytes: u64, measured_bytes: Option<u64>) -> u64 {
+    let import_bytes = match measured_bytes {
         Some(bytes) => bytes
             .saturating_add(bytes / 16)
             .max(file_bytes.saturating_mul(LEAST_BYTES_PER_FILE_BYTE)),
@@ -122,8 +122,6 @@ pub(super) fn held_by_graph(graph_bytes: u64) -> u64 {
     graph_bytes.saturating_add(graph_bytes / 16).saturating_add(LOADING_FIXED_BYTES)
 }
 
-/// The longest size that an input's open dimensions are given.
-pub(super) fn longest_open(manifest: &Manifest, inputs: &[(String, Array)]) -> u64 {
 /// A request's inputs in the plan's order, checked.
 pub(super) struct Given<'a> {
     inputs: Vec<(&'a Port, &'a Array)>,
@@ -171,7 +169,9 @@ impl Given<'_> {
     }
 }
 
-    let sizes = manifest.inputs.iter().flat_map(|port| {
+/// The longest size that an input's open dimensions are given.
+pub(super) fn longest_open(ports: &[Port], inputs: &[(String, Array)]) -> u64 {
+    let sizes = ports.iter().flat_map(|port| {
         let given = inputs.iter().find(|(name, _)| *name == port.name);
         let shape = given.map_or(&[][..], |(_, array)| &array.shape);
         port.shape.iter().zip(shape).filter(|(dim, _)| matches!(dim, Dim::Symbol(_)))
@@ -187,11 +187,11 @@ impl Model {
         serving: Serving,
         terms: &Terms,
     ) -> Result<Model, EngineError> {
-        let Terms { variant, disk, policy, ref base, slots, idle_bytes, rehearsed_bytes, ledger } =
-            *terms;
+        let Terms { variant, disk, policy, ref base, slots, idle_bytes, ledger, .. } = *terms;
         let manifest = &dir.manifest;
         let variant = pick_variant(manifest, variant)?;
-        let expected = loading_bytes(manifest, rehearsed_bytes);
+        let measured_bytes = manifest.loading_bytes.max(terms.rehearsed_bytes);
+        let expected = loading_bytes(manifest.graph.bytes, measured_bytes);
         let mut grant = ledger.try_grant(Category::Graph, expected.saturating_sub(idle_bytes))?;
         let (read, took) = heap::measured(|| {
             let Imported { plan, uses, outputs, .. } = import_checked(&dir)?;

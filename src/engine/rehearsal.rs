@@ -8,7 +8,7 @@ use super::service::{Engine, Shared};
 use crate::graph::{self, Lockstep, progress};
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Rehearsal};
-use crate::stream::{Category, Grant};
+use crate::stream::Category;
 use crate::sys::child::{self, End, Limits};
 use crate::sys::heap;
 use crate::sys::lock::lock;
@@ -144,15 +144,10 @@ fn import(dir: &Path) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// What a copy may take for the version in `dir`: half as much again as it says that it takes.
-pub fn limits_for(dir: &ModelDir) -> Limits {
-    let expected = loading_bytes(&dir.manifest, None);
-    Limits { heap_bytes: expected.saturating_add(expected / 2), cpu_s: IMPORT_CPU_S }
-}
-
 impl Engine {
     /// Tries the import of a version that is about to be installed, and notes in its folder how
-    /// that went. Where the budget has no room for that now, it is left to the first load.
+    /// that went. Where the budget has no room for that once all has given way that can, it is left
+    /// to the first load.
     ///
     /// # Errors
     /// [`EngineError::Unfit`]; that there can be no copy.
@@ -161,12 +156,12 @@ impl Engine {
         if !shared.rehearses {
             return Ok(());
         }
-        match grant(shared, dir, 0) {
-            Ok(grant) => attempt(shared, dir, &grant, go_on).map(drop),
-            Err(error) => {
-                log::info!("the graph is tried when it is loaded: {error}");
+        match attempt(shared, dir, 0, || shared.make_room(""), go_on) {
+            Err(EngineError::OverBudget(refused)) => {
+                log::info!("the graph is tried when it is loaded: {refused}");
                 Ok(())
             }
+            tried => tried.map(drop),
         }
     }
 
@@ -179,7 +174,8 @@ impl Engine {
         lock(&shared.rehearsed).remove(&manifest.graph.checksum);
         let path = shared.store.model_path(&manifest.model)?.join(&manifest.version);
         let dir = ModelDir { path, manifest: Arc::clone(manifest) };
-        if let Some(Rehearsal::Refused { .. }) = Rehearsal::read(&dir) {
+        let known = Rehearsal::read(&dir.path, manifest.graph.checksum);
+        if let Some(Rehearsal::Refused { .. }) = known {
             Rehearsal::forget(&dir)?;
         }
         Ok(())
@@ -196,39 +192,69 @@ pub(super) fn rehearsed(
     if !shared.rehearses {
         return Ok(None);
     }
-    let known = Rehearsal::read(dir)
-        .or_else(|| lock(&shared.rehearsed).get(&dir.manifest.graph.checksum).cloned());
+    let graph = dir.manifest.graph.checksum;
+    let known =
+        Rehearsal::read(&dir.path, graph).or_else(|| lock(&shared.rehearsed).get(&graph).cloned());
     match known {
         Some(Rehearsal::Done { peak_bytes }) => Ok(Some(peak_bytes)),
         Some(Rehearsal::Refused { why }) => Err(unfit(dir, why)),
         None => {
-            let grant = grant(shared, dir, idle_bytes)?;
             let go_on = || {
                 // The watchdog sees that the engine moves.
                 shared.beat();
                 !shared.stopping.is_cancelled()
             };
-            attempt(shared, dir, &grant, go_on)
+            // Who loads makes room, and tries again.
+            attempt(shared, dir, idle_bytes, || false, go_on)
         }
     }
 }
 
-fn grant(shared: &Shared, dir: &ModelDir, idle_bytes: u64) -> Result<Grant, EngineError> {
-    let bytes = limits_for(dir).heap_bytes.saturating_add(COPY_BYTES);
-    Ok(shared.ledger.try_grant(Category::Graph, bytes.saturating_sub(idle_bytes))?)
+/// Bytes that trying a graph takes, where importing it takes so many.
+pub(super) fn trying_bytes(import_bytes: u64) -> u64 {
+    import_bytes.saturating_add(COPY_BYTES)
 }
 
+/// Tries the graph within half as much again as it is said to take; where the budget has no room for
+/// that, within what it is said to take, by which the smallest budget is named. A graph that takes
+/// more is no worse for that: it gets the rest, or is refused for want of memory and not for good.
 fn attempt(
     shared: &Shared,
     dir: &ModelDir,
-    _granted: &Grant,
-    go_on: impl FnMut() -> bool,
+    idle_bytes: u64,
+    make_room: impl Fn() -> bool,
+    mut go_on: impl FnMut() -> bool,
 ) -> Result<Option<u64>, EngineError> {
-    let trial =
-        rehearse(&dir.path, limits_for(dir), go_on).map_err(|error| match error.kind() {
+    let Manifest { graph, loading_bytes: measured_bytes, .. } = &*dir.manifest;
+    let expected_bytes = loading_bytes(graph.bytes, *measured_bytes);
+    let ample_bytes = expected_bytes.saturating_add(expected_bytes / 2);
+    let mut grant = shared.ledger.try_grant(Category::Graph, 0)?;
+    let mut hold = |heap_bytes| loop {
+        match grant.resize(trying_bytes(heap_bytes).saturating_sub(idle_bytes)) {
+            Err(_) if make_room() => {}
+            resized => break resized,
+        }
+    };
+    let mut try_within = |heap_bytes| {
+        let limits = Limits { heap_bytes, cpu_s: IMPORT_CPU_S };
+        rehearse(&dir.path, limits, &mut go_on).map_err(|error| match error.kind() {
             io::ErrorKind::Interrupted => EngineError::Cancelled,
             _ => EngineError::Thread(error),
-        })?;
+        })
+    };
+    let mut trial = match hold(ample_bytes) {
+        Ok(()) => try_within(ample_bytes)?,
+        Err(_) => {
+            hold(expected_bytes)?;
+            try_within(expected_bytes)?
+        }
+    };
+    if let Trial::Died(Death { end: End::OverMemory, limits, .. }) = &trial
+        && limits.heap_bytes < ample_bytes
+    {
+        hold(ample_bytes)?;
+        trial = try_within(ample_bytes)?;
+    }
     let outcome = match trial {
         Trial::Survived { peak_bytes: None } => return Ok(None),
         Trial::Survived { peak_bytes: Some(peak_bytes) } => Rehearsal::Done { peak_bytes },

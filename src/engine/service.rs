@@ -8,13 +8,14 @@ use super::inbox::{Control, Inbox, QUEUE_LIMIT, Waiting};
 use super::known::{Answered, Inquiry, Known};
 use super::model::{Model, held_by_graph, loading_bytes};
 use super::pressure::{Pressure, SharedPressure};
+use super::rehearsal::trying_bytes;
 use super::request::{Answer, Cancel, PassStats, Reply, Request};
 use super::room::{Keeper, Keepers};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::worker::Worker;
 use crate::plan::Profile;
 use crate::store::manifest::{Checksum, Manifest};
-use crate::store::{ModelDir, Rehearsal, Store, StoreError};
+use crate::store::{Demand, ModelDir, Rehearsal, Store, StoreError};
 use crate::stream::{Category, Grant, Ledger, OverBudget};
 use crate::sys::lock::lock;
 use crate::sys::threads::{self, Shortage};
@@ -100,8 +101,11 @@ impl Engine {
         let process = memory::process().resident_bytes + growth_bytes;
         let process = process.next_multiple_of(1 << 20);
         let window_bytes = config.window_bytes.unwrap_or(SMALLEST_WINDOW_BYTES);
-        let least_bytes = process + window_bytes + RESERVED_BYTES;
-        let least = |refused: OverBudget| refused.at_least(least_bytes);
+        let least_bytes = process + RESERVED_BYTES;
+        let least = |refused: OverBudget| {
+            let needed_bytes = needed_by_any(&store, config.tokens).max(window_bytes);
+            refused.at_least(least_bytes.saturating_add(needed_bytes))
+        };
         let process = ledger.try_grant(Category::Process, process).map_err(least)?;
         let window_bytes = config.window_bytes.unwrap_or_else(|| window_for(&ledger));
         let window = ledger.try_grant(Category::Window, window_bytes).map_err(least)?;
@@ -144,7 +148,13 @@ impl Engine {
             Some(loaded) if self.0.store.serving(model).ok().as_ref() == Some(&loaded.serving) => {
                 Ok(Arc::clone(&loaded.dir.manifest))
             }
-            _ => self.0.catalogue.manifest(&self.0, model),
+            _ => match self.0.catalogue.manifest(&self.0, model) {
+                Err(EngineError::OverBudget(refused)) => {
+                    let least_bytes = self.least_budget_bytes(model, None);
+                    Err(refused.at_least(least_bytes).into())
+                }
+                found => found,
+            },
         }
     }
 
@@ -274,9 +284,13 @@ impl Engine {
         &self.0.ledger
     }
 
-    /// The smallest budget in which a model serves a request whose inputs take so many bytes.
-    pub fn least_budget_bytes(&self, manifest: &Manifest, inputs_bytes: u64) -> u64 {
-        self.0.least_budget_bytes(manifest, inputs_bytes, EXPECTED_TOKENS)
+    /// The smallest budget in which a model serves a request whose inputs take so many bytes, or
+    /// those of the usual request.
+    pub fn least_budget_bytes(&self, model: &str, inputs_bytes: Option<u64>) -> u64 {
+        self.0.least_budget_bytes(model, |demand| {
+            let usual_bytes = demand.inputs_bytes(EXPECTED_TOKENS);
+            (inputs_bytes.unwrap_or(usual_bytes), EXPECTED_TOKENS)
+        })
     }
 
     /// A grant for somebody who holds `own_bytes` already and needs both at once; before it is
@@ -295,6 +309,18 @@ impl Engine {
         self.0.enlarge(grant, bytes, own_bytes)
     }
 
+    /// The same for somebody who can wait, unless `cancel` is: what does not fit now, and would in
+    /// an idle daemon, waits for what others give back before anything in use gives way.
+    pub fn enlarge_in_time(
+        &self,
+        grant: &mut Grant,
+        bytes: u64,
+        own_bytes: u64,
+        cancel: &Cancel,
+    ) -> Result<(), OverBudget> {
+        self.0.enlarge_in_time(grant, bytes, own_bytes, cancel)
+    }
+
     /// Has somebody else's things give way as models do, for as long as they are there.
     pub fn add_keeper(&self, keeper: Weak<dyn Keeper>) {
         self.0.keepers.add(keeper);
@@ -309,18 +335,6 @@ impl Engine {
     pub fn pinned_bytes(&self) -> u64 {
         self.0.ledger.held_bytes(Category::Pins)
     }
-    /// The same for somebody who can wait, unless `cancel` is: what does not fit now, and would in
-    /// an idle daemon, waits for what others give back before anything in use gives way.
-    pub fn enlarge_in_time(
-        &self,
-        grant: &mut Grant,
-        bytes: u64,
-        own_bytes: u64,
-        cancel: &Cancel,
-    ) -> Result<(), OverBudget> {
-        self.0.enlarge_in_time(grant, bytes, own_bytes, cancel)
-    }
-
 
     /// Changes the budget. Where it is smaller, pins go at once and the rest when what runs has
     /// ended; nothing more is granted above it. Models are planned anew before the next pass.
@@ -425,13 +439,15 @@ impl Shared {
         })
     }
 
-    /// The smallest budget in which a model that may not be loaded serves a request whose inputs
-    /// take so many bytes and whose longest open dimension has this length: all that is needed
-    /// until it is answered, as far as the manifest tells.
-    pub fn least_budget_bytes(&self, manifest: &Manifest, inputs_bytes: u64, length: u64) -> u64 {
-        // What is known of models that are not loaded is asked for before they are.
-        let idle_bytes = self.ledger.held_bytes(Category::Process) + self.catalogue.held_bytes();
-        idle_bytes.saturating_add(needed_bytes(manifest, inputs_bytes, length))
+    /// The smallest budget in which a model that may not be loaded serves a request: all that is
+    /// needed until it is answered, as far as the manifest tells; 0 where that cannot be read.
+    /// `request` says what its inputs take, and how long its longest open dimension is.
+    pub fn least_budget_bytes(&self, model: &str, request: impl Fn(&Demand) -> (u64, u64)) -> u64 {
+        self.store.demand(model).map_or(0, |demand| {
+            let (inputs_bytes, length) = request(&demand);
+            let process_bytes = self.ledger.held_bytes(Category::Process);
+            process_bytes.saturating_add(needed_bytes(&demand, inputs_bytes, length))
+        })
     }
 
     /// Bytes that nothing gives back while the loaded models stay, with the smallest window that
@@ -488,16 +504,33 @@ fn rehearse_threads(config: &Config) -> Result<(), EngineError> {
     })
 }
 
+/// What any model of a store takes to serve the usual request, where every open dimension has this
+/// length.
+fn needed_by_any(store: &Store, length: u64) -> u64 {
+    let models = store.models().unwrap_or_default();
+    let demands = models.iter().filter_map(|model| store.demand(model).ok());
+    let needed = demands.map(|demand| needed_bytes(&demand, demand.inputs_bytes(length), length));
+    needed.max().unwrap_or(0)
+}
+
+/// Heap that a parsed manifest holds for each byte of its text; measured on those of real models, 2 to
+/// 4.
+const MANIFEST_BYTES_PER_BYTE: u64 = 5;
+
 /// What serving a request takes beside the process itself, loading the model among it, where its
 /// inputs take so many bytes and its longest open dimension has this length.
-pub fn needed_bytes(manifest: &Manifest, inputs_bytes: u64, length: u64) -> u64 {
-    let needs = manifest.needs.as_ref();
+pub fn needed_bytes(demand: &Demand, inputs_bytes: u64, length: u64) -> u64 {
+    let needs = demand.needs.as_ref();
     let graph_bytes = held_by_graph(needs.map_or(0, |needs| needs.graph_bytes));
     let pass_bytes = needs.map_or(0, |needs| needs.pass_bytes(length));
     let serving = [SMALLEST_WINDOW_BYTES, graph_bytes, pass_bytes];
     let serving = serving.into_iter().fold(0, u64::saturating_add);
-    let own = inputs_bytes.saturating_add(REQUEST_BYTES);
-    own.saturating_add(serving.max(loading_bytes(manifest, None)))
+    let loading = loading_bytes(demand.graph.bytes, demand.loading_bytes);
+    let loading = if demand.is_tried { loading } else { trying_bytes(loading) };
+    // What is known of a model is kept beside it, once for those who ask and once for itself.
+    let manifest_bytes = demand.text_bytes.saturating_mul(2 * MANIFEST_BYTES_PER_BYTE);
+    let own = [inputs_bytes, REQUEST_BYTES, manifest_bytes];
+    own.into_iter().fold(serving.max(loading), u64::saturating_add)
 }
 
 /// The window that suits a budget: the default, or half of what is left where that is less.

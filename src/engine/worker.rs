@@ -17,7 +17,7 @@ use super::stats::Counters;
 use crate::graph::{Array, Kernels};
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
-use crate::store::manifest::{HEAP_BYTES_PER_BYTE, Manifest};
+use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::stream::{
     Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, OverBudget, Slots, Trace, Traversal,
 };
@@ -377,6 +377,7 @@ impl Worker {
                 grant.map_err(|_| Refusal::Later)?
             }
         };
+        let rows = given.arrange().map_err(Refusal::Error)?;
         let seat =
             |inputs| Seat { inputs, outputs: outputs.clone(), cancel: request.cancel.clone() };
         Ok((rows.into_iter().map(seat).collect(), together_bytes, grant))
@@ -386,19 +387,19 @@ impl Worker {
     /// can give way does before it is refused: what nobody uses, the window but for its smallest,
     /// what is missed soonest. Then others have a moment to give back what they hold.
     fn grant_alone(
-        let rows = given.arrange().map_err(Refusal::Error)?;
         &mut self,
         shared: &Shared,
         model: &Arc<Model>,
         bytes: u64,
         own_bytes: u64,
+        cancel: &Cancel,
     ) -> Result<Grant, EngineError> {
-        loop {
         let mut wait = Wait::new(PATIENCE);
         let smallest_bytes = model.playing().largest_unit_bytes;
-            let refused = match shared.ledger.try_grant(Category::Activations, bytes) {
+        loop {
             let returns = shared.ledger.returns();
             let window_bytes = self.window.bytes();
+            let refused = match shared.ledger.try_grant(Category::Activations, bytes) {
                 Ok(grant) => return Ok(grant),
                 Err(refused) => {
                     let beside = refused.beside(own_bytes);
@@ -595,10 +596,10 @@ impl Worker {
             }
             let there = self.window.bytes() + shared.ledger.free_bytes();
             if there < largest_unit_bytes {
-                return Err(too_small(there));
                 if shared.make_room(model.name()) {
                     continue;
                 }
+                return Err(too_small(there));
             }
             // Others may take some of it meanwhile: then it is tried again.
             if self.window.resize(there.min(wanted_bytes)).is_ok() {
@@ -685,8 +686,8 @@ impl Worker {
         let began = Instant::now();
         // Loading may use the window's bytes.
         self.rest(shared);
-        let loaded = loop {
         let mut wait = Wait::new(PATIENCE);
+        let loaded = loop {
             let returns = shared.ledger.returns();
             let (found, took) = heap::metered(|| self.find(shared, name));
             match found.and_then(|dir| self.try_load(shared, dir, took.held_bytes)) {
@@ -737,8 +738,8 @@ impl Worker {
             slots: &self.slots,
             idle_bytes: self.window.bytes(),
             rehearsed_bytes,
-            ledger: &shared.ledger,
             manifest_bytes,
+            ledger: &shared.ledger,
         };
         let loaded =
             panics::caught(|| Model::load(dir, serving, &terms)).unwrap_or_else(|text| {
@@ -800,11 +801,9 @@ fn unload(shared: &Shared, name: &str) -> bool {
 fn fail_unloaded(shared: &Shared, name: &str, refused: OverBudget) {
     let Some(waiting) = shared.inbox.pop(name) else { return };
     let inputs = &waiting.request.inputs;
-    let manifest = shared.catalogue.manifest(shared, name).ok();
-    let least_bytes = manifest.or_else(|| small_manifest(shared, name)).map_or(0, |manifest| {
+    let least_bytes = shared.least_budget_bytes(name, |demand| {
         let inputs_bytes = inputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
-        let length = longest_open(&manifest, inputs);
-        shared.least_budget_bytes(&manifest, inputs_bytes, length)
+        (inputs_bytes, longest_open(&demand.inputs, inputs))
     });
     shared.inbox.put_back(waiting);
     fail_next(shared, name, refused.at_least(least_bytes).into());

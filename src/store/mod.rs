@@ -5,6 +5,7 @@
 
 mod archive;
 mod batch;
+mod demand;
 mod dtype;
 mod error;
 mod folder;
@@ -20,6 +21,7 @@ mod verify;
 mod versions;
 
 pub use archive::{Archive, BUFFER_BYTES, Progress, Received, Verified};
+pub use demand::Demand;
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
 pub use folder::{ModelDir, Serving, Store, check_room};

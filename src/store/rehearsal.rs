@@ -30,13 +30,13 @@ pub enum Rehearsal {
 }
 
 impl Rehearsal {
-    /// What is known of the version in `dir`: nothing where its graph was not tried, or is another
-    /// one by now.
-    pub fn read(dir: &ModelDir) -> Option<Rehearsal> {
-        let bytes = read_whole(&dir.path.join(REHEARSAL_NAME), MAX_BYTES).ok()?;
+    /// What is known of the version in a folder: nothing where its graph, of that checksum, was not
+    /// tried, or was another one then.
+    pub fn read(version_path: &Path, graph: Checksum) -> Option<Rehearsal> {
+        let bytes = read_whole(&version_path.join(REHEARSAL_NAME), MAX_BYTES).ok()?;
         let text = String::from_utf8(bytes).ok()?;
         let (of, outcome) = text.split_once('\n')?;
-        if of != head(dir.manifest.graph.checksum) {
+        if of != head(graph) {
             return None;
         }
         let (word, rest) = outcome.split_once(' ')?;

@@ -4,9 +4,9 @@ use super::interrupt;
 use anyhow::Result;
 use hermes::engine::{PROCESS_BYTES, needed_bytes};
 use hermes::shard::Watch;
-use hermes::store::ModelDir;
 use hermes::store::layer_file::Layout;
 use hermes::store::manifest::{Dim, MAX_ROWS, Manifest};
+use hermes::store::{Demand, ModelDir};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::IsTerminal;
@@ -156,7 +156,9 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     }
     hermes::say!("graph    {:.1} MiB", mib(manifest.graph.bytes));
     tell_text(manifest, "");
-    budgets(manifest);
+    if let Ok(demand) = Demand::read(&dir.path) {
+        budgets(&demand);
+    }
     hermes::say!("\nlayers in tape order");
     for (index, layer) in manifest.layers.iter().enumerate() {
         hermes::say!("{index:3} {}", layer.name);
@@ -186,12 +188,13 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
 }
 
 /// The smallest budgets that would do, by the length of requests.
-fn budgets(manifest: &Manifest) {
+fn budgets(demand: &Demand) {
     const LENGTHS: [u64; 3] = [16, 128, 512];
-    let budget = |length| mib(PROCESS_BYTES + needed_bytes(manifest, 0, length)).ceil();
-    let is_open = manifest.inputs.iter().flat_map(|port| &port.shape);
+    let needed = |length| needed_bytes(demand, demand.inputs_bytes(length), length);
+    let budget = |length| mib(PROCESS_BYTES + needed(length)).ceil();
+    let is_open = demand.inputs.iter().flat_map(|port| &port.shape);
     match is_open.into_iter().any(|dim| matches!(dim, Dim::Symbol(_))) {
-        _ if manifest.needs.is_none() => {}
+        _ if demand.needs.is_none() => {}
         false => hermes::say!("budget   {} MiB would do", budget(1)),
         true => LENGTHS.iter().for_each(|length| {
             let budget = budget(*length);

@@ -1,0 +1,68 @@
+//! What serving a version takes, as far as its manifest says: read without the rest of it, so that
+//! what is needed can be named where there is no room for a manifest.
+
+use super::folder::read_whole;
+use super::manifest::{Dim, FileEntry, MANIFEST_NAME, Needs, Port};
+use super::{Rehearsal, StoreError};
+use serde::Deserialize;
+use std::path::Path;
+
+/// Limit of the manifests that are looked at for this; those of models of a hundred layers have a
+/// fifth of it.
+const MAX_BYTES: u64 = 512 << 10;
+
+/// What of a version bears on the memory that it takes.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Demand {
+    pub inputs: Vec<Port>,
+    pub graph: FileEntry,
+    /// Heap that importing the graph takes at its peak, where that is known.
+    #[serde(default)]
+    pub loading_bytes: Option<u64>,
+    #[serde(default)]
+    pub needs: Option<Needs>,
+    /// Bytes of the manifest's text.
+    #[serde(skip)]
+    pub text_bytes: u64,
+    /// Whether it is known how importing the graph went.
+    #[serde(skip)]
+    pub is_tried: bool,
+}
+
+impl Demand {
+    /// Reads it from the folder of a version.
+    ///
+    /// # Errors
+    /// The system's, or a manifest that is too long or none.
+    pub fn read(version_path: &Path) -> Result<Demand, StoreError> {
+        let path = version_path.join(MANIFEST_NAME);
+        let text = read_whole(&path, MAX_BYTES)?;
+        let parsed = serde_json::from_slice(&text);
+        let demand: Demand =
+            parsed.map_err(|error| StoreError::corrupt(&path, error.to_string()))?;
+        let known = Rehearsal::read(version_path, demand.graph.checksum);
+        let rehearsed_bytes = match known {
+            Some(Rehearsal::Done { peak_bytes }) => Some(peak_bytes),
+            _ => None,
+        };
+        Ok(Demand {
+            loading_bytes: demand.loading_bytes.max(rehearsed_bytes),
+            text_bytes: text.len() as u64,
+            is_tried: rehearsed_bytes.is_some(),
+            ..demand
+        })
+    }
+
+    /// Bytes of a request's tensors whose open dimensions all have this length.
+    pub fn inputs_bytes(&self, length: u64) -> u64 {
+        let size = |dim: &Dim| match dim {
+            Dim::Fixed(size) => *size,
+            Dim::Symbol(_) => length,
+        };
+        let bytes = |port: &Port| {
+            let element_bytes = port.dtype.size() as u64;
+            port.shape.iter().fold(element_bytes, |bytes, dim| bytes.saturating_mul(size(dim)))
+        };
+        self.inputs.iter().map(bytes).fold(0, u64::saturating_add)
+    }
+}
