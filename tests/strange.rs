@@ -156,10 +156,10 @@ fn a_graph_is_tried_once() {
     small_store::write(store.path(), small_store::linear());
     let folder = tempfile::tempdir().unwrap();
     let dir = Store::open(store.path()).unwrap().current("linear").unwrap();
-    assert_eq!(Rehearsal::read(&dir), None);
+    assert_eq!(Rehearsal::read(&dir.path, dir.manifest.graph.checksum), None);
     let mut daemon = board(store.path(), folder.path());
     check_alive(&daemon);
-    let known = Rehearsal::read(&dir).unwrap();
+    let known = Rehearsal::read(&dir.path, dir.manifest.graph.checksum).unwrap();
     assert!(matches!(known, Rehearsal::Done { peak_bytes } if peak_bytes > 1000), "{known:?}");
     daemon.signal("-KILL");
     daemon.wait();
@@ -173,7 +173,7 @@ fn a_graph_is_tried_once() {
     assert!(reply["error"].as_str().unwrap().contains("on a whim"), "{reply}");
     assert_eq!(daemon.post("/v2/repository/models/linear/load", "").0, 200);
     check_alive(&daemon);
-    assert_eq!(Rehearsal::read(&dir), Some(known));
+    assert_eq!(Rehearsal::read(&dir.path, dir.manifest.graph.checksum), Some(known));
 }
 
 #[test]
