@@ -3,7 +3,7 @@
 //! the ledger ends where it began.
 
 use super::daemon::Daemon;
-use super::soak::Arguments;
+use super::soak::{Arguments, REST};
 use super::synth::random::split_mix;
 use super::wrong::{self, Wrong};
 use anyhow::{Context, Result, bail, ensure};
@@ -349,7 +349,7 @@ fn at_rest(client: &Client) -> Result<BTreeMap<String, u64>> {
         let is_at_rest = scrape.sum("hermes_connections") <= 1.0
             && scrape.sum("hermes_waiting_requests") == 0.0
             && scrape.of("hermes_ledger_bytes", "category", "activations") == 0.0;
-        if is_at_rest {
+        if is_at_rest && began.elapsed() >= REST {
             let held = |name: &&str| {
                 let bytes = scrape.of("hermes_ledger_bytes", "category", name);
                 ((*name).to_owned(), bytes as u64)

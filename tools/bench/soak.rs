@@ -50,7 +50,7 @@ pub struct Arguments {
 }
 
 /// Time after which the daemon is at rest.
-const REST: Duration = Duration::from_secs(1);
+pub const REST: Duration = Duration::from_secs(1);
 
 /// What a client does with a request.
 enum Manner {
