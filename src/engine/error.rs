@@ -1,4 +1,4 @@
-use crate::graph::GraphError;
+use crate::graph::{AtNode, GraphError};
 use crate::plan::PlanError;
 use crate::store::StoreError;
 use crate::stream::{OverBudget, StreamError};
@@ -25,6 +25,9 @@ pub enum EngineError {
     /// The budget does not suffice.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
+    /// The budget does not suffice for what a request's values ask of a node.
+    #[error("{node} makes something whose size the request's values decide: {refused}")]
+    Decided { node: AtNode, refused: OverBudget },
     /// Less than what cannot be given back.
     #[error(
         "a budget of {budget_bytes} bytes is too small: the process, loaded graphs and the smallest window take {least_bytes}\n\
@@ -126,8 +129,12 @@ impl EngineError {
             EngineError::NotMeasured { .. } | EngineError::NotMeasurable { .. } => {
                 ErrorKind::Conflict
             }
-            EngineError::OverBudget(refused) if refused.can_fit() => ErrorKind::Unavailable,
-            EngineError::OverBudget(_) => ErrorKind::TooLarge,
+            EngineError::OverBudget(refused) | EngineError::Decided { refused, .. } => {
+                match refused.can_fit() {
+                    true => ErrorKind::Unavailable,
+                    false => ErrorKind::TooLarge,
+                }
+            }
             EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {
                 ErrorKind::Cancelled
             }

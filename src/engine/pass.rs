@@ -7,10 +7,13 @@ use super::tape::{Stretch, Table};
 use crate::codec::Codec;
 use crate::graph::{Array, AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
 use crate::store::layer_file::open_row;
-use crate::stream::{Flow, StreamError, Trace, Traversal, What};
+use crate::stream::{
+    Category, Flow, Grant, Ledger, OverBudget, StreamError, Trace, Traversal, What,
+};
+use crate::sys::lock::lock;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use tract_core::internal::*;
 
 /// Bytes of table rows that one read may take.
@@ -23,6 +26,9 @@ struct PassFeed {
     kernels: Arc<Kernels>,
     cancels: Vec<Cancel>,
     stopping: Cancel,
+    ledger: Arc<Ledger>,
+    /// What was asked for on the way.
+    grown: Mutex<Vec<Grant>>,
 }
 
 impl PassFeed {
@@ -101,6 +107,17 @@ impl Feed for PassFeed {
     fn kernels(&self) -> &Kernels {
         &self.kernels
     }
+
+    fn grow(&self, bytes: u64) -> TractResult<()> {
+        let grant = self.ledger.try_grant(Category::Activations, bytes);
+        // Who has the pass to itself needs this beside all that it computes with.
+        let own_bytes = match &*self.cancels {
+            [_] => self.model.graph_bytes() + self.ledger.held_bytes(Category::Activations),
+            _ => 0,
+        };
+        lock(&self.grown).push(grant.map_err(|refused| refused.beside(own_bytes))?);
+        Ok(())
+    }
 }
 
 /// Cuts `rows` into runs of equal or following rows of one block, each to be read at once: the
@@ -137,6 +154,7 @@ pub struct Pass {
     pub model: Arc<Model>,
     pub flow: Traversal,
     pub kernels: Arc<Kernels>,
+    pub ledger: Arc<Ledger>,
     /// Ends the whole pass.
     pub stopping: Cancel,
     pub trace: Option<Arc<Trace>>,
@@ -177,6 +195,8 @@ impl Pass {
             kernels: Arc::clone(&self.kernels),
             cancels: cancels.to_vec(),
             stopping: self.stopping.clone(),
+            ledger: Arc::clone(&self.ledger),
+            grown: Mutex::default(),
         }));
         let watch = |seat: usize| match cancels[seat].is_cancelled() {
             true => Err(StreamError::Cancelled.into()),
@@ -198,7 +218,11 @@ impl Pass {
         if let Some(failure) = self.flow.failure() {
             return failure.into();
         }
-        EngineError::Invalid(match (error.downcast_ref(), error.downcast_ref::<AtNode>()) {
+        let node = error.downcast_ref::<AtNode>();
+        if let (Some(refused), Some(node)) = (error.downcast_ref::<OverBudget>(), node) {
+            return EngineError::Decided { node: node.clone(), refused: *refused };
+        }
+        EngineError::Invalid(match (error.downcast_ref(), node) {
             (Some(index @ IndexOutOfRange { .. }), Some(node)) => {
                 format!("{node}: {index}: a token id or the length is too large")
             }

@@ -283,6 +283,7 @@ impl Worker {
             model: Arc::clone(model),
             flow,
             kernels: Arc::clone(&self.kernels),
+            ledger: Arc::clone(&shared.ledger),
             stopping: shared.stopping.clone(),
             trace: trace.cloned(),
             beats: Arc::clone(&shared.beats),

@@ -265,6 +265,7 @@ impl Worker {
             model,
             flow,
             kernels: Arc::clone(&self.kernels),
+            ledger: Arc::clone(&shared.ledger),
             stopping: shared.stopping.clone(),
             trace,
             beats: Arc::clone(&shared.beats),
@@ -484,11 +485,15 @@ impl Worker {
                 loader_cpu_us: counted.loader_cpu_us,
                 activation_bytes: grant.bytes(),
             };
-            // What was granted with the seat holds the outputs until they are taken.
-            let of =
-                |arrays: &Vec<Array>| arrays.iter().map(|array| array.bytes.len() as u64).sum();
-            let held_bytes: u64 = result.as_ref().map_or(0, of);
-            let _ = grant.resize(held_bytes.min(grant.bytes()));
+            // What was granted with the seat holds the outputs until they are taken; those whose sizes
+            // values decided may be more.
+            let result = result.and_then(|arrays| {
+                grant.resize(arrays.iter().map(|array| array.bytes.len() as u64).sum())?;
+                Ok(arrays)
+            });
+            if result.is_err() {
+                let _ = grant.resize(0);
+            }
             grant.turn_into(Category::Request);
             let counter = match &result {
                 Ok(_) => &counters.answered,

@@ -173,7 +173,7 @@ fn optimize(model: &mut TypedModel) -> TractResult<()> {
     declutter.passes.retain(|pass| !format!("{pass:?}").starts_with("FoldUniformMask"));
     declutter.optimize(model)?;
     replace_products(model);
-    check_ops(model);
+    check_ops(model)?;
     Optimizer::codegen().optimize(model)
 }
 

@@ -2,6 +2,8 @@
 
 use tract_core::internal::*;
 use tract_core::ops::einsum::EinSum;
+use tract_core::ops::logic::IfThenElse;
+use tract_core::ops::scan::Scan;
 
 /// Sums of products of 64-bit integers, which wrap as ONNX Runtime's do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -9,10 +11,15 @@ struct IntegerProduct {
     einsum: EinSum,
 }
 
-/// Puts them in the place of the products that tract would panic at.
+/// Puts them in the place of the products that tract would panic at, in bodies too.
 pub fn replace_products(model: &mut TypedModel) {
     for node in &mut model.nodes {
-        if let Some(einsum) = node.op_as::<EinSum>()
+        if let Some(scan) = node.op.downcast_mut::<Scan>() {
+            replace_products(&mut scan.body);
+        } else if let Some(branches) = node.op.downcast_mut::<IfThenElse>() {
+            replace_products(&mut branches.then_body);
+            replace_products(&mut branches.else_body);
+        } else if let Some(einsum) = node.op_as::<EinSum>()
             && einsum.operating_dt == i64::datum_type()
             && einsum.q_params.is_none()
         {

@@ -4,8 +4,9 @@
 //! node needs the tape, the block is leased once: a linear multiplies the columns of all requests
 //! side by side, a constant is assembled once and shared.
 
+use super::decided;
 use super::memory::{Footprint, Liveness};
-use super::ops::{Constant, Linear, TapeFeed};
+use super::ops::{Constant, Feed, Linear, TapeFeed};
 use super::sizes::Sizes;
 use crate::codec::PANEL_ROWS;
 use crate::sys::panics;
@@ -35,6 +36,10 @@ struct Seat {
     state: TypedSimpleState,
     /// What ended it early.
     ended: Option<TractError>,
+    /// Whether it has the pass to itself.
+    is_alone: bool,
+    /// What it has been granted to hold besides weights, once more had to be asked for.
+    granted_bytes: Option<u64>,
 }
 
 /// What every request comes to: its outputs, or why there are none.
@@ -86,8 +91,9 @@ impl Lockstep {
         watch: Watch,
         enter: &dyn Fn(&str) -> T,
     ) -> TractResult<Outcomes> {
-        let mut seats: Vec<Seat> =
-            requests.into_iter().map(|inputs| self.seat(feed, inputs)).collect();
+        let is_alone = requests.len() == 1;
+        let seat = |inputs| Seat { is_alone, ..self.seat(feed, inputs) };
+        let mut seats: Vec<Seat> = requests.into_iter().map(seat).collect();
         let walked = self.walk(feed, &mut seats, watch, enter);
         if seats.len() > 1 {
             rayon::broadcast(|_| self.forget());
@@ -136,12 +142,12 @@ impl Lockstep {
             Ok(mut state) => {
                 state.turn_state.shared.insert(feed.clone());
                 self.furnish(&mut state.turn_state);
-                Seat { state, ended: None }
+                Seat { state, ended: None, is_alone: true, granted_bytes: None }
             }
             Err(error) => {
                 // The state of no inputs: it is never evaluated.
                 let state = self.plan.spawn().expect("a plan that was loaded can be spawned");
-                Seat { state, ended: Some(error) }
+                Seat { state, ended: Some(error), is_alone: true, granted_bytes: None }
             }
         }
     }
@@ -170,7 +176,7 @@ impl Lockstep {
             let mut inputs = Vec::with_capacity(live.len());
             live.retain_mut(|seat| {
                 let input = seat.attempt(node, |seat| {
-                    let input = args_1!(seat.take_inputs(node, flush)?);
+                    let input = args_1!(seat.take_inputs(self, node, flush)?);
                     linear.check(&input).map(|()| input)
                 });
                 inputs.extend(input);
@@ -181,22 +187,22 @@ impl Lockstep {
             }
             let outputs = linear.eval_together(&*feed.0, inputs)?;
             for (seat, output) in live.iter_mut().zip(outputs) {
-                seat.store(node, tvec!(output.into_tvalue()));
+                seat.store(self, node, tvec!(output.into_tvalue()));
             }
             return Ok(());
         }
         if let Some(constant) = node.op_as::<Constant>() {
             let shared = constant.assemble(&*feed.0)?.into_tvalue();
             for seat in live {
-                seat.store(node, tvec!(shared.clone()));
+                seat.store(self, node, tvec!(shared.clone()));
             }
             return Ok(());
         }
         let elements: TVec<usize> = live.iter().map(|seat| seat.largest_input(node)).collect();
         match Spread::of(rayon::current_num_threads(), &elements) {
-            Spread::Within => live.iter_mut().for_each(|seat| seat.compute(node, flush)),
+            Spread::Within => live.iter_mut().for_each(|seat| seat.compute(self, node, flush)),
             Spread::Beside => {
-                live.par_iter_mut().for_each(|seat| seat.compute_beside(node, flush));
+                live.par_iter_mut().for_each(|seat| seat.compute_beside(self, node, flush));
             }
         }
         Ok(())
@@ -249,13 +255,13 @@ impl fmt::Display for AtNode {
 }
 
 impl Seat {
-    fn compute(&mut self, node: &TypedNode, flush: &[usize]) {
+    fn compute(&mut self, plan: &Lockstep, node: &TypedNode, flush: &[usize]) {
         let computed = self.attempt(node, |seat| {
-            let inputs = seat.take_inputs(node, flush)?;
+            let inputs = seat.take_inputs(plan, node, flush)?;
             seat.state.compute_one_with_inputs(node.id, inputs)
         });
         if computed.is_some() {
-            self.settle(node);
+            self.settle(plan, node);
         }
     }
 
@@ -265,17 +271,17 @@ impl Seat {
     /// Tract keeps scratch memory for a state in each thread that evaluates it, and lets go of that
     /// of the dropping thread alone; so all requests of a pass share what tract keeps for none, which
     /// is dropped in every thread at the pass's end, and an op's own state, a loop's, lives here.
-    fn compute_beside(&mut self, node: &TypedNode, flush: &[usize]) {
+    fn compute_beside(&mut self, plan: &Lockstep, node: &TypedNode, flush: &[usize]) {
         let computed = multithread_tract_scope(Executor::SingleThread, || {
             self.attempt(node, |seat| {
-                let inputs = seat.take_inputs(node, flush)?;
+                let inputs = seat.take_inputs(plan, node, flush)?;
                 let context = seat.state.turn_state.context(SessionId::NONE, node.id);
                 let mut op_state = node.op.state(&context)?;
                 tract_core::plan::eval(&context, op_state.as_deref_mut(), node, inputs)
             })
         });
         if let Some(values) = computed {
-            self.store(node, values);
+            self.store(plan, node, values);
         }
     }
 
@@ -300,46 +306,107 @@ impl Seat {
         node.inputs.iter().map(elements).max().unwrap_or(0)
     }
 
-    /// The node's inputs; what only they needed is let go.
-    fn take_inputs(&mut self, node: &TypedNode, flush: &[usize]) -> TractResult<TVec<TValue>> {
+    /// The node's inputs; what only they needed is let go, and what they make it hold is granted.
+    fn take_inputs(
+        &mut self,
+        plan: &Lockstep,
+        node: &TypedNode,
+        flush: &[usize],
+    ) -> TractResult<TVec<TValue>> {
         let mut inputs = self.state.prepare_inputs(node.id)?;
         for value in flush {
             self.state.turn_state.values[*value] = None;
         }
         bind_sizes(&mut inputs, &self.state.turn_state.resolved_symbols)?;
+        if node.op.mints_runtime_symbols() {
+            self.foresee(plan, node, &inputs)?;
+        }
         Ok(inputs)
     }
 
-    fn store(&mut self, node: &TypedNode, values: TVec<TValue>) {
-        self.state.turn_state.values[node.id] = Some(values);
-        self.settle(node);
+    /// Looks what the node will make of its inputs' values, before it allocates that.
+    fn foresee(&mut self, plan: &Lockstep, node: &TypedNode, inputs: &[TValue]) -> TractResult<()> {
+        let turn = &self.state.turn_state;
+        let mut bound = vec![];
+        for (dim, size) in decided::sizes(node, &turn.resolved_symbols, inputs)? {
+            match (dim.maybe_eval_to_i64(&turn.resolved_symbols), dim) {
+                (Some(known), _) => check_size(size, known)?,
+                (None, TDim::Sym(symbol)) => bound.push((symbol, size)),
+                _ => {}
+            }
+        }
+        let work_bytes = decided::work_bytes(node, inputs)?;
+        if work_bytes > 0 {
+            self.feed()?.grow(work_bytes)?;
+        }
+        self.bind(plan, bound)
     }
 
-    /// Ends the request where sizes that its values decide contradict what is known.
-    fn settle(&mut self, node: &TypedNode) {
-        if let Err(error) = self.resolve(node) {
+    /// Binds symbols that the inputs left open, and asks for what the pass will hold by these sizes.
+    fn bind(&mut self, plan: &Lockstep, bound: Vec<(Symbol, usize)>) -> TractResult<()> {
+        if bound.is_empty() {
+            return Ok(());
+        }
+        let mut symbols = self.state.turn_state.resolved_symbols.clone();
+        let bytes = |symbols: &SymbolValues| {
+            let footprint = plan.liveness.footprint_of(symbols);
+            if self.is_alone { footprint.alone_bytes } else { footprint.together_bytes }
+        };
+        let granted_bytes = self.granted_bytes.unwrap_or_else(|| bytes(&symbols));
+        bound.into_iter().for_each(|(symbol, size)| symbols.set(&symbol, size as i64));
+        let needed_bytes = bytes(&symbols);
+        if needed_bytes > granted_bytes {
+            self.feed()?.grow(needed_bytes - granted_bytes)?;
+        }
+        self.granted_bytes = Some(needed_bytes.max(granted_bytes));
+        self.state.turn_state.resolved_symbols = symbols;
+        Ok(())
+    }
+
+    fn feed(&self) -> TractResult<Arc<dyn Feed>> {
+        let feed = self.state.turn_state.shared.get::<TapeFeed>();
+        Ok(Arc::clone(&feed.context("the pass brought no tape")?.0))
+    }
+
+    fn store(&mut self, plan: &Lockstep, node: &TypedNode, values: TVec<TValue>) {
+        self.state.turn_state.values[node.id] = Some(values);
+        self.settle(plan, node);
+    }
+
+    /// Ends the request where sizes that its values decide contradict what is known, or are too much.
+    fn settle(&mut self, plan: &Lockstep, node: &TypedNode) {
+        if let Err(error) = self.resolve(plan, node) {
             self.end(error.context(AtNode::of(node)));
         }
     }
 
-    /// Binds symbols that the inputs left open, sizes that depend on data, to what was computed.
-    /// Where such a size is known otherwise it has to be that: what follows reads by it, unchecked.
-    fn resolve(&mut self, node: &TypedNode) -> TractResult<()> {
-        let turn = &mut self.state.turn_state;
+    /// Binds symbols that are still open, sizes that depend on data, to what was computed. Where such
+    /// a size is known otherwise it has to be that: what follows reads by it, unchecked.
+    fn resolve(&mut self, plan: &Lockstep, node: &TypedNode) -> TractResult<()> {
+        let turn = &self.state.turn_state;
         let Some(values) = &turn.values[node.id] else { return Ok(()) };
         let decides = node.op.mints_runtime_symbols() && !node.op_is::<OptScan>();
+        let mut bound: Vec<(Symbol, usize)> = vec![];
         for (outlet, value) in node.outputs.iter().zip(values) {
             for (dim, size) in outlet.fact.shape.iter().zip(value.shape()) {
-                if let TDim::Sym(symbol) = dim
-                    && turn.resolved_symbols.get(symbol).is_none()
-                {
-                    turn.resolved_symbols.set(symbol, *size as i64);
-                } else if decides && let Ok(known) = dim.eval(&turn.resolved_symbols).to_i64() {
-                    ensure!(known == *size as i64, "{size} elements where there are to be {known}");
+                match dim {
+                    TDim::Sym(symbol) if turn.resolved_symbols.get(symbol).is_none() => {
+                        match bound.iter().find(|(other, _)| other == symbol) {
+                            Some((_, known)) if decides => check_size(*size, *known as i64)?,
+                            Some(_) => {}
+                            None => bound.push((symbol.clone(), *size)),
+                        }
+                    }
+                    _ if decides => {
+                        if let Some(known) = dim.maybe_eval_to_i64(&turn.resolved_symbols) {
+                            check_size(*size, known)?;
+                        }
+                    }
+                    _ => {}
                 }
             }
         }
-        Ok(())
+        self.bind(plan, bound)
     }
 
     /// Ends the request and lets go of all it holds.
@@ -358,6 +425,11 @@ impl Seat {
             }
         }
     }
+}
+
+fn check_size(size: usize, known: i64) -> TractResult<()> {
+    ensure!(known == size as i64, "{size} elements where there are to be {known}");
+    Ok(())
 }
 
 /// Puts numbers in the place of sizes that constants leave open: not every op does so itself.

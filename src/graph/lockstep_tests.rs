@@ -6,14 +6,18 @@ use super::super::kernel::Kernels;
 use super::super::ops::{Feed, IndexOutOfRange, Lease};
 use super::*;
 use crate::codec::Codec;
-use tract_core::ops::array::{Gather, Range};
+use tract_core::ops::array::{Gather, MultiBroadcastTo, Range};
 use tract_core::ops::einsum::EinSum;
+use tract_core::ops::logic::IfThenElse;
 use tract_core::ops::math;
-use tract_core::ops::nn::{Softmax, SoftmaxKind};
+use tract_core::ops::nn::{Reduce, Reducer, Softmax, SoftmaxKind};
 use tract_linalg::multithread::set_threading_panel_threshold;
 
 /// Of compute threads.
 const CREWS: [usize; 4] = [1, 2, 4, 8];
+
+/// What a pass may take that its requests' shapes do not tell.
+const SPARE_BYTES: u64 = 64 << 20;
 
 /// The pass of a model that has no streamed weights.
 struct NoTape;
@@ -43,12 +47,17 @@ impl Feed for NoTape {
     fn kernels(&self) -> &Kernels {
         unreachable!("there is no weight")
     }
+
+    fn grow(&self, bytes: u64) -> TractResult<()> {
+        ensure!(bytes <= SPARE_BYTES, "{bytes} of {SPARE_BYTES} bytes");
+        Ok(())
+    }
 }
 
 /// A plan of `model`, as an importer makes it.
 fn lockstep(model: TypedModel) -> Lockstep {
     let mut model = model.into_decluttered().unwrap();
-    check_ops(&mut model);
+    check_ops(&mut model).unwrap();
     Lockstep::new(TypedSimplePlan::new(model.into_optimized().unwrap()).unwrap())
 }
 
@@ -216,5 +225,91 @@ fn a_model_without_inputs_is_computed() {
         for outcome in outcomes {
             assert_eq!(*outcome.unwrap()[0], tensor1(&[1.0f32, 2.0]));
         }
+    }
+}
+
+/// `n` numbers in `n` rows, summed: a request of eight bytes decides the size.
+fn squares() -> TypedModel {
+    let mut model = TypedModel::default();
+    let size = model.symbols.sym("size").to_dim();
+    let n = model.add_source("n", i64::datum_type().scalar_fact()).unwrap();
+    let [start, step] =
+        [0i64, 1].map(|value| model.add_const(format!("from.{value}"), tensor0(value)).unwrap());
+    let row = model.wire_node("row", Range::new(size.clone()), &[start, n, step]).unwrap();
+    let row = model.wire_node("wide", AxisOp::Add(0), &row).unwrap();
+    let shape = tvec![size.clone(), size].into();
+    let rows = model.wire_node("rows", MultiBroadcastTo::new(shape), &row).unwrap();
+    let sum = model.wire_node("sum", Reduce::new(tvec![0, 1], Reducer::Sum), &rows).unwrap();
+    model.select_output_outlets(&sum).unwrap();
+    model
+}
+
+/// Sizes that data decide once counted as nothing: eight bytes of a request made a pass allocate
+/// what they liked, and the kernel ended the daemon.
+#[test]
+fn what_values_decide_is_granted_before_it_is_allocated() {
+    let plain = lockstep(squares());
+    let mut branches = TypedModel::default();
+    let is_so = branches.add_source("is_so", bool::datum_type().scalar_fact()).unwrap();
+    let n = branches.add_source("n", i64::datum_type().scalar_fact()).unwrap();
+    let op = IfThenElse {
+        then_body: squares(),
+        then_input_mapping: vec![1],
+        else_body: squares(),
+        else_input_mapping: vec![1],
+    };
+    let either = branches.wire_node("either", op, &[is_so, n]).unwrap();
+    branches.select_output_outlets(&either).unwrap();
+    let branches = lockstep(branches);
+    let asked = [3, 10_000_000_000, 100, 1 << 14, 0, i64::MAX, -5];
+    for threads in CREWS {
+        for (lockstep, is_branch) in [(&plain, false), (&branches, true)] {
+            let ask = |n: i64| {
+                let so = is_branch.then(|| tensor0(n % 2 == 0).into_tvalue());
+                so.into_iter().chain([tensor0(n).into_tvalue()]).collect()
+            };
+            let outcomes = run(lockstep, threads, &asked.map(ask));
+            for (n, outcome) in asked.into_iter().zip(outcomes) {
+                match outcome {
+                    Ok(found) => {
+                        let n = n.max(0);
+                        assert_eq!(*found[0], tensor2(&[[n * n * (n - 1) / 2]]), "{n}");
+                    }
+                    Err(error) => {
+                        assert!(n > 1000, "{n}: {error:#}");
+                        assert!(error.is::<AtNode>(), "{n}: {error:#}");
+                    }
+                }
+            }
+            let large = run(lockstep, threads, &[1 << 14, 1 << 40].map(ask));
+            assert!(large.iter().all(Result::is_err), "{threads} threads");
+        }
+    }
+}
+
+#[test]
+fn branches_are_checked_too() {
+    let mut body = TypedModel::default();
+    let index = body.add_source("index", i64::datum_type().fact([1])).unwrap();
+    let table = body.add_const("table", tensor1(&[1i64, 2, 3])).unwrap();
+    let row = body.wire_node("row", Gather::new(0), &[table, index]).unwrap();
+    body.select_output_outlets(&row).unwrap();
+    let op = IfThenElse {
+        then_body: body.clone(),
+        then_input_mapping: vec![1],
+        else_body: body,
+        else_input_mapping: vec![1],
+    };
+    let mut model = TypedModel::default();
+    let is_so = model.add_source("is_so", bool::datum_type().scalar_fact()).unwrap();
+    let index = model.add_source("index", i64::datum_type().fact([1])).unwrap();
+    let y = model.wire_node("y", op, &[is_so, index]).unwrap();
+    model.select_output_outlets(&y).unwrap();
+    let lockstep = lockstep(model);
+    for is_so in [true, false] {
+        let ask = |index: i64| tvec![tensor0(is_so).into_tvalue(), tensor1(&[index]).into_tvalue()];
+        let outcomes = run(&lockstep, 2, &[2, 3].map(ask));
+        assert_eq!(*outcomes[0].as_ref().unwrap()[0], tensor1(&[3i64]));
+        assert!(outcomes[1].as_ref().unwrap_err().is::<IndexOutOfRange>());
     }
 }

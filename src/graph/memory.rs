@@ -96,6 +96,9 @@ pub struct Liveness {
     state_bytes: u64,
 }
 
+/// More bytes than any machine has, few enough to add up those of a plan's values.
+const MOST_BYTES: u64 = 1 << 44;
+
 /// A node's place in a request's state.
 const PLACE_BYTES: usize =
     size_of::<Option<TVec<TValue>>>() + size_of::<Option<Box<dyn OpState>>>();
@@ -156,7 +159,8 @@ impl Liveness {
         self.footprint_of(&symbols)
     }
 
-    fn footprint_of(&self, symbols: &SymbolValues) -> Footprint {
+    /// What a pass will hold where the symbols stand for these sizes.
+    pub fn footprint_of(&self, symbols: &SymbolValues) -> Footprint {
         // What lies between an allocation's size and what is mapped for it is an eighth at most.
         let taken = |bytes: u64| bytes.saturating_add(bytes / 8).saturating_add(VALUE_BYTES);
         let sizes: Vec<u64> =
@@ -198,7 +202,13 @@ impl Liveness {
     }
 }
 
-/// A size in bytes; what the symbols do not decide (data-dependent shapes) counts as nothing.
+/// A size in bytes. What the symbols do not decide yet, since values will, counts as nothing: it is
+/// asked for once it is known (`lockstep`).
 fn bytes_of(size: &TDim, symbols: &SymbolValues) -> u64 {
-    size.eval(symbols).to_i64().ok().and_then(|v| u64::try_from(v).ok()).unwrap_or(0)
+    match size.maybe_eval_to_i64(symbols) {
+        Some(bytes) => u64::try_from(bytes).unwrap_or(0).min(MOST_BYTES),
+        // It overflows.
+        None if size.symbols().iter().all(|symbol| symbols.get(symbol).is_some()) => MOST_BYTES,
+        None => 0,
+    }
 }

@@ -6,9 +6,11 @@
 
 mod array;
 mod bounds;
+mod branches;
 mod builders;
 mod check;
 mod checked;
+mod decided;
 pub mod dims;
 mod error;
 mod import;

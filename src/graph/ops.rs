@@ -29,6 +29,11 @@ pub trait Feed: Send + Sync {
 
     /// The kernels of this processor.
     fn kernels(&self) -> &Kernels;
+
+    /// Asks for so many bytes more than the requests' shapes told, for values whose sizes other
+    /// values decide: before they are allocated, and until the pass ends. An error ends the request
+    /// that asks.
+    fn grow(&self, bytes: u64) -> TractResult<()>;
 }
 
 /// The borrow of one block: dropping it lets the block's memory go.

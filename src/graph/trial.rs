@@ -66,6 +66,23 @@ impl std::fmt::Display for OutOfPatience {
 
 impl std::error::Error for OutOfPatience {}
 
+/// Bytes of a value whose size the made-up inputs decide, at most.
+const GROWN_BYTES: u64 = 1 << 30;
+
+/// What made-up inputs ask for.
+#[derive(Debug)]
+struct TooLarge {
+    bytes: u64,
+}
+
+impl std::fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "it takes {} bytes by the values of made-up inputs", self.bytes)
+    }
+}
+
+impl std::error::Error for TooLarge {}
+
 impl Trial {
     /// Prepares a plan; weights that are not of floats come through `read`.
     pub fn new(imported: &Imported, weights: &[Weight], read: Arc<ReadWeight>) -> Trial {
@@ -125,7 +142,7 @@ impl Trial {
 
 /// Whether an error tells of the made-up inputs rather than of the graph.
 fn is_no_fault(error: &TractError) -> bool {
-    error.is::<IndexOutOfRange>() || error.is::<OutOfPatience>()
+    error.is::<IndexOutOfRange>() || error.is::<OutOfPatience>() || error.is::<TooLarge>()
 }
 
 fn tensor((dtype, shape, bytes): &Given) -> TractResult<TValue> {
@@ -281,5 +298,12 @@ impl Feed for StandIn {
 
     fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    fn grow(&self, bytes: u64) -> TractResult<()> {
+        match bytes > GROWN_BYTES {
+            true => Err(TractError::new(TooLarge { bytes })),
+            false => Ok(()),
+        }
     }
 }
