@@ -170,7 +170,9 @@ impl Pass {
             seats.iter().map(|seat| self.model.empty_axis(&seat.inputs)).collect();
         let (inputs, outputs): (Vec<_>, Vec<_>) =
             seats.into_iter().map(|seat| (seat.inputs, seat.outputs)).unzip();
-        let outcomes = self.evaluate(inputs, &cancels);
+        // What was asked for on the way is held until all outputs are copied.
+        let feed = self.feed(&cancels);
+        let outcomes = self.evaluate(&feed, inputs, &cancels);
         // Nothing is told of what was computed with bytes that were lost or changed meanwhile.
         match self.flow.confirm().map_err(TractError::from).and(outcomes) {
             Ok(outcomes) => outcomes
@@ -188,8 +190,8 @@ impl Pass {
         }
     }
 
-    fn evaluate(&self, inputs: Vec<TVec<TValue>>, cancels: &[Cancel]) -> TractResult<Outcomes> {
-        let feed = TapeFeed(Arc::new(PassFeed {
+    fn feed(&self, cancels: &[Cancel]) -> TapeFeed {
+        TapeFeed(Arc::new(PassFeed {
             model: Arc::clone(&self.model),
             flow: Arc::clone(&self.flow),
             kernels: Arc::clone(&self.kernels),
@@ -197,7 +199,15 @@ impl Pass {
             stopping: self.stopping.clone(),
             ledger: Arc::clone(&self.ledger),
             grown: Mutex::default(),
-        }));
+        }))
+    }
+
+    fn evaluate(
+        &self,
+        feed: &TapeFeed,
+        inputs: Vec<TVec<TValue>>,
+        cancels: &[Cancel],
+    ) -> TractResult<Outcomes> {
         let watch = |seat: usize| match cancels[seat].is_cancelled() {
             true => Err(StreamError::Cancelled.into()),
             false => Ok(()),
@@ -206,7 +216,7 @@ impl Pass {
             self.beats.fetch_add(1, Ordering::Relaxed);
             self.trace.as_ref().map(|trace| trace.span(What::Node { name: node.to_string() }))
         };
-        self.model.plan.run(&feed, inputs, &watch, &enter)
+        self.model.plan.run(feed, inputs, &watch, &enter)
     }
 
     /// Tells a broken disk from a cancelled request from a request the model cannot compute; `empty`

@@ -250,7 +250,7 @@ impl Profiler {
                 took_us.map(|took_us| self.note_pass(plan, *tokens, took_us))
             }
         };
-        use EngineError::{Internal, Invalid, OverBudget};
+        use EngineError::{Decided, Internal, Invalid, OverBudget};
         match tried {
             Ok(()) if step.tokens().is_some() => self.settled = Some(self.choice),
             Err(EngineError::Cancelled) if cancel.is_cancelled() => return Ok(false),
@@ -259,7 +259,9 @@ impl Profiler {
                 return Ok(false);
             }
             // Too many tokens for this budget, or for the model: fewer will do.
-            Err(error @ (OverBudget(_) | Invalid(_) | Internal(_))) if !is_least(&step) => {
+            Err(error @ (OverBudget(_) | Decided { .. } | Invalid(_) | Internal(_)))
+                if !is_least(&step) =>
+            {
                 self.skip(&step, &error);
                 return Ok(self.steps.is_empty());
             }
