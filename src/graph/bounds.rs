@@ -1,8 +1,9 @@
 //! Sizes that no model has, seen before tract computes with them: it computes what is constant
 //! while it imports, whatever that takes.
 
+use super::constants::constants;
 use std::collections::HashMap;
-use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
+use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 
 /// Elements of the largest tensor that constants may ask for.
 const MAX_ELEMENTS: u128 = 1 << 30;
@@ -22,7 +23,7 @@ const STEPS: [&str; 6] =
 
 /// The first node that asks for what no model needs, and what that is.
 pub fn find(graph: &GraphProto) -> Option<(&NodeProto, String)> {
-    let constants = Constants::of(graph);
+    let constants = Constants(constants(graph));
     graph.node.iter().find_map(|node| Some((node, what_is_odd(node, &constants)?)))
 }
 
@@ -99,20 +100,10 @@ fn shown(numbers: &[i64]) -> String {
     format!("{:?}{more}", &numbers[..numbers.len().min(SHOWN)])
 }
 
-/// Small tensors whose values the graph itself holds.
+/// The numbers of constants, as far as sizes can be made of them.
 struct Constants<'a>(HashMap<&'a str, &'a TensorProto>);
 
-impl<'a> Constants<'a> {
-    fn of(graph: &'a GraphProto) -> Constants<'a> {
-        let value = |attribute: &'a AttributeProto| attribute.t.as_ref();
-        let nodes = graph.node.iter().filter(|node| node.op_type == "Constant");
-        let of_nodes = nodes.filter_map(|node| {
-            Some((node.output.first()?.as_str(), node.attribute.iter().find_map(value)?))
-        });
-        let initializers = graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor));
-        Constants(initializers.chain(of_nodes).collect())
-    }
-
+impl Constants<'_> {
     fn ints(&self, name: &str) -> Option<Vec<i64>> {
         let tensor = self.0.get(name)?;
         let (data_type, raw) = (tensor.data_type, &tensor.raw_data);

@@ -2,6 +2,8 @@
 //! of `DequantizeLinear`, and of `MatMulNBits` (com.microsoft), which becomes a plain product. They
 //! are decoded strip by strip when the model is sharded, so that a pass streams them as any other.
 
+use super::super::constants::constants;
+use super::super::repair;
 use super::elements::WeightSource;
 use super::quantized::{Operand, Quantized};
 use super::tensor::{Files, onnx_of_dtype};
@@ -89,18 +91,8 @@ impl Constant {
 
 impl<'a> Constants<'a> {
     fn of(graph: &'a GraphProto, weights: &'a [WeightSource]) -> Constants<'a> {
-        let mut tensors: HashMap<&str, &TensorProto> =
-            graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-        for node in graph.node.iter().filter(|node| node.op_type == "Constant") {
-            let value = node.attribute.iter().find(|attribute| attribute.name == "value");
-            if let (Some(tensor), Some(name)) =
-                (value.and_then(|value| value.t.as_ref()), node.output.first())
-            {
-                tensors.insert(name, tensor);
-            }
-        }
         let weights = weights.iter().map(|weight| (weight.name.as_str(), weight)).collect();
-        Constants { weights, tensors }
+        Constants { weights, tensors: constants(graph) }
     }
 
     /// The constant that a node has for input `index`; none where there is something else.
@@ -113,8 +105,13 @@ impl<'a> Constants<'a> {
         let tensor = self.tensors.get(name)?;
         let code = u64::from(tensor.data_type.cast_unsigned());
         let dtype = super::tensor::ElementType::of(code)?.dtype;
-        let shape =
+        let shape: Vec<u64> =
             tensor.dims.iter().map(|dim| u64::try_from(*dim).ok()).collect::<Option<_>>()?;
+        let count = shape.iter().try_fold(1u64, |count, dim| count.checked_mul(*dim))?;
+        // A shape that the file does not fill is refused where the graph is imported.
+        if count.checked_mul(dtype.size() as u64) != u64::try_from(tensor.raw_data.len()).ok() {
+            return None;
+        }
         let elements = Elements::Held(tensor.raw_data.clone());
         Some(Constant { shape, operand: Operand { dtype, elements } })
     }
@@ -126,7 +123,7 @@ fn has_input(node: &NodeProto, index: usize) -> bool {
 }
 
 fn int(node: &NodeProto, name: &str) -> Option<i64> {
-    node.attribute.iter().find(|attribute| attribute.name == name).map(|attribute| attribute.i)
+    repair::attribute(node, name).map(|attribute| attribute.i)
 }
 
 const CODES: [Dtype; 5] = [Dtype::Int8, Dtype::Uint8, Dtype::Int16, Dtype::Uint16, Dtype::Int32];
@@ -139,7 +136,9 @@ fn linear(node: &NodeProto, constants: &Constants) -> Result<Option<Rewritten>, 
     };
     let zeros = constants.input(node, 2);
     let has_odd_type = !CODES.contains(&codes.operand.dtype) || !scales.operand.dtype.is_float();
+    // Of nothing there is nothing to decode, and its other sizes may be any.
     if has_odd_type
+        || codes.count() == 0
         || (has_input(node, 2) && zeros.is_none())
         || int(node, "output_dtype").is_some()
     {
