@@ -416,7 +416,33 @@ mod tests {
         assert_eq!(reply["usage"]["prompt_tokens"], 7);
     }
 
+    /// A body that is nearly a request.
+    fn body() -> impl Strategy<Value = String> {
+        let text = "\"([a-z ]|\\\\u00e9|\\\\ud83d|\\\\n){0,12}\"";
+        let tokens = "\\[(-?[0-9]{1,11}(\\.5)?,?){0,6}\\]";
+        let one = prop_oneof![text, tokens, "null|true|[0-9]{1,4}|\\{\\}"];
+        let several = prop::collection::vec(one.clone(), 0..4);
+        let input = prop_oneof![one, several.prop_map(|some| format!("[{}]", some.join(",")))];
+        let rest =
+            "(,\"(truncate|dimensions|encoding_format|prompt_name|user|input)\":.{0,6}){0,2}";
+        (input, rest)
+            .prop_map(|(input, rest)| format!("{{\"model\":\"m\",\"input\":{input}{rest}}}"))
+    }
+
     proptest! {
+        #[test]
+        fn what_is_held_was_asked_for(body in body()) {
+            let mut asked = 0;
+            let mut reserve = |bytes| {
+                asked = bytes;
+                Ok(())
+            };
+            if let Ok(request) = EmbeddingsRequest::parse(body.as_bytes(), &mut reserve) {
+                let held: u64 = request.inputs.iter().map(Input::held_bytes).sum();
+                prop_assert!(held <= asked, "{held} of {asked}: {body}");
+            }
+        }
+
         #[test]
         fn no_body_panics(body in "[\\[\\]{}:,\"a1\\\\ .-]{0,24}|\\{\"(input|model)\":.{0,16}\\}") {
             let _ = EmbeddingsRequest::parse(body.as_bytes(), &mut |_| Ok(()));

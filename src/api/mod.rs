@@ -10,7 +10,7 @@ pub mod client;
 mod connections;
 mod deadline;
 mod embed;
-mod embeddings_json;
+pub mod embeddings_json;
 mod error;
 mod helpers;
 pub mod infer_json;
