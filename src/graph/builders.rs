@@ -1,5 +1,7 @@
 //! Operators that are built otherwise than by tract, which cannot do with open sizes there.
 
+use super::quantize::{to_i8, to_u8};
+use super::repair::attribute;
 use std::sync::LazyLock;
 use tract_core::internal::*;
 use tract_core::ops::array::{Slice, TypedConcat};
@@ -10,7 +12,7 @@ use tract_core::ops::identity::Identity;
 use tract_core::ops::logic::Iff;
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
-use tract_onnx::pb::{AttributeProto, NodeProto, TensorProto};
+use tract_onnx::pb::{NodeProto, TensorProto};
 use tract_onnx::tract_hir::infer::{InferenceOp, InferenceResult, Solver, TensorProxy};
 use tract_onnx::tract_hir::internal::IntoExp;
 use tract_onnx::tract_hir::ops::expandable::{Expansion, expand};
@@ -21,10 +23,12 @@ static TRACT: LazyLock<Onnx> = LazyLock::new(tract_onnx::onnx);
 /// The register of operators.
 pub fn onnx() -> Onnx {
     let mut onnx = TRACT.clone().with_ignore_value_info(true);
-    onnx.op_register.insert("Attention", attention);
-    onnx.op_register.insert("Concat", concat);
-    onnx.op_register.insert("CumSum", of_numbers);
-    onnx.op_register.insert("Slice", slice);
+    let register = &mut onnx.op_register;
+    register.insert("Attention", |context, node| rewired(context, node, masked));
+    register.insert("Concat", concat);
+    register.insert("CumSum", |context, node| rewired(context, node, of_numbers));
+    register.insert("QuantizeLinear", |context, node| rewired(context, node, quantized));
+    register.insert("Slice", slice);
     onnx
 }
 
@@ -34,10 +38,6 @@ type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
 fn by_tract(context: &ParsingContext, node: &NodeProto) -> Built {
     let builder = TRACT.op_register.0.get(&node.op_type).context("an operator of tract's")?;
     builder(context, node)
-}
-
-fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
-    node.attribute.iter().find(|attribute| attribute.name == name)
 }
 
 /// Arrays side by side. What tract wants equal in the other axes may differ in form, `2*((h+3)/4)`
@@ -304,25 +304,28 @@ impl Expansion for ConstantSlice {
     }
 }
 
-/// An operator that computes with numbers: sizes of open axes, which tract keeps as expressions,
-/// become such before.
+/// Puts an operator of tract's into a graph, from its inputs to its outputs.
+type Wiring = fn(&dyn Expansion, &str, &mut TypedModel, &[OutletId]) -> TractResult<TVec<OutletId>>;
+
+/// An operator of tract's but for how it is put into the graph.
 #[derive(Clone, Debug)]
-struct OfNumbers {
+struct Rewired {
     operator: Box<dyn Expansion>,
+    wiring: Wiring,
 }
 
-fn of_numbers(context: &ParsingContext, node: &NodeProto) -> Built {
+fn rewired(context: &ParsingContext, node: &NodeProto, wiring: Wiring) -> Built {
     let (op, closed) = by_tract(context, node)?;
     match op.as_op().downcast_ref::<Box<dyn Expansion>>() {
         Some(operator) => {
             let operator = dyn_clone::clone_box(&**operator);
-            Ok((expand(OfNumbers { operator }), closed))
+            Ok((expand(Rewired { operator, wiring }), closed))
         }
         None => Ok((op, closed)),
     }
 }
 
-impl Expansion for OfNumbers {
+impl Expansion for Rewired {
     fn name(&self) -> StaticName {
         Expansion::name(&*self.operator)
     }
@@ -346,82 +349,81 @@ impl Expansion for OfNumbers {
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
-        let sizes = model.outlet_fact(inputs[0])?.clone();
-        let mut inputs: TVec<OutletId> = inputs.into();
-        for (index, input) in inputs.iter_mut().enumerate() {
-            let fact = model.outlet_fact(*input)?;
-            if fact.datum_type == TDim::datum_type() {
-                let name = format!("{prefix}.number.{index}");
-                *input = wire_cast(name, model, &[*input], i64::datum_type())?[0];
-            }
-        }
-        let was_size = sizes.datum_type == TDim::datum_type();
-        let wires = Expansion::wire(&*self.operator, prefix, model, &inputs)?;
-        match was_size {
-            // What follows was typed for sizes.
-            true => wire_cast(format!("{prefix}.size"), model, &wires, TDim::datum_type()),
-            false => Ok(wires),
-        }
+        (self.wiring)(&*self.operator, prefix, model, inputs)
     }
 }
 
-/// Attention, whose mask may be of booleans: what may not be seen counts minus infinity.
-#[derive(Clone, Debug)]
-struct MaskedAttention {
-    attention: Box<dyn Expansion>,
+/// Of numbers: sizes of open axes, which tract keeps as expressions, become such before.
+fn of_numbers(
+    operator: &dyn Expansion,
+    prefix: &str,
+    model: &mut TypedModel,
+    inputs: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
+    let sizes = model.outlet_fact(inputs[0])?.clone();
+    let mut inputs: TVec<OutletId> = inputs.into();
+    for (index, input) in inputs.iter_mut().enumerate() {
+        let fact = model.outlet_fact(*input)?;
+        if fact.datum_type == TDim::datum_type() {
+            let name = format!("{prefix}.number.{index}");
+            *input = wire_cast(name, model, &[*input], i64::datum_type())?[0];
+        }
+    }
+    let was_size = sizes.datum_type == TDim::datum_type();
+    let wires = Expansion::wire(operator, prefix, model, &inputs)?;
+    match was_size {
+        // What follows was typed for sizes.
+        true => wire_cast(format!("{prefix}.size"), model, &wires, TDim::datum_type()),
+        false => Ok(wires),
+    }
 }
 
 /// Where an attention has its mask.
 const MASK: usize = 3;
 
-fn attention(context: &ParsingContext, node: &NodeProto) -> Built {
-    let (op, closed) = by_tract(context, node)?;
-    let has_mask = node.input.get(MASK).is_some_and(|name| !name.is_empty());
-    match op.as_op().downcast_ref::<Box<dyn Expansion>>().filter(|_| has_mask) {
-        Some(attention) => {
-            let attention = dyn_clone::clone_box(&**attention);
-            Ok((expand(MaskedAttention { attention }), closed))
-        }
-        None => Ok((op, closed)),
+/// With a mask that may be of booleans: what may not be seen counts minus infinity.
+fn masked(
+    operator: &dyn Expansion,
+    prefix: &str,
+    model: &mut TypedModel,
+    inputs: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
+    let mut inputs: TVec<OutletId> = inputs.into();
+    let mask = inputs.get(MASK).map(|mask| model.outlet_fact(*mask)).transpose()?;
+    if mask.is_some_and(|mask| mask.datum_type == bool::datum_type()) {
+        let datum = model.outlet_fact(inputs[0])?.datum_type;
+        let value = |value: f32| tensor0(value).cast_to_dt(datum).map(|t| t.into_owned());
+        let seen = model.add_const(format!("{prefix}.seen"), value(0.0)?)?;
+        let unseen = model.add_const(format!("{prefix}.unseen"), value(f32::NEG_INFINITY)?)?;
+        let choice = [inputs[MASK], seen, unseen];
+        inputs[MASK] = wire_with_rank_broadcast(format!("{prefix}.mask"), model, Iff, &choice)?[0];
     }
+    Expansion::wire(operator, prefix, model, &inputs)
 }
 
-impl Expansion for MaskedAttention {
-    fn name(&self) -> StaticName {
-        Expansion::name(&*self.attention)
-    }
-
-    fn nboutputs(&self) -> TractResult<usize> {
-        Expansion::nboutputs(&*self.attention)
-    }
-
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        s: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        Expansion::rules(&*self.attention, s, inputs, outputs)
-    }
-
-    fn wire(
-        &self,
-        prefix: &str,
-        model: &mut TypedModel,
-        inputs: &[OutletId],
-    ) -> TractResult<TVec<OutletId>> {
-        let mut inputs: TVec<OutletId> = inputs.into();
-        if model.outlet_fact(inputs[MASK])?.datum_type == bool::datum_type() {
-            let datum = model.outlet_fact(inputs[0])?.datum_type;
-            let value = |value: f32| tensor0(value).cast_to_dt(datum).map(|t| t.into_owned());
-            let seen = model.add_const(format!("{prefix}.seen"), value(0.0)?)?;
-            let unseen = model.add_const(format!("{prefix}.unseen"), value(f32::NEG_INFINITY)?)?;
-            let choice = [inputs[MASK], seen, unseen];
-            inputs[MASK] =
-                wire_with_rank_broadcast(format!("{prefix}.mask"), model, Iff, &choice)?[0];
+/// By one scale, with one zero point.
+fn quantized(
+    operator: &dyn Expansion,
+    prefix: &str,
+    model: &mut TypedModel,
+    inputs: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
+    let known = |at: usize| match inputs.get(at) {
+        Some(input) => Ok(model.outlet_fact(*input)?.konst.clone()),
+        None => TractResult::Ok(Some(tensor0(0u8).into_arc_tensor())),
+    };
+    if let (Some(scale), Some(zero_point)) = (known(1)?, known(2)?)
+        && scale.len() == 1
+        && zero_point.len() == 1
+    {
+        let (scale, zero) = (scale.cast_to_scalar()?, zero_point.cast_to_scalar()?);
+        match zero_point.datum_type() {
+            DatumType::U8 => return model.wire_node(prefix, to_u8(scale, zero), &inputs[..1]),
+            DatumType::I8 => return model.wire_node(prefix, to_i8(scale, zero), &inputs[..1]),
+            _ => {}
         }
-        Expansion::wire(&*self.attention, prefix, model, &inputs)
     }
+    Expansion::wire(operator, prefix, model, inputs)
 }
 
 #[cfg(test)]

@@ -2,15 +2,18 @@
 //!
 //! tract takes an index as it comes: beyond its axis the op panics, or reads a neighbour's element;
 //! some negative ones, which ONNX counts from the end, it refuses; of k elements that are not there
-//! it makes zeros. Here such a request is refused, and what ONNX defines is computed.
+//! it makes zeros. Here such a request is refused, and what ONNX defines is computed. Where elements
+//! are picked by comparing them, NaN is the greatest.
 
 use super::branches::Branches;
 use super::ops::IndexOutOfRange;
+use super::ordered::by_order;
 use tract_core::internal::*;
 use tract_core::ops::array::{
     DynSlice, DynTile, Gather, GatherElements, GatherNd, OneHot, Pad, Range, ScatterElements,
     ScatterNd, Slice, Topk,
 };
+use tract_core::ops::cnn::{MaxPool, OptMaxPool};
 use tract_core::ops::logic::IfThenElse;
 use tract_core::ops::scan::Scan;
 
@@ -27,6 +30,8 @@ pub enum Checked {
     Slice(DynSlice),
     Tile(DynTile),
     Range(Range),
+    MaxPool(MaxPool),
+    OptMaxPool(Box<OptMaxPool>),
 }
 
 /// Puts checks around all such ops of a decluttered model, its loops and branches included.
@@ -100,6 +105,8 @@ impl Checked {
             op.downcast_ref().cloned().map(Checked::Slice),
             op.downcast_ref().cloned().map(Checked::Tile),
             op.downcast_ref().cloned().map(Checked::Range),
+            op.downcast_ref().cloned().map(Checked::MaxPool),
+            op.downcast_ref().cloned().map(Box::new).map(Checked::OptMaxPool),
         ];
         known.into_iter().flatten().next()
     }
@@ -116,6 +123,8 @@ impl Checked {
             Checked::Slice(op) => op,
             Checked::Tile(op) => op,
             Checked::Range(op) => op,
+            Checked::MaxPool(op) => op,
+            Checked::OptMaxPool(op) => &**op,
         }
     }
 
@@ -194,6 +203,10 @@ impl EvalOp for Checked {
                 let bounds = (scalar(&start, context.symbols)?, scalar(&end, context.symbols)?);
                 Ok(tvec!(slice(op, context.symbols, &data, bounds)?.into_tvalue()))
             }
+            Checked::Topk(_) | Checked::MaxPool(_) | Checked::OptMaxPool(_) => {
+                self.prepare(context.symbols, &mut inputs)?;
+                by_order(inputs, &|inputs| self.inner().eval(context, inputs))
+            }
             _ => {
                 self.prepare(context.symbols, &mut inputs)?;
                 self.inner().eval(context, inputs)
@@ -213,6 +226,22 @@ impl TypedOp for Checked {
         outputs: &[&TypedFact],
     ) -> TractResult<AxesMapping> {
         self.inner().axes_mapping(inputs, outputs)
+    }
+
+    /// What tract lowers is checked as well.
+    fn codegen(
+        &self,
+        model: &TypedModel,
+        node: &TypedNode,
+    ) -> TractResult<Option<TypedModelPatch>> {
+        let Checked::MaxPool(op) = self else { return Ok(None) };
+        let mut patch = op.codegen(model, node)?;
+        for node in patch.iter_mut().flat_map(|patch| &mut patch.model.nodes) {
+            if let Some(checked) = Checked::of(&*node.op) {
+                node.op = Box::new(checked);
+            }
+        }
+        Ok(patch)
     }
 
     as_op!();

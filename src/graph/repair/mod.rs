@@ -19,6 +19,7 @@ mod pad;
 mod recurrent;
 mod rotary;
 mod space_to_depth;
+mod suppression;
 #[cfg(test)]
 mod tests;
 mod tidy;
@@ -44,6 +45,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("LinearClassifier", two_classes::linear),
     ("MultiHeadAttention", attention::multi_head),
     ("NegativeLogLikelihoodLoss", loss::negative_log_likelihood),
+    ("NonMaxSuppression", suppression::non_max_suppression),
     ("Pad", pad::pad),
     ("RNN", recurrent::recurrent),
     ("ReduceLogSumExp", log_sum_exp::log_sum_exp),

@@ -350,6 +350,87 @@ fn transposed_convolutions_are_cut_from_the_beginning() {
     check(5, None, &[1.0, 10.0, 2.0, 20.0, 0.0]);
 }
 
+/// A comparison with a NaN is false either way: an extreme was found wherever the last NaN was not,
+/// a sort gave up, and a window of NaN or of minus infinity had the least finite number.
+#[test]
+fn where_elements_are_compared_nan_is_the_greatest() {
+    const NAN: f32 = f32::NAN;
+    const LEAST: f32 = f32::NEG_INFINITY;
+    let rows = tensor2(&[[1.0, NAN, 3.0], [NAN, 1.0, NAN], [3.0, 1.0, 1.0], [LEAST; 3]]);
+    for (op, last, expected) in [
+        ("ArgMax", 0, [1i64, 0, 0, 0]),
+        ("ArgMax", 1, [1, 2, 0, 2]),
+        ("ArgMin", 0, [1, 0, 1, 0]),
+        ("ArgMin", 1, [1, 2, 2, 2]),
+    ] {
+        let attributes = [("axis", 1), ("keepdims", 0), ("select_last_index", last)];
+        let attributes = attributes.map(|(name, value)| int(name, value)).to_vec();
+        for kind in [DatumType::F16, DatumType::F32] {
+            let rows = rows.cast_to_dt(kind).unwrap().into_owned();
+            let found = apply(op, attributes.clone(), rows);
+            assert_eq!(found, tensor1(&expected), "{op} of {kind:?}, {last}");
+        }
+    }
+    let text = |tensor: &Tensor| {
+        let plain = tensor.try_as_plain_ram().unwrap();
+        format!("{:?}", plain.as_slice::<f32>().unwrap())
+    };
+    for (largest, values, places) in [
+        (1, "[NaN, 3.0, NaN, NaN, 3.0, 1.0, -inf, -inf]", [1i64, 2, 0, 2, 0, 1, 0, 1]),
+        (0, "[1.0, 3.0, 1.0, NaN, 1.0, 1.0, -inf, -inf]", [0, 2, 1, 0, 1, 2, 0, 1]),
+    ] {
+        let top = node("TopK", &["x", "k"], &["v", "i"], vec![int("largest", largest)]);
+        let constants = [("k", tensor1(&[2i64]))];
+        let found = run(18, &[top], &[("x", rows.clone())], &constants, &["v", "i"]);
+        assert_eq!(text(&found[0]), values);
+        assert_eq!(found[1].try_as_plain_ram().unwrap().as_slice::<i64>().unwrap(), places);
+    }
+    for (image, expected) in [
+        ([1.0, NAN, 3.0, 4.0, 5.0, 6.0], "[NaN, NaN]"),
+        ([LEAST, LEAST, 3.0, LEAST, LEAST, 6.0], "[-inf, 6.0]"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "[5.0, 6.0]"),
+    ] {
+        let image = Tensor::from_shape(&[1, 1, 2, 3], &image).unwrap();
+        let pooled = apply("MaxPool", vec![ints("kernel_shape", &[2, 2])], image);
+        assert_eq!(text(&pooled), expected);
+    }
+}
+
+/// Tract multiplied with what 1 over the scale is rounded to, which moves ties away, and added the
+/// zero point to the largest integer.
+#[test]
+fn quantization_divides_by_its_scale() {
+    let check = |x: Tensor, scale: f32, zero_point: Tensor, expected: Tensor| {
+        let quantize = node("QuantizeLinear", &["x", "s", "z"], &["y"], vec![]);
+        let constants = [("s", tensor0(scale)), ("z", zero_point)];
+        assert_eq!(run(17, &[quantize], &[("x", x)], &constants, &["y"])[0], expected);
+    };
+    let x = tensor1(&[3.75f32, 6.75, 0.45, 1e20, -1e20, f32::INFINITY]);
+    check(x, 0.3, tensor0(128u8), tensor1(&[140u8, 150, 129, 255, 0, 255]));
+    let x = tensor1(&[0.23f32, -0.23, 1e20, -1e20]);
+    check(x, 0.02, tensor0(1i8), tensor1(&[13i8, -11, 127, -128]));
+    check(tensor1(&[7i32, 300, -9]), 2.0, tensor0(0u8), tensor1(&[4u8, 150, 0]));
+}
+
+/// No box at all, which a node says without that input too, was taken for all of them.
+#[test]
+fn a_suppression_that_selects_no_box_selects_none() {
+    let boxes = Tensor::from_shape(&[1, 2, 4], &[0f32, 0., 1., 1., 5., 5., 6., 6.]).unwrap();
+    let scores = Tensor::from_shape(&[1, 1, 2], &[0.5f32, 0.75]).unwrap();
+    let inputs = [("b", boxes), ("s", scores)];
+    let selected = |names: &[&str], most: i64| {
+        let suppress = node("NonMaxSuppression", names, &["y"], vec![]);
+        let constants = [("m", tensor1(&[most])), ("t", tensor1(&[0.5f32]))];
+        run(17, &[suppress], &inputs, &constants, &["y"]).swap_remove(0)
+    };
+    let given = ["b", "s", "m", "t"];
+    assert_eq!(selected(&given, 1), tensor2(&[[0i64, 0, 1]]));
+    assert_eq!(selected(&given, 5), tensor2(&[[0i64, 0, 1], [0, 0, 0]]));
+    for names in [&given[..], &["b", "s"], &["b", "s", "", "t"]] {
+        assert_eq!(selected(names, 0).shape(), [0, 3], "{names:?}");
+    }
+}
+
 #[test]
 fn losses_leave_out_ignored_labels() {
     let x = tensor2(&[[1f32, 2.0], [3.0, 4.0], [5.0, 6.0]]);

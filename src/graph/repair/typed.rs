@@ -3,9 +3,11 @@
 //! They stand in for ops of tract 0.23.9 whose evaluation or declutter is wrong: a chain from
 //! dequantization to quantization is made into a table of single values even where it has a
 //! softmax; squares of integers go through f32; the smaller and the larger of a NaN and a number
-//! is the number; the largest of nothing is the smallest finite number; shifts by as many bits as
+//! is the number; of a NaN it may find the extreme anywhere; the largest of nothing is the smallest
+//! finite number; shifts by as many bits as
 //! there are overflow.
 
+use super::super::ordered::place;
 use super::extremes::Extreme;
 use super::numbers::{AtLeast, AtMost, Larger, ShiftedDown, ShiftedUp, Smaller, WholeSquare};
 use tract_core::internal::*;
@@ -163,6 +165,9 @@ fn reduced(
     let largest = match op.reducer {
         Reducer::Max => true,
         Reducer::Min => false,
+        Reducer::ArgMax(last) | Reducer::ArgMin(last) if kind.is_float() => {
+            return place_of_extreme(model, node, op, last).map(Some);
+        }
         _ => return Ok(None),
     };
     if kind.is_float() {
@@ -179,6 +184,26 @@ fn reduced(
     wire = patch.wire_node(&node.name, cast(bool::datum_type()), &wire)?;
     patch.shunt_outside(model, node.id.into(), wire[0])?;
     Ok(Some(patch))
+}
+
+/// Where the first or last extreme lies, by integers of the floats' order, in which NaN is an extreme
+/// either way: the place of the least is that of the greatest of what is negated.
+fn place_of_extreme(
+    model: &TypedModel,
+    node: &TypedNode,
+    op: &Reduce,
+    last: bool,
+) -> TractResult<TypedModelPatch> {
+    let (name, mut patch) = (&node.name, TypedModelPatch::default());
+    let mut wire = tvec![patch.tap_model(model, node.inputs[0])?];
+    if matches!(op.reducer, Reducer::ArgMin(_)) {
+        wire = patch.wire_node(format!("{name}.negated"), math::neg(), &wire)?;
+    }
+    wire = patch.wire_node(format!("{name}.place"), place(), &wire)?;
+    let op = Reduce { reducer: Reducer::ArgMax(last), ..op.clone() };
+    wire = patch.wire_node(name, op, &wire)?;
+    patch.shunt_outside(model, node.id.into(), wire[0])?;
+    Ok(patch)
 }
 
 /// Tract leaves an axis whole where it has a step and bounds that are computed.
