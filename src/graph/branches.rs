@@ -1,12 +1,46 @@
-//! Either of two bodies, which is evaluated as the graph around it: within what the request has been
-//! granted.
+//! Bodies within a graph. Either of two branches is evaluated as the graph around it, within what the
+//! request has been granted; loops are tract's.
 
+use super::checked::Checked;
 use super::lockstep::Lockstep;
+use super::memory::Liveness;
 use super::ops::TapeFeed;
 use std::sync::Arc;
 use tract_core::internal::*;
 use tract_core::ops::logic::IfThenElse;
+use tract_core::ops::scan::Scan;
 use tract_core::optim::Optimizer;
+
+/// Puts checks around all ops that need them of a decluttered model, its loops and branches included.
+pub fn check_ops(model: &mut TypedModel) -> TractResult<()> {
+    for node in &mut model.nodes {
+        if let Some(checked) = Checked::of(&*node.op) {
+            node.op = Box::new(checked);
+        } else if let Some(scan) = node.op.downcast_mut::<Scan>() {
+            check_ops(&mut scan.body)?;
+            check_loop(&scan.body)?;
+        } else if let Some(branches) = node.op.downcast_mut::<IfThenElse>() {
+            check_ops(&mut branches.then_body)?;
+            check_ops(&mut branches.else_body)?;
+            node.op = Box::new(Branches::of(branches)?);
+        }
+    }
+    Ok(())
+}
+
+/// Tract evaluates a loop's body by itself, and takes a size that values decide for the same in
+/// each round: of what may become larger than it was there is none.
+fn check_loop(body: &TypedModel) -> TractResult<()> {
+    let grows = |node: &&TypedNode| {
+        let op = node.op_as::<Checked>();
+        let by_values = matches!(op, Some(Checked::Range(_) | Checked::Tile(_)));
+        by_values || ["NonZero", "NonMaxSuppression"].contains(&&*node.op.name())
+    };
+    match body.nodes.iter().find(grows) {
+        Some(node) => bail!("node {}: values decide a size within a loop", node.name),
+        None => Ok(()),
+    }
+}
 
 /// An `If` whose condition a request decides.
 #[derive(Clone, Debug)]
@@ -16,7 +50,7 @@ pub struct Branches {
     outputs: TVec<TypedFact>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Branch {
     body: Arc<Lockstep>,
     /// Which of the node's inputs are the body's.
@@ -39,11 +73,10 @@ impl Branches {
             unmet: branch(&op.else_body, &op.else_input_mapping)?,
         })
     }
-}
 
-impl std::fmt::Debug for Branch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "a body of inputs {:?}", self.inputs)
+    /// What lives when in each body.
+    pub fn livenesses(&self) -> [Arc<Liveness>; 2] {
+        [&self.met, &self.unmet].map(|branch| branch.body.liveness())
     }
 }
 
@@ -73,8 +106,13 @@ impl EvalOp for Branches {
         drop(inputs);
         let feed = context.shared.and_then(|shared| shared.get::<TapeFeed>());
         let feed = feed.context("an If needs a pass around it")?;
+        // What shapes tell from outside was granted with the node.
         let shapes: Vec<Vec<usize>> = taken.iter().map(|value| value.shape().to_vec()).collect();
-        feed.0.grow(body.footprint(&shapes).alone_bytes)?;
+        let needed_bytes = body.footprint(&shapes).alone_bytes;
+        let granted_bytes = body.liveness().footprint_of(context.symbols).alone_bytes;
+        if needed_bytes > granted_bytes {
+            feed.0.grow(needed_bytes - granted_bytes)?;
+        }
         let outcomes = body.run(feed, vec![taken], &|_| Ok(()), &|_| ())?;
         outcomes.into_iter().next().context("a body has an outcome")?
     }

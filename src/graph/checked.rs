@@ -5,7 +5,6 @@
 //! it makes zeros. Here such a request is refused, and what ONNX defines is computed. Where elements
 //! are picked by comparing them, NaN is the greatest.
 
-use super::branches::Branches;
 use super::ops::IndexOutOfRange;
 use super::ordered::by_order;
 use tract_core::internal::*;
@@ -14,8 +13,6 @@ use tract_core::ops::array::{
     ScatterNd, Slice, Topk,
 };
 use tract_core::ops::cnn::{MaxPool, OptMaxPool};
-use tract_core::ops::logic::IfThenElse;
-use tract_core::ops::scan::Scan;
 
 /// An op of tract, evaluated once its inputs make sense.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,37 +29,6 @@ pub enum Checked {
     Range(Range),
     MaxPool(MaxPool),
     OptMaxPool(Box<OptMaxPool>),
-}
-
-/// Puts checks around all such ops of a decluttered model, its loops and branches included.
-pub fn check_ops(model: &mut TypedModel) -> TractResult<()> {
-    for node in &mut model.nodes {
-        if let Some(checked) = Checked::of(&*node.op) {
-            node.op = Box::new(checked);
-        } else if let Some(scan) = node.op.downcast_mut::<Scan>() {
-            check_ops(&mut scan.body)?;
-            check_loop(&scan.body)?;
-        } else if let Some(branches) = node.op.downcast_mut::<IfThenElse>() {
-            check_ops(&mut branches.then_body)?;
-            check_ops(&mut branches.else_body)?;
-            node.op = Box::new(Branches::of(branches)?);
-        }
-    }
-    Ok(())
-}
-
-/// Tract evaluates a loop's body by itself, and takes a size that values decide for the same in
-/// each round: of what may become larger than it was there is none.
-fn check_loop(body: &TypedModel) -> TractResult<()> {
-    let grows = |node: &&TypedNode| {
-        let op = node.op_as::<Checked>();
-        let by_values = matches!(op, Some(Checked::Range(_) | Checked::Tile(_)));
-        by_values || ["NonZero", "NonMaxSuppression"].contains(&&*node.op.name())
-    };
-    match body.nodes.iter().find(grows) {
-        Some(node) => bail!("node {}: values decide a size within a loop", node.name),
-        None => Ok(()),
-    }
 }
 
 /// Cuts off what a negative pad takes away, which tract takes for a huge one.
@@ -93,7 +59,8 @@ pub fn crop_pads(model: &mut TypedModel) -> TractResult<()> {
 }
 
 impl Checked {
-    fn of(op: &dyn TypedOp) -> Option<Checked> {
+    /// The check around an op, where it needs one.
+    pub fn of(op: &dyn TypedOp) -> Option<Checked> {
         let known = [
             op.downcast_ref().cloned().map(Checked::Gather),
             op.downcast_ref().cloned().map(Checked::GatherElements),

@@ -4,6 +4,7 @@
 //! node needs the tape, the block is leased once: a linear multiplies the columns of all requests
 //! side by side, a constant is assembled once and shared.
 
+use super::branches::Branches;
 use super::decided;
 use super::memory::{Footprint, Liveness};
 use super::ops::{Constant, Feed, Linear, TapeFeed};
@@ -28,7 +29,13 @@ pub struct Lockstep {
     plan: Arc<TypedSimplePlan>,
     /// Nodes whose values nobody needs once a step's inputs are taken, by step.
     flush: Vec<TVec<usize>>,
-    liveness: Liveness,
+    liveness: Arc<Liveness>,
+}
+
+impl fmt::Debug for Lockstep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a plan of {} steps", self.flush.len())
+    }
 }
 
 /// One request on its way through the plan.
@@ -54,8 +61,14 @@ impl Lockstep {
         let model = plan.model();
         let kept = |node: &TypedNode| !node.op_is::<Const>();
         let flush = build_flush_list(model, plan.order_without_consts(), &model.outputs, kept);
-        let liveness = Liveness::of(&plan, &flush);
+        let bodies = |node: &TypedNode| node.op_as().map(Branches::livenesses);
+        let liveness = Arc::new(Liveness::of(&plan, &flush, &bodies));
         Lockstep { plan, flush, liveness }
+    }
+
+    /// What lives when.
+    pub(super) fn liveness(&self) -> Arc<Liveness> {
+        Arc::clone(&self.liveness)
     }
 
     /// What a request with inputs of these shapes, in the plan's order, will hold besides weights.

@@ -3,6 +3,7 @@
 use super::kernel::TILE_COLUMNS;
 use super::ops::{Constant, Linear};
 use std::collections::HashMap;
+use std::sync::Arc;
 use tract_core::internal::*;
 use tract_core::ops::binary::{OptBinByScalar, OptBinChain, OptBinUnicast, TypedBinOp};
 use tract_core::ops::element_wise::ElementWiseOp;
@@ -115,11 +116,16 @@ struct Step {
     /// Nodes whose values nobody needs once this one has them.
     frees: TVec<usize>,
     work: Work,
+    /// Of bodies, one of which it evaluates.
+    bodies: Vec<Arc<Liveness>>,
 }
+
+/// The bodies of a node, one of which it evaluates.
+type Bodies<'a> = &'a dyn Fn(&TypedNode) -> Option<[Arc<Liveness>; 2]>;
 
 impl Liveness {
     /// Looks at a plan; `frees` are the nodes whose values each step is the last to need.
-    pub fn of(plan: &TypedSimplePlan, frees: &[TVec<usize>]) -> Liveness {
+    pub fn of(plan: &TypedSimplePlan, frees: &[TVec<usize>], bodies: Bodies) -> Liveness {
         let model = plan.model();
         let (mut sizes, mut size_of) = (vec![], vec![None; model.nodes.len()]);
         let mut index_of = HashMap::new();
@@ -135,7 +141,8 @@ impl Liveness {
             let mut reads: TVec<usize> = node.inputs.iter().map(|input| input.node).collect();
             reads.sort_unstable();
             reads.dedup();
-            Step { node: node.id, reads, frees: frees[step].clone(), work: Work::of(node) }
+            let bodies = bodies(node).into_iter().flatten().collect();
+            Step { node: node.id, reads, frees: frees[step].clone(), work: Work::of(node), bodies }
         };
         let steps = plan.order_without_consts().iter().enumerate().map(step).collect();
         let fact = |outlet: &OutletId| &model.node(outlet.node).outputs[outlet.slot].fact;
@@ -168,13 +175,16 @@ impl Liveness {
         let size = |node: usize| self.size_of[node].map_or(0, |index| sizes[index]);
         let (mut is_live, mut live) = (vec![false; self.size_of.len()], self.state_bytes);
         let mut footprint = Footprint::default();
-        for Step { node, reads, frees, work } in &self.steps {
+        for Step { node, reads, frees, work, bodies } in &self.steps {
             for freed in frees.iter().filter(|node| std::mem::take(&mut is_live[**node])) {
                 live -= size(*freed);
             }
             let read = reads.iter().filter(|node| !is_live[**node]).map(|node| size(*node)).sum();
             let largest_read = reads.iter().map(|node| size(*node)).max().unwrap_or(0);
-            let peak = |work: Work| live + work.peak_bytes(read, size(*node), largest_read);
+            let body = |body: &Arc<Liveness>| body.footprint_of(symbols).alone_bytes;
+            let within = bodies.iter().map(body).max().unwrap_or(0);
+            let peak =
+                |work: Work| live + within + work.peak_bytes(read, size(*node), largest_read);
             footprint.alone_bytes = footprint.alone_bytes.max(peak(*work));
             footprint.together_bytes = footprint.together_bytes.max(peak(work.together()));
             is_live[*node] = true;
