@@ -4,6 +4,7 @@
 use super::checked::Checked;
 use super::lockstep::Lockstep;
 use super::memory::Liveness;
+use super::nan::keeping_nan;
 use super::ops::TapeFeed;
 use std::sync::Arc;
 use tract_core::internal::*;
@@ -16,6 +17,8 @@ pub fn check_ops(model: &mut TypedModel) -> TractResult<()> {
     for node in &mut model.nodes {
         if let Some(checked) = Checked::of(&*node.op) {
             node.op = Box::new(checked);
+        } else if let Some(op) = keeping_nan(&*node.op) {
+            node.op = Box::new(op);
         } else if let Some(scan) = node.op.downcast_mut::<Scan>() {
             check_ops(&mut scan.body)?;
             check_loop(&scan.body)?;

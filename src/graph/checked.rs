@@ -12,6 +12,7 @@ use tract_core::ops::array::{
     DynSlice, DynTile, Gather, GatherElements, GatherNd, OneHot, Pad, Range, ScatterElements,
     ScatterNd, Slice, Topk,
 };
+use tract_core::ops::cast::Cast;
 use tract_core::ops::cnn::{MaxPool, OptMaxPool};
 
 /// An op of tract, evaluated once its inputs make sense.
@@ -27,6 +28,7 @@ pub enum Checked {
     Slice(DynSlice),
     Tile(DynTile),
     Range(Range),
+    Cast(Cast),
     MaxPool(MaxPool),
     OptMaxPool(Box<OptMaxPool>),
 }
@@ -72,6 +74,7 @@ impl Checked {
             op.downcast_ref().cloned().map(Checked::Slice),
             op.downcast_ref().cloned().map(Checked::Tile),
             op.downcast_ref().cloned().map(Checked::Range),
+            op.downcast_ref().filter(|op: &&Cast| op.to.is_tdim()).cloned().map(Checked::Cast),
             op.downcast_ref().cloned().map(Checked::MaxPool),
             op.downcast_ref().cloned().map(Box::new).map(Checked::OptMaxPool),
         ];
@@ -90,6 +93,7 @@ impl Checked {
             Checked::Slice(op) => op,
             Checked::Tile(op) => op,
             Checked::Range(op) => op,
+            Checked::Cast(op) => op,
             Checked::MaxPool(op) => op,
             Checked::OptMaxPool(op) => &**op,
         }
@@ -169,6 +173,9 @@ impl EvalOp for Checked {
                 let (data, start, end) = args_3!(inputs);
                 let bounds = (scalar(&start, context.symbols)?, scalar(&end, context.symbols)?);
                 Ok(tvec!(slice(op, context.symbols, &data, bounds)?.into_tvalue()))
+            }
+            Checked::Cast(_) if !inputs[0].datum_type().is_tdim() => {
+                Ok(tvec!(sizes(&inputs[0])?.into_tvalue()))
             }
             Checked::Topk(_) | Checked::MaxPool(_) | Checked::OptMaxPool(_) => {
                 self.prepare(context.symbols, &mut inputs)?;
@@ -291,6 +298,14 @@ fn slice(
     let mut shape: TVec<usize> = data.shape().into();
     shape[op.axis] = 0;
     Tensor::zero_dt(data.datum_type(), &shape)
+}
+
+/// Numbers as sizes, which tract makes of 64-bit integers, and cuts to 32 bits.
+fn sizes(numbers: &Tensor) -> TractResult<Tensor> {
+    let numbers = numbers.cast_to::<i64>()?;
+    let plain = numbers.try_as_plain_ram()?;
+    let sizes: Vec<TDim> = plain.as_slice::<i64>()?.iter().map(|n| n.to_dim()).collect();
+    tensor1(&sizes).into_shape(numbers.shape())
 }
 
 /// A value of one element.

@@ -19,6 +19,7 @@ mod integers;
 mod kernel;
 mod lockstep;
 mod memory;
+mod nan;
 mod ops;
 mod ordered;
 mod ports;

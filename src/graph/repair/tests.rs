@@ -396,6 +396,39 @@ fn where_elements_are_compared_nan_is_the_greatest() {
     }
 }
 
+/// Of 64-bit integers tract makes sizes, by way of 32 bits: of 10 billion it made 2,147,483,647.
+#[test]
+fn casts_to_64_bit_integers_keep_their_bits() {
+    let check = |x: Tensor, expected: &[i64]| {
+        let found = apply("Cast", vec![int("to", 7)], x);
+        assert_eq!(*found.cast_to::<i64>().unwrap(), tensor1(expected));
+    };
+    check(tensor1(&[1e10f32, -3e9, 7.9, -7.9]), &[10_000_000_000, -3_000_000_000, 7, -7]);
+    check(tensor1(&[(1i64 << 40) + 5, i64::MIN, -1]), &[(1 << 40) + 5, i64::MIN, -1]);
+    check(tensor1(&[true, false]), &[1, 0]);
+}
+
+/// Kernels clamp their input, and a NaN with it: of a NaN, Tanh was -1 and Sigmoid almost 0.
+#[test]
+fn activations_of_nan_are_nan() {
+    let mut x = vec![0.5f32; 200];
+    (x[3], x[64], x[199]) = (f32::NAN, -f32::NAN, f32::NAN);
+    for op in ["Sigmoid", "Tanh"] {
+        for kind in [DatumType::F16, DatumType::F32] {
+            let x = tensor1(&x).cast_to_dt(kind).unwrap().into_owned();
+            let found = apply(op, vec![], x).cast_to::<f32>().unwrap().into_owned();
+            let plain = found.try_as_plain_ram().unwrap();
+            for (at, y) in plain.as_slice::<f32>().unwrap().iter().enumerate() {
+                let expected = if op == "Tanh" { 0.4621 } else { 0.6225 };
+                match [3, 64, 199].contains(&at) {
+                    true => assert!(y.is_nan(), "{op} of {kind:?}: {y} at {at}"),
+                    false => assert!((y - expected).abs() < 1e-3, "{op} of {kind:?}: {y} at {at}"),
+                }
+            }
+        }
+    }
+}
+
 /// Tract multiplied with what 1 over the scale is rounded to, which moves ties away, and added the
 /// zero point to the largest integer.
 #[test]
