@@ -86,7 +86,7 @@ fn check_in(
     expected: &[(&str, Vec<f32>)],
 ) {
     // A lower precision has its say, another weight, scale or bit would not fit.
-    let bounds = [("f32", 1e-5), ("f16", 1e-2), ("q8", 5e-2), ("q4", 0.25)];
+    let bounds = [("f32", 1e-5), ("f16", 1e-2), ("q8", 5e-2), ("q4", 0.45)];
     let built = place.shard(model, "f32,f16,q8,q4");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     check_answers(place, &bounds, inputs, expected);
@@ -122,11 +122,11 @@ fn check_values(what: &str, found: &[f32], right: &[f32], bound: f32) {
     let error = norm(&mut found.iter().zip(right).map(|(found, right)| found - right));
     let error = error / norm(&mut right.iter().copied()).max(1e-6);
     assert!(error <= bound, "{what} is {error} off: {found:?}, not {right:?}");
-    // Of the largest value each is as near as few bits may come by chance.
+    // A single value may be further off by chance.
     let largest = right.iter().fold(1e-6f32, |most, value| most.max(value.abs()));
     for (index, (found, right)) in found.iter().zip(right).enumerate() {
         let error = (found - right).abs() / largest;
-        assert!(error <= 4.0 * bound, "{what}[{index}] is {found}, not {right}: {error} off");
+        assert!(error <= 2.0 * bound, "{what}[{index}] is {found}, not {right}: {error} off");
     }
 }
 
