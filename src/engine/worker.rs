@@ -464,6 +464,14 @@ impl Worker {
             log::error!("a pass of model {} failed within: {text}", model.name());
             (0..rows).map(|_| Err(EngineError::Internal(text.clone()))).collect()
         });
+        let lacks_room = |result: &Result<_, _>| match result {
+            Err(EngineError::Decided { refused, .. }) => refused.can_fit(),
+            _ => false,
+        };
+        // Whoever comes again may find it.
+        if results.iter().any(lacks_room) {
+            shared.make_room(model.name());
+        }
         let seats = asked.len();
         let judged = tokens.filter(|_| matches!(&results[..], [Ok(_)]));
         let mut results = results.into_iter();
@@ -485,8 +493,8 @@ impl Worker {
                 loader_cpu_us: counted.loader_cpu_us,
                 activation_bytes: grant.bytes(),
             };
-            // What was granted with the seat holds the outputs until they are taken; those whose sizes
-            // values decided may be more.
+            // What was granted with the seat holds the outputs until they are taken; those whose
+            // sizes values decided may be more.
             let result = result.and_then(|arrays| {
                 grant.resize(arrays.iter().map(|array| array.bytes.len() as u64).sum())?;
                 Ok(arrays)

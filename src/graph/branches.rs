@@ -1,5 +1,5 @@
-//! Bodies within a graph. Either of two branches is evaluated as the graph around it, within what the
-//! request has been granted; loops are tract's.
+//! Bodies within a graph. Either of two branches is evaluated as the graph around it, within what
+//! the request has been granted; loops are tract's.
 
 use super::checked::Checked;
 use super::lockstep::Lockstep;
@@ -12,7 +12,7 @@ use tract_core::ops::logic::IfThenElse;
 use tract_core::ops::scan::Scan;
 use tract_core::optim::Optimizer;
 
-/// Puts checks around all ops that need them of a decluttered model, its loops and branches included.
+/// Puts checks around ops of a decluttered model that need them, its loops and branches included.
 pub fn check_ops(model: &mut TypedModel) -> TractResult<()> {
     for node in &mut model.nodes {
         if let Some(checked) = Checked::of(&*node.op) {

@@ -2,8 +2,8 @@
 //!
 //! tract takes an index as it comes: beyond its axis the op panics, or reads a neighbour's element;
 //! some negative ones, which ONNX counts from the end, it refuses; of k elements that are not there
-//! it makes zeros. Here such a request is refused, and what ONNX defines is computed. Where elements
-//! are picked by comparing them, NaN is the greatest.
+//! it makes zeros. Here such a request is refused, and what ONNX defines is computed. Where
+//! elements are picked by comparing them, NaN is the greatest.
 
 use super::ops::IndexOutOfRange;
 use super::ordered::by_order;

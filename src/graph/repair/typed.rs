@@ -3,9 +3,8 @@
 //! They stand in for ops of tract 0.23.9 whose evaluation or declutter is wrong: a chain from
 //! dequantization to quantization is made into a table of single values even where it has a
 //! softmax; squares of integers go through f32; the smaller and the larger of a NaN and a number
-//! is the number; of a NaN it may find the extreme anywhere; the largest of nothing is the smallest
-//! finite number; shifts by as many bits as
-//! there are overflow.
+//! is the number; beside a NaN the extreme is found anywhere; the largest of nothing is the smallest
+//! finite number; shifts by as many bits as there are overflow.
 
 use super::super::ordered::place;
 use super::extremes::Extreme;
@@ -186,8 +185,8 @@ fn reduced(
     Ok(Some(patch))
 }
 
-/// Where the first or last extreme lies, by integers of the floats' order, in which NaN is an extreme
-/// either way: the place of the least is that of the greatest of what is negated.
+/// Where the first or last extreme lies, by integers of the floats' order, in which NaN is one either
+/// way: the place of the least is that of the greatest of what is negated.
 fn place_of_extreme(
     model: &TypedModel,
     node: &TypedNode,
