@@ -60,6 +60,8 @@ fn only_api_knows_http_and_only_the_manifest_json_beside_it() {
     let shard = ["shard/build.rs", "shard/makers.rs"];
     let allowed = [&["api/", "plan/profile.rs"][..], &shard, &store].concat();
     check_absent("serde_json", &["."], &allowed);
+    // Who calls is a program of its own.
+    check_absent("hyper::client", &["."], &[]);
 }
 
 #[test]

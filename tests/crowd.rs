@@ -5,8 +5,8 @@ mod common;
 
 use common::daemon::{Connection, Daemon, command};
 use common::programs::program;
+use common::scrape::Scrape;
 use common::served::{STORE, check_alive, linear_request, serve};
-use hermes::api::client::scrape::Scrape;
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;

@@ -5,8 +5,8 @@ mod common;
 
 use common::daemon::{Connection, Daemon};
 use common::frozen::Frozen;
+use common::scrape::Scrape;
 use common::served::{check_alive, check_error, linear_request, serve, served};
-use hermes::api::client::scrape::Scrape;
 use hermes::api::routes;
 use proptest::prelude::*;
 use proptest::sample::Index;

@@ -5,9 +5,9 @@ mod common;
 
 use common::daemon::Daemon;
 use common::frozen::Frozen;
+use common::scrape::Scrape;
 use common::served::{check_alive, check_error, linear_request, served, slow_request};
 use common::small_store::{self, SmallModel};
-use hermes::api::client::scrape::Scrape;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

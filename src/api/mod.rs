@@ -6,7 +6,6 @@
 
 mod activity;
 mod body;
-pub mod client;
 mod connections;
 mod deadline;
 mod embed;
@@ -30,6 +29,7 @@ mod routes;
 mod server;
 mod stall;
 mod stats;
+pub mod table;
 pub mod tensor_json;
 mod tokenizer;
 mod trace;
@@ -37,6 +37,7 @@ mod versions;
 mod vocabulary;
 
 pub use crate::daemon::size;
+pub use body::JSON_BYTES_HEADER;
 pub use error::ApiError;
 pub use routes::routes;
 pub use server::{ServeError, serve};

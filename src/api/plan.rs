@@ -1,11 +1,11 @@
 //! Profiles and plans: what was measured of a model on this board, and what is best done with it.
 
-use super::client::table;
 use super::error::ApiError;
 use super::oip::{ModelPathArg, OipError, find};
 use super::quote::quote;
 use super::routes::{Api, answer};
 use super::size::{self, Size};
+use super::table;
 use crate::engine::{Answered, Inquiry};
 use crate::plan::{
     Alternative, Bound, Forecast, MAX_TOKENS, Plan, Planned, Profile, Skipped, Usage, Way,

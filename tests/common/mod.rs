@@ -10,6 +10,8 @@ pub mod programs;
 pub mod python;
 pub mod references;
 pub mod schema;
+#[path = "../../tools/ctl/scrape.rs"]
+pub mod scrape;
 pub mod served;
 pub mod small_store;
 pub mod tar;

@@ -1,8 +1,8 @@
 //! A hermesd of its own for a benchmark: the program beside this one, on a socket in a folder of
 //! its own.
 
+use super::client::Client;
 use anyhow::{Context, Result, bail};
-use hermes::api::client::Client;
 use hermes::api::infer_json::InferRequest;
 use hermes::engine::Request;
 use hermes::sys::memory;

@@ -3,6 +3,10 @@
 //! Each subcommand is one file or folder beside this one; none of them is linked into the daemon.
 
 mod boards;
+// What hermesctl has for itself is not used here.
+#[allow(dead_code)]
+#[path = "../ctl/client.rs"]
+mod client;
 mod daemon;
 mod forecast;
 mod mixed;
@@ -10,6 +14,9 @@ mod paper;
 mod pass;
 mod profile;
 mod reading;
+#[allow(dead_code)]
+#[path = "../ctl/scrape.rs"]
+mod scrape;
 mod setup;
 mod smallest;
 mod soak;

@@ -2,13 +2,13 @@
 //! that clients are. Each right one has the bits that it has alone, each wrong one its refusal, and
 //! the ledger ends where it began.
 
+use super::client::{Client, ClientError};
 use super::daemon::Daemon;
+use super::scrape::Scrape;
 use super::soak::{Arguments, REST};
 use super::synth::random::split_mix;
 use super::wrong::{self, Wrong};
 use anyhow::{Context, Result, bail, ensure};
-use hermes::api::client::scrape::Scrape;
-use hermes::api::client::{Client, ClientError};
 use hermes::api::infer_json::InferRequest;
 use hermes::api::infer_reply::InferReply;
 use hermes::api::tensor_json;

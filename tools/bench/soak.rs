@@ -1,13 +1,13 @@
 //! `hermes-bench soak`: a great many requests of random lengths, some of them given up by their
 //! clients; the daemon must answer the others and hold no more at the end than at the beginning.
 
+use super::client::{Client, ClientError};
 use super::daemon::{self, Daemon};
 use super::mixed;
 use super::setup::{self, Subject};
 use super::synth::random::split_mix;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use hermes::api::client::{Client, ClientError};
 use hermes::api::size;
 use hermes::engine::Request;
 use serde_json::json;

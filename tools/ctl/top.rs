@@ -1,9 +1,10 @@
 //! `hermesctl top`: the daemon at work, drawn once a second from its metrics.
 
+use super::client::{Client, ClientError};
 use super::scrape::{Sample, Scrape};
-use super::{Client, ClientError, table};
-use crate::api::size::Size;
-use crate::sys::terminal::{self, Keys, Woken};
+use hermes::api::size::Size;
+use hermes::api::table;
+use hermes::sys::terminal::{self, Keys, Woken};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;

@@ -1,10 +1,11 @@
 //! hermesctl's commands for versions: install, versions, use, rollback, gc.
 
+use super::client::{Client, ClientError, EXIT_CODES, parse, segment};
 use super::embed::Print;
-use super::{Client, ClientError, EXIT_CODES, parse, segment, table};
-use crate::api::size::Size;
-use crate::store::Package;
 use clap::Subcommand;
+use hermes::api::size::Size;
+use hermes::api::table;
+use hermes::store::Package;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::{Request, header};

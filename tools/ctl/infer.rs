@@ -1,9 +1,10 @@
 //! `hermesctl infer`: arrays from files, through a model, to files or a summary.
 
-use super::{Client, ClientError, npy, segment};
-use crate::api::infer_json::{InferRequest, Wanted};
-use crate::api::infer_reply::InferReply;
-use crate::api::tensor_json;
+use super::client::{Client, ClientError, segment};
+use super::npy;
+use hermes::api::infer_json::{InferRequest, Wanted};
+use hermes::api::infer_reply::InferReply;
+use hermes::api::tensor_json;
 use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! `hermesctl embed`: texts to vectors, or to how alike they are.
 
-use super::{Client, ClientError, parse};
+use super::client::{Client, ClientError, parse};
 use serde_json::{Value, json};
 
 /// Characters of a text that the table shows.

@@ -1,12 +1,13 @@
 //! `hermesctl doctor`: what this board offers, what stands in the way, and how to mend it.
 
+use super::client::{Client, ClientError};
 use super::scrape::Scrape;
-use super::{Client, ClientError, table};
-use crate::api::size::Size;
-use crate::daemon::config::DEFAULT_STORE;
-use crate::sys::board::{Board, Core, MemoryControl, ServiceLimit};
-use crate::sys::disk::{Disk, read_speed};
-use crate::sys::{affinity, map};
+use hermes::api::size::Size;
+use hermes::api::table;
+use hermes::daemon::config::DEFAULT_STORE;
+use hermes::sys::board::{Board, Core, MemoryControl, ServiceLimit};
+use hermes::sys::disk::{Disk, read_speed};
+use hermes::sys::{affinity, map};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -344,7 +345,7 @@ fn daemon_check(client: &Client) -> Check {
         let metrics = Scrape::parse(&client.get_text("/metrics")?).map_err(ClientError::Broken)?;
         let version = server["version"].as_str().unwrap_or("of an unknown version").to_owned();
         let budget = Size(metrics.sum("hermes_budget_bytes") as u64);
-        Ok(format!("hermesd {version} answers at {}, budget {budget}", client.socket.display()))
+        Ok(format!("hermesd {version} answers at {}, budget {budget}", client.socket().display()))
     };
     match asked() {
         Ok(found) => ok(NAME, found),
@@ -355,8 +356,8 @@ fn daemon_check(client: &Client) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::board::Swap;
-    use crate::sys::disk::Device;
+    use hermes::sys::board::Swap;
+    use hermes::sys::disk::Device;
 
     /// A check's state, and words of what it found and of its fix.
     #[track_caller]

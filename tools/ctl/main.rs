@@ -1,18 +1,34 @@
-//! The client: asks a running hermesd, for people and for scripts.
+//! `hermesctl`: asks a running hermesd, for people and for scripts.
+//!
+//! Each command is one file beside this one; none of them is linked into the daemon.
+
+mod client;
+mod doctor;
+mod embed;
+mod infer;
+mod list;
+mod npy;
+mod plan;
+mod repository;
+mod scrape;
+mod top;
+mod trace;
+mod versions;
+mod watch;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use hermes::api::client::doctor::{self, DOCTOR_EXIT_CODES};
-use hermes::api::client::embed::Print;
-use hermes::api::client::infer::{InferCommand, parse_binding};
-use hermes::api::client::plan::PlanCommand;
-use hermes::api::client::repository::RepositoryCommand;
-use hermes::api::client::versions::VersionsCommand;
-use hermes::api::client::watch::WatchCommand;
-use hermes::api::client::{Client, ClientError, EXIT_CODES, default_socket, embed, list};
+use client::{Client, ClientError, EXIT_CODES, default_socket};
+use doctor::DOCTOR_EXIT_CODES;
+use embed::Print;
 use hermes::manual;
+use infer::{InferCommand, parse_binding};
+use plan::PlanCommand;
+use repository::RepositoryCommand;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use versions::VersionsCommand;
+use watch::WatchCommand;
 
 /// Asks hermesd to run models.
 #[derive(Parser)]

@@ -1,11 +1,12 @@
 //! `hermesctl trace`: one pass as a file for Perfetto or Chrome.
 
+use super::client::{Client, ClientError, parse, segment};
 use super::infer::parse_binding;
-use super::{Client, ClientError, npy, parse, segment};
-use crate::api::infer_json::InferRequest;
-use crate::engine::Array;
-use crate::store::Dtype;
+use super::npy;
 use clap::Args;
+use hermes::api::infer_json::InferRequest;
+use hermes::engine::Array;
+use hermes::store::Dtype;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 

@@ -1,10 +1,11 @@
 //! `hermesctl ps`, `stats`, `top` and `trace`: what the daemon does and has done.
 
+use super::client::{Client, ClientError, segment};
 use super::top;
 use super::trace::TraceCommand;
-use super::{Client, ClientError, segment, table};
-use crate::api::size::Size;
 use clap::Subcommand;
+use hermes::api::size::Size;
+use hermes::api::table;
 use serde_json::{Value, json};
 
 /// Commands that watch the daemon.

@@ -1,8 +1,9 @@
 //! `hermesctl ls`: the models of the daemon.
 
+use super::client::{Client, ClientError, segment};
 use super::embed::Print;
-use super::{Client, ClientError, segment, table};
-use crate::api::size::Size;
+use hermes::api::size::Size;
+use hermes::api::table;
 use serde_json::{Value, json};
 
 /// Asks for every model and returns what is to be printed.

@@ -1,8 +1,8 @@
 //! NumPy's .npy files to and from arrays.
 
-use super::ClientError;
-use crate::engine::Array;
-use crate::store::Dtype;
+use super::client::ClientError;
+use hermes::engine::Array;
+use hermes::store::Dtype;
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar, TypeStr};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};

@@ -1,6 +1,6 @@
 //! `hermesctl load` and `unload`: which models are in memory.
 
-use super::{Client, ClientError, parse, segment};
+use super::client::{Client, ClientError, parse, segment};
 use clap::{Args, Subcommand};
 
 /// Commands that say which models are loaded.

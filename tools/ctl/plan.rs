@@ -1,9 +1,9 @@
 //! `hermesctl profile` and `plan`: what was measured of a model, and what is best done with it.
 
-use super::{Client, ClientError, parse, segment};
-use crate::daemon::config::{Bytes, Threads, Tokens};
-use crate::plan::{Profile, Way};
+use super::client::{Client, ClientError, parse, segment};
 use clap::{Args, Subcommand};
+use hermes::daemon::config::{Bytes, Threads, Tokens};
+use hermes::plan::{Profile, Way};
 
 /// Commands about profiles and plans.
 #[derive(Clone, Debug, Subcommand)]

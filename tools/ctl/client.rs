@@ -1,21 +1,7 @@
-//! What hermesctl says to hermesd, and how it prints the answers.
+//! A caller of hermesd, and why a call failed.
 
-pub mod doctor;
-pub mod embed;
-pub mod infer;
-pub mod list;
-mod npy;
-pub mod plan;
-pub mod repository;
-pub mod scrape;
-pub(super) mod table;
-mod top;
-mod trace;
-pub mod versions;
-pub mod watch;
-
-use super::body::JSON_BYTES_HEADER;
-use crate::daemon::config::DEFAULT_SOCKET;
+use hermes::api::JSON_BYTES_HEADER;
+use hermes::daemon::config::DEFAULT_SOCKET;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -110,6 +96,11 @@ impl Client {
         Ok(Client { socket: socket.to_owned(), runtime })
     }
 
+    /// Where the daemon listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The body of a `GET`, as JSON.
     ///
     /// # Errors
@@ -162,7 +153,12 @@ impl Client {
         Ok((body, json_bytes.and_then(|length| length.to_str().ok()?.parse().ok())))
     }
 
-    fn call(
+    /// Sends a request with a whole body.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::get`].
+    pub fn call(
         &self,
         request: request::Builder,
         body: Vec<u8>,
@@ -171,7 +167,11 @@ impl Client {
     }
 
     /// Sends a request on a connection of its own and returns the reply.
-    fn send(
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::get`].
+    pub fn send(
         &self,
         request: request::Builder,
         body: UnsyncBoxBody<Bytes, io::Error>,
@@ -197,7 +197,12 @@ impl Client {
     }
 }
 
-fn parse(body: &[u8]) -> Result<Value, ClientError> {
+/// The JSON of an answer.
+///
+/// # Errors
+///
+/// [`ClientError::Broken`] where it is none.
+pub fn parse(body: &[u8]) -> Result<Value, ClientError> {
     serde_json::from_slice(body)
         .map_err(|error| ClientError::Broken(format!("the answer is not JSON: {error}")))
 }
@@ -213,7 +218,7 @@ fn refused(status: StatusCode, body: &[u8]) -> ClientError {
 }
 
 /// A name as a segment of a path.
-fn segment(name: &str) -> String {
+pub fn segment(name: &str) -> String {
     let mut text = String::new();
     for byte in name.bytes() {
         match byte {
