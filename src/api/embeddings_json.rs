@@ -1,7 +1,7 @@
 //! The bodies of OpenAI's embeddings call: the request read, the reply written.
 
 use super::error::ApiError;
-use super::infer_json::Reserve;
+use super::infer_tensor::Reserve;
 use super::json::{JsonError, Scanner};
 use super::pieces::PIECE_BYTES;
 use hyper::body::Bytes;

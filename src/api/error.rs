@@ -1,8 +1,9 @@
 //! What a refused call answers, before a protocol gives it its shape.
 
-use super::infer_json::RequestError;
+use super::infer_tensor::RequestError;
 use super::quote::one_line;
 use crate::engine::{EngineError, ErrorKind};
+use crate::store::StoreError;
 use crate::stream::OverBudget;
 use axum::http::StatusCode;
 use std::error::Error;
@@ -112,6 +113,27 @@ fn is_for_want_of_files(error: &(dyn Error + 'static)) -> bool {
     })
 }
 
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> ApiError {
+        let status = match &error {
+            StoreError::Archive { .. }
+            | StoreError::Received { .. }
+            | StoreError::Manifest { .. }
+            | StoreError::Name { .. } => StatusCode::BAD_REQUEST,
+            StoreError::Missing { .. } => StatusCode::NOT_FOUND,
+            StoreError::Exists { .. }
+            | StoreError::InUse { .. }
+            | StoreError::NoPrevious { .. } => StatusCode::CONFLICT,
+            StoreError::NoRoom { .. } => StatusCode::INSUFFICIENT_STORAGE,
+            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, error.to_string())
+    }
+}
+
 impl From<OverBudget> for ApiError {
     fn from(error: OverBudget) -> ApiError {
         let refusal = match error.can_fit() {
@@ -136,7 +158,6 @@ impl From<RequestError> for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::StoreError;
 
     #[test]
     fn want_of_files_is_told_with_what_to_do() {

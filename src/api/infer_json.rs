@@ -1,16 +1,12 @@
 //! The body of the Open Inference Protocol's `infer` request.
 
 use super::infer_tensor::{
-    MAX_TENSORS, TensorReader, Tensors, field, parameters, parse_number, put, put_binary, put_head,
+    MAX_TENSORS, RequestError, Reserve, TensorReader, Tensors, field, parameters, parse_number,
+    put, put_binary, put_head,
 };
-use super::json::{JsonError, Scanner};
+use super::json::Scanner;
 use super::quote::quote;
 use super::tensor_json::Nulls;
-use crate::stream::OverBudget;
-use thiserror::Error;
-
-/// What a request's tensors may weigh: asked with the total of bytes before each is read.
-pub type Reserve<'a> = dyn FnMut(u64) -> Result<(), OverBudget> + 'a;
 
 /// The body of an `infer` request.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,20 +30,6 @@ pub struct Wanted {
     pub name: String,
     /// Whether it is wanted as binary data, where the request says.
     pub binary: Option<bool>,
-}
-
-/// A body that is no `infer` request.
-#[derive(Debug, Error)]
-pub enum RequestError {
-    /// Not JSON, or JSON of another shape.
-    #[error("the request body is not an infer request: {0}")]
-    Json(#[from] JsonError),
-    /// A field that is missing or wrong.
-    #[error("{0}")]
-    Field(String),
-    /// Tensors that the budget cannot hold.
-    #[error(transparent)]
-    OverBudget(#[from] OverBudget),
 }
 
 impl InferRequest {

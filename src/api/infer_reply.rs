@@ -1,8 +1,7 @@
 //! The body of a reply to `infer`: written piece by piece as the client takes it, and read again
 //! by our own client. Outputs are JSON, or binary data behind the JSON where that is wanted.
 
-use super::infer_json::RequestError;
-use super::infer_tensor::{TensorReader, Tensors, put, put_binary, put_head};
+use super::infer_tensor::{RequestError, TensorReader, Tensors, put, put_binary, put_head};
 use super::json::Scanner;
 use super::pieces::PIECE_BYTES;
 use super::tensor_json::{self, Nulls};

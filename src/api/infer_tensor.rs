@@ -5,19 +5,37 @@
 //! A tensor's `data` is scanned twice, first past and then into, so that it may come before
 //! `datatype`.
 
-use super::infer_json::{RequestError, Reserve};
 use super::json::{JsonError, Scanner};
 use super::quote::quote;
 use super::tensor_json::{self, DataError, MAX_RANK, Nulls};
 use crate::engine::Array;
 use crate::store::Dtype;
+use crate::stream::OverBudget;
 use serde::Serialize;
+use thiserror::Error;
 
 /// Most tensors of a request, and most outputs it may name.
 pub const MAX_TENSORS: usize = 256;
 
 /// Tensors by name, in the order of the body.
 pub type Tensors = Vec<(String, Array)>;
+
+/// What a request's tensors may weigh: asked with the total of bytes before each is read.
+pub type Reserve<'a> = dyn FnMut(u64) -> Result<(), OverBudget> + 'a;
+
+/// A body that is no `infer` request.
+#[derive(Debug, Error)]
+pub enum RequestError {
+    /// Not JSON, or JSON of another shape.
+    #[error("the request body is not an infer request: {0}")]
+    Json(#[from] JsonError),
+    /// A field that is missing or wrong.
+    #[error("{0}")]
+    Field(String),
+    /// Tensors that the budget cannot hold.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
+}
 
 /// An error about a field.
 pub fn field(what: impl Into<String>) -> RequestError {

@@ -5,9 +5,9 @@
 //! end of the body leaves nothing.
 
 use super::body::{self, Pace};
+use super::envelope::OipError;
 use super::error::ApiError;
-use super::oip::OipError;
-use super::routes::Api;
+use super::state::Api;
 use super::versions::serve_current;
 use crate::engine::{Cancel, EngineError};
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
@@ -21,7 +21,7 @@ use hyper::body::{Buf, Bytes};
 use serde_json::{Value, json};
 use std::io::{self, Read};
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// Pieces between the connection and the thread.
 const QUEUE_PIECES: usize = 4;
@@ -33,16 +33,6 @@ const INSTALL_BYTES: u64 =
 
 /// What a layer file's index takes for each of its bytes while its blocks are verified.
 const INDEX_BYTES_PER_BYTE: u64 = 4;
-
-/// The one install that may be under way at a time: each holds a thread and disk.
-#[derive(Debug)]
-pub struct Installs(Arc<Semaphore>);
-
-impl Default for Installs {
-    fn default() -> Installs {
-        Installs(Arc::new(Semaphore::new(1)))
-    }
-}
 
 /// `POST /v2/repository/install`, with `?force=true` over a version that is there.
 pub async fn install(

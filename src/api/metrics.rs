@@ -3,7 +3,7 @@
 //! Every metric is declared once, in [`METRICS`]; `tests/metrics.rs` fails where one of them never
 //! moves while the daemon works.
 
-use super::routes::Api;
+use super::state::Api;
 use crate::engine::{Counted, EngineStats, Loaded, Pressure};
 use crate::stream::{Category, Ledger};
 use crate::sys::heap;

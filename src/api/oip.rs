@@ -2,54 +2,25 @@
 
 use super::body::{self, GrantedBody, PARSE_INLINE_BYTES};
 use super::deadline::Deadline;
+use super::envelope::OipError;
 use super::error::ApiError;
 use super::infer_json::InferRequest;
 use super::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
 use super::pieces::Pieces;
-use super::routes::{Api, Submitted, answer, error_response};
+use super::state::{Api, ModelPathArg, Submitted, answer, find};
 use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port, Task, TextRules};
 use crate::stream::{Grant, Trace};
 use axum::Json;
 use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Body as _;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// An error in this protocol's shape.
-pub struct OipError(
-    /// What is refused.
-    pub ApiError,
-);
-
-impl<E: Into<ApiError>> From<E> for OipError {
-    fn from(error: E) -> OipError {
-        OipError(error.into())
-    }
-}
-
-impl IntoResponse for OipError {
-    fn into_response(self) -> Response {
-        let body = json!({ "error": self.0.message }).to_string().into_bytes();
-        error_response(&self.0, body)
-    }
-}
-
-/// The part of a path that names a model.
-#[derive(Deserialize)]
-pub struct ModelPath {
-    model: String,
-    version: Option<String>,
-}
-
-/// The path's model, or why it has none.
-pub type ModelPathArg = Result<Path<ModelPath>, PathRejection>;
 
 /// `GET /v2`.
 pub async fn server_metadata() -> Json<Value> {
@@ -230,12 +201,6 @@ fn infer_response(done: Served) -> Response {
     let kind = if json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
-}
-
-/// The manifest of the model that the path names.
-pub fn find(api: &Api, path: ModelPathArg) -> Result<Arc<Manifest>, ApiError> {
-    let Path(path) = path.map_err(|_| ApiError::not_found("the model's name is not UTF-8"))?;
-    api.manifest(&path.model, path.version.as_deref())
 }
 
 /// What `GET /v2/models/{model}` answers.

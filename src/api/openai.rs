@@ -4,10 +4,11 @@ use super::body::{self, GrantedBody, PARSE_INLINE_BYTES};
 use super::deadline::Deadline;
 use super::embed::{Embedding, Measure};
 use super::embeddings_json::{Cut, EmbeddingPieces, EmbeddingsRequest, Input};
+use super::envelope::OpenAiError;
 use super::error::ApiError;
 use super::helpers;
 use super::pieces::Pieces;
-use super::routes::{Api, Submitted, error_response};
+use super::state::{Api, Submitted};
 use super::tokenizer::Asker;
 use crate::engine::Cancel;
 use crate::store::manifest::Manifest;
@@ -16,7 +17,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -24,37 +25,6 @@ use std::sync::Arc;
 
 /// Texts whose passes may be under way at once.
 const IN_FLIGHT: usize = 16;
-
-/// An error in this protocol's shape.
-pub struct OpenAiError(
-    /// What is refused.
-    pub ApiError,
-);
-
-impl<E: Into<ApiError>> From<E> for OpenAiError {
-    fn from(error: E) -> OpenAiError {
-        OpenAiError(error.into())
-    }
-}
-
-impl IntoResponse for OpenAiError {
-    fn into_response(self) -> Response {
-        let error = self.0;
-        let kind = match error.status.is_client_error() {
-            true => "invalid_request_error",
-            false => "server_error",
-        };
-        let is_model = error.status == StatusCode::NOT_FOUND && error.param == Some("model");
-        let code = is_model.then_some("model_not_found");
-        let body = json!({ "error": {
-            "message": error.message,
-            "type": kind,
-            "param": error.param,
-            "code": code,
-        }});
-        error_response(&error, body.to_string().into_bytes())
-    }
-}
 
 /// `GET /v1/models`.
 pub async fn models(State(api): State<Arc<Api>>) -> Result<Json<Value>, OpenAiError> {
@@ -154,7 +124,7 @@ async fn tokenize(
         };
         grant = api.help(wait).await?;
     }
-    let encoder = api.tokenizers.get(api, &manifest, own_bytes).await?;
+    let encoder = api.tokenizers.get((&api.helpers, &api.engine), &manifest, own_bytes).await?;
     let work = move |api: &Arc<Api>, cancel: &Cancel| {
         let asker = Asker { engine: &api.engine, own_bytes, cancel };
         let EmbeddingsRequest { inputs, cut, prompt_name, .. } = request;

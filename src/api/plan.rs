@@ -1,10 +1,10 @@
 //! Profiles and plans: what was measured of a model on this board, and what is best done with it.
 
+use super::envelope::OipError;
 use super::error::ApiError;
-use super::oip::{ModelPathArg, OipError, find};
 use super::quote::quote;
-use super::routes::{Api, answer};
 use super::size::{self, Size};
+use super::state::{Api, ModelPathArg, answer, find};
 use super::table;
 use crate::engine::{Answered, Inquiry};
 use crate::plan::{

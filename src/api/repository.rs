@@ -1,10 +1,10 @@
 //! Triton's model repository extension: what models there are, load, unload.
 
 use super::body;
+use super::envelope::OipError;
 use super::error::ApiError;
-use super::oip::{ModelPathArg, OipError, find};
 use super::quote::quote;
-use super::routes::{Api, answer};
+use super::state::{Api, ModelPathArg, answer, find};
 use crate::store::manifest::Manifest;
 use axum::Json;
 use axum::body::Body;

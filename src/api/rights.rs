@@ -1,8 +1,8 @@
 //! Which right a route needs, checked before anything of the request's body is read.
 
+use super::envelope::refuse;
 use super::error::ApiError;
 use super::quote::{method_name, quote};
-use super::routes::refuse;
 use crate::daemon::Live;
 use crate::daemon::rights::Right;
 use crate::sys::peer::Peer;

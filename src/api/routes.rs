@@ -1,140 +1,18 @@
-//! Which path leads where, and what every handler shares.
+//! Which path leads where.
 
-use super::connections::Connections;
+use super::envelope::refuse;
 use super::error::ApiError;
-use super::helpers::Helpers;
-use super::install::{self, Installs};
 use super::quote::{method_name, quote};
 use super::rights::require;
-use super::tokenizer::Tokenizers;
-use super::{metrics, oip, openai, plan, repository, stats, trace, versions};
+use super::state::Api;
+use super::{install, metrics, oip, openai, plan, repository, stats, trace, versions};
 use crate::daemon::rights::Right;
-use crate::engine::{Cancel, Engine, EngineError, Keeper, Reply, Request};
-use crate::store::manifest::{Manifest, is_name};
 use axum::Router;
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{MethodRouter, delete, get, post};
 use std::sync::Arc;
-use tokio::sync::oneshot;
-
-/// Share of the budget that one request body may take.
-const BODY_SHARE: u64 = 4;
-
-/// What the handlers share.
-pub struct Api {
-    /// The engine.
-    pub engine: Engine,
-    /// Tokenizers loaded so far.
-    pub tokenizers: Arc<Tokenizers>,
-    /// Threads for what takes longer than the event loop may wait.
-    pub helpers: Helpers,
-    /// The install that is under way.
-    pub installs: Installs,
-    /// Who is connected.
-    pub connections: Arc<Connections>,
-}
-
-impl Api {
-    /// The handlers' state for `engine`.
-    pub fn new(engine: Engine) -> Arc<Api> {
-        let tokenizers = Arc::new(Tokenizers::default());
-        let keeper: Arc<dyn Keeper> = Arc::clone(&tokenizers) as _;
-        engine.add_keeper(Arc::downgrade(&keeper));
-        Arc::new(Api {
-            connections: Connections::new(Arc::clone(engine.ledger())),
-            engine,
-            tokenizers,
-            helpers: Helpers::default(),
-            installs: Installs::default(),
-        })
-    }
-
-    /// Largest request body.
-    pub fn body_limit_bytes(&self) -> u64 {
-        self.engine.ledger().budget_bytes() / BODY_SHARE
-    }
-
-    /// The manifest of a model, and of a version of it if one is named.
-    ///
-    /// # Errors
-    ///
-    /// 404 for a name that no model or version has; no path is ever made of one that is no name.
-    pub fn manifest(&self, model: &str, version: Option<&str>) -> Result<Arc<Manifest>, ApiError> {
-        if !is_name(model) {
-            return Err(ApiError::not_found(format!("there is no model {}", quote(model))));
-        }
-        let manifest = self.engine.manifest(model)?;
-        match version {
-            Some(version) if version != manifest.version => Err(ApiError::not_found(format!(
-                "model {model:?} has no version {}: it serves {:?}",
-                quote(version),
-                manifest.version
-            ))),
-            _ => Ok(manifest),
-        }
-    }
-
-    /// Runs `work` on a helper thread: [`Helpers::run`].
-    pub async fn help<T: Send + 'static>(
-        self: &Arc<Api>,
-        work: impl FnOnce(&Arc<Api>, &Cancel) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let api = Arc::clone(self);
-        self.helpers.run(move |cancel| work(&api, cancel)).await
-    }
-}
-
-/// Waits for what the engine calls back with. Dropping this changes nothing for the engine.
-pub async fn answer<T: Send + 'static>(
-    ask: impl FnOnce(Box<dyn FnOnce(Result<T, EngineError>) + Send>),
-) -> Result<T, ApiError> {
-    let (sender, answer) = oneshot::channel();
-    // The receiver is gone if the client is.
-    ask(Box::new(move |result| drop(sender.send(result))));
-    match answer.await {
-        Ok(result) => result.map_err(ApiError::from),
-        Err(_) => Err(ApiError::unavailable("the daemon is stopping")),
-    }
-}
-
-/// A submitted request; dropping it, as when the client goes away, cancels it.
-pub struct Submitted<T> {
-    reply: oneshot::Receiver<Result<T, EngineError>>,
-    cancel: Cancel,
-}
-
-impl<T: Send + 'static> Submitted<T> {
-    /// Submits `request`; `digest` makes of the reply what is kept, on the engine's thread.
-    pub fn new(
-        engine: &Engine,
-        request: Request,
-        digest: impl FnOnce(Reply) -> T + Send + 'static,
-    ) -> Submitted<T> {
-        let cancel = request.cancel.clone();
-        let (sender, reply) = oneshot::channel();
-        engine.submit(request, move |result| {
-            // The receiver is gone if the client is.
-            let _ = sender.send(result.map(digest));
-        });
-        Submitted { reply, cancel }
-    }
-
-    /// The reply, once it is there.
-    pub async fn wait(mut self) -> Result<T, ApiError> {
-        match (&mut self.reply).await {
-            Ok(result) => result.map_err(ApiError::from),
-            Err(_) => Err(ApiError::unavailable("the daemon is stopping")),
-        }
-    }
-}
-
-impl<T> Drop for Submitted<T> {
-    fn drop(&mut self) {
-        self.cancel.cancel();
-    }
-}
 
 /// A method, a path, what callers need to be allowed, and what answers there.
 type Route = (&'static str, &'static str, Option<Right>, fn() -> MethodRouter<Arc<Api>>);
@@ -223,27 +101,4 @@ fn is_path_of(template: &str, path: &str) -> bool {
     let is_same = |(part, segment): (&str, &str)| part == segment || part.starts_with('{');
     template.split('/').count() == path.split('/').count()
         && template.split('/').zip(path.split('/')).all(is_same)
-}
-
-/// The response of an error, in the shape of the protocol that `path` is of.
-pub fn refuse(path: &str, error: ApiError) -> Response {
-    match path.starts_with("/v1") {
-        true => openai::OpenAiError(error).into_response(),
-        false => oip::OipError(error).into_response(),
-    }
-}
-
-/// The response of an error whose protocol has made `body` of it.
-pub fn error_response(error: &ApiError, body: Vec<u8>) -> Response {
-    log::debug!("refused: {error}");
-    let json = HeaderValue::from_static("application/json");
-    let mut response = (error.status, [(header::CONTENT_TYPE, json)], body).into_response();
-    let headers = response.headers_mut();
-    if error.close {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    if error.status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    }
-    response
 }

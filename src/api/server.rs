@@ -4,9 +4,10 @@
 use super::activity::{Activity, Watched};
 use super::connections::{CONNECTION_BYTES, RESERVED_CONNECTIONS, Who};
 use super::rights::Caller;
-use super::routes::{Api, router};
+use super::routes::router;
 use super::size::Size;
 use super::stall::WriteDeadline;
+use super::state::Api;
 use crate::daemon::{Control, Phase};
 use crate::engine::Engine;
 use crate::stream::{Category, OverBudget};

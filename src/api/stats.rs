@@ -1,8 +1,8 @@
 //! Triton's statistics extension: what each model has done, in its shape and in our own figures.
 
+use super::envelope::OipError;
 use super::error::ApiError;
-use super::oip::{ModelPathArg, OipError, find};
-use super::routes::Api;
+use super::state::{Api, ModelPathArg, find};
 use crate::engine::{Counted, ModelStats};
 use axum::Json;
 use axum::extract::State;

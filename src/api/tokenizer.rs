@@ -2,7 +2,7 @@
 
 use super::embeddings_json::Cut;
 use super::error::ApiError;
-use super::routes::Api;
+use super::helpers::Helpers;
 use super::vocabulary::{Kind, Survey};
 use crate::engine::{Cancel, Engine, Keeper};
 use crate::store::ModelDir;
@@ -315,30 +315,30 @@ impl Tokenizers {
     /// 400 for a model without one; 503 where the ledger comes to have no room in time; 500 for a
     /// broken file.
     pub async fn get(
-        &self,
-        api: &Arc<Api>,
+        self: &Arc<Tokenizers>,
+        (helpers, engine): (&Helpers, &Engine),
         manifest: &Arc<Manifest>,
         own_bytes: u64,
     ) -> Result<Arc<TextEncoder>, ApiError> {
         let key = (manifest.model.clone(), manifest.version.clone());
-        if let Some(encoder) = self.known(&key, &api.engine) {
+        if let Some(encoder) = self.known(&key, engine) {
             return Ok(encoder);
         }
         let turn = Arc::clone(&self.loading).lock_owned().await;
-        if let Some(encoder) = self.known(&key, &api.engine) {
+        if let Some(encoder) = self.known(&key, engine) {
             return Ok(encoder);
         }
-        let manifest = Arc::clone(manifest);
-        let load = move |api: &Arc<Api>, cancel: &Cancel| {
+        let (own, engine, manifest) = (Arc::clone(self), engine.clone(), Arc::clone(manifest));
+        let load = move |cancel: &Cancel| {
             // Until it is done, whether or not anybody still waits.
             let _turn = turn;
-            let asker = Asker { engine: &api.engine, own_bytes, cancel };
-            api.tokenizers.load(&manifest, asker).map_err(|error| {
+            let asker = Asker { engine: &engine, own_bytes, cancel };
+            own.load(&manifest, asker).map_err(|error| {
                 let model = &manifest.model;
-                error.at_least(|| api.engine.least_budget_bytes(model, Some(own_bytes)))
+                error.at_least(|| engine.least_budget_bytes(model, Some(own_bytes)))
             })
         };
-        api.help(load).await
+        helpers.run(load).await
     }
 
     fn load(&self, manifest: &Manifest, asker: Asker) -> Result<Arc<TextEncoder>, ApiError> {

@@ -1,10 +1,11 @@
 //! `POST /v2/models/{model}/trace`: what happened during one pass, as Chrome's trace event format
 //! has it; Perfetto and chrome://tracing show it.
 
+use super::envelope::OipError;
 use super::infer_tensor::put;
-use super::oip::{self, ModelPathArg, OipError};
+use super::oip;
 use super::pieces::{PIECE_BYTES, Pieces};
-use super::routes::Api;
+use super::state::{Api, ModelPathArg};
 use crate::stream::{Category, Event, Trace, What};
 use axum::body::Body;
 use axum::extract::State;

@@ -1,47 +1,25 @@
 //! Which versions a model has and which is served: list, use, roll back, remove, collect.
 
 use super::body;
+use super::envelope::OipError;
 use super::error::ApiError;
-use super::oip::OipError;
-use super::routes::Api;
+use super::state::Api;
 use crate::engine::{Engine, Keeper};
-use crate::store::{Removed, StoreError};
+use crate::store::Removed;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::io::ErrorKind;
 use std::sync::Arc;
 
 /// Limit of a body that holds a name or a number.
 const MAX_BODY_BYTES: u64 = 4 << 10;
 
 type PathArg<T> = Result<Path<T>, PathRejection>;
-
-impl From<StoreError> for ApiError {
-    fn from(error: StoreError) -> ApiError {
-        let status = match &error {
-            StoreError::Archive { .. }
-            | StoreError::Received { .. }
-            | StoreError::Manifest { .. }
-            | StoreError::Name { .. } => StatusCode::BAD_REQUEST,
-            StoreError::Missing { .. } => StatusCode::NOT_FOUND,
-            StoreError::Exists { .. }
-            | StoreError::InUse { .. }
-            | StoreError::NoPrevious { .. } => StatusCode::CONFLICT,
-            StoreError::NoRoom { .. } => StatusCode::INSUFFICIENT_STORAGE,
-            StoreError::Io { source, .. } if source.kind() == ErrorKind::StorageFull => {
-                StatusCode::INSUFFICIENT_STORAGE
-            }
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        ApiError::new(status, error.to_string())
-    }
-}
 
 /// Has the engine serve what the store says is current, where it has the model: the next request
 /// meets the new version, a pass that runs ends with the old one.
