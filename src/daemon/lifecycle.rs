@@ -7,7 +7,7 @@ use super::pressure::PressureWatch;
 use super::rights::Rights;
 use super::size::Size;
 use super::watchdog::Watchdog;
-use crate::engine::{Engine, Pressure, Progress};
+use crate::engine::{Engine, ModelStats, Pressure, Progress};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -107,8 +107,8 @@ impl Lifecycle {
         let mut seen = None;
         self.tell_status(engine, &mut seen);
         self.manager.ready();
-        let mut pressure = PressureWatch::begin();
-        let has_pins = || engine.pinned_bytes() > 0;
+        let pinned = engine.clone();
+        let mut pressure = PressureWatch::begin(move || pinned.pinned_bytes() > 0);
         let interval_of_watchdog = self.manager.watchdog().filter(|whole| !whole.is_zero());
         let mut feeding = interval_of_watchdog.map(|whole| every(whole / 2));
         let mut watchdog = Watchdog::new(interval_of_watchdog.unwrap_or_default(), Instant::now());
@@ -133,7 +133,7 @@ impl Lifecycle {
                     ),
                 },
                 () = tick(&mut looking) => self.tell_progress(engine, &mut seen),
-                level = pressure.changed(has_pins) => {
+                level = pressure.changed() => {
                     engine.set_pressure(level);
                     seen = None;
                     self.tell_progress(engine, &mut seen);
@@ -153,16 +153,16 @@ impl Lifecycle {
     }
 
     /// Takes the config that was read; keeps the old one where the new one is wrong.
-    fn end_reload(&mut self, read: Option<Result<Effective, ConfigError>>, engine: &Engine) {
+    fn end_reload(&mut self, read: Option<Read>, engine: &Engine) {
         match read {
-            Some(Ok(newer)) => self.swap(newer, engine),
+            Some(Ok((newer, budget_bytes))) => self.swap(newer, budget_bytes, engine),
             Some(Err(error)) => self.keep(&error),
             None => log::error!("the config could not be read: see above"),
         }
         self.manager.ready();
     }
 
-    fn swap(&mut self, mut newer: Effective, engine: &Engine) {
+    fn swap(&mut self, mut newer: Effective, budget_bytes: u64, engine: &Engine) {
         newer.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         for key in self.running.needs_restart(&newer) {
             let place = newer.value(key).map(|(_, origin)| format!(" ({origin})"));
@@ -170,7 +170,6 @@ impl Lifecycle {
             log::warn!("{} has changed{place}: it needs a restart, the old value stays", key.name);
         }
         if newer.settings.budget != self.running.settings.budget {
-            let budget_bytes = newer.settings.budget_bytes();
             match engine.set_budget(budget_bytes) {
                 Ok(()) => log::info!("the budget is {} now", Size(budget_bytes)),
                 Err(error) => {
@@ -230,11 +229,14 @@ impl Lifecycle {
     }
 }
 
+/// A config that was read, and the budget by it.
+type Read = Result<(Effective, u64), ConfigError>;
+
 /// The config while it is read, by a thread of its own: names of users may be looked up over a
 /// network, and neither signals nor requests wait for that.
 #[derive(Default)]
 struct Reading {
-    outcome: Option<oneshot::Receiver<Result<Effective, ConfigError>>>,
+    outcome: Option<oneshot::Receiver<Read>>,
     /// Whether it has changed meanwhile.
     again: bool,
 }
@@ -247,15 +249,19 @@ impl Reading {
         }
         let (sources, (sender, outcome)) = (sources.clone(), oneshot::channel());
         std::thread::Builder::new().name("reload".to_owned()).spawn(move || {
+            let read = sources.read().map(|effective| {
+                let budget_bytes = effective.settings.budget_bytes();
+                (effective, budget_bytes)
+            });
             // The receiver is gone when the daemon ends.
-            let _ = sender.send(sources.read());
+            let _ = sender.send(read);
         })?;
         self.outcome = Some(outcome);
         Ok(())
     }
 
     /// What was read, `None` where the thread failed; never where none reads.
-    async fn done(&mut self) -> Option<Result<Effective, ConfigError>> {
+    async fn done(&mut self) -> Option<Read> {
         match &mut self.outcome {
             None => std::future::pending().await,
             Some(outcome) => {
@@ -269,8 +275,10 @@ impl Reading {
 
 /// What is loaded, in a line.
 fn status(engine: &Engine) -> String {
-    let mut models = engine.models().unwrap_or_default();
-    models.retain(|model| engine.is_ready(model));
+    let stats = engine.stats();
+    let in_service = |model: &ModelStats| model.loaded.as_ref().is_some_and(|of| of.in_service);
+    let models = stats.models.iter().filter(|model| in_service(model));
+    let models: Vec<&str> = models.map(|model| model.name.as_str()).collect();
     let ledger = engine.ledger();
     let held_bytes = ledger.held_in_all_bytes();
     let budget = Size(ledger.budget_bytes());
@@ -279,7 +287,7 @@ fn status(engine: &Engine) -> String {
         1..=STATUS_MODELS => format!("loaded: {}", models.join(", ")),
         count => format!("loaded: {} and more, {count} in all", models[..STATUS_MODELS].join(", ")),
     };
-    let pressure = match engine.stats().pressure {
+    let pressure = match stats.pressure {
         Pressure::None => String::new(),
         level => format!("; memory pressure: {}", level.name()),
     };

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The trigger we ask for: a stall of 200 ms within 2 s, systemd's default. Whoever has no
 /// privilege may only ask for windows of a multiple of 2 s. The kernel puts a NUL in the place of
@@ -137,35 +138,6 @@ impl Teller {
         &self.path
     }
 
-    /// Waits until it tells that memory is short; false where `stop` is readable or closed first.
-    ///
-    /// # Errors
-    ///
-    /// Those of the kernel, and where it will never tell again: a socket's other end is closed,
-    /// the cgroup is gone.
-    pub fn wait(&self, stop: BorrowedFd<'_>) -> io::Result<bool> {
-        let wanted = if self.is_kernels { PollFlags::POLLPRI } else { PollFlags::POLLIN };
-        loop {
-            let mut polled =
-                [PollFd::new(self.file.as_fd(), wanted), PollFd::new(stop, PollFlags::POLLIN)];
-            match poll(&mut polled, PollTimeout::NONE) {
-                Err(Errno::EINTR) => continue,
-                result => result?,
-            };
-            let [told, stopped] = polled.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
-            if !stopped.is_empty() {
-                return Ok(false);
-            }
-            if self.is_kernels {
-                let is_gone = told.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL);
-                return if is_gone { Err(io::Error::other("it is gone")) } else { Ok(true) };
-            }
-            if self.discard()? {
-                return Ok(true);
-            }
-        }
-    }
-
     /// Reads what is there; whether there was anything.
     fn discard(&self) -> io::Result<bool> {
         let mut buffer = [0; 256];
@@ -179,6 +151,57 @@ impl Teller {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
+        }
+    }
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Somebody tells that memory is short.
+    Told,
+    /// Nobody has, for as long as was to be waited.
+    Quiet,
+    /// It was stopped.
+    Stopped,
+}
+
+/// Waits until `teller` tells that memory is short, where there is one, or `stop` is readable or
+/// closed; no longer than `patience`.
+///
+/// # Errors
+///
+/// Those of the kernel, and where it will never tell again: a socket's other end is closed, the
+/// cgroup is gone.
+pub fn wait(teller: Option<&Teller>, stop: BorrowedFd<'_>, patience: Duration) -> io::Result<Wait> {
+    let end = Instant::now() + patience;
+    loop {
+        let mut polled = vec![PollFd::new(stop, PollFlags::POLLIN)];
+        polled.extend(teller.map(|teller| {
+            let wanted = if teller.is_kernels { PollFlags::POLLPRI } else { PollFlags::POLLIN };
+            PollFd::new(teller.file.as_fd(), wanted)
+        }));
+        let left = end.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut polled, left) {
+            Err(Errno::EINTR) => continue,
+            Ok(0) => return Ok(Wait::Quiet),
+            result => result?,
+        };
+        let [stopped, told] = [0, 1].map(|index| {
+            let events = polled.get(index).map(|fd| fd.revents().unwrap_or(PollFlags::all()));
+            events.unwrap_or(PollFlags::empty())
+        });
+        if !stopped.is_empty() {
+            return Ok(Wait::Stopped);
+        }
+        let Some(teller) = teller else { continue };
+        if teller.is_kernels {
+            let is_gone = told.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL);
+            return if is_gone { Err(io::Error::other("it is gone")) } else { Ok(Wait::Told) };
+        }
+        if teller.discard()? {
+            return Ok(Wait::Told);
         }
     }
 }
@@ -247,12 +270,13 @@ mod tests {
         assert_eq!(&asked, b"asked");
         let (stop, mut stopper) = io::pipe().unwrap();
         far.write_all(&[1; 700]).unwrap();
-        assert!(teller.wait(stop.as_fd()).unwrap());
+        let wait = || wait(Some(&teller), stop.as_fd(), Duration::from_secs(60));
+        assert_eq!(wait().unwrap(), Wait::Told);
         drop(far);
-        let error = teller.wait(stop.as_fd()).unwrap_err();
+        let error = wait().unwrap_err();
         assert_eq!(error.to_string(), "the other end is closed");
         stopper.write_all(&[1]).unwrap();
-        assert!(!teller.wait(stop.as_fd()).unwrap(), "whoever stops it comes first");
+        assert_eq!(wait().unwrap(), Wait::Stopped, "whoever stops it comes first");
     }
 
     /// A trigger is only written to files of the kernel's; where this one takes it, it is one.
@@ -265,7 +289,8 @@ mod tests {
                 assert!(teller.is_kernels);
                 let (stop, stopper) = io::pipe().unwrap();
                 drop(stopper);
-                assert!(!teller.wait(stop.as_fd()).unwrap());
+                let patience = Duration::from_secs(60);
+                assert_eq!(wait(Some(&teller), stop.as_fd(), patience).unwrap(), Wait::Stopped);
             }
             found => assert!(matches!(found, Found::Nobody), "{found:?}"),
         }
