@@ -74,8 +74,9 @@ impl Connections {
     /// Admits one more where `limit` may be open, or says why not.
     ///
     /// A user may have as many as are free: the first half of all, the next half of the rest. Beyond
-    /// that, the longest idle of the user's own makes room, or where there is none of those, that of
-    /// whoever has the most. Keepers have a few more than all, and then anybody's makes room.
+    /// that, the longest idle of the user's own makes room; for a user who has none, that of whoever
+    /// has the most, but never a keeper's. Keepers have a few more than all, and then anybody's makes
+    /// room.
     pub fn admit(self: &Arc<Connections>, who: Who, limit: usize) -> Result<Admission, String> {
         let mut state = self.lock();
         let own = state.count(who);
@@ -90,7 +91,7 @@ impl Connections {
             _ => Err(format!("{own} connections of this user are open, {free} are free")),
         };
         let place = place.or_else(|why| {
-            let greatest = state.greatest();
+            let greatest = state.greatest_user();
             let evicted = match who {
                 Who::Keeper => state.evict(|_| true),
                 _ if own > 0 => state.evict(|of| of == who),
@@ -106,11 +107,12 @@ impl Connections {
         Ok(Admission { connections: Arc::clone(self), activity, number })
     }
 
-    /// Ends the connection that has been idle for longest, for its file descriptor's sake; whether
-    /// there is one.
+    /// Ends the connection that has been idle for longest, a keeper's at last, for its file
+    /// descriptor's sake; whether there is one.
     pub fn end_one(&self) -> bool {
         let mut state = self.lock();
-        match state.evict(|_| true) {
+        let evicted = state.evict(|of| of != Who::Keeper).or_else(|| state.evict(|_| true));
+        match evicted {
             None => false,
             Some(place) => {
                 state.give_back(place);
@@ -151,9 +153,11 @@ impl State {
         self.entries.iter().filter(|entry| entry.who == who && entry.place.is_some()).count()
     }
 
-    /// Whoever has the most connections.
-    fn greatest(&self) -> Option<Who> {
-        self.entries.iter().map(|entry| entry.who).max_by_key(|who| self.count(*who))
+    /// The user who has the most connections, more than one.
+    fn greatest_user(&self) -> Option<Who> {
+        let all = self.entries.iter().map(|entry| (self.count(entry.who), entry.who));
+        let users = all.filter(|(count, who)| *count > 1 && *who != Who::Keeper);
+        users.max_by_key(|(count, _)| *count).map(|(_, who)| who)
     }
 
     /// Tells the longest idle of the connections that `may_end` to end, and takes its place.
@@ -218,6 +222,20 @@ mod tests {
         assert_eq!(connections.ledger.free_bytes(), 64 * CONNECTION_BYTES);
     }
 
+    /// A user's connection ended root's idle one, as an administrator's `hermesctl top` has.
+    #[test]
+    fn a_user_takes_no_keepers_place_and_nobodys_only_one() {
+        let connections = connections(0);
+        let admit = |who| connections.admit(who, 4);
+        let keepers: Vec<Admission> = (0..3).map(|_| admit(Who::Keeper).unwrap()).collect();
+        let user = admit(Who::User(1)).unwrap();
+        admit(Who::User(2)).unwrap_err();
+        assert!(!keepers.iter().chain([&user]).any(|of| of.activity.is_ended()));
+        // Its own makes room for its next.
+        let _next = admit(Who::User(1)).unwrap();
+        assert!(user.activity.is_ended());
+    }
+
     #[test]
     fn the_longest_idle_makes_room() {
         let connections = connections(0);
@@ -230,7 +248,7 @@ mod tests {
         let ended =
             |all: &[Admission]| all.iter().map(|a| a.activity.is_ended()).collect::<Vec<_>>();
         assert_eq!(ended(&first), [false, false, true, false]);
-        // Somebody else's, since there is none of the own.
+        // Somebody else's, who has several, since there is none of the own.
         let other = admit(Who::User(2)).unwrap();
         assert_eq!(ended(&first), [false, false, true, true]);
         // A place that was taken over is given back once.
