@@ -337,7 +337,8 @@ fn damaged_blocks_are_named_with_tensor_and_rows() {
     check(flip_at(block_offset(4) + 4 * VECTOR - 1), &file, &words);
 }
 
-/// Where a disk was unmounted under a daemon, the next install filled the folder below.
+/// Where a disk was unmounted under a daemon, the next install filled the folder below, and versions
+/// of a store below were served, taken back and removed.
 #[test]
 fn a_store_whose_folder_is_another_is_told() {
     let folder = tempfile::tempdir().unwrap();
@@ -350,6 +351,19 @@ fn a_store_whose_folder_is_another_is_told() {
     fs::create_dir(&path).unwrap();
     let error = store.confirm().unwrap_err().to_string();
     assert!(has_all(&error, &["store is another folder", "mount its disk again"]), "{error}");
+
+    for version in ["1", "2", "3"] {
+        build(&path, "tiny", version, false).unwrap();
+    }
+    let replaced = |error| matches!(error, StoreError::Replaced { .. });
+    assert!(replaced(store.use_version("tiny", "1").unwrap_err()));
+    assert!(replaced(store.roll_back("tiny").unwrap_err()));
+    assert!(replaced(store.remove("tiny", "1").unwrap_err()));
+    assert!(replaced(store.collect(0).unwrap_err()));
+    assert_eq!(names(&path), ["tiny"]);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.versions("tiny").unwrap(), ["1", "2", "3"]);
+    assert_eq!(store.served("tiny").unwrap().current, "3");
 }
 
 /// Of 100 bytes that were flipped in a version, 36 lay between blocks: no checksum knew of them.
@@ -568,6 +582,8 @@ fn broken_manifests_are_refused() {
 fn names_cannot_climb_out_of_the_store() {
     let (store, dir) = sample();
     let opened = Store::open(store.path()).unwrap();
+    let error = install(store.path(), &dir.path, "stats", "1", true).unwrap_err();
+    assert!(matches!(error, StoreError::Name { .. }), "{error}");
     for name in ["..", ".", "", "a/b", "/etc", ".staging-1", "-x", "tiny\0"] {
         assert!(matches!(opened.current(name), Err(StoreError::Name { .. })), "{name:?}");
         assert!(matches!(opened.version("tiny", name), Err(StoreError::Name { .. })), "{name:?}");

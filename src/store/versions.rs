@@ -114,6 +114,7 @@ impl Store {
     /// # Errors
     /// No such version, or one that cannot be believed: nothing has changed then. The system's.
     pub fn use_version(&self, model: &str, version: &str) -> Result<ModelDir, StoreError> {
+        self.confirm()?;
         let folder = self.model_path(model)?;
         let _lock = lock_model(&folder)?;
         self.serve_checked(&folder, model, version)
@@ -124,6 +125,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoPrevious`], else as [`Store::use_version`].
     pub fn roll_back(&self, model: &str) -> Result<ModelDir, StoreError> {
+        self.confirm()?;
         let folder = self.model_path(model)?;
         let _lock = lock_model(&folder)?;
         let version = Served::read(&folder)?.previous;
@@ -148,6 +150,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::InUse`] for the served version; no such version; the system's.
     pub fn remove(&self, model: &str, version: &str) -> Result<Removed, StoreError> {
+        self.confirm()?;
         let folder = self.model_path(model)?;
         let path = folder.join(checked(version)?);
         let bin = Bin::new(self.path())?;
@@ -179,6 +182,7 @@ impl Store {
     /// # Errors
     /// The system's, where the store itself cannot be read or written.
     pub fn collect(&self, keep: usize) -> Result<Collected, StoreError> {
+        self.confirm()?;
         let (abandoned, abandoned_bytes) = clean(self.path())?;
         let mut collected = Collected { abandoned, abandoned_bytes, ..Collected::default() };
         let bin = Bin::new(self.path())?;
