@@ -131,6 +131,7 @@ fn answers_are_as_described() {
     let daemon = Daemon::start(store.path(), &folder.path().join("s"), &arguments);
     let mut caller = Caller { daemon, answered: BTreeSet::new() };
     let infer = linear_request().to_string();
+    let reads = caller.daemon.event_loop_reads();
 
     for path in ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index"] {
         caller.call("GET", path, "", 200);
@@ -208,6 +209,9 @@ fn answers_are_as_described() {
 
     let forgotten: Vec<_> = described().difference(&caller.answered).cloned().collect();
     assert!(forgotten.is_empty(), "not tried: {forgotten:?}");
+    // Each request had the event loop read files of the store, the list of models all manifests; the
+    // figures of the machine's memory were read there four times a second.
+    assert_eq!(caller.daemon.event_loop_reads(), reads, "the event loop reads files");
 }
 
 #[test]

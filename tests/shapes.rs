@@ -351,7 +351,7 @@ fn the_batch_is_what_one_is_told() {
     place.build(&product(&["rows", "seq", "32"]), &["--batch-axis", "rows"]);
     assert_eq!(shown(&place), r#"[1,"seq",32]"#);
     let manifest = place.engine().manifest("m").unwrap();
-    let given = serde_json::to_value(&manifest.given_inputs()[0].shape).unwrap();
+    let given = serde_json::to_value(&manifest.given_inputs().next().unwrap().shape).unwrap();
     assert_eq!(given.to_string(), r#"["rows","seq",32]"#);
     let unknown = place.refuse(&batch, &["--batch-axis", "rows"]);
     assert!(unknown.contains("no input has an open dimension \"rows\""), "{unknown}");

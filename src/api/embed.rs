@@ -10,6 +10,8 @@ use half::{bf16, f16};
 #[derive(Clone, Debug)]
 pub struct Embedding {
     model: String,
+    /// The version whose tokens it takes.
+    version: String,
     inputs: Vec<(String, Dtype, Role)>,
     output: String,
     pooling: Pooling,
@@ -65,8 +67,9 @@ impl Embedding {
             Dim::Fixed(width) => usize::try_from(*width).ok(),
             Dim::Symbol(_) => None,
         });
-        let (model, output) = (manifest.model.clone(), output.clone());
-        Ok(Embedding { model, inputs, output, pooling: *pooling, width })
+        let (model, version) = (manifest.model.clone(), manifest.version.clone());
+        let output = output.clone();
+        Ok(Embedding { model, version, inputs, output, pooling: *pooling, width })
     }
 
     /// Refuses more dimensions than the vectors have, where that is known before.
@@ -109,7 +112,7 @@ impl Embedding {
     /// # Errors
     ///
     /// 500 where the output is not what the manifest promises, or is not finite; 400 for more
-    /// dimensions than it has.
+    /// dimensions than it has; 503 from another version, to which the tokens may mean other words.
     pub fn vector(
         &self,
         reply: &Reply,
@@ -119,6 +122,11 @@ impl Embedding {
         let wrong = |what: String| {
             ApiError::internal(format!("model {:?}, output {:?}: {what}", self.model, self.output))
         };
+        if reply.version != self.version {
+            let Embedding { model, version, .. } = self;
+            let message = format!("version {version} of model {model:?} was replaced: try again");
+            return Err(ApiError::unavailable(message));
+        }
         let (_, array) = reply
             .outputs
             .iter()

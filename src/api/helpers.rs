@@ -1,21 +1,32 @@
-//! Work beside the event loop that takes more than a millisecond: a few threads, a short queue, and
-//! an end for what nobody waits for any more.
+//! Work beside the event loop, which opens and reads no file and computes for no longer than a
+//! millisecond: a few threads, a short queue, and an end for what nobody waits for any more.
 
 use super::error::ApiError;
 use crate::engine::Cancel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::sync::Semaphore;
+
+/// Threads that all of it takes: as many as the runtime may start.
+pub const HELPER_THREADS: usize = WORKERS + 1;
+
+/// Pieces of work that run at once.
+const WORKERS: usize = 2;
 
 /// Work that runs or waits for a thread; each holds a grant.
 const PLACES: usize = 64;
 
 /// The helper threads, as the handlers use them.
 #[derive(Debug)]
-pub struct Helpers(Arc<Semaphore>);
+pub struct Helpers {
+    places: Arc<Semaphore>,
+    workers: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
+}
 
 impl Default for Helpers {
     fn default() -> Helpers {
-        Helpers(Arc::new(Semaphore::new(PLACES)))
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Helpers { places: semaphore(PLACES), workers: semaphore(WORKERS), looks: semaphore(1) }
     }
 }
 
@@ -31,20 +42,52 @@ impl Helpers {
         &self,
         work: impl FnOnce(&Cancel) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let place = Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             ApiError::unavailable(format!("{PLACES} requests wait for a thread already: try again"))
         })?;
-        let waiting = Waiting { work: Arc::new(Mutex::new(Some(work))), cancel: Cancel::new() };
-        let (work, cancel) = (Arc::clone(&waiting.work), waiting.cancel.clone());
-        let done = tokio::task::spawn_blocking(move || {
-            // Held by what is queued: whoever comes and leaves makes the queue no longer.
-            let _place = place;
-            let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
-            work.map_or_else(|| Err(left()), |work| work(&cancel))
-        });
-        let done = done.await;
-        drop(waiting);
-        done.map_err(|_| ApiError::internal("a helper thread failed: see the daemon's log"))?
+        let turn = Arc::clone(&self.workers).acquire_owned().await;
+        beside((place, turn), work).await
+    }
+
+    /// Looks something up in files, on a thread that work never takes. One at a time, since all ask
+    /// the same disk; those that wait hold nothing, so there may be as many as are connected.
+    ///
+    /// # Errors
+    ///
+    /// Those of `look`.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let turn = Arc::clone(&self.looks).acquire_owned().await;
+        beside(turn, |_| look()).await
+    }
+}
+
+/// Runs `work` on a thread, which is there: `permits` are of as many as there are. They are held to
+/// its end, whoever waits for it.
+async fn beside<T: Send + 'static>(
+    permits: impl Send + 'static,
+    work: impl FnOnce(&Cancel) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let awaited = Awaited(Cancel::new());
+    let cancel = awaited.0.clone();
+    let done = tokio::task::spawn_blocking(move || {
+        let done = work(&cancel);
+        drop(permits);
+        done
+    });
+    let done = done.await;
+    drop(awaited);
+    done.map_err(|_| ApiError::internal("a helper thread failed: see the daemon's log"))?
+}
+
+/// Tells work, when it is dropped, that nobody waits any more.
+struct Awaited(Cancel);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 
@@ -53,23 +96,10 @@ pub fn left() -> ApiError {
     ApiError::unavailable("the client left")
 }
 
-/// Work that has not begun, and what tells it to end once it has.
-struct Waiting<W> {
-    work: Arc<Mutex<Option<W>>>,
-    cancel: Cancel,
-}
-
-impl<W> Drop for Waiting<W> {
-    fn drop(&mut self) {
-        self.cancel.cancel();
-        drop(self.work.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::{channel, sync_channel};
+    use std::sync::mpsc::channel;
     use tokio::task::JoinSet;
 
     /// The grants of clients that had left stayed with what waited for a thread, and the queue had
@@ -77,26 +107,24 @@ mod tests {
     #[test]
     fn what_nobody_waits_for_gives_back_what_it_holds() {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.max_blocking_threads(1).build().unwrap();
+        let runtime = runtime.max_blocking_threads(HELPER_THREADS).build().unwrap();
         runtime.block_on(async {
             let helpers = Arc::new(Helpers::default());
             let (began, beginning) = channel();
-            let (go_on, going_on) = sync_channel::<()>(0);
+            let (go_on, going_on) = crossbeam_channel::bounded::<()>(0);
             let mut running = JoinSet::new();
-            let first = Arc::clone(&helpers);
-            running.spawn(async move {
+            for _ in 0..WORKERS {
+                let (helpers, began) = (Arc::clone(&helpers), began.clone());
+                let going_on = going_on.clone();
                 let work = move |cancel: &Cancel| {
                     began.send(cancel.clone()).unwrap();
                     let _ = going_on.recv();
                     Ok(())
                 };
-                first.run(work).await
-            });
-            tokio::task::yield_now().await;
-            let cancel = beginning.recv().unwrap();
-
+                running.spawn(async move { helpers.run(work).await });
+            }
             let held = Arc::new(());
-            for _ in 1..PLACES {
+            for _ in WORKERS..PLACES {
                 let (helpers, held) = (Arc::clone(&helpers), Arc::clone(&held));
                 let work = move |_: &Cancel| {
                     drop(held);
@@ -104,18 +132,21 @@ mod tests {
                 };
                 running.spawn(async move { helpers.run(work).await });
             }
-            while helpers.0.available_permits() > 0 {
+            while helpers.places.available_permits() > 0 {
                 tokio::task::yield_now().await;
             }
-            assert_eq!(Arc::strong_count(&held), PLACES);
+            let begun: Vec<Cancel> = beginning.iter().take(WORKERS).collect();
+            assert_eq!(Arc::strong_count(&held), PLACES - WORKERS + 1);
             let refused = helpers.run(|_| Ok(())).await.unwrap_err();
             assert_eq!(refused.status.as_u16(), 503);
+            // What is only looked up has a thread of its own.
+            helpers.look(|| Ok(())).await.unwrap();
 
             running.shutdown().await;
             assert_eq!(Arc::strong_count(&held), 1, "what had not begun is gone");
-            assert!(cancel.is_cancelled(), "what had begun is told");
+            assert!(begun.iter().all(Cancel::is_cancelled), "what had begun is told");
             drop(go_on);
-            while helpers.0.available_permits() < PLACES {
+            while helpers.places.available_permits() < PLACES {
                 tokio::task::yield_now().await;
             }
             helpers.run(|_| Ok(())).await.unwrap();

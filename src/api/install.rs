@@ -8,7 +8,7 @@ use super::body::{self, Pace};
 use super::envelope::OipError;
 use super::error::ApiError;
 use super::state::Api;
-use super::versions::serve_current;
+use super::versions::Swap;
 use crate::engine::{Cancel, EngineError};
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::store::{Archive, BUFFER_BYTES};
@@ -70,7 +70,10 @@ pub async fn install(
         }
     }
     let outcome = outcome.await.map_err(|_| ApiError::internal("the install failed within"))?;
-    Ok(Json(outcome.map_err(ApiError::closing)?))
+    let (swap, bytes) = outcome.map_err(ApiError::closing)?;
+    let mut reply = swap.done().await.map_err(ApiError::closing)?;
+    reply["bytes"] = json!(bytes);
+    Ok(Json(reply))
 }
 
 /// Tells the thread, when it is dropped, that nobody waits any more.
@@ -92,7 +95,7 @@ struct Job {
 }
 
 impl Job {
-    fn run(mut self, input: PieceReader) -> Result<Value, ApiError> {
+    fn run(mut self, input: PieceReader) -> Result<(Swap, u64), ApiError> {
         let store = self.api.engine.store().clone();
         store.confirm()?;
         let archive = Archive::open(input)?;
@@ -109,10 +112,9 @@ impl Job {
             return Err(ApiError::unavailable("the client left"));
         }
         let dir = verified.install(self.force)?;
-        let (model, version) = (&dir.manifest.model, &dir.manifest.version);
-        let mut reply = serve_current(&self.api, model, version)?;
-        reply["bytes"] = json!(bytes);
-        Ok(reply)
+        let (model, version) = (dir.manifest.model.clone(), dir.manifest.version.clone());
+        drop(dir);
+        Ok((Swap::begin(&self.api, model, version), bytes))
     }
 }
 

@@ -3,6 +3,7 @@
 //! Every metric is declared once, in [`METRICS`]; `tests/metrics.rs` fails where one of them never
 //! moves while the daemon works.
 
+use super::envelope::OipError;
 use super::state::Api;
 use crate::engine::{Counted, EngineStats, Loaded, Pressure};
 use crate::stream::{Category, Ledger};
@@ -208,16 +209,18 @@ fn seconds(us: u64) -> f64 {
 }
 
 /// `GET /metrics`.
-pub async fn metrics(State(api): State<Arc<Api>>) -> Response {
-    let snapshot = Snapshot {
-        stats: api.engine.stats(),
-        ledger: api.engine.ledger(),
-        process: memory::process(),
-        refaults: refaults(),
-        connections: api.connections.count(),
-    };
+pub async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, OipError> {
+    let text = api.look(|api| {
+        Ok(render(&Snapshot {
+            stats: api.engine.stats(),
+            ledger: api.engine.ledger(),
+            process: memory::process(),
+            refaults: refaults(),
+            connections: api.connections.count(),
+        }))
+    });
     let kind = HeaderValue::from_static(CONTENT_TYPE);
-    ([(header::CONTENT_TYPE, kind)], render(&snapshot)).into_response()
+    Ok(([(header::CONTENT_TYPE, kind)], text.await?).into_response())
 }
 
 fn render(snapshot: &Snapshot<'_>) -> String {

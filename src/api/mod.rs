@@ -1,8 +1,8 @@
 //! HTTP and JSON: the Open Inference Protocol v2 and OpenAI's embeddings on a Unix socket.
 //!
 //! Requests are bounded, parsed into [`crate::engine::Request`]s and answered from the engine's
-//! callbacks. Nothing below this module knows HTTP, and of JSON only the manifest and the profile;
-//! nothing here knows tract, blocks or windows.
+//! callbacks; on the event loop nothing opens, reads or lists a file. Nothing below this module knows
+//! HTTP, and of JSON only the manifest and the profile; nothing here knows tract, blocks or windows.
 
 mod activity;
 mod body;
@@ -12,6 +12,7 @@ mod embed;
 pub mod embeddings_json;
 mod envelope;
 mod error;
+mod granted;
 mod helpers;
 pub mod infer_json;
 pub mod infer_reply;
@@ -41,5 +42,6 @@ mod vocabulary;
 pub use crate::daemon::size;
 pub use body::JSON_BYTES_HEADER;
 pub use error::ApiError;
+pub use helpers::HELPER_THREADS;
 pub use routes::routes;
 pub use server::{ServeError, serve};

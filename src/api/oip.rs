@@ -4,10 +4,11 @@ use super::body::{self, GrantedBody, PARSE_INLINE_BYTES};
 use super::deadline::Deadline;
 use super::envelope::OipError;
 use super::error::ApiError;
+use super::granted;
 use super::infer_json::InferRequest;
 use super::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
 use super::pieces::Pieces;
-use super::state::{Api, ModelPathArg, Submitted, answer, find};
+use super::state::{Api, Asked, Found, ModelPath, ModelPathArg, Submitted};
 use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port, Task, TextRules};
 use crate::stream::{Grant, Trace};
@@ -17,7 +18,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Body as _;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ pub async fn live(State(api): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
 
 /// `GET /v2/health/ready`.
 pub async fn ready(State(api): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
-    let ready = api.engine.is_alive();
+    let ready = api.is_ready();
     (health(ready), Json(json!({ "ready": ready })))
 }
 
@@ -57,10 +58,14 @@ fn health(is_good: bool) -> StatusCode {
 pub async fn model_metadata(
     State(api): State<Arc<Api>>,
     path: ModelPathArg,
-) -> Result<Json<ModelMetadata>, OipError> {
-    let manifest = find(&api, path)?;
-    let ready = api.engine.is_ready(&manifest.model);
-    Ok(Json(ModelMetadata::new(&manifest, ready)))
+) -> Result<Response, OipError> {
+    let path = ModelPath::of(path)?;
+    let described = api.look(move |api| {
+        let manifest = api.manifest(&path)?;
+        let ready = api.engine.is_ready(&manifest.model);
+        granted::json(&api.engine, &metadata(&manifest, ready))
+    });
+    Ok(described.await?)
 }
 
 /// `GET /v2/models/{model}/ready`: loads the model if need be, since a request would. HEAD only
@@ -70,23 +75,16 @@ pub async fn model_ready(
     method: Method,
     path: ModelPathArg,
 ) -> Result<Json<Value>, OipError> {
-    let manifest = find(&api, path)?;
-    if api.engine.is_ready(&manifest.model) {
-        return Ok(is_ready(&manifest));
+    let Found { model, .. } = api.find(path).await?;
+    if !api.engine.is_ready(&model) {
+        // A question that changes something would be none.
+        if method == Method::HEAD {
+            let message = format!("model {model:?} is not loaded: GET loads it");
+            return Err(ApiError::unavailable(message).into());
+        }
+        Asked::new(|reply| api.engine.request_ready(&model, reply)).wait().await?;
     }
-    // A question that changes something would be none.
-    if method == Method::HEAD {
-        let model = &manifest.model;
-        return Err(
-            ApiError::unavailable(format!("model {model:?} is not loaded: GET loads it")).into()
-        );
-    }
-    answer(|reply| api.engine.request_ready(&manifest.model, reply)).await?;
-    Ok(is_ready(&manifest))
-}
-
-fn is_ready(manifest: &Manifest) -> Json<Value> {
-    Json(json!({ "name": manifest.model, "ready": true }))
+    Ok(Json(json!({ "name": model, "ready": true })))
 }
 
 /// `POST /v2/models/{model}/infer`.
@@ -102,8 +100,8 @@ pub async fn infer(
 
 /// A request that was served.
 pub struct Served {
-    /// Of the model that served it.
-    pub manifest: Arc<Manifest>,
+    /// The model.
+    pub model: String,
     /// The request, without its inputs.
     asked: InferRequest,
     /// The engine's reply.
@@ -118,28 +116,36 @@ pub async fn run(
     body: Body,
     trace: Option<Arc<Trace>>,
 ) -> Result<Served, ApiError> {
-    let manifest = find(api, path).map_err(ApiError::closing)?;
+    let called = Called::find(api, path).await.map_err(ApiError::closing)?;
+    let length = body.size_hint().lower();
     let deadline = Deadline::from_headers(headers)?;
     let json_bytes = body::require_json_or_binary(headers)?;
-    let length = body.size_hint().lower();
     let read = body::read(body, api.body_limit_bytes(), api.engine.ledger()).await;
     let parsed = match read {
         Ok(body) if body.bytes.len() <= PARSE_INLINE_BYTES => parse(body, json_bytes),
         Ok(body) => api.help(move |_, _| parse(body, json_bytes)).await,
         Err(error) => Err(error),
     };
-    // Text and tensors are there at once.
-    let least = || api.engine.least_budget_bytes(&manifest.model, Some(2 * length));
-    let (mut asked, _grant) = parsed.map_err(|error| error.at_least(least))?;
-    if let (true, Some(first)) = (asked.inputs.is_empty(), manifest.inputs.first()) {
+    let Called { model, first_input } = called;
+    let (mut asked, _grant) = match parsed {
+        Err(error) if error.over_budget.is_some() => {
+            // Text and tensors are there at once.
+            let least = move |api: &Arc<Api>| {
+                Ok(api.engine.least_budget_bytes(&model, Some(2 * length)))
+            };
+            let least_bytes = api.look(least).await?;
+            return Err(error.at_least(|| least_bytes));
+        }
+        parsed => parsed?,
+    };
+    if let (true, Some(first)) = (asked.inputs.is_empty(), first_input) {
         return Err(ApiError::invalid(format!(
-            "\"inputs\" is missing or empty: {:?} is missing; send \
-             {{\"inputs\": [{{\"name\": .., ..}}]}}",
-            first.name
+            "\"inputs\" is missing or empty: {first:?} is missing; send \
+             {{\"inputs\": [{{\"name\": .., ..}}]}}"
         )));
     }
     let request = Request {
-        model: manifest.model.clone(),
+        model: model.clone(),
         inputs: std::mem::take(&mut asked.inputs),
         outputs: asked.outputs.iter().map(|wanted| wanted.name.clone()).collect(),
         cancel: Cancel::new(),
@@ -147,7 +153,35 @@ pub async fn run(
     };
     let submitted = Submitted::new(&api.engine, request, |reply| reply);
     let reply = deadline.within(asked.timeout_us).bound(submitted.wait()).await?;
-    Ok(Served { manifest, asked, reply })
+    Ok(Served { model, asked, reply })
+}
+
+/// What of a model's manifest a request needs before it is the engine's: no more is held while its
+/// body comes and while it waits.
+struct Called {
+    model: String,
+    first_input: Option<String>,
+}
+
+impl Called {
+    /// Of the model that the path names. Nothing is read for a model that is loaded: the pass asks
+    /// the store, and its reply says which version it met.
+    async fn find(api: &Arc<Api>, path: ModelPathArg) -> Result<Called, ApiError> {
+        let path = ModelPath::of(path)?;
+        if path.version.is_none()
+            && let Some(manifest) = api.engine.loaded_manifest(&path.model)
+        {
+            return Ok(Called::new(&manifest));
+        }
+        api.look(move |api| Ok(Called::new(&*api.manifest(&path)?))).await
+    }
+
+    fn new(manifest: &Manifest) -> Called {
+        Called {
+            model: manifest.model.clone(),
+            first_input: manifest.inputs.first().map(|port| port.name.clone()),
+        }
+    }
 }
 
 /// Parses a body, of which binary data follows after `json_bytes`; the grant returned covers the
@@ -178,12 +212,12 @@ fn parse(
 }
 
 fn infer_response(done: Served) -> Response {
-    let Served { manifest, asked, reply } = done;
+    let Served { model, asked, reply } = done;
     // What the client still has to take is held by the reply's grant.
     let held = Arc::clone(&reply.held);
     let head = ReplyHead {
-        model_name: manifest.model.clone(),
-        model_version: manifest.version.clone(),
+        model_name: model,
+        model_version: reply.version,
         id: asked.id.clone(),
         parameters: ReplyParameters {
             latency_us: reply.stats.latency_us,
@@ -205,13 +239,13 @@ fn infer_response(done: Served) -> Response {
 
 /// What `GET /v2/models/{model}` answers.
 #[derive(Serialize)]
-pub struct ModelMetadata {
-    name: String,
-    versions: Vec<String>,
+struct ModelMetadata<'a, I, O> {
+    name: &'a str,
+    versions: [&'a str; 1],
     platform: &'static str,
-    inputs: Vec<TensorMetadata>,
-    outputs: Vec<TensorMetadata>,
-    parameters: ModelParameters,
+    inputs: I,
+    outputs: O,
+    parameters: ModelParameters<'a>,
 }
 
 #[derive(Serialize)]
@@ -231,69 +265,75 @@ struct TensorParameters {
 
 /// What Hermes knows beyond the protocol.
 #[derive(Serialize)]
-struct ModelParameters {
+struct ModelParameters<'a> {
     state: &'static str,
     /// Bytes on disk by variant.
-    variant_bytes: BTreeMap<String, u64>,
-    variants: Vec<String>,
+    variant_bytes: BTreeMap<&'a str, u64>,
+    variants: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
-    task: Option<Task>,
+    task: Option<&'a Task>,
     /// What the makers say about texts, and what of it was guessed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<TextRules>,
+    text: Option<&'a TextRules>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    batch: Option<BatchMetadata>,
+    batch: Option<BatchMetadata<'a>>,
 }
 
 /// The axis along which a request may bring several rows.
 #[derive(Serialize)]
-struct BatchMetadata {
+struct BatchMetadata<'a> {
     /// As in `symbolic_shape`.
-    name: String,
+    name: &'a str,
     /// Rows that a request may bring.
     limit: usize,
 }
 
-impl ModelMetadata {
-    fn new(manifest: &Manifest, ready: bool) -> ModelMetadata {
-        let mut variant_bytes = BTreeMap::new();
-        for layer in &manifest.layers {
-            for (variant, entry) in &layer.files {
-                *variant_bytes.entry(variant.clone()).or_default() += entry.bytes;
-            }
+/// The metadata of a model, which borrow whatever has no limit.
+fn metadata(manifest: &Manifest, ready: bool) -> impl Serialize + '_ {
+    let mut variant_bytes = BTreeMap::new();
+    for layer in &manifest.layers {
+        for (variant, entry) in &layer.files {
+            *variant_bytes.entry(variant.as_str()).or_default() += entry.bytes;
         }
-        ModelMetadata {
-            name: manifest.model.clone(),
-            versions: vec![manifest.version.clone()],
-            platform: "hermes_onnx",
-            inputs: manifest.given_inputs().iter().map(TensorMetadata::new).collect(),
-            outputs: manifest.answered_outputs().iter().map(TensorMetadata::new).collect(),
-            parameters: ModelParameters {
-                state: if ready { "ready" } else { "unloaded" },
-                variant_bytes,
-                variants: manifest.variants.clone(),
-                task: manifest.task.clone(),
-                text: manifest.text.clone(),
-                batch: manifest
-                    .batch
-                    .as_ref()
-                    .map(|batch| BatchMetadata { name: batch.name.clone(), limit: MAX_ROWS }),
-            },
-        }
+    }
+    let batch = manifest.batch.as_ref();
+    ModelMetadata {
+        name: &manifest.model,
+        versions: [&*manifest.version],
+        platform: "hermes_onnx",
+        inputs: Tensors(manifest.given_inputs()),
+        outputs: Tensors(manifest.answered_outputs()),
+        parameters: ModelParameters {
+            state: if ready { "ready" } else { "unloaded" },
+            variant_bytes,
+            variants: &manifest.variants,
+            task: manifest.task.as_ref(),
+            text: manifest.text.as_ref(),
+            batch: batch.map(|batch| BatchMetadata { name: &batch.name, limit: MAX_ROWS }),
+        },
+    }
+}
+
+/// Tensors that are described one after the other.
+struct Tensors<I>(I);
+
+impl<I: Iterator<Item = Port> + Clone> Serialize for Tensors<I> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.clone().map(TensorMetadata::new))
     }
 }
 
 impl TensorMetadata {
-    fn new(port: &Port) -> TensorMetadata {
+    fn new(port: Port) -> TensorMetadata {
         let size = |dim: &Dim| match dim {
             Dim::Fixed(size) => i64::try_from(*size).unwrap_or(-1),
             Dim::Symbol(_) => -1,
         };
         TensorMetadata {
-            name: port.name.clone(),
-            datatype: port.dtype.name(),
             shape: port.shape.iter().map(size).collect(),
-            parameters: TensorParameters { symbolic_shape: port.shape.clone() },
+            name: port.name,
+            datatype: port.dtype.name(),
+            parameters: TensorParameters { symbolic_shape: port.shape },
         }
     }
 }

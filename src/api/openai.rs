@@ -6,11 +6,12 @@ use super::embed::{Embedding, Measure};
 use super::embeddings_json::{Cut, EmbeddingPieces, EmbeddingsRequest, Input};
 use super::envelope::OpenAiError;
 use super::error::ApiError;
+use super::granted;
 use super::helpers;
 use super::pieces::Pieces;
-use super::state::{Api, Submitted};
+use super::state::{Api, ModelPath, Submitted};
 use super::tokenizer::Asker;
-use crate::engine::Cancel;
+use crate::engine::{Cancel, Described};
 use crate::store::manifest::Manifest;
 use crate::stream::Grant;
 use axum::Json;
@@ -27,15 +28,18 @@ use std::sync::Arc;
 const IN_FLIGHT: usize = 16;
 
 /// `GET /v1/models`.
-pub async fn models(State(api): State<Arc<Api>>) -> Result<Json<Value>, OpenAiError> {
-    let mut data = Vec::new();
-    for name in api.engine.models().map_err(ApiError::from)? {
-        match api.engine.manifest(&name) {
-            Ok(manifest) => data.push(describe(&manifest)),
-            Err(error) => log::warn!("model {name:?} is left out of the list: {error}"),
+pub async fn models(State(api): State<Arc<Api>>) -> Result<Response, OpenAiError> {
+    let listed = api.look(|api| {
+        let mut data = Vec::new();
+        for name in api.engine.models()? {
+            match api.engine.manifest(&name) {
+                Ok(manifest) => data.push(describe(&manifest)),
+                Err(error) => log::warn!("model {name:?} is left out of the list: {error}"),
+            }
         }
-    }
-    Ok(Json(json!({ "object": "list", "data": data })))
+        granted::json(&api.engine, &json!({ "object": "list", "data": data }))
+    });
+    Ok(listed.await?)
 }
 
 /// `GET /v1/models/{model}`.
@@ -43,9 +47,15 @@ pub async fn model(
     State(api): State<Arc<Api>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, OpenAiError> {
-    let path = path.map_err(|_| ApiError::not_found("the model's name is not UTF-8"))?;
-    let manifest = api.manifest(&path.0, None).map_err(|error| error.about("model"))?;
-    Ok(Json(describe(&manifest)))
+    let Path(model) = path.map_err(|_| ApiError::not_found("the model's name is not UTF-8"))?;
+    let described = api.look(move |api| Ok(describe(&*manifest(api, model)?)));
+    Ok(Json(described.await?))
+}
+
+/// The manifest of the model that a request names.
+fn manifest(api: &Api, model: String) -> Result<Described, ApiError> {
+    let path = ModelPath { model, version: None };
+    api.manifest(&path).map_err(|error| error.about("model"))
 }
 
 fn describe(manifest: &Manifest) -> Value {
@@ -70,15 +80,17 @@ pub async fn embeddings(
         true => parse(body)?,
         false => api.help(move |_, _| parse(body)).await?,
     };
-    let manifest = api.manifest(&request.model, None).map_err(|error| error.about("model"))?;
+    let (encoding, dimensions, model) =
+        (request.encoding, request.dimensions, request.model.clone());
+    let named = model.clone();
+    let manifest = api.look(move |api| manifest(api, named)).await?;
     let embedding = Embedding::new(&manifest)?;
-    embedding.check_dimensions(request.dimensions)?;
-    let (encoding, dimensions) = (request.encoding, request.dimensions);
-    let tokenized = tokenize(&api, Arc::clone(&manifest), request, grant);
+    embedding.check_dimensions(dimensions)?;
+    let tokenized = tokenize(&api, manifest, request, grant);
     let (texts, mut grant) = deadline.bound(tokenized).await?;
     let token_count = texts.iter().map(|text| text.tokens.len()).sum();
     let vectors = deadline.bound(embed(&api, embedding, texts, dimensions, &mut grant)).await?;
-    let pieces = EmbeddingPieces::new(vectors, encoding, manifest.model.clone(), token_count);
+    let pieces = EmbeddingPieces::new(vectors, encoding, model, token_count);
     let json = HeaderValue::from_static("application/json");
     let body = Body::new(Pieces::new(pieces, grant));
     Ok(([(header::CONTENT_TYPE, json)], body).into_response())
@@ -107,7 +119,7 @@ struct Text {
 /// until the thread is told.
 async fn tokenize(
     api: &Arc<Api>,
-    manifest: Arc<Manifest>,
+    manifest: Described,
     request: EmbeddingsRequest,
     mut grant: Grant,
 ) -> Result<(Vec<Text>, Grant), ApiError> {

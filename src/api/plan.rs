@@ -4,7 +4,7 @@ use super::envelope::OipError;
 use super::error::ApiError;
 use super::quote::quote;
 use super::size::{self, Size};
-use super::state::{Api, ModelPathArg, answer, find};
+use super::state::{Api, Asked, Found, ModelPathArg};
 use super::table;
 use crate::engine::{Answered, Inquiry};
 use crate::plan::{
@@ -32,8 +32,8 @@ pub async fn profile(
     State(api): State<Arc<Api>>,
     path: ModelPathArg,
 ) -> Result<Json<Profile>, OipError> {
-    let manifest = find(&api, path).map_err(ApiError::closing)?;
-    let profile = answer(|reply| api.engine.request_profile(&manifest.model, reply)).await?;
+    let Found { model, .. } = api.find(path).await.map_err(ApiError::closing)?;
+    let profile = Asked::new(|reply| api.engine.request_profile(&model, reply)).wait().await?;
     Ok(Json(Profile::clone(&profile)))
 }
 
@@ -43,9 +43,9 @@ pub async fn plan(
     path: ModelPathArg,
     uri: Uri,
 ) -> Result<Json<Value>, OipError> {
-    let manifest = find(&api, path).map_err(ApiError::closing)?;
+    let Found { model, .. } = api.find(path).await.map_err(ApiError::closing)?;
     let inquiry = parse(uri.query().unwrap_or_default())?;
-    let known = answer(|reply| api.engine.request_known(&manifest.model, reply)).await?;
+    let known = Asked::new(|reply| api.engine.request_known(&model, reply)).wait().await?;
     let answered = api.help(move |_, _| Ok(known.plan(inquiry)?)).await?;
     Ok(Json(describe(&answered)))
 }

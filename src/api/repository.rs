@@ -3,13 +3,14 @@
 use super::body;
 use super::envelope::OipError;
 use super::error::ApiError;
+use super::granted;
 use super::quote::quote;
-use super::state::{Api, ModelPathArg, answer, find};
-use crate::store::manifest::Manifest;
+use super::state::{Api, Asked, Found, ModelPathArg};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -27,15 +28,14 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn new(api: &Api, manifest: &Manifest) -> Entry {
+    fn new(api: &Api, name: String, version: String) -> Entry {
         let models = api.engine.stats().models;
-        let model = models.into_iter().find(|model| model.name == manifest.model);
+        let model = models.into_iter().find(|model| model.name == name);
         let (state, reason) = match model.and_then(|model| model.loaded) {
             None => ("UNAVAILABLE", "unloaded"),
             Some(loaded) if loaded.in_service => ("READY", ""),
             Some(_) => ("UNAVAILABLE", "out of service after an error: load it anew"),
         };
-        let (name, version) = (manifest.model.clone(), manifest.version.clone());
         Entry { name, version, state, reason: reason.to_owned() }
     }
 }
@@ -60,13 +60,13 @@ pub async fn index(
     State(api): State<Arc<Api>>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Vec<Entry>>, OipError> {
+) -> Result<Response, OipError> {
     let request: IndexRequest = read(&api, &headers, body).await?;
-    let entries = api.help(move |api, _| {
+    let index = api.look(move |api| {
         let mut entries = Vec::new();
         for name in api.engine.models()? {
             let entry = match api.engine.manifest(&name) {
-                Ok(manifest) => Entry::new(api, &manifest),
+                Ok(manifest) => Entry::new(api, name, manifest.version.clone()),
                 Err(error) => {
                     let reason = ApiError::from(error).message;
                     Entry { name, version: String::new(), state: "UNAVAILABLE", reason }
@@ -74,11 +74,10 @@ pub async fn index(
             };
             entries.push(entry);
         }
-        Ok(entries)
+        entries.retain(|entry| request.ready != Some(true) || entry.state == "READY");
+        granted::json(&api.engine, &entries)
     });
-    let mut entries = entries.await?;
-    entries.retain(|entry| request.ready != Some(true) || entry.state == "READY");
-    Ok(Json(entries))
+    Ok(index.await?)
 }
 
 /// `POST /v2/repository/models/{model}/load`: anew where it is loaded already.
@@ -88,7 +87,7 @@ pub async fn load(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Entry>, OipError> {
-    let manifest = find(&api, path).map_err(ApiError::closing)?;
+    let Found { model, version } = api.find(path).await.map_err(ApiError::closing)?;
     let request: LoadRequest = read(&api, &headers, body).await?;
     if let Some(name) = request.parameters.unwrap_or_default().keys().next() {
         let message = format!(
@@ -98,9 +97,10 @@ pub async fn load(
         return Err(ApiError::invalid(message).into());
     }
     // Who asks for it gets another try.
-    api.engine.forget_refusal(&manifest)?;
-    answer(|reply| api.engine.request_load(&manifest.model, reply)).await?;
-    Ok(Json(Entry::new(&api, &manifest)))
+    let name = model.clone();
+    api.look(move |api| Ok(api.engine.forget_refusal(&name)?)).await?;
+    Asked::new(|reply| api.engine.request_load(&model, reply)).wait().await?;
+    Ok(Json(Entry::new(&api, model, version)))
 }
 
 /// `POST /v2/repository/models/{model}/unload`; a model that is not loaded stays so. Parameters
@@ -111,10 +111,10 @@ pub async fn unload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Entry>, OipError> {
-    let manifest = find(&api, path).map_err(ApiError::closing)?;
+    let Found { model, version } = api.find(path).await.map_err(ApiError::closing)?;
     read::<LoadRequest>(&api, &headers, body).await?;
-    answer(|reply| api.engine.request_unload(&manifest.model, reply)).await?;
-    Ok(Json(Entry::new(&api, &manifest)))
+    Asked::new(|reply| api.engine.request_unload(&model, reply)).wait().await?;
+    Ok(Json(Entry::new(&api, model, version)))
 }
 
 async fn read<T>(api: &Api, headers: &HeaderMap, body: Body) -> Result<T, ApiError>

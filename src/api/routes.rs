@@ -102,3 +102,25 @@ fn is_path_of(template: &str, path: &str) -> bool {
     template.split('/').count() == path.split('/').count()
         && template.split('/').zip(path.split('/')).all(is_same)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::manifest::is_model_name;
+
+    /// The metadata of a model called `stats` were the statistics of all models.
+    #[test]
+    fn no_model_has_the_name_of_a_route() {
+        let paths = || routes().map(|(_, path, _)| path);
+        let mut clashes = 0;
+        for open in paths() {
+            for fixed in paths().filter(|fixed| *fixed != open && is_path_of(open, fixed)) {
+                let parts = open.split('/').zip(fixed.split('/'));
+                let named = parts.filter(|(part, name)| *part == "{model}" && part != name);
+                clashes +=
+                    named.inspect(|(_, name)| assert!(!is_model_name(name), "{fixed}")).count();
+            }
+        }
+        assert_eq!(clashes, 1, "one is known");
+    }
+}

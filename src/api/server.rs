@@ -105,7 +105,8 @@ pub async fn serve(
     let reserved = RESERVED_CONNECTIONS as u64 * CONNECTION_BYTES;
     let _reserved = engine.ledger().try_grant(Category::Process, reserved)?;
     let files = files_for_connections()?;
-    let (limit, api) = (connection_limit(&engine, files), Api::new(engine.clone()));
+    let (limit, api) =
+        (connection_limit(&engine, files), Api::new(engine.clone(), control.phase.clone()));
     log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes()));
     if (limit as u64) < connection_limit(&engine, u64::MAX) as u64 {
         log::warn!(

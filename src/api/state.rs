@@ -5,13 +5,14 @@ use super::error::ApiError;
 use super::helpers::Helpers;
 use super::quote::quote;
 use super::tokenizer::Tokenizers;
-use crate::engine::{Cancel, Engine, EngineError, Keeper, Reply, Request};
-use crate::store::manifest::{Manifest, is_name};
+use crate::daemon::Phase;
+use crate::engine::{Cancel, Described, Engine, EngineError, Keeper, Reply, Request};
+use crate::store::manifest::is_model_name;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use serde::Deserialize;
 use std::sync::Arc;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 /// Share of the budget that one request body may take.
 const BODY_SHARE: u64 = 4;
@@ -28,11 +29,13 @@ pub struct Api {
     pub installs: Installs,
     /// Who is connected.
     pub connections: Arc<Connections>,
+    /// How far the daemon has come.
+    phase: watch::Receiver<Phase>,
 }
 
 impl Api {
-    /// The handlers' state for `engine`.
-    pub fn new(engine: Engine) -> Arc<Api> {
+    /// The handlers' state for `engine`, while the daemon goes through its phases.
+    pub fn new(engine: Engine, phase: watch::Receiver<Phase>) -> Arc<Api> {
         let tokenizers = Arc::new(Tokenizers::default());
         let keeper: Arc<dyn Keeper> = Arc::clone(&tokenizers) as _;
         engine.add_keeper(Arc::downgrade(&keeper));
@@ -42,7 +45,13 @@ impl Api {
             tokenizers,
             helpers: Helpers::default(),
             installs: Installs::default(),
+            phase,
         })
+    }
+
+    /// Whether requests are welcome: there is an engine to serve them, and time to.
+    pub fn is_ready(&self) -> bool {
+        self.engine.is_alive() && *self.phase.borrow() == Phase::Serving
     }
 
     /// Largest request body.
@@ -50,24 +59,39 @@ impl Api {
         self.engine.ledger().budget_bytes() / BODY_SHARE
     }
 
-    /// The manifest of a model, and of a version of it if one is named.
+    /// The manifest of the model that a path names: for helper threads, since files are read.
     ///
     /// # Errors
     ///
     /// 404 for a name that no model or version has; no path is ever made of one that is no name.
-    pub fn manifest(&self, model: &str, version: Option<&str>) -> Result<Arc<Manifest>, ApiError> {
-        if !is_name(model) {
+    pub fn manifest(&self, path: &ModelPath) -> Result<Described, ApiError> {
+        let ModelPath { model, version } = path;
+        if !is_model_name(model) {
             return Err(ApiError::not_found(format!("there is no model {}", quote(model))));
         }
         let manifest = self.engine.manifest(model)?;
         match version {
-            Some(version) if version != manifest.version => Err(ApiError::not_found(format!(
+            Some(version) if *version != manifest.version => Err(ApiError::not_found(format!(
                 "model {model:?} has no version {}: it serves {:?}",
                 quote(version),
                 manifest.version
             ))),
             _ => Ok(manifest),
         }
+    }
+
+    /// Whether there is what a path names, and which version is served.
+    ///
+    /// # Errors
+    ///
+    /// As [`Api::manifest`].
+    pub async fn find(self: &Arc<Api>, path: ModelPathArg) -> Result<Found, ApiError> {
+        let path = ModelPath::of(path)?;
+        self.look(move |api| {
+            let manifest = api.manifest(&path)?;
+            Ok(Found { model: manifest.model.clone(), version: manifest.version.clone() })
+        })
+        .await
     }
 
     /// Runs `work` on a helper thread: [`Helpers::run`].
@@ -78,24 +102,41 @@ impl Api {
         let api = Arc::clone(self);
         self.helpers.run(move |cancel| work(&api, cancel)).await
     }
+
+    /// Looks something up in files: [`Helpers::look`].
+    pub async fn look<T: Send + 'static>(
+        self: &Arc<Api>,
+        look: impl FnOnce(&Arc<Api>) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let api = Arc::clone(self);
+        self.helpers.look(move || look(&api)).await
+    }
 }
 
-/// Waits for what the engine calls back with. Dropping this changes nothing for the engine.
-pub async fn answer<T: Send + 'static>(
-    ask: impl FnOnce(Box<dyn FnOnce(Result<T, EngineError>) + Send>),
-) -> Result<T, ApiError> {
-    let (sender, answer) = oneshot::channel();
-    // The receiver is gone if the client is.
-    ask(Box::new(move |result| drop(sender.send(result))));
-    match answer.await {
-        Ok(result) => result.map_err(ApiError::from),
-        Err(_) => Err(ApiError::unavailable("the daemon is stopping")),
+/// What the engine was asked and will call back with. Dropping this changes nothing for the engine.
+pub struct Asked<T>(oneshot::Receiver<Result<T, EngineError>>);
+
+impl<T: Send + 'static> Asked<T> {
+    /// Asks at once, whether anybody waits or not.
+    pub fn new(ask: impl FnOnce(Box<dyn FnOnce(Result<T, EngineError>) + Send>)) -> Asked<T> {
+        let (sender, answer) = oneshot::channel();
+        // The receiver is gone if the client is.
+        ask(Box::new(move |result| drop(sender.send(result))));
+        Asked(answer)
+    }
+
+    /// The answer, once it is there.
+    pub async fn wait(&mut self) -> Result<T, ApiError> {
+        match (&mut self.0).await {
+            Ok(result) => result.map_err(ApiError::from),
+            Err(_) => Err(ApiError::unavailable("the daemon is stopping")),
+        }
     }
 }
 
 /// A submitted request; dropping it, as when the client goes away, cancels it.
 pub struct Submitted<T> {
-    reply: oneshot::Receiver<Result<T, EngineError>>,
+    asked: Asked<T>,
     cancel: Cancel,
 }
 
@@ -107,20 +148,14 @@ impl<T: Send + 'static> Submitted<T> {
         digest: impl FnOnce(Reply) -> T + Send + 'static,
     ) -> Submitted<T> {
         let cancel = request.cancel.clone();
-        let (sender, reply) = oneshot::channel();
-        engine.submit(request, move |result| {
-            // The receiver is gone if the client is.
-            let _ = sender.send(result.map(digest));
-        });
-        Submitted { reply, cancel }
+        let asked =
+            Asked::new(|reply| engine.submit(request, move |result| reply(result.map(digest))));
+        Submitted { asked, cancel }
     }
 
     /// The reply, once it is there.
     pub async fn wait(mut self) -> Result<T, ApiError> {
-        match (&mut self.reply).await {
-            Ok(result) => result.map_err(ApiError::from),
-            Err(_) => Err(ApiError::unavailable("the daemon is stopping")),
-        }
+        self.asked.wait().await
     }
 }
 
@@ -140,18 +175,59 @@ impl Default for Installs {
     }
 }
 
-/// The part of a path that names a model.
+/// The part of a path that names a model, and a version of it where one is asked for.
 #[derive(Deserialize)]
 pub struct ModelPath {
-    model: String,
-    version: Option<String>,
+    /// The model.
+    pub model: String,
+    /// The version.
+    pub version: Option<String>,
 }
 
 /// The path's model, or why it has none.
 pub type ModelPathArg = Result<Path<ModelPath>, PathRejection>;
 
-/// The manifest of the model that the path names.
-pub fn find(api: &Api, path: ModelPathArg) -> Result<Arc<Manifest>, ApiError> {
-    let Path(path) = path.map_err(|_| ApiError::not_found("the model's name is not UTF-8"))?;
-    api.manifest(&path.model, path.version.as_deref())
+impl ModelPath {
+    /// The names of a path.
+    ///
+    /// # Errors
+    ///
+    /// 404 where they are no text.
+    pub fn of(path: ModelPathArg) -> Result<ModelPath, ApiError> {
+        let path = path.map_err(|_| ApiError::not_found("the model's name is not UTF-8"));
+        path.map(|Path(path)| path)
+    }
+}
+
+/// A model that is there.
+pub struct Found {
+    /// Its name.
+    pub model: String,
+    /// The version that is served.
+    pub version: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Config;
+
+    /// A daemon that drained, or whose engine was gone, said that it was ready: whoever spreads
+    /// requests by that sent it more.
+    #[test]
+    fn readiness_tells_the_truth() {
+        let store = tempfile::tempdir().unwrap();
+        let engine = Engine::start(Config::new(store.path(), 256 << 20)).unwrap();
+        let (phase, follow) = watch::channel(Phase::Serving);
+        let api = Api::new(engine.clone(), follow);
+        assert!(api.is_ready());
+        for (now, is_ready) in
+            [(Phase::Draining, false), (Phase::Cancelling, false), (Phase::Serving, true)]
+        {
+            phase.send(now).unwrap();
+            assert_eq!(api.is_ready(), is_ready, "{now:?}");
+        }
+        engine.shutdown();
+        assert!(!api.is_ready());
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::envelope::OipError;
 use super::error::ApiError;
-use super::state::{Api, ModelPathArg, find};
+use super::state::{Api, Found, ModelPathArg};
 use crate::engine::{Counted, ModelStats};
 use axum::Json;
 use axum::extract::State;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// `GET /v2/models/stats`: every model that is loaded or was asked for.
 pub async fn models(State(api): State<Arc<Api>>) -> Result<Json<Value>, OipError> {
-    let stats = api.help(move |api, _| {
+    let stats = api.look(|api| {
         let of = |model: ModelStats| {
             // A version that was removed after its last request is not worth an error.
             let manifest = api.engine.manifest(&model.name);
@@ -28,14 +28,12 @@ pub async fn model(
     State(api): State<Arc<Api>>,
     path: ModelPathArg,
 ) -> Result<Json<Value>, OipError> {
-    let manifest = find(&api, path).map_err(ApiError::closing)?;
+    let Found { model: name, version } = api.find(path).await.map_err(ApiError::closing)?;
     let mut models = api.engine.stats().models;
-    models.retain(|model| model.name == manifest.model);
-    let counted = Counted::default();
-    let model = models.pop();
-    let model =
-        model.unwrap_or_else(|| ModelStats { name: manifest.model.clone(), loaded: None, counted });
-    Ok(Json(json!({ "model_stats": [describe(&model, &manifest.version)] })))
+    models.retain(|model| model.name == name);
+    let none = || ModelStats { name, loaded: None, counted: Counted::default() };
+    let model = models.pop().unwrap_or_else(none);
+    Ok(Json(json!({ "model_stats": [describe(&model, &version)] })))
 }
 
 /// A model's figures. Triton counts the time of a pass for each of its requests; ours counts it

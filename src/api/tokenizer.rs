@@ -4,7 +4,7 @@ use super::embeddings_json::Cut;
 use super::error::ApiError;
 use super::helpers::Helpers;
 use super::vocabulary::{Kind, Survey};
-use crate::engine::{Cancel, Engine, Keeper};
+use crate::engine::{Cancel, Described, Engine, Keeper};
 use crate::store::ModelDir;
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
 use crate::stream::{Category, Grant, OverBudget};
@@ -317,7 +317,7 @@ impl Tokenizers {
     pub async fn get(
         self: &Arc<Tokenizers>,
         (helpers, engine): (&Helpers, &Engine),
-        manifest: &Arc<Manifest>,
+        manifest: &Described,
         own_bytes: u64,
     ) -> Result<Arc<TextEncoder>, ApiError> {
         let key = (manifest.model.clone(), manifest.version.clone());
@@ -328,7 +328,7 @@ impl Tokenizers {
         if let Some(encoder) = self.known(&key, engine) {
             return Ok(encoder);
         }
-        let (own, engine, manifest) = (Arc::clone(self), engine.clone(), Arc::clone(manifest));
+        let (own, engine, manifest) = (Arc::clone(self), engine.clone(), manifest.clone());
         let load = move |cancel: &Cancel| {
             // Until it is done, whether or not anybody still waits.
             let _turn = turn;

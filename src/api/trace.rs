@@ -32,8 +32,8 @@ pub async fn trace(
     let grant = api.engine.ledger().try_grant(Category::Request, held)?;
     let stats = done.reply.stats;
     let about = json!({
-        "model": done.manifest.model,
-        "version": done.manifest.version,
+        "model": done.model,
+        "version": done.reply.version,
         "latency_us": stats.latency_us,
         "stall_us": stats.stall_us,
         "bytes_read": stats.bytes_read,

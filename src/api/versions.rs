@@ -3,7 +3,7 @@
 use super::body;
 use super::envelope::OipError;
 use super::error::ApiError;
-use super::state::Api;
+use super::state::{Api, Asked};
 use crate::engine::{Engine, Keeper};
 use crate::store::Removed;
 use axum::Json;
@@ -21,30 +21,49 @@ const MAX_BODY_BYTES: u64 = 4 << 10;
 
 type PathArg<T> = Result<Path<T>, PathRejection>;
 
-/// Has the engine serve what the store says is current, where it has the model: the next request
-/// meets the new version, a pass that runs ends with the old one.
-///
-/// # Errors
-///
-/// The engine's, where the new version cannot be loaded; it stays the current one.
-pub fn serve_current(api: &Api, model: &str, version: &str) -> Result<Value, ApiError> {
-    api.tokenizers.forget(model);
-    let engine: &Engine = &api.engine;
-    let is_ready = engine.is_ready(model);
-    // What failed is dropped too: the next request loads the new version.
-    let swapped = if is_ready { engine.load(model).map(drop) } else { engine.unload(model) };
-    swapped.map_err(|error| {
-        let error = ApiError::from(error);
-        let message = format!(
-            "version {version} of {model} is current now, but cannot be loaded: {}; go back with \
-             hermesctl rollback {model}",
-            error.message
-        );
-        ApiError { message, ..error }
-    })?;
-    log::info!("model {model}: version {version} is current");
-    let state = if is_ready { "ready" } else { "unloaded" };
-    Ok(json!({ "model": model, "version": version, "state": state }))
+/// A version that has become current, and what the engine was told of it at once: the next request
+/// meets it, a pass that runs ends with the old one.
+pub struct Swap {
+    model: String,
+    version: String,
+    is_ready: bool,
+    told: Asked<()>,
+}
+
+impl Swap {
+    /// Has the engine serve what the store says is current, where it has the model.
+    pub fn begin(api: &Api, model: String, version: String) -> Swap {
+        api.tokenizers.forget(&model);
+        let engine: &Engine = &api.engine;
+        let is_ready = engine.is_ready(&model);
+        let told = Asked::new(|reply| match is_ready {
+            true => engine.request_load(&model, |loaded| reply(loaded.map(drop))),
+            // What failed is dropped too: the next request loads the new version.
+            false => engine.request_unload(&model, reply),
+        });
+        Swap { model, version, is_ready, told }
+    }
+
+    /// Waits until it is served, without a thread: a load may take minutes.
+    ///
+    /// # Errors
+    ///
+    /// The engine's, where the new version cannot be loaded; it stays the current one.
+    pub async fn done(mut self) -> Result<Value, ApiError> {
+        let told = self.told.wait().await;
+        let Swap { model, version, is_ready, .. } = self;
+        told.map_err(|error| {
+            let message = format!(
+                "version {version} of {model} is current now, but cannot be loaded: {}; go back \
+                 with hermesctl rollback {model}",
+                error.message
+            );
+            ApiError { message, ..error }
+        })?;
+        log::info!("model {model}: version {version} is current");
+        let state = if is_ready { "ready" } else { "unloaded" };
+        Ok(json!({ "model": model, "version": version, "state": state }))
+    }
 }
 
 /// `GET /v2/repository/models/{model}/versions`: the newest first.
@@ -53,7 +72,7 @@ pub async fn list(
     path: PathArg<String>,
 ) -> Result<Json<Value>, OipError> {
     let model = name(path)?;
-    let versions = api.help(move |api, _| {
+    let versions = api.look(move |api| {
         let versions = api.engine.store().list(&model)?.into_iter().map(|info| {
             json!({
                 "version": info.version,
@@ -85,11 +104,11 @@ pub async fn use_version(
     let UseRequest { version } = read_json(&api, &headers, body)
         .await?
         .ok_or_else(|| ApiError::invalid("the body is empty: expected {\"version\": \"NAME\"}"))?;
-    let used = api.help(move |api, _| {
+    let swap = api.help(move |api, _| {
         api.engine.store().use_version(&model, &version)?;
-        serve_current(api, &model, &version)
+        Ok(Swap::begin(api, model, version))
     });
-    Ok(Json(used.await?))
+    Ok(Json(swap.await?.done().await?))
 }
 
 /// `POST /v2/repository/models/{model}/rollback`.
@@ -98,11 +117,11 @@ pub async fn roll_back(
     path: PathArg<String>,
 ) -> Result<Json<Value>, OipError> {
     let model = name(path)?;
-    let used = api.help(move |api, _| {
+    let swap = api.help(move |api, _| {
         let version = api.engine.store().roll_back(&model)?.manifest.version.clone();
-        serve_current(api, &model, &version)
+        Ok(Swap::begin(api, model, version))
     });
-    Ok(Json(used.await?))
+    Ok(Json(swap.await?.done().await?))
 }
 
 /// `DELETE /v2/repository/models/{model}/versions/{version}`.

@@ -16,9 +16,6 @@ use std::time::Duration;
 #[global_allocator]
 static ALLOCATOR: heap::CountingAllocator = heap::CountingAllocator;
 
-/// Helper threads beside the event loop: parsing large bodies, tokenizing, loading.
-const HELPER_THREADS: usize = 2;
-
 /// Time for the engine's threads to end once everything is cancelled.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -89,7 +86,7 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("hermes-api")
-        .max_blocking_threads(HELPER_THREADS)
+        .max_blocking_threads(api::HELPER_THREADS)
         .build()
         .map_err(|error| anyhow!("cannot start the event loop: {error}"))?;
     let settings = effective.settings.clone();
@@ -102,6 +99,7 @@ fn serve(sources: Sources, effective: Effective) -> Result<()> {
     let control = lifecycle.control();
     // Of the code that was needed to start, most will not be needed again.
     code::release();
+    file::renounce();
     runtime.block_on(async {
         tokio::select! {
             // The server first: the lifecycle begins by saying that it serves.

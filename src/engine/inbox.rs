@@ -247,9 +247,9 @@ impl Inbox {
         waiting.into_iter().for_each(|waiting| waiting.answer.give(Err(EngineError::Broken)));
     }
 
-    /// Whether that was so.
-    pub fn is_broken(&self) -> bool {
-        lock(&self.state).broken
+    /// Whether anything is taken in.
+    pub fn is_open(&self) -> bool {
+        !lock(&self.state).closed
     }
 
     /// Waits for what is to be done next, which is [`Turn::Idle`] where there was nothing for as
@@ -385,9 +385,9 @@ mod tests {
             Control::Unload("model".to_string(), answer)
         };
         inbox.control(unload());
-        assert!(!inbox.is_broken() && results.try_recv().is_err());
+        assert!(inbox.is_open() && results.try_recv().is_err());
         inbox.break_off();
-        assert!(inbox.is_broken());
+        assert!(!inbox.is_open());
         inbox.control(unload());
         drop(unload());
         let told: Vec<EngineError> = results.try_iter().map(Result::unwrap_err).collect();

@@ -32,6 +32,7 @@ mod trials;
 mod worker;
 
 pub use crate::graph::{Array, ArrayError, sample_inputs};
+pub use catalogue::Described;
 pub use config::{Config, DiskKind, EXPECTED_TOKENS, Policy};
 pub use error::{EngineError, ErrorKind};
 pub use known::{Answered, Inquiry, Known};

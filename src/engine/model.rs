@@ -227,7 +227,7 @@ impl Model {
             profile: Mutex::default(),
             doubt: Mutex::default(),
             given_up: Mutex::default(),
-            inputs: manifest.given_inputs(),
+            inputs: manifest.given_inputs().collect(),
             outputs,
             failure: OnceLock::new(),
             used: AtomicU64::default(),

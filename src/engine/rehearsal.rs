@@ -165,16 +165,18 @@ impl Engine {
         }
     }
 
-    /// Forgets that the version of `manifest` could not be loaded: it is tried anew.
+    /// Forgets that the served version of a model could not be loaded: it is tried anew.
     ///
     /// # Errors
     /// The system's.
-    pub fn forget_refusal(&self, manifest: &Arc<Manifest>) -> Result<(), EngineError> {
+    pub fn forget_refusal(&self, model: &str) -> Result<(), EngineError> {
         let shared = self.shared();
+        let served = self.manifest(model)?;
+        let manifest = Arc::clone(&served.manifest);
         lock(&shared.rehearsed).remove(&manifest.graph.checksum);
         let path = shared.store.model_path(&manifest.model)?.join(&manifest.version);
-        let dir = ModelDir { path, manifest: Arc::clone(manifest) };
-        let known = Rehearsal::read(&dir.path, manifest.graph.checksum);
+        let dir = ModelDir { path, manifest };
+        let known = Rehearsal::read(&dir.path, dir.manifest.graph.checksum);
         if let Some(Rehearsal::Refused { .. }) = known {
             Rehearsal::forget(&dir)?;
         }

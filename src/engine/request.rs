@@ -21,6 +21,8 @@ pub struct Request {
 /// A pass's results.
 #[derive(Clone, Debug)]
 pub struct Reply {
+    /// Version of the model that answers.
+    pub version: String,
     pub outputs: Vec<(String, Array)>,
     pub stats: PassStats,
     /// What the ledger has granted for the outputs; to be kept for as long as they are.

@@ -1,6 +1,6 @@
 //! The engine as others see it: requests go in, replies come back on the engine's thread.
 
-use super::catalogue::Catalogue;
+use super::catalogue::{Catalogue, Described};
 use super::config::{Config, EXPECTED_TOKENS};
 use super::crew::thread_bytes;
 use super::error::EngineError;
@@ -15,7 +15,7 @@ use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::worker::Worker;
 use crate::plan::Profile;
 use crate::store::manifest::{Checksum, Manifest};
-use crate::store::{Demand, ModelDir, Rehearsal, Store, StoreError};
+use crate::store::{Demand, ModelDir, Rehearsal, Serving, Store, StoreError};
 use crate::stream::{Category, Grant, Ledger, OverBudget};
 use crate::sys::lock::lock;
 use crate::sys::threads::{self, Shortage};
@@ -141,12 +141,12 @@ impl Engine {
         Ok(self.0.store.models()?)
     }
 
-    /// The manifest of a model's served version.
-    pub fn manifest(&self, model: &str) -> Result<Arc<Manifest>, EngineError> {
-        let loaded = lock(&self.0.models).get(model).cloned();
+    /// The manifest of a model's served version, for which the store is asked.
+    pub fn manifest(&self, model: &str) -> Result<Described, EngineError> {
+        let loaded = self.0.loaded(model);
         match loaded {
             Some(loaded) if self.0.store.serving(model).ok().as_ref() == Some(&loaded.serving) => {
-                Ok(Arc::clone(&loaded.dir.manifest))
+                Ok(Described { manifest: Arc::clone(&loaded.dir.manifest), _held: None })
             }
             _ => match self.0.catalogue.manifest(&self.0, model) {
                 Err(EngineError::OverBudget(refused)) => {
@@ -156,6 +156,13 @@ impl Engine {
                 found => found,
             },
         }
+    }
+
+    /// The manifest of a model that is loaded. Nothing is read: the store may serve another version
+    /// by now, which the next pass will find.
+    pub fn loaded_manifest(&self, model: &str) -> Option<Described> {
+        let loaded = self.0.loaded(model)?;
+        Some(Described { manifest: Arc::clone(&loaded.dir.manifest), _held: None })
     }
 
     /// Whether the model is loaded and answers.
@@ -383,9 +390,10 @@ impl Engine {
         }
     }
 
-    /// Whether there is somebody to serve requests: the engine's thread may have broken down.
+    /// Whether there is somebody to serve requests: the engine's thread may have broken down, or
+    /// have been stopped.
     pub fn is_alive(&self) -> bool {
-        !self.0.inbox.is_broken()
+        self.0.inbox.is_open()
     }
 
     /// Whether the engine moves.
@@ -433,10 +441,12 @@ impl Engine {
 impl Shared {
     /// The served version of a model.
     pub fn find(&self, model: &str) -> Result<ModelDir, EngineError> {
-        self.store.current(model).map_err(|error| match error {
-            StoreError::Missing { .. } => EngineError::UnknownModel { model: model.to_string() },
-            error => error.into(),
-        })
+        self.store.current(model).map_err(|error| unknown(model, error))
+    }
+
+    /// Which version of a model is served; nothing is parsed.
+    pub fn serving(&self, model: &str) -> Result<Serving, EngineError> {
+        self.store.serving(model).map_err(|error| unknown(model, error))
     }
 
     /// The smallest budget in which a model that may not be loaded serves a request: all that is
@@ -483,9 +493,17 @@ impl Shared {
     }
 }
 
-/// Threads beside the engine's, those that compute and those that load: two helpers, an install, one
+/// What the store says of a model that it may not have.
+fn unknown(model: &str, error: StoreError) -> EngineError {
+    match error {
+        StoreError::Missing { .. } => EngineError::UnknownModel { model: model.to_string() },
+        error => error.into(),
+    }
+}
+
+/// Threads beside the engine's, those that compute and those that load: three helpers, an install, one
 /// that watches memory pressure, one that a trial reads on, a reload, a shutdown, and two copies of the program that try graphs.
-const OTHER_THREADS: usize = 9;
+const OTHER_THREADS: usize = 10;
 
 /// Loaders that measuring tries at once, at most.
 const MOST_LOADERS_TRIED: usize = 4;

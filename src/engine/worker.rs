@@ -512,7 +512,8 @@ impl Worker {
             let names = outputs.iter().map(|output| model.output_name(*output).to_string());
             let outputs = result.map(|arrays| names.zip(arrays).collect());
             let held = Arc::new(grant);
-            waiting.answer.give(outputs.map(|outputs| Reply { outputs, stats, held }));
+            let version = model.dir.manifest.version.clone();
+            waiting.answer.give(outputs.map(|outputs| Reply { version, outputs, stats, held }));
         }
         let judge = |tokens| self.judge(shared, model, tokens, latency_us, counted);
         if let Err(text) = panics::caught(|| judged.map(judge)) {

@@ -71,9 +71,9 @@ impl Order {
             Some(name) => name.clone(),
             None => place.name()?,
         };
-        for name in [&name, &self.version] {
-            ensure!(manifest::is_name(name), StoreError::Name { name: name.clone() });
-        }
+        let refuse = |name: &String| StoreError::Name { name: name.clone() };
+        ensure!(manifest::is_model_name(&name), refuse(&name));
+        ensure!(manifest::is_name(&self.version), refuse(&self.version));
         check_variants(&self.variants)?;
         let target = self.store.join(&name).join(&self.version);
         if target.exists() && !self.force {

@@ -21,20 +21,17 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The inputs as requests give them, with the batch as an open dimension.
-    pub fn given(&self, inputs: &[Port]) -> Vec<Port> {
-        let axes = self.inputs.iter().copied();
-        inputs.iter().zip(axes).map(|(port, axis)| self.opened(port, axis)).collect()
+    /// An input as requests give it, with the batch as an open dimension.
+    pub fn given(&self, index: usize, port: Port) -> Port {
+        self.opened(port, self.inputs.get(index).copied().flatten())
     }
 
-    /// The outputs as replies give them, with the batch as an open dimension.
-    pub fn answered(&self, outputs: &[Port]) -> Vec<Port> {
-        let axes = self.outputs.iter().copied().map(Some);
-        outputs.iter().zip(axes).map(|(port, axis)| self.opened(port, axis)).collect()
+    /// An output as replies give it, with the batch as an open dimension.
+    pub fn answered(&self, index: usize, port: Port) -> Port {
+        self.opened(port, self.outputs.get(index).copied())
     }
 
-    fn opened(&self, port: &Port, axis: Option<u32>) -> Port {
-        let mut port = port.clone();
+    fn opened(&self, mut port: Port, axis: Option<u32>) -> Port {
         if let Some(dim) = axis.and_then(|axis| port.shape.get_mut(axis as usize)) {
             *dim = Dim::Symbol(self.name.clone());
         }
@@ -95,9 +92,9 @@ mod tests {
         let good = batch(&[Some(0), None], &[1]);
         good.check(&inputs, &outputs).unwrap();
         let open = Dim::Symbol("batch".to_owned());
-        assert_eq!(good.given(&inputs)[0].shape, [open.clone(), two.clone()]);
-        assert_eq!(good.given(&inputs)[1], inputs[1]);
-        assert_eq!(good.answered(&outputs)[0].shape, [two, open]);
+        assert_eq!(good.given(0, inputs[0].clone()).shape, [open.clone(), two.clone()]);
+        assert_eq!(good.given(1, inputs[1].clone()), inputs[1]);
+        assert_eq!(good.answered(0, outputs[0].clone()).shape, [two, open]);
         let bad = [
             batch(&[Some(0)], &[1]),
             batch(&[None, None], &[1]),

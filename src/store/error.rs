@@ -82,7 +82,8 @@ pub enum StoreError {
     /// the store's own files have.
     #[error(
         "{name:?} is no name of a model or version\nuse letters, digits, '.', '_' and '-', at most \
-         {max} of them, not starting with a dot or dash; \"current\" and *.profile.json are taken",
+         {max} of them, not starting with a dot or dash; \"current\" and *.profile.json are taken, \
+         and for models \"stats\"",
         max = super::manifest::MAX_NAME_BYTES
     )]
     Name {

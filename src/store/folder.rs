@@ -1,9 +1,9 @@
 use super::{
     Demand, StoreError,
     layer_file::{LayerFile, TensorEntry, open_file},
-    manifest::{CURRENT_NAME, FileEntry, MANIFEST_NAME, Manifest, Weight, is_name},
+    manifest::{CURRENT_NAME, FileEntry, MANIFEST_NAME, Manifest, Weight, is_model_name, is_name},
 };
-use crate::sys::file::read_regular;
+use crate::sys::file::{check_renounced, read_regular};
 use nix::sys::statvfs::statvfs;
 use std::{
     collections::HashMap,
@@ -36,7 +36,7 @@ impl Store {
     }
 
     /// Whether the folder is still the one that was opened: where its disk was unmounted, what is
-    /// written would fill the folder below.
+    /// written would fill the folder below, and what is removed would be another store's.
     ///
     /// # Errors
     /// [`StoreError::Replaced`], or the system's.
@@ -139,7 +139,7 @@ impl Store {
     /// # Errors
     /// A bad name, or no such model.
     pub fn model_path(&self, model: &str) -> Result<PathBuf, StoreError> {
-        let path = self.path.join(checked(model)?);
+        let path = self.path.join(checked_model(model)?);
         refuse_link(&path)?;
         if !is_plain_folder(&path) {
             let what = format!("model {model}");
@@ -150,6 +150,7 @@ impl Store {
 }
 
 fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
+    check_renounced();
     let metadata = fs::metadata(path).map_err(|e| StoreError::io("look at", path, e))?;
     Ok((metadata.dev(), metadata.ino()))
 }
@@ -316,6 +317,10 @@ pub fn check_room(store_dir: &Path, needed_bytes: u64) -> Result<(), StoreError>
     Err(StoreError::NoRoom { store: store_dir.to_owned(), needed_bytes, free_bytes })
 }
 
+pub(super) fn checked_model(name: &str) -> Result<&str, StoreError> {
+    if is_model_name(name) { Ok(name) } else { Err(StoreError::Name { name: name.to_owned() }) }
+}
+
 pub(super) fn checked(name: &str) -> Result<&str, StoreError> {
     if is_name(name) { Ok(name) } else { Err(StoreError::Name { name: name.to_owned() }) }
 }
@@ -326,6 +331,7 @@ fn is_plain_file(path: &Path) -> bool {
 
 /// Refuses a model's or version's folder that is a link.
 pub(super) fn refuse_link(path: &Path) -> Result<(), StoreError> {
+    check_renounced();
     match path.is_symlink() {
         true => Err(StoreError::Link { path: path.to_owned() }),
         false => Ok(()),
@@ -338,6 +344,7 @@ pub(super) fn is_plain_folder(path: &Path) -> bool {
 
 /// Names of the folders in `path` that may be models or versions, sorted.
 fn folders(path: &Path) -> Result<Vec<String>, StoreError> {
+    check_renounced();
     let error = |e: io::Error| StoreError::io("list", path, e);
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(error)? {

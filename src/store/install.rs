@@ -1,6 +1,6 @@
 use super::{
     ModelDir, StoreError,
-    folder::{checked, is_plain_folder, refuse_link},
+    folder::{checked, checked_model, is_plain_folder, refuse_link},
     served::{lock_model, serve},
     versions::tree_bytes,
 };
@@ -145,7 +145,7 @@ pub fn install(
     version: &str,
     force: bool,
 ) -> Result<ModelDir, StoreError> {
-    let model_path = store_dir.join(checked(model)?);
+    let model_path = store_dir.join(checked_model(model)?);
     let target = model_path.join(checked(version)?);
     refuse_link(&model_path)?;
     if !force && fs::symlink_metadata(&target).is_ok() {

@@ -139,7 +139,7 @@ impl Manifest {
         if self.format != FORMAT {
             return Err(ManifestError::Format { found: self.format });
         }
-        if !is_name(&self.model) {
+        if !is_model_name(&self.model) {
             return invalid("model", "is no model name");
         }
         if !is_name(&self.version) {
@@ -177,14 +177,21 @@ impl Manifest {
     }
 
     /// The inputs as requests give them.
-    pub fn given_inputs(&self) -> Vec<Port> {
-        self.batch.as_ref().map_or_else(|| self.inputs.clone(), |batch| batch.given(&self.inputs))
+    pub fn given_inputs(&self) -> impl Iterator<Item = Port> + Clone {
+        let ports = self.inputs.iter().cloned().enumerate();
+        ports.map(|(index, port)| match &self.batch {
+            Some(batch) => batch.given(index, port),
+            None => port,
+        })
     }
 
     /// The outputs as replies give them.
-    pub fn answered_outputs(&self) -> Vec<Port> {
-        let batch = self.batch.as_ref();
-        batch.map_or_else(|| self.outputs.clone(), |batch| batch.answered(&self.outputs))
+    pub fn answered_outputs(&self) -> impl Iterator<Item = Port> + Clone {
+        let ports = self.outputs.iter().cloned().enumerate();
+        ports.map(|(index, port)| match &self.batch {
+            Some(batch) => batch.answered(index, port),
+            None => port,
+        })
     }
 
     /// Every path stays inside the folder, and no two entries share a file.
@@ -288,6 +295,11 @@ pub fn is_name(name: &str) -> bool {
         && !name.starts_with(['.', '-'])
         && name.bytes().all(is_plain)
         && !is_reserved(name)
+}
+
+/// Whether `name` may be a model's: `/v2/models/stats` tells of all models.
+pub fn is_model_name(name: &str) -> bool {
+    is_name(name) && name != "stats"
 }
 
 /// Whether a model's folder has files of such names, which a version's folder would displace. On a

@@ -1,10 +1,26 @@
 //! Files that others may have put where ours are expected: only regular ones are opened, no more of
 //! them is read than is told before, and nothing is written through them.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+thread_local! {
+    static IS_EVENT_LOOP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on nothing on this thread opens or reads a file: others would wait for the disk with it.
+pub fn renounce() {
+    IS_EVENT_LOOP.set(true);
+}
+
+/// Tells whoever opens, reads or lists files where they were renounced, by a panic in programs that
+/// are built with checks.
+pub fn check_renounced() {
+    debug_assert!(!IS_EVENT_LOOP.get(), "the event loop opens, reads or lists a file");
+}
 
 /// Opens a regular file for reading and says how long it is. Links are not followed, and neither a
 /// pipe nor a device makes anybody wait.
@@ -12,6 +28,7 @@ use std::path::Path;
 /// # Errors
 /// The system's; [`io::ErrorKind::InvalidInput`] for what is no regular file.
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
+    check_renounced();
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -55,6 +72,7 @@ pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// The system's; nothing is left of `next` then.
 pub fn replace(path: &Path, next: &Path, content: &[u8]) -> io::Result<()> {
+    check_renounced();
     let write = || {
         // Whatever has the name is not ours, and not to be written through.
         match fs::remove_file(next) {
@@ -107,6 +125,15 @@ mod tests {
         assert_eq!(read_regular(&path("link"), 100).unwrap_err().raw_os_error(), Some(libc::ELOOP));
         let error = read_regular(&path("nothing"), 100).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    /// Each request had the event loop read files of the store: whoever shared it waited for the
+    /// disk.
+    #[test]
+    #[should_panic = "the event loop opens, reads or lists a file"]
+    fn who_renounced_files_is_told() {
+        renounce();
+        let _ = read_regular(Path::new("/dev/null"), 1);
     }
 
     /// A link or a pipe under the name that a file is written by was written to.

@@ -1,5 +1,6 @@
 //! What the kernel says this process and this machine hold.
 
+use super::file::check_renounced;
 use nix::sys::resource::{UsageWho, getrusage};
 use std::fs;
 
@@ -16,6 +17,7 @@ pub struct ProcessMemory {
 
 /// Reads the figures; zeros where /proc is not there.
 pub fn process() -> ProcessMemory {
+    check_renounced();
     parse_status(&fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
@@ -70,6 +72,7 @@ impl MachineMemory {
 
 /// Reads the figures; `None` where /proc is not there.
 pub fn machine() -> Option<MachineMemory> {
+    check_renounced();
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let total_bytes = kib_field(&text, "MemTotal:")?;
     Some(MachineMemory { total_bytes, available_bytes: kib_field(&text, "MemAvailable:")? })

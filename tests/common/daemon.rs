@@ -88,6 +88,15 @@ impl Daemon {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Files that the event loop's thread has read from, by its calls; what comes over sockets is no
+    /// such call. `None` where the kernel does not count.
+    pub fn event_loop_reads(&self) -> Option<u64> {
+        let id = self.child.id();
+        let text = std::fs::read_to_string(format!("/proc/{id}/task/{id}/io")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("syscr: "))?;
+        Some(line.parse().unwrap())
+    }
+
     /// A figure of /proc/self/status, in KiB.
     pub fn status_kib(&self, field: &str) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());

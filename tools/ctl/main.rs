@@ -10,6 +10,8 @@ mod list;
 mod npy;
 mod plan;
 mod repository;
+// Tests read all of it.
+#[allow(dead_code)]
 mod scrape;
 mod top;
 mod trace;

@@ -139,17 +139,11 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     hermes::say!("{} version {}", manifest.model, manifest.version);
     let from = &manifest.provenance;
     hermes::say!("from {} ({:.1} MiB, {})", from.source, mib(from.source_bytes), from.producer);
-    for (kind, ports) in
-        [("input", manifest.given_inputs()), ("output", manifest.answered_outputs())]
-    {
-        for port in ports {
-            hermes::say!(
-                "{kind:8} {} {} {}",
-                port.name,
-                port.dtype,
-                serde_json::to_string(&port.shape)?
-            );
-        }
+    let inputs = manifest.given_inputs().map(|port| ("input", port));
+    let outputs = manifest.answered_outputs().map(|port| ("output", port));
+    for (kind, port) in inputs.chain(outputs) {
+        let shape = serde_json::to_string(&port.shape)?;
+        hermes::say!("{kind:8} {} {} {shape}", port.name, port.dtype);
     }
     if let Some(batch) = &manifest.batch {
         hermes::say!("batch    {}, at most {MAX_ROWS} rows a request", batch.name);
