@@ -60,6 +60,26 @@ fn infer_answers() {
     }
 }
 
+/// An axis of length 0 was refused, and then taken with nobody to say what is right.
+#[test]
+fn no_rows_are_answered_with_no_rows() {
+    let served = served();
+    let daemon = &served.daemon;
+    let input = json!({"name": "x", "datatype": "FP32", "shape": [1, 0, 4], "data": []});
+    let body = json!({"inputs": [input]}).to_string();
+    let (status, reply) = daemon.post("/v2/models/linear/infer", &body);
+    assert_eq!(status, 200, "{reply}");
+    let output =
+        |name: &str| json!({"name": name, "datatype": "FP32", "shape": [1, 0, 3], "data": []});
+    assert_eq!(reply["outputs"], json!([output("y"), output("r")]));
+    check_alive(daemon);
+    // What has elements is not of length 0.
+    let body = body.replace("[1,0,4]", "[1,0,0]");
+    check_error(&daemon.post("/v2/models/linear/infer", &body), 400, "\"x\"");
+    let body = body.replace("[1,0,0]", "[1,0,4]").replace("\"data\":[]", "\"data\":[1]");
+    check_error(&daemon.post("/v2/models/linear/infer", &body), 400, "data has 1 elements");
+}
+
 #[test]
 fn every_dtype_passes_exactly() {
     let served = served();

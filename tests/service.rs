@@ -379,6 +379,25 @@ fn sigterm_drains_what_runs_and_accepts_nothing_new() {
     assert!(service.daemon.wait().success());
 }
 
+/// A daemon that drained said that it was ready.
+#[test]
+fn a_draining_daemon_is_not_ready() {
+    let mut service = Service::start("drain = 3600\nprofiles = false", |_| ());
+    let (frozen, mut waiting) = hold(&service);
+    let asking = service.daemon.connect().send("GET /v2/health/ready HTTP/1.1\r\n");
+    // As for `hold`: it has read the beginning of that question.
+    for _ in 0..3 {
+        assert_eq!(service.daemon.get("/v2/health/ready"), (200, json!({"ready": true})));
+    }
+    service.daemon.signal("-TERM");
+    service.wait_told("STATUS=draining");
+    let (status, reply) = asking.send("host: h\r\n\r\n").reply();
+    assert_eq!((status, reply), (503, json!({"ready": false})));
+    drop(frozen);
+    assert_eq!(waiting.reply().0, 200);
+    assert!(service.daemon.wait().success());
+}
+
 #[test]
 fn a_second_sigterm_cancels_what_runs() {
     let mut service = Service::start("drain = 3600\nprofiles = false", |_| ());
