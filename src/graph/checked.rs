@@ -5,8 +5,8 @@
 //! it makes zeros. Here such a request is refused, and what ONNX defines is computed. Where
 //! elements are picked by comparing them, NaN is the greatest.
 
-use super::ops::IndexOutOfRange;
 use super::ordered::by_order;
+use super::position::position;
 use tract_core::internal::*;
 use tract_core::ops::array::{
     DynSlice, DynTile, Gather, GatherElements, GatherNd, OneHot, Pad, Range, ScatterElements,
@@ -221,15 +221,6 @@ impl TypedOp for Checked {
     as_op!();
 }
 
-/// The position that an index means on an axis; negative ones count from the end.
-pub fn position(index: i64, length: usize) -> Result<usize, IndexOutOfRange> {
-    let position = if index < 0 { index.saturating_add(length as i64) } else { index };
-    match usize::try_from(position) {
-        Ok(position) if position < length => Ok(position),
-        _ => Err(IndexOutOfRange { index, rows: length }),
-    }
-}
-
 /// Checks indices of one axis.
 fn check_along(indices: &Tensor, length: usize) -> TractResult<()> {
     let indices = indices.cast_to::<i64>()?;
@@ -325,6 +316,7 @@ pub fn numbers(values: &Tensor, symbols: &SymbolValues) -> TractResult<Vec<i64>>
 
 #[cfg(test)]
 mod tests {
+    use super::super::position::IndexOutOfRange;
     use super::*;
     use tract_core::ops::array::{PadMode, ScatterReduction};
 

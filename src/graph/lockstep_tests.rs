@@ -3,7 +3,8 @@
 
 use super::super::branches::check_ops;
 use super::super::kernel::Kernels;
-use super::super::ops::{Feed, IndexOutOfRange, Lease};
+use super::super::ops::{Feed, Lease};
+use super::super::position::IndexOutOfRange;
 use super::*;
 use crate::codec::Codec;
 use tract_core::ops::array::{Gather, MultiBroadcastTo, Range};

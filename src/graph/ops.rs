@@ -1,7 +1,7 @@
 //! The three streamed ops: linear, gather, constant.
 
-use super::checked::position;
 use super::kernel::Kernels;
+use super::position::position;
 use crate::codec::Codec;
 use std::ops::Range;
 use std::sync::Arc;
@@ -194,23 +194,6 @@ impl Gather {
         indices.iter().map(|index| Ok(position(*index, self.rows)?)).collect()
     }
 }
-
-/// An index that no row of a table answers to: the client's mistake, not the model's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IndexOutOfRange {
-    pub index: i64,
-    pub rows: usize,
-}
-
-impl std::fmt::Display for IndexOutOfRange {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let IndexOutOfRange { index, rows } = self;
-        write!(f, "index {index} is outside a table of {rows} rows")?;
-        rows.checked_sub(1).map_or(Ok(()), |last| write!(f, " (0 to {last})"))
-    }
-}
-
-impl std::error::Error for IndexOutOfRange {}
 
 impl TypedOp for Gather {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {

@@ -1,6 +1,6 @@
 //! The inputs and outputs of a graph, which tract knows by its own names and ONNX by others.
 
-use super::import::dtype_of;
+use super::datum::dtype_of;
 use crate::store::manifest::{Dim, Port};
 use std::collections::HashSet;
 use tract_core::internal::*;

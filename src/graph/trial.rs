@@ -3,11 +3,13 @@
 //! What tract accepts it may still not be able to compute; whoever shards a model should hear of it,
 //! not whoever asks it.
 
+use super::datum::{datum_of, dtype_of};
 use super::error::GraphError;
-use super::import::{Imported, datum_of, dtype_of};
+use super::import::Imported;
 use super::kernel::{Kernels, READ_AHEAD_BYTES};
 use super::lockstep::Lockstep;
-use super::ops::{Feed, IndexOutOfRange, Lease, TapeFeed};
+use super::ops::{Feed, Lease, TapeFeed};
+use super::position::IndexOutOfRange;
 use super::uses::UseKind;
 use crate::codec::{self, Codec, PANEL_ROWS};
 use crate::store::Dtype;

@@ -1,6 +1,6 @@
 //! How a graph uses its big weights: each use is recognized and replaced by a streamed op.
 
-use super::import::datum_of;
+use super::datum::datum_of;
 use super::ops::{Constant, Gather, Linear};
 use super::view::WeightView;
 use crate::store::Dtype;

@@ -1,8 +1,8 @@
 //! What would make passes faster: plans for boards, budgets and variants that one could have.
 
+use super::board::Core;
 use super::planner::plan;
 use super::profile::{PassTime, Profile};
-use super::stale::Core;
 use super::wish::{Overrides, PlanError, Planned, Wish, mib};
 use std::fmt;
 

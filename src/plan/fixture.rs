@@ -1,9 +1,9 @@
 //! Profiles for tests: BERT-Large, f32, on two cores of a server with a disk of 1.7 GB/s.
 
+use super::board::{Board, Core};
 use super::profile::{
     BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ReadRate,
 };
-use super::stale::{Board, Core};
 use super::{Grouping, PinPlace, Placement, Plan, Release, Turns, Way};
 
 pub const MIB: u64 = 1 << 20;

@@ -5,6 +5,7 @@
 //! knows tract: `engine` measures, and plays what is planned.
 
 mod advice;
+mod board;
 mod cost;
 mod disk;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod wish;
 
 pub use crate::stream::{Release, Turns};
 pub use advice::{Advice, Change, WhatIf, advise};
+pub use board::{Board, Core};
 pub use forecast::{Bound, Forecast, ForecastError, Passing, forecast, forecast_spans};
 pub use grouping::{largest_unit_bytes, pipeswitch_groups};
 pub use pins::pinned_units;
@@ -33,7 +35,7 @@ pub use profile::{
 };
 pub use report::UnknownWay;
 pub use simulate::{Doing, Span};
-pub use stale::{Board, Core, Stale};
+pub use stale::Stale;
 pub use unmeasured::Unmeasured;
 pub use wish::{Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish};
 

@@ -1,8 +1,8 @@
 //! What the planner chooses, against every plan of a grid.
 
+use super::super::board::Core;
 use super::super::fixture::{self, MIB};
 use super::super::profile::PassTime;
-use super::super::stale::Core;
 use super::*;
 use proptest::prelude::*;
 

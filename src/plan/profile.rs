@@ -1,7 +1,7 @@
 //! The profile: what was measured on one board for one version and variant of a model, and its
 //! file. The only part of `plan` that knows JSON and touches a file.
 
-use super::{Way, stale::Board};
+use super::{Way, board::Board};
 use crate::sys::file::{self, read_regular};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

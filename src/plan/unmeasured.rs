@@ -1,8 +1,9 @@
 //! That a model could not be measured, beside where its profile would be: so that it is not tried
 //! anew at each idle moment and after each start.
 
+use super::board::Board;
 use super::profile::{FORMAT, ProfileError, Subject, check_subject, read_known, remove, replace};
-use super::stale::{Board, Stale, staleness};
+use super::stale::{Stale, staleness};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 

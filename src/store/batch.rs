@@ -1,7 +1,7 @@
 //! The batch of a model: an axis along which a request brings rows that have nothing to do with
 //! each other.
 
-use super::manifest::{Dim, ManifestError, Port};
+use super::field::{Dim, ManifestError, Port};
 use serde::{Deserialize, Serialize};
 
 /// Rows that one request may bring.

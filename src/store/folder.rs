@@ -7,7 +7,8 @@ use crate::sys::file::{check_renounced, read_regular};
 use nix::sys::statvfs::statvfs;
 use std::{
     collections::HashMap,
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -355,4 +356,26 @@ fn folders(path: &Path) -> Result<Vec<String>, StoreError> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Bytes of the files below `folder`; links are not followed.
+pub(super) fn tree_bytes(folder: &Path) -> Result<u64, StoreError> {
+    fn sum(folder: &Path) -> io::Result<u64> {
+        let mut bytes = 0;
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            bytes += match entry.file_type()?.is_dir() {
+                true => sum(&entry.path())?,
+                false => entry.metadata()?.len(),
+            };
+        }
+        Ok(bytes)
+    }
+    sum(folder).map_err(|e| StoreError::io("measure", folder, e))
+}
+
+/// Waits until a file or folder is on the disk.
+pub(super) fn sync(path: &Path) -> Result<(), StoreError> {
+    let result = File::open(path).and_then(|file| file.sync_all());
+    result.map_err(|e| StoreError::io("sync", path, e))
 }

@@ -1,8 +1,7 @@
 use super::{
     ModelDir, StoreError,
-    folder::{checked, checked_model, is_plain_folder, refuse_link},
+    folder::{checked, checked_model, is_plain_folder, refuse_link, sync, tree_bytes},
     served::{lock_model, serve},
-    versions::tree_bytes,
 };
 use crate::sys::file::open_regular;
 use std::{
@@ -240,11 +239,6 @@ fn sync_tree(folder: &Path) -> Result<(), StoreError> {
         }
     }
     sync(folder)
-}
-
-pub(super) fn sync(path: &Path) -> Result<(), StoreError> {
-    let result = File::open(path).and_then(|file| file.sync_all());
-    result.map_err(|e| StoreError::io("sync", path, e))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod batch;
 mod demand;
 mod dtype;
 mod error;
+mod field;
 mod folder;
 mod install;
 pub mod layer_file;

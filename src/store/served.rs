@@ -1,7 +1,6 @@
 use super::{
     StoreError,
-    folder::read_whole,
-    install::sync,
+    folder::{read_whole, sync},
     manifest::{CURRENT_NAME, is_name},
 };
 use crate::sys::file;

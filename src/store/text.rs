@@ -1,6 +1,6 @@
 //! How a text becomes one vector: as the model's makers say in the files beside it.
 
-use super::manifest::{ManifestError, at_most};
+use super::field::{ManifestError, at_most};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 

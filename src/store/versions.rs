@@ -1,13 +1,13 @@
 use super::{
     ModelDir, Store, StoreError,
-    folder::checked,
-    install::{Staging, clean, staging, sync},
+    folder::{checked, sync, tree_bytes},
+    install::{Staging, clean, staging},
     served::{Served, lock_model, remove_unfinished, serve},
 };
 use std::{
     cmp::Reverse,
     collections::HashSet,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -250,20 +250,4 @@ impl Bin {
         let path = self.0.path();
         fs::remove_dir_all(path).map_err(|e| StoreError::io("remove", path, e))
     }
-}
-
-/// Bytes of the files below `folder`; links are not followed.
-pub(super) fn tree_bytes(folder: &Path) -> Result<u64, StoreError> {
-    fn sum(folder: &Path) -> io::Result<u64> {
-        let mut bytes = 0;
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            bytes += match entry.file_type()?.is_dir() {
-                true => sum(&entry.path())?,
-                false => entry.metadata()?.len(),
-            };
-        }
-        Ok(bytes)
-    }
-    sum(folder).map_err(|e| StoreError::io("measure", folder, e))
 }

@@ -5,7 +5,7 @@
 //! its place instead and the mapping is marked, so that whoever computed with it can tell that the
 //! result is none.
 
-use super::map::page_size;
+use super::page::page_size;
 use std::ops::Range;
 use std::ptr;
 use std::sync::Once;

@@ -5,7 +5,8 @@
 //! is not here: the page size is [`map::page_size`](super::map::page_size). Instruction sets of the
 //! processor are probed and remembered by the standard library and by tract.
 
-use super::map::page_size;
+use super::cgroup::MemoryCgroup;
+use super::page::page_size;
 use memmap2::{Advice, MmapOptions};
 use std::fs;
 use std::sync::OnceLock;
@@ -109,6 +110,11 @@ impl Capabilities {
         self.lacking.iter().all(|(lacking, _)| *lacking != feature)
     }
 
+    /// The memory cgroup of this process, where there is one to use.
+    pub fn memory_cgroup(&self) -> Option<MemoryCgroup> {
+        self.has(Feature::Cgroup).then(MemoryCgroup::find).flatten()
+    }
+
     /// A sentence on each feature that is not there: what it is and what is done without it.
     pub fn shortcomings(&self) -> Vec<String> {
         let sentence = |(feature, why): &(Feature, Why)| {
@@ -145,7 +151,7 @@ fn is_there(feature: Feature) -> bool {
         }
         // The file may be there and reading it refused: PSI is built in and off.
         Feature::Psi => fs::read("/proc/pressure/memory").is_ok(),
-        Feature::Cgroup => super::cgroup::MemoryCgroup::find().is_some(),
+        Feature::Cgroup => MemoryCgroup::find().is_some(),
         Feature::Direct | Feature::DirectAlign | Feature::Exchange => true,
     }
 }

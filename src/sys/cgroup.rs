@@ -3,7 +3,6 @@
 //! Limits nest: each cgroup is charged with what those below it hold, so that the smallest limit
 //! on the way up is the one that holds.
 
-use super::capabilities::{Capabilities, Feature};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -58,12 +57,9 @@ pub struct Filling {
 }
 
 impl MemoryCgroup {
-    /// The cgroup of this process; `None` where the kernel has none, as on a stock Raspberry Pi.
-    pub fn of_self() -> Option<MemoryCgroup> {
-        Capabilities::get().has(Feature::Cgroup).then(MemoryCgroup::find).flatten()
-    }
-
-    /// The cgroup of this process, from /proc/self/cgroup and mountinfo.
+    /// The cgroup of this process, from /proc/self/cgroup and mountinfo; `None` where the kernel has
+    /// none, as on a stock Raspberry Pi. Whether it may be used is said by
+    /// [`Capabilities`](super::capabilities::Capabilities).
     pub(super) fn find() -> Option<MemoryCgroup> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -97,10 +93,7 @@ impl MemoryCgroup {
 
     /// memory.pressure of this process's cgroup of version 2, where the kernel has it. The root's
     /// is the whole system's, and left out; unlike all others it has no cgroup.events.
-    pub fn pressure_file() -> Option<PathBuf> {
-        if !Capabilities::get().has(Feature::Cgroup) {
-            return None;
-        }
+    pub(super) fn pressure_file() -> Option<PathBuf> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let version2 = candidates(&groups, &mounts).into_iter().filter(|group| group.files == V2);
@@ -174,7 +167,7 @@ impl OwnCgroup {
     /// Moves this process into a new cgroup below its own; `None` where it may not, or where the
     /// kernel counts no memory there.
     pub fn enter() -> Option<OwnCgroup> {
-        let MemoryCgroup { folder: parent, top, files } = MemoryCgroup::of_self()?;
+        let MemoryCgroup { folder: parent, top, files } = MemoryCgroup::find()?;
         let id = std::process::id().to_string();
         let folder = parent.join(format!("hermes-{id}"));
         fs::create_dir(&folder).ok()?;

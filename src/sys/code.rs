@@ -1,6 +1,6 @@
 //! The pages of the program itself: fewer at a time, and none that are no longer needed.
 
-use super::map::page_size;
+use super::page::page_size;
 use std::fs;
 use std::ops::Range;
 use std::sync::OnceLock;

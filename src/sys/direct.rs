@@ -1,7 +1,7 @@
 //! Files read past the page cache (open(2), O_DIRECT), into whole pages of our own.
 
 use super::capabilities::{Capabilities, Feature};
-use super::map::page_size;
+use super::page::page_size;
 use memmap2::{MmapMut, MmapOptions};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::fs::{File, OpenOptions};

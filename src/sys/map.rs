@@ -2,6 +2,7 @@
 
 use super::bus::Watched;
 use super::capabilities::{Capabilities, Feature};
+pub use super::page::page_size;
 use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
@@ -9,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A read-only file, mapped whole. The mapping costs address space; a page costs memory from
 /// [`MappedFile::populate`] to [`MappedFile::release`].
@@ -236,15 +237,6 @@ pub fn read_ahead(file: &File, range: Range<u64>) {
 /// Whether [`MappedFile::populate`] works here.
 pub fn populate_supported() -> bool {
     Capabilities::get().has(Feature::Populate)
-}
-
-/// Bytes of a page: 4, 16 or 64 KiB.
-pub fn page_size() -> usize {
-    static SIZE: OnceLock<usize> = OnceLock::new();
-    *SIZE.get_or_init(|| {
-        let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
-        size.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(4096)
-    })
 }
 
 #[cfg(test)]

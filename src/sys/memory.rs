@@ -100,7 +100,7 @@ pub(super) fn kib_field(text: &str, name: &str) -> Option<u64> {
 pub(super) fn mapped_pages(addresses: std::ops::Range<usize>) -> usize {
     use std::os::unix::fs::FileExt;
     let pagemap = fs::File::open("/proc/self/pagemap").unwrap();
-    let page_size = super::map::page_size();
+    let page_size = super::page::page_size();
     let is_present = |address: usize| {
         let mut entry = [0; 8];
         pagemap.read_exact_at(&mut entry, (address / page_size) as u64 * 8).unwrap();

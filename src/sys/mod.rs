@@ -18,6 +18,7 @@ pub mod heap;
 pub mod lock;
 pub mod map;
 pub mod memory;
+mod page;
 pub mod panics;
 pub mod passed;
 pub mod peer;

@@ -56,10 +56,11 @@ impl Places {
     /// Those of this process.
     pub fn of_self() -> Places {
         let has_psi = Capabilities::get().has(Feature::Psi);
+        let has_cgroup = has_psi && Capabilities::get().has(Feature::Cgroup);
         Places {
             watch: std::env::var_os("MEMORY_PRESSURE_WATCH").map(PathBuf::from),
             write: std::env::var("MEMORY_PRESSURE_WRITE").ok(),
-            cgroup: has_psi.then(MemoryCgroup::pressure_file).flatten(),
+            cgroup: has_cgroup.then(MemoryCgroup::pressure_file).flatten(),
             system: has_psi.then(|| PathBuf::from("/proc/pressure/memory")),
         }
     }

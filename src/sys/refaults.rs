@@ -1,6 +1,6 @@
 //! How often the kernel dropped a file's page too early.
 
-use super::cgroup::MemoryCgroup;
+use super::capabilities::Capabilities;
 use std::fs;
 
 /// Pages of files that were read again soon after the kernel had dropped them, since its start.
@@ -16,7 +16,7 @@ pub struct Refaults {
 /// of the whole system (the same field of proc_vmstat(5)); kernels before 5.9 have it as
 /// `workingset_refault`. `None` where the kernel tells neither.
 pub fn refaults() -> Option<Refaults> {
-    let own = MemoryCgroup::of_self().and_then(|group| field(&group.stat()?));
+    let own = Capabilities::get().memory_cgroup().and_then(|group| field(&group.stat()?));
     let system = || field(&fs::read_to_string("/proc/vmstat").ok()?);
     own.map(|pages| Refaults { pages, scope: "cgroup" })
         .or_else(|| system().map(|pages| Refaults { pages, scope: "system" }))

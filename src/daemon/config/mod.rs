@@ -17,7 +17,7 @@ use super::size;
 use crate::codec;
 use crate::engine::{Config, EXPECTED_TOKENS, Engine, EngineError};
 use crate::plan::{MAX_TOKENS, Way};
-use crate::sys::{cgroup::MemoryCgroup, memory};
+use crate::sys::{capabilities::Capabilities, memory};
 use log::LevelFilter;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
@@ -100,7 +100,7 @@ impl Settings {
         if let Some(budget) = self.budget {
             return budget.0;
         }
-        let limit = MemoryCgroup::of_self().and_then(|group| group.limit_bytes());
+        let limit = Capabilities::get().memory_cgroup().and_then(|group| group.limit_bytes());
         budget_for(memory::machine().map(|machine| machine.available_bytes), limit)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::daemon::size::Size;
 use crate::engine::Pressure;
+use crate::sys::capabilities::Capabilities;
 use crate::sys::cgroup::{Filling, MemoryCgroup};
 use crate::sys::memory::{self, MachineMemory};
 
@@ -54,7 +55,11 @@ pub struct Looker {
 impl Looker {
     /// For this process.
     pub fn of_self() -> Looker {
-        Looker { machine: memory::machine, group: MemoryCgroup::of_self(), hits: vec![] }
+        Looker {
+            machine: memory::machine,
+            group: Capabilities::get().memory_cgroup(),
+            hits: vec![],
+        }
     }
 
     /// For a machine that is not this one, and no cgroup.

@@ -4,8 +4,7 @@
 
 use super::super::constants::constants;
 use super::super::repair;
-use super::elements::WeightSource;
-use super::quantized::{Operand, Quantized};
+use super::elements::{Operand, Quantized, WeightSource};
 use super::tensor::{Files, onnx_of_dtype};
 use super::{Elements, SkimError, node_error};
 use crate::store::Dtype;

@@ -10,7 +10,6 @@ mod functions;
 mod names;
 mod narrow;
 mod plain;
-mod quantized;
 mod skeleton;
 mod tensor;
 mod wire;

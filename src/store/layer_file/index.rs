@@ -1,76 +1,12 @@
 use super::{
     BLOCK_ALIGN, BLOCK_ENTRY_BYTES, HEADER_BYTES, Layout, MAGIC, MAX_DEPTH, MAX_FILE_BYTES,
-    MAX_INDEX_BYTES, MAX_RANK, MAX_TENSOR_NAME_BYTES, MIN_TENSOR_BYTES, TensorPlan, VERSION,
-    block_bytes, run_bytes, with_checksum,
+    MAX_INDEX_BYTES, MAX_RANK, MAX_TENSOR_NAME_BYTES, MIN_TENSOR_BYTES, VERSION, block_bytes,
+    entries::{BlockEntry, TensorEntry, TensorPlan},
 };
-use crate::codec::{self, PANEL_ROWS};
+use crate::codec;
 use crate::store::{Dtype, FormatError};
 use std::collections::HashSet;
-use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64;
-
-/// A tensor of a layer file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorEntry {
-    /// The weight's name.
-    pub name: String,
-    /// How its elements are arranged; name and layout together are unique in a file.
-    pub layout: Layout,
-    /// [`codec::RAW`] or the code of a codec.
-    pub codec: u64,
-    /// Element type of the source.
-    pub dtype: Dtype,
-    /// Shape of the source.
-    pub dims: Vec<u64>,
-    /// Rows of the matrix or table; the element count of a flat tensor.
-    pub rows: u64,
-    /// Elements of a row; 1 for a flat tensor.
-    pub depth: u64,
-    /// Index of its first block.
-    pub first_block: usize,
-    /// Its blocks, in order of rows.
-    pub block_count: usize,
-}
-
-impl TensorEntry {
-    /// Indices of its blocks.
-    pub fn blocks(&self) -> Range<usize> {
-        self.first_block..self.first_block + self.block_count
-    }
-
-    /// Bytes from one row of a [`Layout::Rows`] block to the next, its checksum included.
-    pub fn row_stride(&self) -> usize {
-        let bytes = run_bytes(self.codec, self.dtype, self.depth, 1).and_then(with_checksum);
-        bytes.and_then(|b| usize::try_from(b).ok()).expect("parse and plan bound a row's bytes")
-    }
-
-    /// Bytes of one panel of a tensor in panels.
-    pub fn panel_bytes(&self) -> usize {
-        let bytes = run_bytes(self.codec, self.dtype, self.depth, PANEL_ROWS);
-        bytes.and_then(|b| usize::try_from(b).ok()).expect("parse and plan bound a panel's bytes")
-    }
-}
-
-/// A block of a layer file: the unit of reading.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockEntry {
-    /// Index of its tensor.
-    pub tensor: usize,
-    /// First row.
-    pub row_start: u64,
-    /// Rows; real ones, without a panel's padding.
-    pub row_count: u64,
-    /// First element of each row; 0 in this version.
-    pub depth_start: u64,
-    /// Elements of each row; all of them in this version.
-    pub depth_count: u64,
-    /// First byte in the file, a multiple of [`BLOCK_ALIGN`].
-    pub offset: u64,
-    /// Stored bytes.
-    pub bytes: u64,
-    /// XXH3-64 of the stored bytes.
-    pub checksum: u64,
-}
 
 /// A parsed and checked index.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,13 +16,15 @@
 //! [`LayerIndex::parse`] is the trust boundary: what it returns tiles every tensor exactly with
 //! blocks that lie inside the file and have the length that codec and layout ask for.
 
+mod entries;
 mod file;
 mod index;
 mod writer;
 
+pub use entries::{BlockEntry, TensorEntry, TensorPlan};
 pub use file::LayerFile;
-pub use index::{BlockEntry, LayerIndex, TensorEntry};
-pub use writer::{LayerSummary, LayerWriter, TensorPlan};
+pub use index::LayerIndex;
+pub use writer::{LayerSummary, LayerWriter};
 
 pub(super) use file::{describe_block, open_file};
 

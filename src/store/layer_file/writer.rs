@@ -1,11 +1,10 @@
 use super::{
-    BLOCK_ALIGN, BLOCK_ENTRY_BYTES, BlockEntry, FILE_ALIGN, HEADER_BYTES, LayerIndex, Layout,
-    MAX_DEPTH, MAX_FILE_BYTES, MAX_INDEX_BYTES, MAX_TENSOR_NAME_BYTES, TAIL_BYTES, TensorEntry,
-    block_bytes, block_rows,
+    BLOCK_ALIGN, BLOCK_ENTRY_BYTES, FILE_ALIGN, HEADER_BYTES, LayerIndex, MAX_FILE_BYTES,
+    MAX_INDEX_BYTES, MAX_TENSOR_NAME_BYTES, TAIL_BYTES, block_bytes, block_rows,
+    entries::{BlockEntry, TensorEntry, TensorPlan},
 };
-use crate::codec;
+use crate::store::StoreError;
 use crate::store::manifest::Checksum;
-use crate::store::{Dtype, StoreError};
 use crate::sys::map;
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -14,68 +13,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use xxhash_rust::xxh3::xxh3_64;
-
-/// What a tensor of a layer file shall be, before its blocks are laid out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorPlan {
-    /// The weight's name.
-    pub name: String,
-    /// How its elements shall be arranged.
-    pub layout: Layout,
-    /// [`codec::RAW`] or the code of a codec.
-    pub codec: u64,
-    /// Element type of the source.
-    pub dtype: Dtype,
-    /// Shape of the source.
-    pub dims: Vec<u64>,
-    /// Rows of the matrix or table; the element count of a flat tensor.
-    pub rows: u64,
-    /// Elements of a row; 1 for a flat tensor.
-    pub depth: u64,
-}
-
-impl TensorPlan {
-    /// What is wrong with it, if anything: codec, layout, dtype, shape, rows and depth must agree.
-    pub(super) fn check(&self) -> Result<(), String> {
-        let is_raw = self.codec == codec::RAW;
-        if is_raw && self.layout.is_panels() {
-            return Err("of panels cannot be raw".into());
-        }
-        if !is_raw && codec::by_code(self.codec).is_none() {
-            return Err(format!("have codec {}, which is not known", self.codec));
-        }
-        if !is_raw && !self.dtype.is_float() {
-            return Err(format!("of dtype {} can only be raw", self.dtype));
-        }
-        if self.layout == Layout::Flat && self.depth != 1 {
-            return Err(format!("of a flat tensor have depth {}, expected 1", self.depth));
-        }
-        if self.depth == 0 || self.depth > MAX_DEPTH {
-            return Err(format!("have depth {}, expected 1 to {MAX_DEPTH}", self.depth));
-        }
-        let elements = self.dims.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim));
-        let is_shape = elements.is_some() && elements == self.rows.checked_mul(self.depth);
-        if !is_shape || elements == Some(0) {
-            let (rows, depth, dims) = (self.rows, self.depth, &self.dims);
-            return Err(format!("are {rows} x {depth}, not the elements of shape {dims:?}"));
-        }
-        Ok(())
-    }
-
-    pub(super) fn into_entry(self, first_block: usize, block_count: usize) -> TensorEntry {
-        TensorEntry {
-            name: self.name,
-            layout: self.layout,
-            codec: self.codec,
-            dtype: self.dtype,
-            dims: self.dims,
-            rows: self.rows,
-            depth: self.depth,
-            first_block,
-            block_count,
-        }
-    }
-}
 
 /// What the manifest needs to know of a finished layer file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! MiB at once left 27 MiB resident. Here a block is either in use, kept for its size, or gone, and
 //! what is in use and kept together never exceeds the room that the engine has had granted.
 
-use super::super::map::page_size;
+use super::super::page::page_size;
 use std::alloc::Layout;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};

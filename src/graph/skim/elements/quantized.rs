@@ -1,6 +1,6 @@
 //! Integers with scales: `(code - zero) * scale`, where each scale counts for a block of them.
 
-use super::elements::{Chunks, Elements, Location};
+use super::{Chunks, Elements, Location};
 use crate::store::Dtype;
 use half::{bf16, f16};
 use std::io::{self, Read};

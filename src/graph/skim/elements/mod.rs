@@ -1,10 +1,13 @@
 //! Where a weight's elements lie and how, and their way back to plain little-endian values.
 
-use super::quantized::Quantized;
+mod quantized;
+
 use crate::store::Dtype;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::PathBuf;
+
+pub use quantized::{Operand, Quantized};
 
 /// A big weight where it lies.
 #[derive(Clone, Debug, PartialEq)]
