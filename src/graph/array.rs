@@ -1,4 +1,4 @@
-use super::import::{datum_of, dtype_of};
+use super::datum::{datum_of, dtype_of};
 use crate::store::Dtype;
 use thiserror::Error;
 use tract_core::internal::*;

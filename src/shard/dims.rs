@@ -2,7 +2,7 @@
 //! graph leaves no choice about as it has to be, and the others stay open. Each choice is tried.
 
 use super::order::Order;
-use super::trial::{Lengths, Trials};
+use super::trial::{Lengths, ROWS, Trials};
 use crate::graph::dims::{self, OpenShape, Size};
 use crate::graph::skim::Skim;
 use crate::graph::{self, GraphError, Imported};
@@ -26,9 +26,6 @@ pub struct Settled {
 
 /// Sizes by dimension.
 type Sizes = BTreeMap<String, Size>;
-
-/// Rows of a batch to be: more than two, which a graph may cut off by itself.
-pub const ROWS: u64 = 3;
 
 /// More open dimensions than any model has.
 const ROUNDS: usize = 64;

@@ -1,7 +1,6 @@
 //! Trial passes over made-up inputs, before any weight is written: what fails there would fail at
 //! each request.
 
-use super::dims::ROWS;
 use crate::graph::skim::Skim;
 use crate::graph::{
     Array, Choice, Given, GraphError, Imported, ReadWeight, Sizes, Trial, Tried, sample_of_shapes,
@@ -11,6 +10,9 @@ use crate::store::manifest::{Batch, Port, Weight};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Rows of a batch to be: more than two, which a graph may cut off by itself.
+pub const ROWS: u64 = 3;
 
 /// Lengths of open dimensions, two at a time: one alone may fit by chance. Longer ones are for those
 /// that cannot be short, such as an image's height.
