@@ -166,13 +166,10 @@ impl Modules {
             name = child;
             parts.next();
         }
-        let exports = |item: &&str| {
-            let exports = self.0.get(&name).into_iter().flatten();
-            exports.filter(move |export| export.rsplit("::").next() == Some(item))
-        };
         let item = parts.next().filter(|_| name != *from && depth < 4);
-        let exported = item.iter().flat_map(exports);
-        let exported = exported.filter_map(|export| self.resolve(&name, export, depth + 1)).next();
+        let exports = self.0.get(&name).into_iter().flatten();
+        let mut exports = exports.filter(|export| export.rsplit("::").next() == item);
+        let exported = exports.find_map(|export| self.resolve(&name, export, depth + 1));
         exported.or(Some(name)).filter(|name| !name.is_empty())
     }
 

@@ -295,6 +295,13 @@ fn writers_are_held_to_their_plan() {
 
 // Damaged files.
 
+/// What happened, and what to do about it, as users are told.
+fn told(error: &StoreError) -> String {
+    let advice = error.advice().unwrap_or_default();
+    assert!(![&error.to_string(), &advice].iter().any(|text| text.contains('\n')), "{error}");
+    format!("{error}: {advice}")
+}
+
 /// Damages a fresh store's version and expects `verify` to name `file` with all of `words`, and
 /// nothing else.
 fn check(damage: impl Fn(&Path), file: &str, words: &[&str]) {
@@ -349,7 +356,7 @@ fn a_store_whose_folder_is_another_is_told() {
     fs::rename(&path, folder.path().join("elsewhere")).unwrap();
     assert!(store.confirm().is_err());
     fs::create_dir(&path).unwrap();
-    let error = store.confirm().unwrap_err().to_string();
+    let error = told(&store.confirm().unwrap_err());
     assert!(has_all(&error, &["store is another folder", "mount its disk again"]), "{error}");
 
     for version in ["1", "2", "3"] {
@@ -389,7 +396,7 @@ fn reading_a_damaged_block_fails_with_its_place() {
     let file = dir.open_layer(1, "f32").unwrap();
     let mut bytes = Vec::new();
     file.read_block(0, &mut bytes).unwrap();
-    let error = file.read_block(1, &mut bytes).unwrap_err().to_string();
+    let error = told(&file.read_block(1, &mut bytes).unwrap_err());
     let words =
         ["001-layer.f32.layer", "block 1 at byte", "rows 256..512", "layer.1.matrix", "--force"];
     assert!(has_all(&error, &words), "{error}");
@@ -477,7 +484,7 @@ fn a_linked_model_is_told_to_be_one() {
         install(store.path(), staged.path(), "tiny", "2", false).unwrap_err(),
     ];
     for error in errors {
-        let error = error.to_string();
+        let error = told(&error);
         assert!(has_all(&error, &["tiny is a link", "move the folder itself"]), "{error}");
     }
     assert!(!aside.join("2").exists());
@@ -539,7 +546,7 @@ fn check_manifest(change: impl Fn(&mut Manifest), words: &[&str]) {
     change(std::sync::Arc::make_mut(&mut dir.manifest));
     write_manifest(&dir.path, &dir.manifest);
     let opened = Store::open(store.path()).unwrap().current("tiny");
-    let error = opened.and_then(|dir| dir.check_files()).unwrap_err().to_string();
+    let error = told(&opened.and_then(|dir| dir.check_files()).unwrap_err());
     assert!(has_all(&error, words), "{error:?} lacks one of {words:?}");
 }
 
@@ -568,7 +575,7 @@ fn broken_manifests_are_refused() {
     for text in ["", "{", "[]", "{\"format\": 1}", "\u{0}"] {
         let (_store, dir) = sample();
         fs::write(dir.path.join(MANIFEST_NAME), text).unwrap();
-        let error = ModelDir::open(&dir.path).unwrap_err().to_string();
+        let error = told(&ModelDir::open(&dir.path).unwrap_err());
         assert!(has_all(&error, &["manifest.json", "not a manifest", "--force"]), "{error}");
     }
     let (_store, dir) = sample();
@@ -611,7 +618,7 @@ fn a_version_is_installed_once_unless_forced() {
     fs::write(&marker, "old").unwrap();
     let error = build(store.path(), "tiny", "1", false).unwrap_err();
     assert!(matches!(error, StoreError::Exists { .. }), "{error}");
-    assert!(error.to_string().contains("--force"));
+    assert!(told(&error).contains("--force"));
     assert!(marker.exists());
     build(store.path(), "tiny", "1", true).unwrap();
     assert!(!marker.exists());

@@ -94,12 +94,20 @@ impl From<EngineError> for ApiError {
             ErrorKind::Cancelled | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let mut message = error.to_string();
+        let mut message = advised(&error, error.advice());
         if is_for_want_of_files(&error) {
             message += "\nno more files can be opened: raise their limit (RLIMIT_NOFILE, \
                         LimitNOFILE= of the unit)";
         }
         ApiError::new(status, message)
+    }
+}
+
+/// What happened, and what to do about it.
+fn advised(error: &dyn Error, advice: Option<String>) -> String {
+    match advice {
+        Some(advice) => format!("{error}\n{advice}"),
+        None => error.to_string(),
     }
 }
 
@@ -130,7 +138,7 @@ impl From<StoreError> for ApiError {
             }
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        ApiError::new(status, error.to_string())
+        ApiError::new(status, advised(&error, error.advice()))
     }
 }
 

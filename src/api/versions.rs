@@ -6,6 +6,8 @@ use super::error::ApiError;
 use super::state::{Api, Asked};
 use crate::engine::{Engine, Keeper};
 use crate::store::Removed;
+use crate::store::manifest::HEAP_BYTES_PER_BYTE;
+use crate::stream::{Category, Grant};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -66,6 +68,15 @@ impl Swap {
     }
 }
 
+/// A grant for parsing the manifests of these models' versions, one after the other.
+fn grant_parsing(api: &Api, models: &[String]) -> Result<Grant, ApiError> {
+    let store = api.engine.store();
+    // What cannot be looked at is told by whoever parses it.
+    let bytes = models.iter().map(|model| store.largest_manifest_bytes(model).unwrap_or(0));
+    let parsing_bytes = bytes.max().unwrap_or(0).saturating_mul(HEAP_BYTES_PER_BYTE);
+    Ok(api.engine.grant(Category::Graph, parsing_bytes, 0)?)
+}
+
 /// `GET /v2/repository/models/{model}/versions`: the newest first.
 pub async fn list(
     State(api): State<Arc<Api>>,
@@ -73,6 +84,7 @@ pub async fn list(
 ) -> Result<Json<Value>, OipError> {
     let model = name(path)?;
     let versions = api.look(move |api| {
+        let _parsing = grant_parsing(api, std::slice::from_ref(&model))?;
         let versions = api.engine.store().list(&model)?.into_iter().map(|info| {
             json!({
                 "version": info.version,
@@ -105,6 +117,7 @@ pub async fn use_version(
         .await?
         .ok_or_else(|| ApiError::invalid("the body is empty: expected {\"version\": \"NAME\"}"))?;
     let swap = api.help(move |api, _| {
+        let _parsing = grant_parsing(api, std::slice::from_ref(&model))?;
         api.engine.store().use_version(&model, &version)?;
         Ok(Swap::begin(api, model, version))
     });
@@ -118,6 +131,7 @@ pub async fn roll_back(
 ) -> Result<Json<Value>, OipError> {
     let model = name(path)?;
     let swap = api.help(move |api, _| {
+        let _parsing = grant_parsing(api, std::slice::from_ref(&model))?;
         let version = api.engine.store().roll_back(&model)?.manifest.version.clone();
         Ok(Swap::begin(api, model, version))
     });
@@ -152,6 +166,7 @@ pub async fn collect(
 ) -> Result<Json<Value>, OipError> {
     let CollectRequest { keep } = read_json(&api, &headers, body).await?.unwrap_or_default();
     let collected = api.help(move |api, _| {
+        let _parsing = grant_parsing(api, &api.engine.models()?)?;
         let collected = api.engine.store().collect(keep.unwrap_or(0))?;
         log::info!("{} versions were collected", collected.removed.len());
         Ok(json!({

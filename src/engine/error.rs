@@ -118,6 +118,14 @@ pub enum ErrorKind {
 }
 
 impl EngineError {
+    /// What a user can do about it, where the message does not say.
+    pub fn advice(&self) -> Option<String> {
+        match self {
+            EngineError::Store(error) => error.advice(),
+            _ => None,
+        }
+    }
+
     /// The kind of answer it calls for.
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -1,3 +1,4 @@
+use super::manifest::MAX_NAME_BYTES;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -55,7 +56,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A layer file's header or index is wrong.
-    #[error("{}: {source}\nbuild this version again with hermes-shard build --force", path.display())]
+    #[error("{}: {source}", path.display())]
     Format {
         /// The layer file.
         path: PathBuf,
@@ -63,7 +64,7 @@ pub enum StoreError {
         source: FormatError,
     },
     /// A file disagrees with the manifest or with its own index.
-    #[error("{}: {what}\nbuild this version again with hermes-shard build --force", path.display())]
+    #[error("{}: {what}", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -71,7 +72,7 @@ pub enum StoreError {
         what: String,
     },
     /// A manifest cannot be believed.
-    #[error("{}: {source}\nbuild this version again with hermes-shard build --force", path.display())]
+    #[error("{}: {source}", path.display())]
     Manifest {
         /// The manifest.
         path: PathBuf,
@@ -80,18 +81,13 @@ pub enum StoreError {
     },
     /// A model or version name outside `[A-Za-z0-9._-]`, too long, starting with a dot, or one that
     /// the store's own files have.
-    #[error(
-        "{name:?} is no name of a model or version\nuse letters, digits, '.', '_' and '-', at most \
-         {max} of them, not starting with a dot or dash; \"current\" and *.profile.json are taken, \
-         and for models \"stats\"",
-        max = super::manifest::MAX_NAME_BYTES
-    )]
+    #[error("{name:?} is no name of a model or version")]
     Name {
         /// The name.
         name: String,
     },
     /// The store has no such model or version.
-    #[error("{} has no {what}\nlist what it has with hermesctl {}, or build it with hermes-shard build", store.display(), listing(.model.as_deref()))]
+    #[error("{} has no {what}", store.display())]
     Missing {
         /// The store's folder.
         store: PathBuf,
@@ -101,19 +97,19 @@ pub enum StoreError {
         model: Option<String>,
     },
     /// A model or version is a link, which the store does not follow.
-    #[error("{} is a link, and a store follows none: it may lead anywhere\nmove the folder itself there, or give a store on the other disk", path.display())]
+    #[error("{} is a link, and a store follows none: it may lead anywhere", path.display())]
     Link {
         /// The link.
         path: PathBuf,
     },
     /// A version of this name is there already.
-    #[error("{} exists already\nreplace it with --force, serve it with hermesctl use, or build the new one with another --version", path.display())]
+    #[error("{} exists already", path.display())]
     Exists {
         /// The version's folder.
         path: PathBuf,
     },
     /// An archive that is to be installed is not one of a version.
-    #[error("the archive{} {what}, at byte {offset}\nnothing was installed; give the folder of a version, or its files as a plain tar with manifest.json first", name_entry(.entry))]
+    #[error("the archive{} {what}, at byte {offset}", name_entry(.entry))]
     Archive {
         /// The entry, where it has a name.
         entry: String,
@@ -123,9 +119,7 @@ pub enum StoreError {
         what: String,
     },
     /// What was received is not what its manifest says.
-    #[error(
-        "{file} {what}\nnothing was installed; send it again, or check its source with hermes-shard verify"
-    )]
+    #[error("{file} {what}")]
     Received {
         /// The file, as a path in the version.
         file: String,
@@ -133,7 +127,7 @@ pub enum StoreError {
         what: String,
     },
     /// The disk is too full.
-    #[error("{} has {free_bytes} bytes free, {needed_bytes} are needed\nfree some room (hermesctl gc removes old versions) or give another store", store.display())]
+    #[error("{} has {free_bytes} bytes free, {needed_bytes} are needed", store.display())]
     NoRoom {
         /// The store's folder.
         store: PathBuf,
@@ -143,19 +137,19 @@ pub enum StoreError {
         free_bytes: u64,
     },
     /// The store's folder is not the one that was opened.
-    #[error("{} is another folder than when it was opened\nmount its disk again, or restart with another --store", store.display())]
+    #[error("{} is another folder than when it was opened", store.display())]
     Replaced {
         /// The store's folder.
         store: PathBuf,
     },
     /// The served version cannot be removed.
-    #[error("{} is the served version\nserve another with hermesctl use before", path.display())]
+    #[error("{} is the served version", path.display())]
     InUse {
         /// The version's folder.
         path: PathBuf,
     },
     /// No other version was served before.
-    #[error("model {model} has no version to go back to\nname one: hermesctl use {model} VERSION")]
+    #[error("model {model} has no version to go back to")]
     NoPrevious {
         /// The model.
         model: String,
@@ -170,16 +164,60 @@ pub enum StoreError {
     },
 }
 
-/// The command of hermesctl that lists what there is instead.
-fn listing(model: Option<&str>) -> String {
-    model.map_or_else(|| "ls".to_owned(), |model| format!("versions {model}"))
-}
-
 fn name_entry(entry: &str) -> String {
     if entry.is_empty() { String::new() } else { format!("'s entry {entry:?}") }
 }
 
 impl StoreError {
+    /// What a user can do about it, for those who speak to one.
+    pub fn advice(&self) -> Option<String> {
+        let advice = match self {
+            StoreError::Format { .. }
+            | StoreError::Corrupt { .. }
+            | StoreError::Manifest { .. } => {
+                "build this version again with hermes-shard build --force"
+            }
+            StoreError::Name { .. } => {
+                return Some(format!(
+                    "use letters, digits, '.', '_' and '-', at most {MAX_NAME_BYTES} of them, not \
+                     starting with a dot or dash; \"current\" and *.profile.json are taken, and \
+                     for models \"stats\""
+                ));
+            }
+            StoreError::Missing { model, .. } => {
+                let model = model.as_deref();
+                let list = model.map_or_else(|| "ls".to_owned(), |name| format!("versions {name}"));
+                return Some(format!(
+                    "list what it has with hermesctl {list}, or build it with hermes-shard build"
+                ));
+            }
+            StoreError::Link { .. } => {
+                "move the folder itself there, or give a store on the other disk"
+            }
+            StoreError::Exists { .. } => {
+                "replace it with --force, serve it with hermesctl use, or build the new one with \
+                 another --version"
+            }
+            StoreError::Archive { .. } => {
+                "nothing was installed; give the folder of a version, or its files as a plain tar \
+                 with manifest.json first"
+            }
+            StoreError::Received { .. } => {
+                "nothing was installed; send it again, or check its source with hermes-shard verify"
+            }
+            StoreError::NoRoom { .. } => {
+                "free some room (hermesctl gc removes old versions) or give another store"
+            }
+            StoreError::Replaced { .. } => "mount its disk again, or restart with another --store",
+            StoreError::InUse { .. } => "serve another with hermesctl use before",
+            StoreError::NoPrevious { model } => {
+                return Some(format!("name one: hermesctl use {model} VERSION"));
+            }
+            StoreError::Io { .. } | StoreError::Misuse { .. } => return None,
+        };
+        Some(advice.to_owned())
+    }
+
     /// Wraps what the system said about `action` on `path`.
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> StoreError {
         StoreError::Io { action, path: path.to_owned(), source }

@@ -66,6 +66,18 @@ impl Store {
         Demand::read(&self.model_path(model)?.join(self.served(model)?.current))
     }
 
+    /// Bytes of the largest manifest among a model's versions.
+    ///
+    /// # Errors
+    /// As [`Store::versions`].
+    pub fn largest_manifest_bytes(&self, model: &str) -> Result<u64, StoreError> {
+        let folder = self.model_path(model)?;
+        let manifest = |version: &String| folder.join(version).join(MANIFEST_NAME);
+        // What is not there any more is not parsed either.
+        let bytes = |path: PathBuf| fs::symlink_metadata(path).map_or(0, |metadata| metadata.len());
+        Ok(self.versions(model)?.iter().map(manifest).map(bytes).max().unwrap_or(0))
+    }
+
     /// The store's folder.
     pub fn path(&self) -> &Path {
         &self.path

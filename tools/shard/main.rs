@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use hermes::engine;
 use hermes::manual;
-use hermes::store::Store;
+use hermes::store::{Store, StoreError};
 use hermes::sys::child;
 use hermes::sys::file::ignore_size_signal;
 use hermes::sys::heap::CountingAllocator;
@@ -102,14 +102,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// An error and its causes, each said once: many of ours say their cause themselves.
+/// An error and its causes, each said once: many of ours say their cause themselves; on a line of its
+/// own, what to do.
 fn told(error: &anyhow::Error) -> String {
     let causes = error.chain().map(ToString::to_string);
-    causes.fold(String::new(), |said, cause| match said.as_str() {
+    let said = causes.fold(String::new(), |said, cause| match said.as_str() {
         "" => cause,
         _ if said.contains(&cause) => said,
         _ => format!("{said}: {cause}"),
-    })
+    });
+    let advice = error.chain().find_map(|cause| cause.downcast_ref::<StoreError>()?.advice());
+    advice.map_or(said.clone(), |advice| format!("{said}\n{advice}"))
 }
 
 fn run(command: Command) -> Result<ExitCode> {
