@@ -14,7 +14,7 @@ use super::room::{Keeper, Keepers};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::worker::Worker;
 use crate::plan::Profile;
-use crate::store::manifest::{Checksum, Manifest};
+use crate::store::manifest::Checksum;
 use crate::store::{Demand, ModelDir, Rehearsal, Serving, Store, StoreError};
 use crate::stream::{Category, Grant, Ledger, OverBudget};
 use crate::sys::lock::lock;

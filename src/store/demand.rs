@@ -3,7 +3,7 @@
 
 use super::folder::read_whole;
 use super::manifest::{Dim, FileEntry, MANIFEST_NAME, Needs, Port};
-use super::{Rehearsal, StoreError};
+use super::{Rehearsal, Store, StoreError};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -64,5 +64,15 @@ impl Demand {
             port.shape.iter().fold(element_bytes, |bytes, dim| bytes.saturating_mul(size(dim)))
         };
         self.inputs.iter().map(bytes).fold(0, u64::saturating_add)
+    }
+}
+
+impl Store {
+    /// What serving a model's served version takes.
+    ///
+    /// # Errors
+    /// As [`Store::serving`] and [`Demand::read`].
+    pub fn demand(&self, model: &str) -> Result<Demand, StoreError> {
+        Demand::read(&self.model_path(model)?.join(self.served(model)?.current))
     }
 }

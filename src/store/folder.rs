@@ -1,5 +1,5 @@
 use super::{
-    Demand, StoreError,
+    StoreError,
     layer_file::{LayerFile, TensorEntry, open_file},
     manifest::{CURRENT_NAME, FileEntry, MANIFEST_NAME, Manifest, Weight, is_model_name, is_name},
 };
@@ -56,14 +56,6 @@ impl Store {
         let version = self.served(model)?.current;
         let path = self.path.join(model).join(&version).join(MANIFEST_NAME);
         Ok(fs::symlink_metadata(&path).map_err(|e| StoreError::io("look at", &path, e))?.len())
-    }
-
-    /// What serving a model's served version takes.
-    ///
-    /// # Errors
-    /// As [`Store::serving`] and [`Demand::read`].
-    pub fn demand(&self, model: &str) -> Result<Demand, StoreError> {
-        Demand::read(&self.model_path(model)?.join(self.served(model)?.current))
     }
 
     /// Bytes of the largest manifest among a model's versions.
