@@ -1,11 +1,11 @@
 //! The importer: skeleton in, plan with streamed ops and the order of the tape out.
 
-use super::branches::check_ops;
 use super::builders::onnx;
 use super::check::check;
 use super::checked::crop_pads;
 use super::error::GraphError;
 use super::integers::replace_products;
+use super::lockstep::check_ops;
 use super::ports::{input_names, make_outputs, ports, restore_names};
 use super::progress::STAGES;
 use super::repair;

@@ -6,7 +6,6 @@
 
 mod array;
 mod bounds;
-mod branches;
 mod builders;
 mod check;
 mod checked;

@@ -1,7 +1,6 @@
 //! Requests together give what each gives alone, whatever threads there are, and what one of them
 //! gets wrong is its own.
 
-use super::super::branches::check_ops;
 use super::super::kernel::Kernels;
 use super::super::ops::{Feed, Lease};
 use super::super::position::IndexOutOfRange;

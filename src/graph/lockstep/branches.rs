@@ -1,11 +1,11 @@
 //! Bodies within a graph. Either of two branches is evaluated as the graph around it, within what
 //! the request has been granted; loops are tract's.
 
-use super::checked::Checked;
-use super::lockstep::Lockstep;
-use super::memory::Liveness;
-use super::nan::keeping_nan;
-use super::ops::TapeFeed;
+use super::super::checked::Checked;
+use super::super::memory::Liveness;
+use super::super::nan::keeping_nan;
+use super::super::ops::TapeFeed;
+use super::Lockstep;
 use std::sync::Arc;
 use tract_core::internal::*;
 use tract_core::ops::logic::IfThenElse;

@@ -4,13 +4,17 @@
 //! node needs the tape, the block is leased once: a linear multiplies the columns of all requests
 //! side by side, a constant is assembled once and shared.
 
-use super::branches::Branches;
+mod branches;
+
+pub use branches::check_ops;
+
 use super::decided;
 use super::memory::{Footprint, Liveness};
 use super::ops::{Constant, Feed, Linear, TapeFeed};
 use super::sizes::Sizes;
 use crate::codec::PANEL_ROWS;
 use crate::sys::panics;
+use branches::Branches;
 use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
@@ -458,5 +462,4 @@ fn bind_sizes(values: &mut TVec<TValue>, symbols: &SymbolValues) -> TractResult<
 }
 
 #[cfg(test)]
-#[path = "lockstep_tests.rs"]
 mod tests;
