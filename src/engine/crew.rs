@@ -2,7 +2,7 @@
 
 use super::error::EngineError;
 use crate::plan::Plan;
-use crate::stream::{Flow, Loaders, Traversal};
+use crate::stream::{Flow, Loaders, OwnedFlow};
 use crate::sys::{affinity, panics};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -74,8 +74,8 @@ impl Crew {
     }
 
     /// Sets the loaders to work on a flow, until that ends.
-    pub fn load(&self, flow: Arc<Flow>) -> Traversal {
-        let traversal = Traversal::of(flow);
+    pub fn load(&self, flow: Arc<Flow>) -> OwnedFlow {
+        let traversal = OwnedFlow::of(flow);
         self.loaders.serve(&traversal);
         traversal
     }

@@ -8,7 +8,7 @@ use crate::codec::Codec;
 use crate::graph::{Array, AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
 use crate::store::layer_file::open_row;
 use crate::stream::{
-    Category, Flow, Grant, Ledger, OverBudget, StreamError, Trace, Traversal, What,
+    Category, Flow, Grant, Ledger, OverBudget, OwnedFlow, StreamError, Trace, What,
 };
 use crate::sys::lock::lock;
 use std::ops::Range;
@@ -152,7 +152,7 @@ pub struct Seat {
 /// What the requests of a pass have in common.
 pub struct Pass {
     pub model: Arc<Model>,
-    pub flow: Traversal,
+    pub flow: OwnedFlow,
     pub kernels: Arc<Kernels>,
     pub ledger: Arc<Ledger>,
     /// Ends the whole pass.

@@ -19,7 +19,7 @@ use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::stream::{
-    Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, OverBudget, Slots, Trace, Traversal,
+    Category, Course, Flow, FlowCounters, Grant, Keep, Loaded, OverBudget, OwnedFlow, Slots, Trace,
 };
 use crate::sys::lock::lock;
 use crate::sys::memory::{self, MachineMemory};
@@ -546,7 +546,7 @@ impl Worker {
         shared: &Shared,
         model: &Model,
         trace: Option<Arc<Trace>>,
-    ) -> Result<Traversal, EngineError> {
+    ) -> Result<OwnedFlow, EngineError> {
         let playing = model.playing();
         let keep = match playing.plan.release {
             Release::AfterUse => self.pins_wanted(shared, model, &playing.plan),
@@ -564,7 +564,7 @@ impl Worker {
         pins: &[Option<Arc<Loaded>>],
         keep: Keep,
         trace: Option<Arc<Trace>>,
-    ) -> Result<Traversal, EngineError> {
+    ) -> Result<OwnedFlow, EngineError> {
         let plan = &playing.plan;
         let wanted = match shared.pressure.get() >= Pressure::Window {
             true => playing.smallest_window_bytes(),

@@ -6,10 +6,10 @@
 mod flow;
 mod ledger;
 mod loaders;
+mod owned;
 mod slots;
 mod source;
 mod trace;
-mod traversal;
 mod window;
 
 pub use flow::{
@@ -17,13 +17,13 @@ pub use flow::{
 };
 pub use ledger::{Category, Grant, Ledger, OverBudget};
 pub use loaders::Loaders;
+pub use owned::OwnedFlow;
 pub use slots::Slots;
 pub use source::{
     DirectSource, Faults, FaultySource, Loaded, MappedSource, ReadSource, ThrottledSource,
     WeightSource,
 };
 pub use trace::{Event, Span, Trace, What};
-pub use traversal::Traversal;
 pub use window::{Claim, Window};
 
 use serde::{Deserialize, Serialize};

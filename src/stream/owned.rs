@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 /// Ends a flow when it is dropped: whoever is unwound by a panic leaves no loader that waits for
 /// room, and none that would keep others waiting for it.
-pub struct Traversal(Arc<Flow>);
+pub struct OwnedFlow(Arc<Flow>);
 
-impl Traversal {
+impl OwnedFlow {
     /// Will end `flow`.
-    pub fn of(flow: Arc<Flow>) -> Traversal {
-        Traversal(flow)
+    pub fn of(flow: Arc<Flow>) -> OwnedFlow {
+        OwnedFlow(flow)
     }
 }
 
-impl Deref for Traversal {
+impl Deref for OwnedFlow {
     type Target = Arc<Flow>;
 
     fn deref(&self) -> &Arc<Flow> {
@@ -23,7 +23,7 @@ impl Deref for Traversal {
     }
 }
 
-impl Drop for Traversal {
+impl Drop for OwnedFlow {
     /// Nothing is left to be ended where that was done before.
     fn drop(&mut self) {
         self.0.end();
