@@ -578,6 +578,7 @@ impl Worker {
             units: &playing.units,
             turns: plan.turns,
             release: plan.release,
+            repeats: 0,
             pins,
             keep,
             trace,

@@ -1,9 +1,9 @@
-//! A pass played on paper: the real window, loaders and compute as streams of work whose speeds
+//! A pass played on paper: the real traversal, loaders and compute as streams of work whose speeds
 //! change only where one of them begins or ends something.
 
 use super::speeds::{Speed, Speeds};
-use super::{Plan, Release, Turns};
-use crate::stream::{Claim, Window};
+use super::{Plan, Turns};
+use crate::stream::{Rules, Spot, Traversal, Work};
 
 /// Work left that counts as none: a billionth of a second, and less than a byte.
 const NOTHING: f64 = 1e-3;
@@ -71,13 +71,19 @@ pub fn play(
     speeds: &Speeds,
     spans: Option<&mut Vec<Span>>,
 ) -> Played {
-    let sizes = units.iter().map(|unit| (unit.held_bytes, unit.stay == Stay::Pinned));
+    let &Plan { window_bytes, turns, release, .. } = plan;
+    let rules = Rules { window_bytes, turns, release, ..Rules::default() };
+    let spots = units.iter().map(|unit| Spot {
+        bytes: unit.held_bytes,
+        pinned: (unit.stay == Stay::Pinned).then_some(()),
+        is_kept: unit.stay == Stay::Kept,
+    });
     let mut pass = Pass {
         units,
         plan,
         speeds,
         spans,
-        window: Window::new(plan.window_bytes, sizes),
+        traversal: Traversal::new(&rules, spots),
         loaders: vec![None; plan.loaders],
         loading: [0, 0],
         phase: Phase::Done,
@@ -93,7 +99,7 @@ pub fn play(
     Played {
         latency_us: pass.now_us + tail_us,
         stall_us: pass.stall_us,
-        window_peak_bytes: pass.window.peak_bytes(),
+        window_peak_bytes: pass.traversal.peak_bytes(),
     }
 }
 
@@ -102,7 +108,8 @@ struct Pass<'a> {
     plan: &'a Plan,
     speeds: &'a Speeds,
     spans: Option<&'a mut Vec<Span>>,
-    window: Window,
+    /// Each unit is a block of it.
+    traversal: Traversal<()>,
     loaders: Vec<Option<Load>>,
     /// Loaders at work, on their own cores and on shared ones.
     loading: [usize; 2],
@@ -132,22 +139,19 @@ impl Pass<'_> {
     /// Gives every loader without work the next unit that the window has room for.
     fn claim(&mut self) {
         for loader in 0..self.loaders.len() {
-            if self.loaders[loader].is_some() {
-                continue;
-            }
-            let claim = match self.plan.turns {
-                Turns::Next => self.window.claim(),
-                Turns::Stride => self.window.claim_of(loader, self.loaders.len()),
-            };
-            match claim {
-                Claim::Load(unit) => {
-                    let (left, since_us) = (self.units[unit].work, self.now_us);
-                    self.loaders[loader] = Some(Load { unit, left, since_us });
-                    self.loading[usize::from(self.speeds.is_shared[loader])] += 1;
+            while self.loaders[loader].is_none() {
+                match self.traversal.next_work(loader, self.loaders.len()) {
+                    Work::Load(unit) => {
+                        let (left, since_us) = (self.units[unit].work, self.now_us);
+                        self.loaders[loader] = Some(Load { unit, left, since_us });
+                        self.loading[usize::from(self.speeds.is_shared[loader])] += 1;
+                    }
+                    // It takes no time that counts.
+                    Work::Release(unit, ()) => _ = self.traversal.left(unit),
+                    // What is next for one is next for all.
+                    Work::Wait | Work::Done if self.plan.turns == Turns::Next => return,
+                    Work::Wait | Work::Done => break,
                 }
-                // What is next for one is next for all.
-                Claim::Full | Claim::Finished if self.plan.turns == Turns::Next => break,
-                Claim::Full | Claim::Finished => {}
             }
         }
     }
@@ -196,7 +200,7 @@ impl Pass<'_> {
         let Load { unit, since_us, .. } = *load;
         self.loaders[loader] = None;
         self.loading[usize::from(self.speeds.is_shared[loader])] -= 1;
-        self.window.loaded(unit);
+        let _ = self.traversal.arrived(unit, [(unit, ())]);
         self.note(Doing::Load { loader, unit }, since_us);
         if self.phase == (Phase::Waiting { unit }) {
             self.stall_us += self.now_us - self.phase_since_us;
@@ -229,9 +233,9 @@ impl Pass<'_> {
     }
 
     fn wait(&mut self, unit: usize) {
-        match self.window.is_ready(unit) {
-            true => self.compute(unit),
-            false => self.enter(Phase::Waiting { unit }),
+        match self.traversal.lease(unit) {
+            Some(()) => self.compute(unit),
+            None => self.enter(Phase::Waiting { unit }),
         }
     }
 
@@ -241,11 +245,7 @@ impl Pass<'_> {
 
     fn finish(&mut self, unit: usize) {
         self.note(Doing::Compute { unit }, self.phase_since_us);
-        match (self.units[unit].stay, self.plan.release) {
-            (Stay::Streamed, Release::AfterUse) => self.window.released(unit),
-            (Stay::Kept, Release::AfterUse) => self.window.kept(unit),
-            (Stay::Pinned, _) | (_, Release::AtEnd) => {}
-        }
+        let _ = self.traversal.give_back(unit, ());
         self.begin(unit + 1);
     }
 

@@ -1,9 +1,8 @@
-//! One traversal of a tape: loaders bring blocks in, compute leases them, loaders let them go.
+//! A tape that loaders and compute play together: threads, memory and time round a traversal.
 
-use super::window::{Claim, Window};
+use super::traversal::{Rules, Spot, Traversal, Wake, Work};
 use super::{Block, Loaded, Release, StreamError, Trace, Turns, WeightSource, What};
 use crate::sys::affinity;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,23 +12,24 @@ use xxhash_rust::xxh3::xxh3_64;
 pub struct Flow {
     source: Arc<dyn WeightSource>,
     tape: Arc<[Block]>,
-    units: Units,
-    turns: Turns,
-    release: Release,
     pinned: Vec<bool>,
     keep: Keep,
     trace: Option<Arc<Trace>>,
     beats: Arc<AtomicU64>,
     state: Mutex<State>,
-    /// A unit has arrived, or the flow has failed or ended.
-    ready: Condvar,
-    /// A block waits to be released, or the flow has ended.
-    room: Condvar,
+    /// Who computes, or ends the flow, waits here.
+    compute: Condvar,
+    /// Loaders wait here.
+    loaders: Condvar,
     stall_us: AtomicU64,
     bytes_read: AtomicU64,
-    released: AtomicU64,
     loader_cpu_us: AtomicU64,
     ended: AtomicBool,
+}
+
+struct State {
+    traversal: Traversal<Arc<Loaded>>,
+    failure: Option<StreamError>,
 }
 
 /// How a tape is to be played.
@@ -42,6 +42,8 @@ pub struct Course<'a> {
     pub units: &'a [usize],
     pub turns: Turns,
     pub release: Release,
+    /// How often the tape is played again after the first time; `u64::MAX` until the end.
+    pub repeats: u64,
     /// Blocks that are in memory already, by index.
     pub pins: &'a [Option<Arc<Loaded>>],
     /// Which blocks stay when they have passed. [`Flow::end`] hands them over.
@@ -81,52 +83,6 @@ impl Keep {
     }
 }
 
-/// The units of a tape: runs of blocks.
-struct Units {
-    /// The first block of each unit, and the tape's length.
-    starts: Vec<usize>,
-    /// The unit of each block.
-    of: Vec<usize>,
-}
-
-impl Units {
-    fn new(blocks: usize, lengths: &[usize]) -> Units {
-        let single = vec![1; blocks];
-        let lengths = if lengths.is_empty() { &single } else { lengths };
-        assert_eq!(lengths.iter().sum::<usize>(), blocks, "units are cut from the tape");
-        let mut starts = vec![0];
-        let mut of = Vec::with_capacity(blocks);
-        for (unit, length) in lengths.iter().enumerate() {
-            of.extend(std::iter::repeat_n(unit, *length));
-            starts.push(of.len());
-        }
-        Units { starts, of }
-    }
-
-    fn count(&self) -> usize {
-        self.starts.len() - 1
-    }
-
-    fn blocks(&self, unit: usize) -> Range<usize> {
-        self.starts[unit]..self.starts[unit + 1]
-    }
-}
-
-struct State {
-    window: Window,
-    /// Blocks that have arrived, pinned ones from the start.
-    arrived: Vec<Option<Arc<Loaded>>>,
-    /// Blocks of each unit that compute has yet to use, or a loader to let go.
-    pending: Vec<usize>,
-    /// Blocks whose unit was used, for a loader to let go.
-    leaving: Vec<(usize, Arc<Loaded>)>,
-    failure: Option<StreamError>,
-    /// Loaders at work on a unit.
-    busy: usize,
-    /// Whether what was kept before that was revoked has gone.
-    is_swept: bool,
-}
-
 /// What a traversal has cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowCounters {
@@ -142,47 +98,34 @@ pub struct FlowCounters {
     pub loader_cpu_us: u64,
 }
 
-enum Work {
-    Load(usize),
-    Release(usize, Arc<Loaded>),
-    Done,
-}
-
 impl Flow {
     /// A traversal of `tape`.
     ///
     /// # Panics
-    /// If a unit that is not pinned is larger than the window.
+    /// If the window is smaller than what has to be in memory at once.
     pub fn new(source: Arc<dyn WeightSource>, tape: Arc<[Block]>, course: Course) -> Arc<Flow> {
-        let units = Units::new(tape.len(), course.units);
-        let arrived: Vec<_> =
-            (0..tape.len()).map(|i| course.pins.get(i).cloned().flatten()).collect();
-        let pinned = arrived.iter().map(Option::is_some).collect();
-        let sizes = (0..units.count()).map(|unit| {
-            let coming = units.blocks(unit).filter(|block| arrived[*block].is_none());
-            let bytes: u64 = coming.clone().map(|block| source.held_bytes(&tape[block])).sum();
-            (bytes, coming.count() == 0)
+        let Course { window_bytes, units, turns, release, repeats, .. } = course;
+        let rules = Rules { window_bytes, units, turns, release, repeats };
+        let pin = |index: usize| course.pins.get(index).cloned().flatten();
+        let spots = tape.iter().enumerate().map(|(index, block)| Spot {
+            bytes: source.held_bytes(block),
+            pinned: pin(index),
+            is_kept: course.keep.has(index),
         });
-        let window = Window::new(course.window_bytes, sizes);
-        let pending = (0..units.count()).map(|unit| units.blocks(unit).len()).collect();
-        let (leaving, failure) = (vec![], None);
-        let state = State { window, arrived, pending, leaving, failure, busy: 0, is_swept: false };
+        let traversal = Traversal::new(&rules, spots);
+        let pinned = (0..tape.len()).map(|index| pin(index).is_some()).collect();
         Arc::new(Flow {
             source,
             tape,
-            units,
-            turns: course.turns,
-            release: course.release,
             pinned,
             keep: course.keep,
             trace: course.trace,
             beats: course.beats,
-            state: Mutex::new(state),
-            ready: Condvar::new(),
-            room: Condvar::new(),
+            state: Mutex::new(State { traversal, failure: None }),
+            compute: Condvar::new(),
+            loaders: Condvar::new(),
             stall_us: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
-            released: AtomicU64::new(0),
             loader_cpu_us: AtomicU64::new(0),
             ended: AtomicBool::new(false),
         })
@@ -194,13 +137,12 @@ impl Flow {
     }
 
     fn wait(&self, index: usize) -> Result<MutexGuard<'_, State>, StreamError> {
-        let unit = self.units.of[index];
         let mut state = self.lock();
-        if !state.window.is_ready(unit) {
+        if state.failure.is_none() && !state.traversal.is_ready(index) {
             let _waiting = self.trace.as_ref().map(|t| t.span(What::Wait { block: index }));
             let waiting_since = Instant::now();
-            while !state.window.is_ready(unit) && state.failure.is_none() {
-                state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            while state.failure.is_none() && !state.traversal.is_ready(index) {
+                state = self.compute.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             self.stall_us.fetch_add(waiting_since.elapsed().as_micros() as u64, Ordering::Relaxed);
         }
@@ -210,11 +152,12 @@ impl Flow {
         }
     }
 
-    /// Waits for block `index` and borrows it. Compute leases in the order of the tape.
+    /// Waits for block `index` and borrows it. Compute leases in the order of the tape, lap after
+    /// lap.
     pub fn lease(self: &Arc<Flow>, index: usize) -> Result<BlockLease, StreamError> {
-        let state = self.wait(index)?;
+        let mut state = self.wait(index)?;
         self.beats.fetch_add(1, Ordering::Relaxed);
-        let loaded = state.arrived[index].clone().expect("a ready block has arrived");
+        let loaded = state.traversal.lease(index).cloned().expect("what was waited for is there");
         let since = Instant::now();
         Ok(BlockLease { flow: Arc::clone(self), index, since, loaded: Some(loaded) })
     }
@@ -223,7 +166,8 @@ impl Flow {
     pub fn fail(&self, failure: StreamError) {
         let mut state = self.lock();
         state.failure.get_or_insert(failure);
-        self.wake_all();
+        let wake = state.traversal.fail();
+        self.wake(wake);
     }
 
     /// The failure that ended the traversal, if one did.
@@ -237,20 +181,13 @@ impl Flow {
         self.ended.store(true, Ordering::Release);
         let mut state = self.lock();
         state.failure.get_or_insert(StreamError::Cancelled);
-        self.wake_all();
-        while state.busy > 0 {
-            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+        let wake = state.traversal.end();
+        self.wake(wake);
+        while state.traversal.is_busy() {
+            state = self.compute.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let arrived = std::mem::take(&mut state.arrived);
-        let left = state.leaving.len() as u64;
-        state.leaving.clear();
-        let (kept, gone): (Vec<_>, Vec<_>) = arrived
-            .into_iter()
-            .enumerate()
-            .filter_map(|(index, loaded)| Some((index, loaded?)))
-            .partition(|(index, _)| self.stays(*index));
-        self.released.fetch_add(left + gone.len() as u64, Ordering::Relaxed);
-        kept
+        self.heed_revocation(&mut state);
+        state.traversal.take_kept()
     }
 
     /// Whether what compute has used is what was verified: blocks of files that have changed
@@ -264,8 +201,10 @@ impl Flow {
         for file in self.source.changed_files()? {
             let path = self.source.path(file);
             log::warn!("{}: changed while it was in use: it is verified anew", path.display());
+            // What was pinned, and is not any more, may have been loaded since.
+            let was_loaded = |pinned: bool| !pinned || self.keep.is_revoked();
             let used = self.tape.iter().zip(&self.pinned);
-            for (block, _) in used.filter(|(block, pinned)| block.file == file && !**pinned) {
+            for (block, _) in used.filter(|(b, pinned)| b.file == file && was_loaded(**pinned)) {
                 load_to_stay_verified(&*self.source, block)?;
             }
         }
@@ -274,11 +213,12 @@ impl Flow {
 
     /// What the traversal has cost so far.
     pub fn counters(&self) -> FlowCounters {
+        let state = self.lock();
         FlowCounters {
             stall_us: self.stall_us.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
-            released: self.released.load(Ordering::Relaxed),
-            window_peak_bytes: self.lock().window.peak_bytes(),
+            released: state.traversal.released(),
+            window_peak_bytes: state.traversal.peak_bytes(),
             loader_cpu_us: self.loader_cpu_us.load(Ordering::Relaxed),
         }
     }
@@ -292,11 +232,12 @@ impl Flow {
             self.loader_cpu_us.fetch_add(now_us - counted_us, Ordering::Relaxed);
             counted_us = now_us;
         };
+        let mut missing = vec![];
         loop {
-            match self.next_work(agent, agents) {
+            match self.next_work(agent, agents, &mut missing) {
                 Work::Load(unit) => {
                     let at_work = AtWork(self);
-                    let loaded = self.load(unit);
+                    let loaded = self.load(&missing);
                     count();
                     at_work.finish();
                     self.arrive(unit, loaded);
@@ -309,44 +250,43 @@ impl Flow {
                     drop(releasing);
                     count();
                     at_work.finish();
-                    self.leave(index);
+                    let mut state = self.lock();
+                    let wake = state.traversal.left(index);
+                    drop(state);
+                    self.wake(wake);
                 }
-                Work::Done => return,
+                Work::Done | Work::Wait => return,
             }
         }
     }
 
-    fn next_work(&self, agent: usize, agents: usize) -> Work {
+    /// Waits for work. Of a unit to be loaded, `missing` becomes the blocks to load.
+    fn next_work(
+        &self,
+        agent: usize,
+        agents: usize,
+        missing: &mut Vec<usize>,
+    ) -> Work<Arc<Loaded>> {
         let mut state = self.lock();
         loop {
-            if state.failure.is_some() {
-                return Work::Done;
-            }
-            if let Some((index, loaded)) = state.leaving.pop() {
-                state.busy += 1;
-                return Work::Release(index, loaded);
-            }
-            let claim = match self.turns {
-                Turns::Next => state.window.claim(),
-                Turns::Stride => state.window.claim_of(agent, agents),
-            };
-            match claim {
-                Claim::Load(unit) => {
-                    state.busy += 1;
+            match state.traversal.next_work(agent, agents) {
+                Work::Wait => {
+                    state = self.loaders.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                Work::Load(unit) => {
+                    missing.clear();
+                    missing.extend(state.traversal.missing(unit));
                     return Work::Load(unit);
                 }
-                Claim::Finished if state.window.held_bytes() == 0 => return Work::Done,
-                Claim::Full | Claim::Finished => {
-                    state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
+                work => return work,
             }
         }
     }
 
-    fn load(&self, unit: usize) -> Result<Vec<(usize, Arc<Loaded>)>, StreamError> {
-        let mut blocks = Vec::with_capacity(self.units.blocks(unit).len());
-        for index in self.units.blocks(unit).filter(|block| !self.pinned[*block]) {
-            if self.has_ended() {
+    fn load(&self, missing: &[usize]) -> Result<Vec<(usize, Arc<Loaded>)>, StreamError> {
+        let mut blocks = Vec::with_capacity(missing.len());
+        for &index in missing {
+            if self.ended.load(Ordering::Acquire) {
                 return Err(StreamError::Cancelled);
             }
             let block = &self.tape[index];
@@ -366,92 +306,43 @@ impl Flow {
     fn arrive(&self, unit: usize, loaded: Result<Vec<(usize, Arc<Loaded>)>, StreamError>) {
         self.beats.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock();
-        state.busy -= 1;
-        match loaded {
-            // What comes after the end goes at once.
-            Ok(_) if self.has_ended() => {}
-            Ok(blocks) => {
-                for (index, loaded) in blocks {
-                    state.arrived[index] = Some(loaded);
-                }
-                state.window.loaded(unit);
-            }
+        let wake = match loaded {
+            Ok(blocks) => state.traversal.arrived(unit, blocks),
             Err(failure) => {
                 state.failure.get_or_insert(failure);
+                state.traversal.lost()
             }
-        }
-        self.wake_all();
+        };
+        drop(state);
+        self.wake(wake);
     }
 
-    /// A block's memory has been given back.
-    fn leave(&self, index: usize) {
-        self.released.fetch_add(1, Ordering::Relaxed);
-        let unit = self.units.of[index];
-        let mut state = self.lock();
-        state.busy -= 1;
-        state.pending[unit] -= 1;
-        if state.pending[unit] == 0 {
-            state.window.released(unit);
-        }
-        self.wake_all();
-    }
-
-    /// Compute has used a block; the last of its unit lets all of them go that do not stay.
+    /// Compute has used a block.
     fn give_back(&self, index: usize, loaded: Arc<Loaded>) {
-        let unit = self.units.of[index];
         let mut state = self.lock();
-        if state.arrived.is_empty() {
-            return;
-        }
-        state.pending[unit] -= 1;
-        if self.pinned[index] {
-            // It stays with whoever pinned it, as long as they will.
-            state.arrived[index] = None;
-        }
-        if self.keep.is_revoked() && !state.is_swept && self.release == Release::AfterUse {
-            self.sweep(&mut state);
-        }
-        if state.pending[unit] > 0 || state.window.is_pinned(unit) || self.release == Release::AtEnd
-        {
-            return;
-        }
-        drop(loaded);
-        for block in self.units.blocks(unit).filter(|block| !self.stays(*block)) {
-            if let Some(loaded) = state.arrived[block].take() {
-                state.pending[unit] += 1;
-                state.leaving.push((block, loaded));
-            }
-        }
-        if state.pending[unit] == 0 {
-            state.window.kept(unit);
-        }
-        match (self.turns, state.leaving.len()) {
-            (Turns::Next, 0 | 1) => self.room.notify_one(),
-            _ => self.room.notify_all(),
+        self.heed_revocation(&mut state);
+        let (wake, last) = state.traversal.give_back(index, loaded);
+        drop(state);
+        self.wake(wake);
+        drop(last);
+    }
+
+    fn heed_revocation(&self, state: &mut State) {
+        if self.keep.is_revoked() {
+            let wake = state.traversal.revoke();
+            self.wake(wake);
         }
     }
 
-    /// Lets blocks go that were kept when their units had been used.
-    fn sweep(&self, state: &mut State) {
-        state.is_swept = true;
-        for block in 0..state.arrived.len() {
-            if state.pending[self.units.of[block]] == 0 && state.arrived[block].take().is_some() {
-                self.released.fetch_add(1, Ordering::Relaxed);
-            }
+    fn wake(&self, wake: Wake) {
+        if matches!(wake, Wake::Compute | Wake::Everybody) {
+            self.compute.notify_all();
         }
-    }
-
-    fn stays(&self, index: usize) -> bool {
-        self.pinned[index] || self.keep.has(index)
-    }
-
-    fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
-    }
-
-    fn wake_all(&self) {
-        self.ready.notify_all();
-        self.room.notify_all();
+        match wake {
+            Wake::Nobody | Wake::Compute => {}
+            Wake::Loader => self.loaders.notify_one(),
+            Wake::Loaders | Wake::Everybody => self.loaders.notify_all(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -473,9 +364,9 @@ impl AtWork<'_> {
 impl Drop for AtWork<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.busy -= 1;
         state.failure.get_or_insert(StreamError::Loader);
-        self.0.wake_all();
+        let wake = state.traversal.lost();
+        self.0.wake(wake);
     }
 }
 

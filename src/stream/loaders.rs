@@ -280,6 +280,53 @@ mod tests {
         assert_eq!(flow.counters().released, 4, "all that were loaded");
     }
 
+    /// A tape in a circle: what comes next is read before a lap has ended, and what stays is read
+    /// once, until it is no longer to stay.
+    #[test]
+    fn lap_follows_lap() {
+        let fixture = fixture(6);
+        let source = fixture.mapped();
+        let loaders = Loaders::start(&[0, 0]).unwrap();
+        let window_bytes = 2 * source.held_bytes(&fixture.tape[0]);
+        let keep = Keep::new([false, true, false, false, false, false]);
+        let mut pins = vec![None; 6];
+        pins[3] = Some(Arc::new(source.load(&fixture.tape[3]).unwrap()));
+        let pin = Arc::downgrade(pins[3].as_ref().unwrap());
+        let course = Course {
+            window_bytes,
+            repeats: u64::MAX,
+            keep: keep.clone(),
+            pins: &pins,
+            ..Course::default()
+        };
+        let flow = Flow::new(source, Arc::clone(&fixture.tape), course);
+        drop(pins);
+        loaders.serve(&flow);
+        let play = |blocks: std::ops::Range<usize>| {
+            for index in blocks {
+                let lease = flow.lease(index).unwrap();
+                let start = index * BLOCK_BYTES;
+                assert!(lease.as_ref() == &fixture.content[start..start + BLOCK_BYTES]);
+            }
+        };
+        play(0..6);
+        play(0..5);
+        let last = flow.lease(5).unwrap();
+        flow.wait_for(0).unwrap();
+        drop(last);
+        let read = flow.counters().bytes_read / BLOCK_BYTES as u64;
+        assert!((10..=11).contains(&read), "5 and 4 blocks, and what is ahead: {read}");
+        assert!(pin.upgrade().is_some());
+        keep.revoke();
+        play(0..6);
+        assert!(pin.upgrade().is_none(), "it went with its use, if not before");
+        play(0..6);
+        assert!(flow.end().is_empty());
+        let counted = flow.counters();
+        assert!(counted.window_peak_bytes <= window_bytes);
+        assert!(counted.bytes_read >= (5 + 4 + 4 + 6) * BLOCK_BYTES as u64, "all, in the last lap");
+    }
+
     /// PIPELOAD, PipeSwitch and load-all: units of several blocks, taken in turns by loaders, and
     /// released after use or at the end.
     #[test]

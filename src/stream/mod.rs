@@ -1,7 +1,7 @@
 //! The flow of weights: ledger, window, sources, loader threads.
 //!
-//! `window` decides, `flow` moves, `source` reads (into `slots`), `ledger` counts. Nothing here knows tract or
-//! what a block means; nothing above reads a weight by another way.
+//! `window` and `traversal` decide, `flow` moves, `source` reads (into `slots`), `ledger` counts.
+//! Nothing here knows tract or what a block means; nothing above reads a weight by another way.
 
 mod flow;
 mod ledger;
@@ -10,6 +10,7 @@ mod owned;
 mod slots;
 mod source;
 mod trace;
+mod traversal;
 mod window;
 
 pub use flow::{
@@ -24,7 +25,7 @@ pub use source::{
     WeightSource,
 };
 pub use trace::{Event, Span, Trace, What};
-pub use window::{Claim, Window};
+pub use traversal::{Rules, Spot, Traversal, Wake, Work};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

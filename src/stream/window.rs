@@ -4,120 +4,213 @@
 //! A unit is what is loaded, waited for and released as one: a block, a layer, whatever a pass is
 //! cut into.
 
-/// What a loader should do now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// Load this unit.
-    Load(usize),
-    /// The window is full: wait for a release.
-    Full,
-    /// Every unit has been claimed.
-    Finished,
+/// The order in which a tape's units are read: nobody else knows it. A *place* is a step of that
+/// order; each unit has one in every lap.
+///
+/// A mixture of experts would read by an order that grows as its routers decide.
+#[derive(Clone, Debug)]
+struct Order {
+    units: u64,
+    /// Places in all.
+    end: u64,
+}
+
+impl Order {
+    fn new(units: usize, laps: u64) -> Order {
+        let units = units as u64;
+        Order { units, end: units.saturating_mul(laps) }
+    }
+
+    /// Places from `start` on, each with its unit.
+    fn from(&self, start: u64) -> impl Iterator<Item = (u64, usize)> + use<> {
+        let (units, end) = (self.units, self.end);
+        let mut unit = if units == 0 { 0 } else { start % units };
+        (start..end).map(move |place| {
+            let here = unit;
+            unit = if unit + 1 == units { 0 } else { unit + 1 };
+            (place, here as usize)
+        })
+    }
+
+    /// Where the unit of `place` is read again.
+    fn again(&self, place: u64) -> Option<u64> {
+        Some(place + self.units).filter(|place| *place < self.end)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Stays in memory: never claimed, always ready.
+    /// Stays in memory: not claimed, always ready.
     Pinned,
     Waiting,
     Loading,
     Ready,
-    Released,
+    /// Was read for the last time.
+    Passed,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Unit {
+    /// What loading it takes.
+    bytes: u64,
+    state: State,
+    /// Where it is read now, or next.
+    place: u64,
 }
 
 /// The units of one traversal of a tape, of which at most `capacity_bytes` are held at once,
 /// pinned units not counted.
 #[derive(Clone, Debug)]
-pub struct Window {
+pub(super) struct Window {
     capacity_bytes: u64,
     held_bytes: u64,
     peak_bytes: u64,
-    sizes: Vec<u64>,
-    states: Vec<State>,
-    /// The first unit that may be waiting: none before it is.
-    next: usize,
-    /// The first unit that may be held or waiting: those before it are pinned or released.
-    oldest: usize,
+    units: Vec<Unit>,
+    order: Order,
+    /// Nothing waits at places before it.
+    next: u64,
+    /// Nothing was claimed from this place on.
+    unclaimed: u64,
+    /// Units that were read for the last time.
+    passed: usize,
 }
 
 impl Window {
-    /// A window over units of the given sizes; `pinned` says which of them stay.
+    /// A window over units of the given sizes, played `laps` times; `pinned` says which of them
+    /// stay.
     ///
     /// # Panics
     /// If a unit that is not pinned is larger than the window: such a traversal could not end.
-    pub fn new(capacity_bytes: u64, units: impl IntoIterator<Item = (u64, bool)>) -> Window {
-        let (sizes, states): (Vec<u64>, Vec<State>) = units
-            .into_iter()
-            .map(|(size, pinned)| (size, if pinned { State::Pinned } else { State::Waiting }))
-            .unzip();
-        let fits =
-            |(size, state): (&u64, &State)| *state == State::Pinned || *size <= capacity_bytes;
-        assert!(sizes.iter().zip(&states).all(fits), "a unit is larger than the window");
-        Window { capacity_bytes, held_bytes: 0, peak_bytes: 0, sizes, states, next: 0, oldest: 0 }
-    }
-
-    /// Claims the next unit in order if the window has room for it.
-    pub fn claim(&mut self) -> Claim {
-        self.claim_of(0, 1)
-    }
-
-    /// Claims the next unit of the loader `agent` among `agents`, which are units `agent`,
-    /// `agent + agents` and so on. There is room for a unit if all that may come to be held before
-    /// it fits the window with it: so a loader that is ahead leaves the others theirs.
-    ///
-    /// # Panics
-    /// If `agents` is 0.
-    pub fn claim_of(&mut self, agent: usize, agents: usize) -> Claim {
-        self.next = self.first_from(self.next, |state| state == State::Waiting);
-        let may_hold = |state| !matches!(state, State::Pinned | State::Released);
-        self.oldest = self.first_from(self.oldest, may_hold);
-        let turn = |unit: &usize| unit % agents == agent && self.states[*unit] == State::Waiting;
-        let Some(unit) = (self.next..self.states.len()).find(turn) else {
-            return Claim::Finished;
-        };
-        let counts = |unit: &usize| may_hold(self.states[*unit]);
-        let span: u64 = (self.oldest..=unit).filter(counts).map(|unit| self.sizes[unit]).sum();
-        if span > self.capacity_bytes {
-            return Claim::Full;
+    pub fn new(
+        capacity_bytes: u64,
+        laps: u64,
+        units: impl IntoIterator<Item = (u64, bool)>,
+    ) -> Window {
+        let units: Vec<Unit> = (0..)
+            .zip(units)
+            .map(|(place, (bytes, pinned))| {
+                assert!(pinned || bytes <= capacity_bytes, "a unit is larger than the window");
+                Unit { bytes, state: if pinned { State::Pinned } else { State::Waiting }, place }
+            })
+            .collect();
+        let order = Order::new(units.len(), laps);
+        Window {
+            capacity_bytes,
+            held_bytes: 0,
+            peak_bytes: 0,
+            units,
+            order,
+            next: 0,
+            unclaimed: 0,
+            passed: 0,
         }
-        self.states[unit] = State::Loading;
-        self.held_bytes += self.sizes[unit];
-        self.peak_bytes = self.peak_bytes.max(self.held_bytes);
-        Claim::Load(unit)
     }
 
-    fn first_from(&self, start: usize, is_it: impl Fn(State) -> bool) -> usize {
-        let found = self.states[start..].iter().position(|state| is_it(*state));
-        found.map_or(self.states.len(), |index| start + index)
+    /// Claims the next unit of the loader `agent` among `agents`, whose are the places `agent`,
+    /// `agent + agents` and so on; the next of all is agent 0's of 1. There is room for a unit if
+    /// all that may come to be held before it fits the window with it: so a loader that is ahead
+    /// leaves the others theirs.
+    pub fn claim(&mut self, agent: usize, agents: usize) -> Option<usize> {
+        let (agent, agents) = (agent as u64, agents as u64);
+        let mut others_bytes = 0;
+        for (place, index) in self.order.from(self.next) {
+            let unit = self.units[index];
+            if unit.place < place {
+                // It is still in the lap before, as is what follows.
+                return None;
+            }
+            if unit.place > place || unit.state != State::Waiting {
+                if place == self.next {
+                    self.next += 1;
+                }
+                continue;
+            }
+            if agents > 1 && place % agents != agent {
+                others_bytes += unit.bytes;
+                continue;
+            }
+            // Who claimed what lies behind has left room for it.
+            let is_left_room = place < self.unclaimed;
+            let fits = self.held_bytes + others_bytes + unit.bytes <= self.capacity_bytes;
+            if !is_left_room && !fits {
+                return None;
+            }
+            self.units[index].state = State::Loading;
+            self.unclaimed = self.unclaimed.max(place + 1);
+            self.held_bytes += unit.bytes;
+            self.peak_bytes = self.peak_bytes.max(self.held_bytes);
+            return Some(index);
+        }
+        None
     }
 
     /// A claimed unit has arrived.
     pub fn loaded(&mut self, unit: usize) {
-        assert_eq!(self.states[unit], State::Loading, "unit {unit} was not being loaded");
-        self.states[unit] = State::Ready;
+        assert_eq!(self.units[unit].state, State::Loading, "unit {unit} was not being loaded");
+        self.units[unit].state = State::Ready;
     }
 
     /// Whether compute may take `unit`.
+    ///
+    /// # Panics
+    /// If it was read for the last time: it will never be.
     pub fn is_ready(&self, unit: usize) -> bool {
-        matches!(self.states[unit], State::Ready | State::Pinned)
+        let state = self.units[unit].state;
+        assert_ne!(state, State::Passed, "unit {unit} was used for the last time");
+        matches!(state, State::Ready | State::Pinned)
     }
 
-    /// Whether `unit` stays in memory.
-    pub fn is_pinned(&self, unit: usize) -> bool {
-        self.states[unit] == State::Pinned
+    /// Whether `unit` is read again after this lap.
+    pub fn comes_again(&self, unit: usize) -> bool {
+        self.order.again(self.units[unit].place).is_some()
     }
 
-    /// The memory of a unit that had arrived is free again.
-    pub fn released(&mut self, unit: usize) {
-        assert_eq!(self.states[unit], State::Ready, "unit {unit} was not held");
-        self.states[unit] = State::Released;
-        self.held_bytes -= self.sizes[unit];
+    /// A unit was read, and what does not stay of it has gone: it is no longer the window's.
+    /// Reading it again takes `missing_bytes`; nothing where all of it stays. Returns whether
+    /// something can be claimed that could not before.
+    pub fn passed(&mut self, index: usize, missing_bytes: Option<u64>) -> bool {
+        let unit = &mut self.units[index];
+        let was_held = unit.state == State::Ready;
+        assert!(was_held || unit.state == State::Pinned, "unit {index} was not there");
+        self.held_bytes -= if was_held { unit.bytes } else { 0 };
+        unit.bytes = missing_bytes.unwrap_or(0);
+        unit.state = match (self.order.again(unit.place), missing_bytes) {
+            (None, _) => {
+                self.passed += 1;
+                State::Passed
+            }
+            (Some(place), missing) => {
+                unit.place = place;
+                if missing.is_some() { State::Waiting } else { State::Pinned }
+            }
+        };
+        was_held || unit.state == State::Waiting
     }
 
-    /// A unit that had arrived stays in memory from now on: it is no longer the window's.
-    pub fn kept(&mut self, unit: usize) {
-        self.released(unit);
-        self.states[unit] = State::Pinned;
+    /// Whether every unit was read for the last time, and has gone where it was to.
+    pub fn is_through(&self) -> bool {
+        self.passed == self.units.len()
+    }
+
+    /// Whether a unit that was read once, and stays at least in part, may go before it is read
+    /// again. What loaders have read past may not: there may be no room to load it any more.
+    pub fn may_go(&self, unit: usize) -> bool {
+        let Unit { state, place, .. } = self.units[unit];
+        match state {
+            State::Passed => true,
+            State::Pinned | State::Waiting => place >= self.order.units.max(self.unclaimed),
+            State::Loading | State::Ready => false,
+        }
+    }
+
+    /// What stayed of a unit that may go has gone.
+    pub fn gone(&mut self, unit: usize, missing_bytes: u64) {
+        let unit = &mut self.units[unit];
+        unit.bytes = missing_bytes;
+        if unit.state != State::Passed {
+            unit.state = State::Waiting;
+            self.next = self.next.min(unit.place);
+        }
     }
 
     /// Bytes claimed and not yet released.
@@ -138,84 +231,122 @@ mod tests {
 
     #[test]
     fn blocks_are_claimed_in_order_while_they_fit() {
-        let mut window = Window::new(20, [(10, false), (5, true), (10, false), (1, false)]);
+        let mut window = Window::new(20, 1, [(10, false), (5, true), (10, false), (1, false)]);
         assert!(window.is_ready(1), "pinned blocks are ready from the start");
-        assert_eq!(window.claim(), Claim::Load(0));
-        assert_eq!(window.claim(), Claim::Load(2));
-        assert_eq!(window.claim(), Claim::Full);
+        assert_eq!(window.claim(0, 1), Some(0));
+        assert_eq!(window.claim(0, 1), Some(2));
+        assert_eq!(window.claim(0, 1), None);
         assert!(!window.is_ready(0));
         window.loaded(0);
         assert!(window.is_ready(0));
-        window.released(0);
-        assert_eq!(window.claim(), Claim::Load(3));
-        assert_eq!(window.claim(), Claim::Finished);
+        window.passed(0, Some(10));
+        assert_eq!(window.claim(0, 1), Some(3));
+        assert_eq!(window.claim(0, 1), None);
         assert_eq!(window.held_bytes(), 11);
-        window.loaded(2);
-        window.kept(2);
-        assert!(window.is_ready(2) && window.is_pinned(2), "a kept block stays");
-        assert_eq!(window.held_bytes(), 1);
     }
 
     #[test]
     fn a_loader_that_is_ahead_leaves_the_others_theirs() {
-        let mut window = Window::new(30, [(10, false); 6]);
-        assert_eq!(window.claim_of(1, 2), Claim::Load(1));
-        assert_eq!(window.claim_of(1, 2), Claim::Full, "units 0 to 3 have 40 bytes");
-        assert_eq!(window.claim_of(0, 2), Claim::Load(0));
-        assert_eq!(window.claim_of(0, 2), Claim::Load(2));
+        let mut window = Window::new(30, 1, [(10, false); 6]);
+        assert_eq!(window.claim(1, 2), Some(1));
+        assert_eq!(window.claim(1, 2), None, "units 0 to 3 have 40 bytes");
+        assert_eq!(window.claim(0, 2), Some(0));
+        assert_eq!(window.claim(0, 2), Some(2));
         (0..3).for_each(|unit| window.loaded(unit));
-        window.released(0);
-        assert_eq!(window.claim_of(0, 2), Claim::Full);
-        assert_eq!(window.claim_of(1, 2), Claim::Load(3));
+        window.passed(0, Some(10));
+        assert_eq!(window.claim(0, 2), None);
+        assert_eq!(window.claim(1, 2), Some(3));
         assert_eq!(window.peak_bytes(), 30);
+    }
+
+    #[test]
+    fn the_next_lap_is_read_before_this_one_ends() {
+        let mut window = Window::new(20, 2, [(10, false), (10, false), (5, true)]);
+        assert_eq!([window.claim(0, 1), window.claim(0, 1)], [Some(0), Some(1)]);
+        assert_eq!(window.claim(0, 1), None, "unit 0 is still in the lap before");
+        window.loaded(0);
+        window.passed(0, Some(10));
+        assert_eq!(window.claim(0, 1), Some(0));
+        window.loaded(1);
+        // What stays is not loaded again.
+        window.passed(1, None);
+        window.passed(2, None);
+        assert!(window.is_ready(1) && window.is_ready(2));
+        assert_eq!((window.claim(0, 1), window.held_bytes()), (None, 10));
+        assert!(!window.is_through());
+    }
+
+    /// A unit that loaders have read past would be loaded into a window that is full of what comes
+    /// after it.
+    #[test]
+    fn what_was_read_past_stays_until_it_is_used() {
+        let mut window = Window::new(10, 2, [(5, true), (10, false)]);
+        window.passed(0, None);
+        assert!(window.may_go(0), "nothing behind it is loaded yet");
+        assert_eq!(window.claim(0, 1), Some(1));
+        window.loaded(1);
+        window.passed(1, Some(10));
+        assert_eq!(window.claim(0, 1), Some(1), "past unit 0, which is there");
+        assert!(!window.may_go(0));
+        window.passed(0, Some(5));
+        assert!(window.may_go(0), "it is not read again");
     }
 
     #[test]
     #[should_panic(expected = "larger than the window")]
     fn a_block_larger_than_the_window_is_refused() {
-        Window::new(4, [(5, false)]);
+        Window::new(4, 1, [(5, false)]);
     }
 
     proptest! {
         /// Whatever the sizes, the number of loaders and the interleaving of loaders and compute,
-        /// every unit is loaded once and in its loader's order, the window holds, and the
+        /// every unit is loaded once a lap and in its loader's order, the window holds, and the
         /// traversal ends.
         #[test]
         fn every_traversal_ends_within_the_window(
             agents in 1usize..5,
+            laps in 1usize..4,
             sizes in prop::collection::vec((1u64..50, any::<bool>()), 0..40),
             slack in 0u64..100,
             choices in prop::collection::vec(0usize..3, 0..400),
         ) {
             let capacity = sizes.iter().map(|(size, _)| *size).max().unwrap_or(1) + slack;
-            let mut window = Window::new(capacity, sizes.clone());
-            let (mut loading, mut claimed, mut next_use) = (vec![], vec![], 0);
-            let mut choices = choices.into_iter().chain(std::iter::repeat_n(0, 4000)).enumerate();
-            while next_use < sizes.len() {
+            let mut window = Window::new(capacity, laps as u64, sizes.clone());
+            let (mut loading, mut claimed, mut used) = (vec![], vec![], 0);
+            let mut held_bytes = 0;
+            let mut choices = choices.into_iter().chain(std::iter::repeat_n(0, 9000)).enumerate();
+            while used < laps * sizes.len() {
                 let (step, choice) = choices.next().expect("it ends");
+                let unit = used % sizes.len();
+                let (bytes, is_pinned) = sizes[unit];
                 if choice == 0 && !loading.is_empty() {
                     window.loaded(loading.pop().unwrap());
-                } else if choice < 2 && window.is_ready(next_use) {
-                    if !sizes[next_use].1 {
-                        window.released(next_use);
-                    }
-                    next_use += 1;
-                } else if let Claim::Load(unit) = window.claim_of(step % agents, agents) {
-                    claimed.push(unit);
+                } else if choice < 2 && window.is_ready(unit) {
+                    held_bytes -= if is_pinned { 0 } else { bytes };
+                    window.passed(unit, (!is_pinned).then_some(bytes));
+                    used += 1;
+                } else if let Some(unit) = window.claim(step % agents, agents) {
+                    // Places are counted lap after lap.
+                    let laps = claimed.iter().filter(|place| *place % sizes.len() == unit).count();
+                    claimed.push(laps * sizes.len() + unit);
+                    held_bytes += sizes[unit].0;
                     loading.push(unit);
                 } else if let Some(unit) = loading.pop() {
                     window.loaded(unit);
                 }
-                prop_assert!(window.held_bytes() <= capacity);
+                prop_assert_eq!(window.held_bytes(), held_bytes);
+                prop_assert!(held_bytes <= capacity);
             }
             for agent in 0..agents {
-                let own = claimed.iter().filter(|unit| *unit % agents == agent);
+                let own = claimed.iter().filter(|place| *place % agents == agent);
                 prop_assert!(own.is_sorted());
             }
             claimed.sort_unstable();
-            let expected: Vec<usize> = (0..sizes.len()).filter(|i| !sizes[*i].1).collect();
+            let places = 0..laps * sizes.len();
+            let expected: Vec<usize> = places.filter(|i| !sizes[*i % sizes.len()].1).collect();
             prop_assert_eq!(claimed, expected);
-            prop_assert_eq!(window.held_bytes(), 0);
+            prop_assert_eq!(held_bytes, 0);
+            prop_assert!(window.is_through());
         }
     }
 }
