@@ -294,6 +294,128 @@ impl Drop for Grant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    proptest! {
+        /// Grants by chance, beside a list of them: what is granted fits the budget of that moment,
+        /// what is refused would not have, and every figure is the list's.
+        #[test]
+        fn what_is_granted_fits_and_what_is_refused_would_not(
+            budget in 0u64..400,
+            steps in prop::collection::vec((0..6, any::<prop::sample::Index>(), 0u64..200), 0..80),
+        ) {
+            let ledger = Ledger::new(budget);
+            let (mut budget, mut grants) = (budget, Vec::<Grant>::new());
+            let sum = |grants: &[Grant]| grants.iter().map(Grant::bytes).sum::<u64>();
+            for (step, which, bytes) in steps {
+                let held = sum(&grants);
+                let category = *which.get(&Category::ALL);
+                let free = budget.saturating_sub(held);
+                if step == 0 || grants.is_empty() {
+                    match ledger.try_grant(category, bytes) {
+                        Ok(grant) => grants.push(grant),
+                        Err(refused) => {
+                            prop_assert!(bytes > free);
+                            let told = (refused.need_bytes, refused.free_bytes);
+                            prop_assert_eq!(told, (bytes, free));
+                            let told = (refused.held_bytes, refused.budget_bytes);
+                            prop_assert_eq!(told, (held, budget));
+                        }
+                    }
+                    prop_assert!(sum(&grants) <= held.max(budget));
+                    continue;
+                }
+                let index = which.index(grants.len());
+                let before = grants[index].bytes();
+                match step {
+                    1 => drop(grants.swap_remove(index)),
+                    2 => {
+                        let resized = grants[index].resize(bytes).is_ok();
+                        let more = bytes.saturating_sub(before);
+                        prop_assert_eq!(resized, bytes <= before || more <= free);
+                        let expected = if resized { bytes } else { before };
+                        prop_assert_eq!(grants[index].bytes(), expected);
+                    }
+                    3 => {
+                        let part = grants[index].split(bytes);
+                        prop_assert_eq!(part.bytes(), bytes.min(before));
+                        grants.push(part);
+                        prop_assert_eq!(sum(&grants), held);
+                    }
+                    4 => grants[index].turn_into(category),
+                    _ => {
+                        prop_assert_eq!(ledger.set_budget(2 * bytes), budget);
+                        budget = 2 * bytes;
+                    }
+                }
+                for category in Category::ALL {
+                    let own = grants.iter().filter(|grant| grant.category == category);
+                    let bytes: u64 = own.map(Grant::bytes).sum();
+                    prop_assert_eq!(ledger.held_bytes(category), bytes);
+                }
+                let held = sum(&grants);
+                prop_assert_eq!(ledger.held_in_all_bytes(), held);
+                prop_assert_eq!(ledger.free_bytes(), budget.saturating_sub(held));
+                prop_assert_eq!(ledger.is_exceeded(), held > budget);
+            }
+            drop(grants);
+            prop_assert_eq!(ledger.held_in_all_bytes(), 0);
+        }
+    }
+
+    /// Several threads take, change and give back at once; each counts what it has when it has it.
+    #[test]
+    fn threads_hold_no_more_than_the_budget_together() {
+        const BUDGET: u64 = 1000;
+        let (ledger, held) = (Ledger::new(BUDGET), AtomicU64::new(0));
+        let granted = AtomicU64::new(0);
+        let play = |seed: u64| {
+            let (mut grants, mut random) = (Vec::<Grant>::new(), seed);
+            for _ in 0..20_000 {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let (what, bytes) = (random >> 62, (random >> 40) % 400);
+                let category = Category::ALL[(random >> 33) as usize % Category::ALL.len()];
+                let index = (random >> 50) as usize % grants.len().max(1);
+                let Some(grant) = grants.get_mut(index).filter(|_| what > 0) else {
+                    if let Ok(grant) = ledger.try_grant(category, bytes) {
+                        let before = held.fetch_add(bytes, Ordering::SeqCst);
+                        assert!(before + bytes <= BUDGET, "{before} and {bytes}");
+                        granted.fetch_add(1, Ordering::Relaxed);
+                        grants.push(grant);
+                    }
+                    continue;
+                };
+                grant.turn_into(category);
+                match what {
+                    1 => {
+                        let part = grant.split(bytes);
+                        held.fetch_sub(part.bytes(), Ordering::SeqCst);
+                    }
+                    2 if bytes <= grant.bytes() => {
+                        held.fetch_sub(grant.bytes() - bytes, Ordering::SeqCst);
+                        grant.resize(bytes).unwrap();
+                    }
+                    2 => {
+                        let more = bytes - grant.bytes();
+                        if grant.resize(bytes).is_ok() {
+                            let before = held.fetch_add(more, Ordering::SeqCst);
+                            assert!(before + more <= BUDGET, "{before} and {more}");
+                        }
+                    }
+                    _ => {
+                        held.fetch_sub(grant.bytes(), Ordering::SeqCst);
+                        grants.swap_remove(index);
+                    }
+                }
+            }
+            let left: u64 = grants.iter().map(Grant::bytes).sum();
+            held.fetch_sub(left, Ordering::SeqCst);
+        };
+        std::thread::scope(|scope| (0..4).for_each(|seed| drop(scope.spawn(move || play(seed)))));
+        assert_eq!((held.into_inner(), ledger.held_in_all_bytes()), (0, 0));
+        assert!(granted.into_inner() > 1000, "little was granted");
+    }
 
     /// What is fixed is the process's and the window's; all else can be given back.
     #[test]
