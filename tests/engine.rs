@@ -8,7 +8,7 @@ use common::tiny::{WINDOW_BYTES, config, fitting, infer, path, request, run, sto
 use hermes::engine::{
     Array, Config, DiskKind, Engine, EngineError, ErrorKind, Policy, Pressure, Reply, Request,
 };
-use hermes::plan::Way;
+use hermes::plan::{Grouping, Plan, Way};
 use hermes::stream::{Category, Faults, StreamError, Trace, What};
 use hermes::sys::capabilities::{Capabilities, Feature};
 use hermes::sys::disk::Disk;
@@ -295,6 +295,18 @@ fn pins_come_with_a_pass_and_give_way_to_pressure() {
     // Another model's activations come before this one's pins.
     engine.unload("bert-tiny").unwrap();
     assert_eq!(pinned(), 0);
+}
+
+/// Where nothing is released before the end, the window under pressure was two units all the same:
+/// loaders waited for room, and compute for loaders, for ever.
+#[test]
+fn what_is_released_at_the_end_fits_the_window_under_pressure() {
+    let whole = Engine::start(Config { policy: Policy::PipeSwitch, ..config() }).unwrap();
+    let expected = infer(&whole, "bert-tiny", 16).outputs;
+    let plan = Plan { grouping: Grouping::Blocks, ..whole.load("bert-tiny").unwrap().plan() };
+    let engine = Engine::start(Config { policy: Policy::Fixed(plan), ..config() }).unwrap();
+    engine.set_pressure(Pressure::Window);
+    assert!(infer(&engine, "bert-tiny", 16).outputs == expected);
 }
 
 /// A pass that was told to keep its blocks when memory still sufficed once brought the pins back

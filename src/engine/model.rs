@@ -9,7 +9,7 @@ use super::rows;
 use super::sources::Sources;
 use super::tape::{Stretch, Tape};
 use crate::graph::{self, Array, Footprint, GraphError, Imported, Lockstep};
-use crate::plan::{Plan, Profile};
+use crate::plan::{Plan, Profile, Release};
 use crate::store::manifest::{Batch, Dim, MAX_ROWS, Manifest, Port};
 use crate::store::{ModelDir, Serving, layer_file::LayerFile};
 use crate::stream::{Block, Category, Grant, Ledger, Slots, StreamError, WeightSource};
@@ -72,7 +72,8 @@ pub(super) struct Playing {
     pub source: Arc<dyn WeightSource>,
     /// How many blocks each unit has; nothing where each block is one.
     pub units: Vec<usize>,
-    /// Bytes of memory of the largest unit: the smallest window.
+    /// Bytes of memory of the largest unit, or of all where nothing is released before the end: the
+    /// smallest window.
     pub largest_unit_bytes: u64,
 }
 
@@ -81,7 +82,10 @@ impl Playing {
         let source = Arc::clone(sources.by(plan.source));
         let units = tape.units(&plan.grouping);
         let held: Vec<u64> = tape.blocks.iter().map(|block| source.held_bytes(block)).collect();
-        let largest_unit_bytes = largest_unit_bytes(&units, &held);
+        let largest_unit_bytes = match plan.release {
+            Release::AfterUse => largest_unit_bytes(&units, &held),
+            Release::AtEnd => held.iter().sum(),
+        };
         Playing { plan, source, units, largest_unit_bytes }
     }
 
