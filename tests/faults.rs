@@ -8,6 +8,7 @@ use common::daemon::{Daemon, command};
 use common::small_store;
 use hermes::engine::{Array, Cancel, Config, DiskKind, Engine, EngineError, Reply, Request};
 use hermes::plan::Way;
+use hermes::store::manifest::HEAP_BYTES_PER_BYTE;
 use hermes::stream::{Category, Faults};
 use hermes::sys::affinity::allowed_cores;
 use log::{LevelFilter, Log, Metadata, Record};
@@ -390,6 +391,19 @@ fn a_manifest_is_granted_before_it_is_read() {
     fs::write(&path, text).unwrap();
     let error = engine.load("slow").err().unwrap();
     assert!(matches!(error, EngineError::OverBudget(_)), "{error}");
+    // Whoever asks about it is granted as much: all that is free, and a byte more than that.
+    let _ = engine.unload("slow");
+    let fitting = engine.ledger().free_bytes() / HEAP_BYTES_PER_BYTE;
+    for (bytes, is_granted) in [(fitting + 1, false), (fitting / 2, true)] {
+        File::options().write(true).open(&path).unwrap().set_len(bytes).unwrap();
+        match engine.manifest("slow") {
+            Ok(_) => assert!(is_granted, "{bytes} bytes"),
+            Err(EngineError::OverBudget(refused)) => {
+                assert_eq!((refused.need_bytes, is_granted), (bytes * HEAP_BYTES_PER_BYTE, false));
+            }
+            Err(error) => panic!("{bytes} bytes: {error}"),
+        }
+    }
 }
 
 /// Lets every thread of a process use these cores and no others.
