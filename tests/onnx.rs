@@ -9,7 +9,7 @@ use std::path::Path;
 /// Of how many tests the package has, the least that are right. It is raised with what is gained,
 /// never lowered.
 const TESTS: u64 = 1884;
-const RIGHT: u64 = 1360;
+const RIGHT: u64 = 1361;
 
 #[test]
 fn node_tests_are_right_or_refused() {
