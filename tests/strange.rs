@@ -93,10 +93,12 @@ fn refusal(daemon: &Daemon) -> String {
     reply["error"].as_str().unwrap().to_owned()
 }
 
-/// A copy of hermesd imports a version within so many bytes and seconds.
-fn import_within(bytes: u64, seconds: u32, version: &Path) -> Output {
+/// A copy of hermesd imports a version within so many bytes and seconds, of the processor and by the
+/// clock.
+fn import_within(bytes: u64, [cpu_s, clock_s]: [u32; 2], version: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hermesd"));
-    command.args(["--within", &bytes.to_string(), &seconds.to_string(), "import"]).arg(version);
+    let limits = [bytes.to_string(), cpu_s.to_string(), clock_s.to_string()];
+    command.arg("--within").args(limits).arg("import").arg(version);
     command.stdin(Stdio::null()).output().unwrap()
 }
 
@@ -180,14 +182,17 @@ fn a_graph_is_tried_once() {
 fn a_copy_keeps_its_limits() {
     const OVER_MEMORY: i32 = 77;
     const SIGPROF: i32 = 27;
+    const SIGALRM: i32 = 14;
     let store = store_with(&large());
-    let output = import_within(1 << 28, 60, &strange(store.path()));
+    let output = import_within(1 << 28, [60, 240], &strange(store.path()));
     assert_eq!(output.status.code(), Some(OVER_MEMORY));
     assert!(String::from_utf8_lossy(&output.stdout).lines().last().unwrap().contains("zeros"));
     let store = store_with(&long());
-    let output = import_within(1 << 30, 1, &strange(store.path()));
-    assert_eq!(output.status.signal(), Some(SIGPROF), "{:?}", output.status);
-    let output = import_within(1 << 28, 60, &store.path().join("linear/1"));
+    for (seconds, signal) in [([1, 240], SIGPROF), ([60, 1], SIGALRM)] {
+        let output = import_within(1 << 30, seconds, &strange(store.path()));
+        assert_eq!(output.status.signal(), Some(signal), "{:?}", output.status);
+    }
+    let output = import_within(1 << 28, [60, 240], &store.path().join("linear/1"));
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stdout).contains("\npeak "));
     // The same words behind others are no such call.

@@ -64,11 +64,15 @@ impl Death {
         (!is_natural).then(|| Death { end, limits, place: place(said) })
     }
 
-    /// Whether others ended it: whoever stops the daemon, the kernel where memory is short, a disk
+    /// Whether others ended it: whoever stops this process, the kernel where memory is short, a disk
     /// that does not answer. It says nothing of the graph then.
-    fn is_from_outside(&self) -> bool {
-        let outside = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGKILL, libc::SIGALRM];
-        matches!(self.end, End::Signal(signal) if outside.contains(&signal))
+    pub fn is_from_outside(&self) -> bool {
+        let outside = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGKILL];
+        match self.end {
+            End::OverClock => true,
+            End::Signal(signal) => outside.contains(&signal),
+            _ => false,
+        }
     }
 }
 
@@ -79,10 +83,11 @@ pub fn place(said: &str) -> Option<String> {
 
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Limits { heap_bytes, cpu_s } = self.limits;
+        let Limits { heap_bytes, cpu_s, clock_s, .. } = self.limits;
         match self.end {
             End::OverMemory => write!(f, "takes more than {heap_bytes} bytes of memory")?,
             End::OverTime => write!(f, "takes more than {cpu_s} s of the processor")?,
+            End::OverClock => write!(f, "takes more than {clock_s} s by the clock")?,
             End::Exit(_) => write!(f, "fails within tract")?,
             // SIGKILL is the kernel's, where memory is short.
             End::Signal(signal) => write!(f, "ends with signal {signal}")?,
@@ -238,7 +243,7 @@ fn attempt(
         }
     };
     let mut try_within = |heap_bytes| {
-        let limits = Limits { heap_bytes, cpu_s: IMPORT_CPU_S };
+        let limits = Limits::new(heap_bytes, IMPORT_CPU_S);
         rehearse(&dir.path, limits, &mut go_on).map_err(|error| match error.kind() {
             io::ErrorKind::Interrupted => EngineError::Cancelled,
             _ => EngineError::Thread(error),

@@ -10,6 +10,7 @@ use super::kernel::{Kernels, READ_AHEAD_BYTES};
 use super::lockstep::Lockstep;
 use super::ops::{Feed, Lease, TapeFeed};
 use super::position::IndexOutOfRange;
+use super::progress::STAGES;
 use super::uses::UseKind;
 use crate::codec::{self, Codec, PANEL_ROWS};
 use crate::store::Dtype;
@@ -117,7 +118,10 @@ impl Trial {
             true => Err(TractError::new(OutOfPatience)),
             false => Ok(()),
         };
-        let enter = |name: &str| node.replace(name.to_string());
+        let enter = |name: &str| {
+            log::trace!(target: STAGES, "node {name}, in a pass over made-up inputs");
+            node.replace(name.to_string())
+        };
         let pass = || -> TractResult<Vec<Given>> {
             let values = inputs.iter().map(tensor).collect::<TractResult<_>>()?;
             let outcomes = self.plan.run(&self.feed, vec![values], &watch, &enter)?;

@@ -6,6 +6,7 @@ use super::view::WeightView;
 use crate::store::Dtype;
 use crate::store::layer_file::Layout;
 use crate::store::manifest::Weight;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use tract_core::internal::*;
 use tract_core::ops::array::Gather as TractGather;
@@ -14,7 +15,7 @@ use tract_core::ops::change_axes::perm_to_ops;
 use tract_core::ops::einsum::EinSum;
 
 /// How a streamed op consumes its weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum UseKind {
     /// A matrix product: the stored tensor is `[outputs, depth]` where `transposed`, else
     /// `[depth, outputs]`.
@@ -42,7 +43,7 @@ impl UseKind {
 }
 
 /// One streamed op of the plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WeightUse {
     /// Number of the streamed op, by which it asks its [`super::Feed`].
     pub slot: usize,

@@ -1,38 +1,40 @@
 //! What becomes of the open dimensions of a model's inputs: a batch is fixed at one row, what the
 //! graph leaves no choice about as it has to be, and the others stay open. Each choice is tried.
 
+use super::error::{ShardError, ensure, unfit};
 use super::order::Order;
 use super::trial::{Lengths, ROWS, Trials};
 use crate::graph::dims::{self, OpenShape, Size};
 use crate::graph::skim::Skim;
 use crate::graph::{self, GraphError, Imported};
 use crate::store::manifest::{Batch, Dim, MAX_ROWS, Port, Weight};
-use crate::sys::heap;
-use anyhow::{Result, bail, ensure};
+use crate::sys::{child, heap};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A model whose dimensions are as they will be served.
 pub struct Settled {
     pub skeleton: Vec<u8>,
     pub imported: Imported,
-    /// What importing took of the heap.
-    pub loading_bytes: u64,
+    /// What every open dimension became that is none any more.
+    pub sizes: Sizes,
+    /// What importing took of the heap; none where nobody counts it.
+    pub loading_bytes: Option<u64>,
     /// What the graph holds of it, in whole pages.
-    pub graph_bytes: u64,
+    pub graph_bytes: Option<u64>,
     pub batch: Option<Batch>,
     /// What was decided, to be told.
     pub notes: Vec<String>,
 }
 
 /// Sizes by dimension.
-type Sizes = BTreeMap<String, Size>;
+pub type Sizes = BTreeMap<String, Size>;
 
 /// More open dimensions than any model has.
 const ROUNDS: usize = 64;
 
 /// Settles the dimensions of `skim`, with what is to be told of it.
-pub fn settle(skim: &Skim, weights: &[Weight], order: &Order) -> Result<Settled> {
-    let open = dims::open_shapes(&skim.skeleton).map_err(anyhow::Error::msg)?;
+pub fn settle(skim: &Skim, weights: &[Weight], order: &Order) -> Result<Settled, ShardError> {
+    let open = dims::open_shapes(&skim.skeleton).map_err(ShardError::Unfit)?;
     let names: BTreeSet<String> =
         open.iter().flat_map(|s| s.dims.iter().flatten()).cloned().collect();
     let mut sizes = Sizes::new();
@@ -46,20 +48,17 @@ pub fn settle(skim: &Skim, weights: &[Weight], order: &Order) -> Result<Settled>
 }
 
 /// The dimension that is called `given`, in the model or here.
-fn known(given: &str, names: &BTreeSet<String>) -> Result<String> {
+fn known(given: &str, names: &BTreeSet<String>) -> Result<String, ShardError> {
     let known = [given.to_string(), dims::identifier(given)];
     if let Some(name) = known.into_iter().find(|name| names.contains(name)) {
         return Ok(name);
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    bail!(
-        "no input has an open dimension \"{given}\"\n{}",
-        if names.is_empty() {
-            "all are fixed".into()
-        } else {
-            format!("there is {}", names.join(", "))
-        }
-    );
+    let others = match names.is_empty() {
+        true => "all are fixed".into(),
+        false => format!("there is {}", names.join(", ")),
+    };
+    Err(unfit!("no input has an open dimension \"{given}\"\n{others}"))
 }
 
 struct Settling<'a> {
@@ -72,14 +71,13 @@ struct Settling<'a> {
 
 /// A choice that can be run.
 struct Attempt {
-    sizes: Sizes,
     settled: Settled,
     lengths: Lengths,
 }
 
 impl Settling<'_> {
     /// The first choice that can be run, and whose batch is one.
-    fn choose(&self, given: &Sizes, batch_axis: Option<&str>) -> Result<Settled> {
+    fn choose(&self, given: &Sizes, batch_axis: Option<&str>) -> Result<Settled, ShardError> {
         let mut doubtful = None;
         let mut refused = None;
         for batch in self.choices(given, batch_axis)? {
@@ -105,10 +103,12 @@ impl Settling<'_> {
                     attempt.settled.batch = Some(found);
                     return Ok(attempt.settled);
                 }
-                Err(why) if batch_axis.is_some() => bail!(
-                    "dimension {} is no batch: {why}\ngive another --batch-axis, or none",
-                    list(&batch)
-                ),
+                Err(why) if batch_axis.is_some() => {
+                    return Err(unfit!(
+                        "dimension {} is no batch: {why}\ngive another --batch-axis, or none",
+                        list(&batch)
+                    ));
+                }
                 Err(why) => {
                     attempt.settled.notes.push(format!(
                         "dimension {} is fixed at 1, and is no batch: {why} \
@@ -122,13 +122,17 @@ impl Settling<'_> {
         match (doubtful, refused) {
             (Some(attempt), _) => Ok(attempt.settled),
             (None, Some(error)) => Err(error),
-            (None, None) => bail!("nothing can be made of the open dimensions"),
+            (None, None) => Err(unfit!("nothing can be made of the open dimensions")),
         }
     }
 
     /// Which dimensions may be the batch, most likely first: what is called so; none; what is the
     /// first of its inputs, where it cannot be left open.
-    fn choices(&self, given: &Sizes, batch_axis: Option<&str>) -> Result<Vec<BTreeSet<String>>> {
+    fn choices(
+        &self,
+        given: &Sizes,
+        batch_axis: Option<&str>,
+    ) -> Result<Vec<BTreeSet<String>>, ShardError> {
         let free = |names: BTreeSet<String>| -> BTreeSet<String> {
             names.into_iter().filter(|name| !given.contains_key(name)).collect()
         };
@@ -139,7 +143,9 @@ impl Settling<'_> {
                 ensure!(!given.contains_key(&name), "dimension {name} is given a size by --dim");
                 let twice = self.open.iter().find(|shape| shape.repeated().any(|n| *n == name));
                 if let Some(OpenShape { input, .. }) = twice {
-                    bail!("dimension {name} is no batch: input \"{input}\" has it twice");
+                    return Err(unfit!(
+                        "dimension {name} is no batch: input \"{input}\" has it twice"
+                    ));
                 }
                 Ok(vec![[name].into()])
             }
@@ -158,10 +164,11 @@ impl Settling<'_> {
     }
 
     /// Imports and tries the graph, whose open dimensions become what it needs them to be.
-    fn attempt(&self, mut sizes: Sizes) -> Result<Attempt> {
+    fn attempt(&self, mut sizes: Sizes) -> Result<Attempt, ShardError> {
         let mut notes = vec![];
         for _ in 0..ROUNDS {
-            let skeleton = dims::settle(&self.skim.skeleton, &sizes).map_err(anyhow::Error::msg)?;
+            let skeleton = dims::settle(&self.skim.skeleton, &sizes).map_err(ShardError::Unfit)?;
+            child::begin_step();
             let (imported, took) = heap::measured(|| graph::import(&skeleton, self.weights));
             let imported = match imported {
                 Ok(imported) => imported,
@@ -170,17 +177,26 @@ impl Settling<'_> {
                     continue;
                 }
             };
-            let (loading_bytes, graph_bytes) = (took.heap.peak_bytes, took.resident_bytes());
+            let counted = |bytes| (heap::live_bytes() > 0).then_some(bytes);
+            let loading_bytes = counted(took.heap.peak_bytes);
+            let graph_bytes = counted(took.resident_bytes());
             let lengths = self.trials.run(&imported, self.weights, &mut notes)?;
-            let settled =
-                Settled { skeleton, imported, loading_bytes, graph_bytes, batch: None, notes };
-            return Ok(Attempt { sizes, settled, lengths });
+            let settled = Settled {
+                skeleton,
+                imported,
+                sizes,
+                loading_bytes,
+                graph_bytes,
+                batch: None,
+                notes,
+            };
+            return Ok(Attempt { settled, lengths });
         }
-        bail!("the inputs have too many open dimensions: fix some with --dim NAME=SIZE")
+        Err(unfit!("the inputs have too many open dimensions: fix some with --dim NAME=SIZE"))
     }
 
     /// Makes of a dimension what `error` says it has to be, and tells it, or gives the error back.
-    fn give_way(&self, sizes: &mut Sizes, error: GraphError) -> Result<String> {
+    fn give_way(&self, sizes: &mut Sizes, error: GraphError) -> Result<String, ShardError> {
         let is_free =
             |name: &String, sizes: &Sizes| self.names.contains(name) && !sizes.contains_key(name);
         match &error {
@@ -201,10 +217,11 @@ impl Settling<'_> {
     /// The batch of a graph in which `names` are 1, where each row comes to what it comes to by
     /// itself.
     fn batch_of(&self, attempt: &Attempt, names: &BTreeSet<String>) -> Result<Batch, String> {
-        let Attempt { sizes, settled: Settled { imported, .. }, lengths, .. } = attempt;
+        let Attempt { settled: Settled { imported, sizes, .. }, lengths } = attempt;
         let mut doubled = sizes.clone();
         doubled.extend(names.iter().map(|name| (name.clone(), Size::Is(ROWS))));
         let skeleton = dims::settle(&self.skim.skeleton, &doubled)?;
+        child::begin_step();
         let first_line =
             |error: GraphError| error.to_string().lines().next().unwrap_or_default().to_string();
         let several = graph::import(&skeleton, self.weights).map_err(first_line)?;

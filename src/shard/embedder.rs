@@ -2,11 +2,11 @@
 //! else as the makers say, else as the outputs' own names say. Two that may both be meant are not
 //! chosen between.
 
+use super::error::{ShardError, ensure, unfit};
 use super::makers::Makers;
 use crate::graph::Imported;
 use crate::store::Dtype;
 use crate::store::manifest::{Dim, Pooling, Port, Task, TextRules};
-use anyhow::{Context, Result, bail, ensure};
 
 /// Names of outputs that hold the vectors of tokens.
 const TOKEN_NAMES: [&str; 3] = ["last_hidden_state", "token_embeddings", "hidden_states"];
@@ -33,7 +33,7 @@ pub fn decide(
     wish: Wish<'_>,
     makers: Makers,
     imported: &Imported,
-) -> Result<(Option<Task>, TextRules)> {
+) -> Result<(Option<Task>, TextRules), ShardError> {
     let mut rules = makers.rules.clone();
     let decided = match wish.embedding {
         Some(text) => Ok(named(text, wish.pooling, &makers, &imported.outputs)?),
@@ -58,7 +58,12 @@ struct Choice {
 }
 
 /// What `--embedding` says.
-fn named(text: &str, wished: Option<Pooling>, makers: &Makers, outputs: &[Port]) -> Result<Choice> {
+fn named(
+    text: &str,
+    wished: Option<Pooling>,
+    makers: &Makers,
+    outputs: &[Port],
+) -> Result<Choice, ShardError> {
     let known: Vec<&str> = outputs.iter().map(|port| port.name.as_str()).collect();
     let (output, pooling) = match text.rsplit_once(':') {
         // Names of outputs may have colons.
@@ -66,14 +71,12 @@ fn named(text: &str, wished: Option<Pooling>, makers: &Makers, outputs: &[Port])
         _ => (text, None),
     };
     let Some(port) = outputs.iter().find(|port| port.name == output) else {
-        bail!("the model has no output \"{output}\"\nit has {}", known.join(", "));
+        return Err(unfit!("the model has no output \"{output}\"\nit has {}", known.join(", ")));
     };
-    let given = pooling.map(|name| name.parse::<Named>().map_err(anyhow::Error::msg));
+    let given = pooling.map(|name| name.parse::<Named>().map_err(ShardError::Unfit));
     let given = given.transpose()?.map(|Named(pooling)| pooling).or(wished);
-    let kind = kind_of(port).with_context(|| {
-        format!(
-            "output \"{output}\" is no embedding: it should be FP32 or FP16 [1, D] or [1, S, D]"
-        )
+    let kind = kind_of(port).ok_or_else(|| {
+        unfit!("output \"{output}\" is no embedding: it should be FP32 or FP16 [1, D] or [1, S, D]")
     })?;
     let (pooling, by) = match (given, &makers.pooling, kind) {
         (Some(pooling), ..) => (pooling, "as given".to_string()),
@@ -95,7 +98,7 @@ fn found(
     wished: Option<Pooling>,
     makers: &Makers,
     imported: &Imported,
-) -> Result<Result<Choice, String>> {
+) -> Result<Result<Choice, String>, ShardError> {
     let outputs = &imported.outputs;
     let of_kind = |kind| outputs.iter().filter(move |port| kind_of(port) == Some(kind));
     let tokens: Vec<&Port> = of_kind(Kind::Tokens).collect();
@@ -119,8 +122,8 @@ fn found(
     };
     if let Some(pooling) = wished {
         ensure!(pooling != Pooling::None, "--pooling none wants --embedding OUTPUT beside it");
-        let port = of_tokens_by_name().or_else(only_tokens).with_context(|| {
-            format!(
+        let port = of_tokens_by_name().or_else(only_tokens).ok_or_else(|| {
+            unfit!(
                 "which output holds the tokens' vectors?\ngive --embedding OUTPUT:{}",
                 pooling.name()
             )

@@ -1,10 +1,10 @@
 //! Encodes one weight into every variant's layer file from one reading of it.
 
+use super::error::{ShardError, unfit};
 use super::tensor::{Matrix, Sources, Strip};
 use crate::codec::{self, Codec, PANEL_ROWS};
 use crate::store::Dtype;
 use crate::store::layer_file::{BlockEntry, LayerWriter, Layout, seal_row};
-use anyhow::{Result, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -80,7 +80,7 @@ pub fn write(
     targets: &mut [Target],
     sources: &mut Sources,
     progress: &dyn Fn(u64),
-) -> Result<()> {
+) -> Result<(), ShardError> {
     match layout {
         Layout::Flat => write_flat(matrix, tensor, targets, sources, progress),
         Layout::Panels | Layout::ColumnPanels | Layout::Rows => {
@@ -103,7 +103,7 @@ fn write_rows(
     targets: &mut [Target],
     sources: &mut Sources,
     progress: &dyn Fn(u64),
-) -> Result<()> {
+) -> Result<(), ShardError> {
     let mut filling: Vec<Filling> = targets
         .iter()
         .map(|target| {
@@ -138,7 +138,7 @@ fn write_rows(
 }
 
 /// Writes the block out when all of its rows are there.
-fn flush(target: &Target, filling: &mut Filling) -> Result<()> {
+fn flush(target: &Target, filling: &mut Filling) -> Result<(), ShardError> {
     let block = &target.writer.blocks()[filling.block];
     if filling.rows == block.row_count {
         target.writer.write_block(filling.block, &filling.bytes)?;
@@ -165,7 +165,7 @@ fn encode_units(
     code: u64,
     matrix: &Matrix,
     units: Range<usize>,
-) -> Result<Vec<Unit>> {
+) -> Result<Vec<Unit>, ShardError> {
     let exact = is_exact(code, matrix.source.dtype);
     let encode = |buffers: &mut (Vec<f32>, Vec<f32>), index: usize| {
         let (values, decoded) = buffers;
@@ -192,8 +192,8 @@ fn encode_units(
     units.into_par_iter().with_min_len(4).map_init(Default::default, encode).collect()
 }
 
-fn refuse(matrix: &Matrix, row: usize) -> anyhow::Error {
-    anyhow::anyhow!(
+fn refuse(matrix: &Matrix, row: usize) -> ShardError {
+    unfit!(
         "weight \"{}\", row {row}, is infinite, not a number, or too large for the variant\n\
          give only --variants f32 for this model",
         matrix.source.name
@@ -234,14 +234,15 @@ fn write_flat(
     targets: &mut [Target],
     sources: &mut Sources,
     progress: &dyn Fn(u64),
-) -> Result<()> {
+) -> Result<(), ShardError> {
     for target in targets.iter_mut() {
         let entry = &target.writer.tensors()[tensor];
         let (code, blocks) = (entry.codec, entry.blocks());
         let exact = is_exact(code, matrix.source.dtype);
         for block in blocks {
             let BlockEntry { row_start, row_count, .. } = target.writer.blocks()[block];
-            let (start, count) = (usize::try_from(row_start)?, usize::try_from(row_count)?);
+            let rows = usize::try_from(row_start).ok().zip(usize::try_from(row_count).ok());
+            let (start, count) = rows.expect("a block is smaller than the memory");
             let run = Matrix { rows: matrix.rows, depth: 1, rows_contiguous: true, ..*matrix };
             let strip = run.read(sources, start..start + count)?;
             let mut stored = vec![];
@@ -253,7 +254,7 @@ fn write_flat(
                     let errors = encode_run(codec, &values, 1, exact, &mut vec![], &mut stored);
                     match errors {
                         Ok(errors) => target.errors.add(errors),
-                        Err(at) => bail!(refuse(matrix, start + at)),
+                        Err(at) => return Err(refuse(matrix, start + at)),
                     }
                 }
             }

@@ -1,12 +1,12 @@
 //! What a model's makers wrote beside it of how texts become vectors: the configs of
 //! sentence-transformers and of transformers.
 
+use super::error::{ShardError, ensure, unfit};
 use crate::store::manifest::{MAX_PROMPTS, Pooling, Prompt, TextRules};
-use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 /// Limit of a config: those of real models have some KB.
@@ -36,7 +36,7 @@ impl Makers {
     ///
     /// # Errors
     /// A file that is there and cannot be read, or says what no such file can.
-    pub fn read(folder: &Path, tokenizer: &[u8]) -> Result<Makers> {
+    pub fn read(folder: &Path, tokenizer: &[u8]) -> Result<Makers, ShardError> {
         let mut makers = Makers::default();
         let pooling_folder = makers.read_modules(folder)?;
         makers.read_pooling(folder, &pooling_folder)?;
@@ -52,11 +52,11 @@ impl Makers {
 
     /// The modules that follow each other, which must be those that are computed here. Returns the
     /// folder of the pooling.
-    fn read_modules(&mut self, folder: &Path) -> Result<String> {
+    fn read_modules(&mut self, folder: &Path) -> Result<String, ShardError> {
         const NAME: &str = "modules.json";
         let usual = "1_Pooling".to_string();
         let Some(modules) = read_json(folder, NAME)? else { return Ok(usual) };
-        let modules = modules.as_array().with_context(|| format!("{NAME}: it is no list"))?;
+        let modules = modules.as_array().ok_or_else(|| unfit!("{NAME}: it is no list"))?;
         let mut pooling = None;
         for module in modules {
             let text = |key: &str| module[key].as_str().unwrap_or_default();
@@ -79,7 +79,7 @@ impl Makers {
         Ok(path)
     }
 
-    fn read_pooling(&mut self, folder: &Path, pooling_folder: &str) -> Result<()> {
+    fn read_pooling(&mut self, folder: &Path, pooling_folder: &str) -> Result<(), ShardError> {
         let name = format!("{pooling_folder}/config.json");
         let Some(config) = read_object(folder, &name)? else { return Ok(()) };
         let mut modes: Vec<&str> = config
@@ -104,10 +104,10 @@ impl Makers {
             [mode] => {
                 let pooling = Pooling::by_name(mode).filter(|pooling| *pooling != Pooling::None);
                 let pooling =
-                    pooling.with_context(|| format!("{name}: pooling {mode:?} is unknown"))?;
+                    pooling.ok_or_else(|| unfit!("{name}: pooling {mode:?} is unknown"))?;
                 self.pooling = Some((pooling, name));
             }
-            [] => bail!("{name}: it names no pooling"),
+            [] => return Err(unfit!("{name}: it names no pooling")),
             _ => {
                 let several = modes.join(" and ");
                 self.missing = Some(format!("{name} joins the vectors of {several}"));
@@ -116,14 +116,14 @@ impl Makers {
         Ok(())
     }
 
-    fn read_prompts(&mut self, folder: &Path) -> Result<()> {
+    fn read_prompts(&mut self, folder: &Path) -> Result<(), ShardError> {
         const NAME: &str = "config_sentence_transformers.json";
         let Some(config) = read_object(folder, NAME)? else { return Ok(()) };
         let prompts = config.get("prompts").and_then(Value::as_object);
         for (name, text) in prompts.into_iter().flatten() {
             let text = text.as_str().filter(|text| text.len() <= MAX_PROMPT_BYTES);
-            let text = text.with_context(|| {
-                format!("{NAME}: prompt {name:?} is no text of at most {MAX_PROMPT_BYTES} bytes")
+            let text = text.ok_or_else(|| {
+                unfit!("{NAME}: prompt {name:?} is no text of at most {MAX_PROMPT_BYTES} bytes")
             })?;
             self.rules.prompts.push(Prompt { name: name.clone(), text: text.to_string() });
         }
@@ -144,12 +144,13 @@ impl Makers {
 
     /// The longest text: of those who say it, the first in the order in which sentence-transformers
     /// asks them. Where only the positions end, a longer text is refused.
-    fn read_length(&mut self, folder: &Path, tokenizer: &[u8]) -> Result<()> {
+    fn read_length(&mut self, folder: &Path, tokenizer: &[u8]) -> Result<(), ShardError> {
         const SENTENCE: &str = "sentence_bert_config.json";
         const TOKENIZER: &str = "tokenizer_config.json";
         const MODEL: &str = "config.json";
         let sentence = read_object(folder, SENTENCE)?;
-        let own: Own = serde_json::from_slice(tokenizer).context("tokenizer.json")?;
+        let own: Own =
+            serde_json::from_slice(tokenizer).map_err(|error| unfit!("tokenizer.json: {error}"))?;
         let own = own.truncation.as_ref().and_then(|truncation| truncation.get("max_length"));
         let for_tokenizer = read_object(folder, TOKENIZER)?;
         let model = read_object(folder, MODEL)?;
@@ -192,7 +193,7 @@ impl Makers {
     }
 
     /// A model with a head of its own is no embedder, whatever its outputs are called.
-    fn read_architecture(&mut self, folder: &Path) -> Result<()> {
+    fn read_architecture(&mut self, folder: &Path) -> Result<(), ShardError> {
         const NAME: &str = "config.json";
         const HEADS: [&str; 6] = [
             "ForSequenceClassification",
@@ -223,26 +224,29 @@ fn limit_of(value: Option<&Value>) -> Option<u64> {
     ((1.0..NO_LIMIT).contains(&number)).then_some(number as u64)
 }
 
-fn read_object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>> {
+fn read_object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, ShardError> {
     match read_json(folder, name)? {
         None => Ok(None),
         Some(Value::Object(object)) => Ok(Some(object)),
-        Some(_) => bail!("{name}: it is no JSON object"),
+        Some(_) => Err(unfit!("{name}: it is no JSON object")),
     }
 }
 
 /// Reads a config, where it is there.
-fn read_json(folder: &Path, name: &str) -> Result<Option<Value>> {
+fn read_json(folder: &Path, name: &str) -> Result<Option<Value>, ShardError> {
     let path = folder.join(name);
     let is_file = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
     if !is_file {
         return Ok(None);
     }
-    let read = || -> Result<Value> {
+    let read = || -> io::Result<Value> {
         let mut text = vec![];
         File::open(&path)?.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text)?;
-        ensure!(text.len() as u64 <= MAX_CONFIG_BYTES, "it has more than {MAX_CONFIG_BYTES} bytes");
+        if text.len() as u64 > MAX_CONFIG_BYTES {
+            let what = format!("it has more than {MAX_CONFIG_BYTES} bytes");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+        }
         Ok(serde_json::from_slice(&text)?)
     };
-    read().map(Some).with_context(|| format!("cannot read {}", path.display()))
+    read().map(Some).map_err(ShardError::io(format!("read {}", path.display())))
 }

@@ -1,23 +1,28 @@
 //! From a model's files to a version in a store: what `hermes-shard build` does.
 //!
-//! `order` is what is asked for; `place`, `makers` and `embedder` read what lies beside a model;
-//! `dims` and `trial` settle its open dimensions; `build` brings it together, and `write`, `tensor`
-//! and `encode` make layer files of its weights. Nothing here is needed to serve a model.
+//! `order` is what is asked for, `source` what is read for it, `draft` what is found out about it
+//! and becomes the version. `place`, `makers` and `embedder` know what lies beside a model, `dims`
+//! and `trial` settle its open dimensions; `write`, `layers`, `tensor` and `encode` make layer files
+//! of its weights. Nothing here is needed to serve a model.
 
-mod build;
 mod dims;
+mod draft;
 mod embedder;
 mod encode;
+mod error;
 mod layers;
 mod makers;
 mod order;
 mod place;
+mod source;
 mod tensor;
 mod trial;
 mod watch;
 mod write;
 
-pub use build::{Begun, begin};
+pub use draft::Draft;
 pub use embedder::Named;
+pub use error::ShardError;
 pub use order::Order;
+pub use source::{Source, TokenizerFile};
 pub use watch::Watch;

@@ -1,11 +1,11 @@
 //! What is asked for when a model is sharded.
 
+use super::error::{ShardError, ensure, unfit};
 use super::place::Place;
 use crate::codec;
 use crate::graph::skim::THRESHOLD_BYTES;
 use crate::store::StoreError;
 use crate::store::manifest::{self, Pooling};
-use anyhow::{Result, bail, ensure};
 use std::path::PathBuf;
 
 /// Which model becomes which version of which store, and how; the fields are what hermes-shard's
@@ -62,32 +62,34 @@ impl Order {
     ///
     /// # Errors
     /// A name, version or variant that there cannot be, or a version that is there.
-    pub fn check(&self) -> Result<String> {
+    pub fn check(&self) -> Result<String, ShardError> {
         self.check_at(&Place::of(&self.model)?)
     }
 
-    pub(super) fn check_at(&self, place: &Place) -> Result<String> {
+    pub(super) fn check_at(&self, place: &Place) -> Result<String, ShardError> {
         let name = match &self.name {
             Some(name) => name.clone(),
             None => place.name()?,
         };
-        let refuse = |name: &String| StoreError::Name { name: name.clone() };
-        ensure!(manifest::is_model_name(&name), refuse(&name));
-        ensure!(manifest::is_name(&self.version), refuse(&self.version));
+        let names =
+            [(&name, manifest::is_model_name(&name)), (&self.version, manifest::is_name(&self.version))];
+        if let Some((name, _)) = names.into_iter().find(|(_, is_name)| !is_name) {
+            return Err(StoreError::Name { name: name.clone() }.into());
+        }
         check_variants(&self.variants)?;
         let target = self.store.join(&name).join(&self.version);
         if target.exists() && !self.force {
-            bail!(
+            return Err(unfit!(
                 "version {} of {name} is in the store already\n\
                  give another --version, or --force to replace it",
                 self.version
-            );
+            ));
         }
         Ok(name)
     }
 }
 
-fn check_variants(variants: &[String]) -> Result<()> {
+fn check_variants(variants: &[String]) -> Result<(), ShardError> {
     let known: Vec<&str> =
         codec::ALL.iter().map(|codec| codec.name()).filter(|name| *name != "bf16").collect();
     for (index, variant) in variants.iter().enumerate() {

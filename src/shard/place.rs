@@ -1,8 +1,8 @@
 //! Where a model's files lie: an ONNX file, or the folder of a repository with one in it, as
 //! transformers, optimum and sentence-transformers lay them out.
 
+use super::error::{ShardError, ensure, unfit};
 use super::layers;
-use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ impl Place {
     ///
     /// # Errors
     /// A folder without one, or with several.
-    pub fn of(path: &Path) -> Result<Place> {
+    pub fn of(path: &Path) -> Result<Place, ShardError> {
         if !path.is_dir() {
             return Ok(Place { model: path.to_owned(), folder: folder_of(path) });
         }
@@ -39,7 +39,7 @@ impl Place {
     }
 
     /// The name that the files give the model.
-    pub fn name(&self) -> Result<String> {
+    pub fn name(&self) -> Result<String, ShardError> {
         let stem = self.model.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         let is_plain = stem == PLAIN_STEM || self.is_below();
         let folder = fs::canonicalize(&self.folder).ok();
@@ -71,7 +71,7 @@ fn folder_of(model: &Path) -> PathBuf {
     }
 }
 
-fn find_in(folder: &Path) -> Result<PathBuf> {
+fn find_in(folder: &Path) -> Result<PathBuf, ShardError> {
     let mut found = vec![];
     for place in [folder.to_owned(), folder.join(ONNX_FOLDER)] {
         let plain = place.join(PLAIN_STEM).with_extension("onnx");
@@ -80,7 +80,8 @@ fn find_in(folder: &Path) -> Result<PathBuf> {
         }
         let Ok(entries) = fs::read_dir(&place) else { continue };
         for entry in entries {
-            let path = entry.with_context(|| format!("cannot list {}", place.display()))?.path();
+            let told = ShardError::io(format!("list {}", place.display()));
+            let path = entry.map_err(told)?.path();
             if path.extension().is_some_and(|end| end == "onnx") && path.is_file() {
                 found.push(path);
             }
@@ -89,15 +90,15 @@ fn find_in(folder: &Path) -> Result<PathBuf> {
     found.sort();
     match &found[..] {
         [model] => Ok(model.clone()),
-        [] => bail!(
+        [] => Err(unfit!(
             "{} has no ONNX file, nor has its folder {ONNX_FOLDER}\n\
              export the model there (optimum-cli export onnx), or name its file",
             folder.display()
-        ),
-        several => bail!(
+        )),
+        several => Err(unfit!(
             "{} has several ONNX files: name one of {}",
             folder.display(),
             several.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
-        ),
+        )),
     }
 }

@@ -1,12 +1,13 @@
 //! Reads a weight strip by strip, never whole, as the f32 values codecs encode.
 
+use super::error::{ShardError, ensure, unfit};
 use crate::codec::PANEL_ROWS;
 use crate::graph::skim::{Elements, Location, WeightSource};
 use crate::store::Dtype;
-use anyhow::{Context, Result, ensure};
 use half::{bf16, f16};
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -30,10 +31,10 @@ impl Sources {
         Sources { files: HashMap::new(), spool }
     }
 
-    fn file(&mut self, location: &Location) -> Result<&File> {
+    fn file(&mut self, location: &Location) -> Result<&File, ShardError> {
         if !self.files.contains_key(&location.path) {
             let file = File::open(&location.path)
-                .with_context(|| format!("cannot open {}", location.path.display()))?;
+                .map_err(ShardError::io(format!("open {}", location.path.display())))?;
             self.files.insert(location.path.clone(), file);
         }
         Ok(&self.files[&location.path])
@@ -41,42 +42,44 @@ impl Sources {
 
     /// The weight with its elements as they are in one stretch of a file: decoded piece by piece
     /// into the spool where they are not. It holds until the next weight is spread out.
-    pub fn spread(&mut self, source: &WeightSource) -> Result<WeightSource> {
+    pub fn spread(&mut self, source: &WeightSource) -> Result<WeightSource, ShardError> {
         if source.location().is_some() {
             return Ok(source.clone());
         }
         let path = self.spool.clone();
-        let told = || format!("cannot decode weight \"{}\" into {}", source.name, path.display());
+        let told = || format!("decode weight \"{}\" into {}", source.name, path.display());
         let options =
             File::options().read(true).write(true).create(true).truncate(true).open(&path);
-        let mut file = options.with_context(told)?;
+        let mut file = options.map_err(ShardError::io(told()))?;
         let bytes = source.bytes();
-        let copied = std::io::copy(&mut source.read().with_context(told)?, &mut file);
-        ensure!(copied.with_context(told)? == bytes, "{}: its data ends too early", told());
+        let copied = source.read().and_then(|mut elements| io::copy(&mut elements, &mut file));
+        let copied = copied.map_err(ShardError::io(told()))?;
+        ensure!(copied == bytes, "cannot {}: its data ends too early", told());
         self.files.insert(path.clone(), file);
         let elements = Elements::Plain(Location { path, offset: 0, bytes });
         Ok(WeightSource { elements, ..source.clone() })
     }
 
     /// Takes the spool away.
-    pub fn finish(&mut self) -> Result<()> {
+    pub fn finish(&mut self) -> Result<(), ShardError> {
         match self.files.remove(&self.spool) {
             Some(_) => std::fs::remove_file(&self.spool)
-                .with_context(|| format!("cannot remove {}", self.spool.display())),
+                .map_err(ShardError::io(format!("remove {}", self.spool.display()))),
             None => Ok(()),
         }
     }
 
     /// Reads `out.len()` bytes of a weight from byte `from` of it.
-    fn read(&mut self, location: &Location, from: u64, out: &mut [u8]) -> Result<()> {
+    fn read(&mut self, location: &Location, from: u64, out: &mut [u8]) -> Result<(), ShardError> {
         let at = location.offset + from;
-        self.file(location)?.read_exact_at(out, at).with_context(|| {
-            format!("cannot read {} bytes at offset {at} of {}", out.len(), location.path.display())
+        self.file(location)?.read_exact_at(out, at).map_err(|source| {
+            let (bytes, path) = (out.len(), location.path.display());
+            ShardError::Io { what: format!("read {bytes} bytes at offset {at} of {path}"), source }
         })
     }
 
     /// Starts the disk on a weight that will be read soon.
-    pub fn prefetch(&mut self, source: &WeightSource) -> Result<()> {
+    pub fn prefetch(&mut self, source: &WeightSource) -> Result<(), ShardError> {
         for location in source.elements.locations() {
             let bytes = location.bytes.min(PREFETCH_BYTES);
             let range = location.offset..location.offset + bytes;
@@ -86,7 +89,7 @@ impl Sources {
     }
 
     /// Lets the page cache go of what a weight left there.
-    pub fn forget(&mut self, source: &WeightSource) -> Result<()> {
+    pub fn forget(&mut self, source: &WeightSource) -> Result<(), ShardError> {
         for location in source.elements.locations() {
             let range = location.offset..location.offset + location.bytes;
             crate::sys::map::drop_cached(self.file(location)?, range);
@@ -123,9 +126,9 @@ impl Matrix<'_> {
     }
 
     /// Reads `rows`, which the caller bounds by [`Matrix::strip_rows`].
-    pub fn read(&self, sources: &mut Sources, rows: Range<usize>) -> Result<Strip> {
+    pub fn read(&self, sources: &mut Sources, rows: Range<usize>) -> Result<Strip, ShardError> {
         let size = self.source.dtype.size();
-        let location = self.source.location().context("a weight is spread out before")?;
+        let location = self.source.location().expect("a weight is spread out before");
         let mut bytes = vec![0; rows.len() * self.depth * size];
         let whole = rows.len() == self.rows;
         if self.rows_contiguous || whole {

@@ -7,6 +7,7 @@ use crate::graph::{
 };
 use crate::store::Dtype;
 use crate::store::manifest::{Batch, Port, Weight};
+use crate::sys::child;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
@@ -101,6 +102,7 @@ impl Trials {
         let sizes = Sizes::of(&several.plan);
         let Some(inputs) = made_up(&several.inputs, &sizes, choice, *length) else { return Ok(()) };
         let trial = Trial::new(several, weights, Arc::clone(&self.read));
+        child::begin_step();
         let Tried::Computed(both) =
             trial.run(&inputs.iter().map(given).collect::<Vec<_>>()).map_err(text)?
         else {
@@ -113,6 +115,7 @@ impl Trials {
                 Some(axis) => given(&input.row(*axis as usize, row)),
                 None => given(input),
             });
+            child::begin_step();
             let Tried::Computed(alone) = trial.run(&inputs.collect::<Vec<_>>()).map_err(text)?
             else {
                 return Ok(());
@@ -135,6 +138,7 @@ fn computed(
     inputs: &[Array],
     notes: &mut Vec<String>,
 ) -> Result<Option<Vec<Given>>, GraphError> {
+    child::begin_step();
     match trial.run(&inputs.iter().map(given).collect::<Vec<_>>())? {
         Tried::Computed(outputs) => Ok(Some(outputs)),
         Tried::Unknown(why) => {

@@ -1,7 +1,3 @@
-//! Who looks on while a version is built.
-
-use anyhow::Result;
-
 /// Hears how far a build is, and may end it.
 pub trait Watch {
     /// So many bytes of source are to be read.
@@ -16,12 +12,9 @@ pub trait Watch {
     /// Bytes of source are done.
     fn advance(&self, _bytes: u64) {}
 
-    /// Asked between weights.
-    ///
-    /// # Errors
-    /// Where the build is to end; what it wrote is removed.
-    fn check(&self) -> Result<()> {
-        Ok(())
+    /// Asked between weights: where it says no, the build ends and what it wrote is removed.
+    fn goes_on(&self) -> bool {
+        true
     }
 }
 

@@ -1,6 +1,7 @@
 //! Writes the layer files: which tensors go into which layer, and each of them into every variant.
 
 use super::encode::{self, Target, codec_of};
+use super::error::ShardError;
 use super::layers;
 use super::tensor::{Matrix, Sources};
 use super::watch::Watch;
@@ -9,7 +10,6 @@ use crate::graph::skim::{Skim, WeightSource};
 use crate::graph::{UseKind, WeightUse};
 use crate::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use crate::store::manifest::{Layer, LayerEntry};
-use anyhow::Result;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -112,11 +112,12 @@ impl<'a> Layers<'a> {
         folder: &Path,
         variants: &[String],
         watch: &dyn Watch,
-    ) -> Result<Vec<Layer>> {
-        fs::create_dir(folder.join("layers"))?;
+    ) -> Result<Vec<Layer>, ShardError> {
+        fs::create_dir(folder.join("layers"))
+            .map_err(ShardError::io("make the folder of layers"))?;
         let mut sources = Sources::new(folder.join(SPOOL_NAME));
         let layers = self.layers.iter().enumerate();
-        let layers: Result<Vec<Layer>> = layers
+        let layers: Result<Vec<Layer>, ShardError> = layers
             .map(|(index, (name, tensors))| {
                 watch.layer(name);
                 let next = self.layers.get(index + 1).map_or(&[][..], |(_, tensors)| tensors);
@@ -143,7 +144,7 @@ impl<'a> Layers<'a> {
         variants: &[String],
         sources: &mut Sources,
         watch: &dyn Watch,
-    ) -> Result<Layer> {
+    ) -> Result<Layer, ShardError> {
         let path_of = |variant: &str| {
             format!("layers/{index:03}-{}.{variant}.layer", layers::file_stem(name))
         };
@@ -154,9 +155,11 @@ impl<'a> Layers<'a> {
                 let writer = LayerWriter::create(&folder.join(path_of(variant)), plans)?;
                 Ok(Target { variant: variant.clone(), writer, errors: Default::default() })
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<_, ShardError>>()?;
         for (number, tensor) in tensors.iter().enumerate() {
-            watch.check()?;
+            if !watch.goes_on() {
+                return Err(ShardError::Interrupted);
+            }
             let source = sources.spread(&self.skim.weights[tensor.weight])?;
             let matrix = tensor.matrix(&source);
             let heard = |bytes| watch.advance(bytes);

@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, ptr};
 
 /// The first argument of a copy; its limits follow, then what it is to do.
@@ -19,12 +20,18 @@ const FLAG: &str = "--within";
 /// How a copy ends that asks its heap for too much.
 const OVER_MEMORY_STATUS: i32 = 77;
 
-/// How many times the processor's time a copy may take, where others keep the processor from it or
-/// it waits for a disk; the signal that ends it then is SIGALRM.
-const PATIENCE: i64 = 4;
+/// How many times the processor's time a copy may take by the clock, where others keep the processor
+/// from it or it waits for a disk.
+const PATIENCE: u32 = 4;
 
 /// Bytes of the end of what a copy says that are kept.
 const TAIL_BYTES: usize = 4096;
+
+/// Bytes of what a copy says that are read at once.
+const PIECE_BYTES: usize = 4096;
+
+/// Seconds of the processor that a step of this copy may take; 0 where this process is none.
+static STEP_CPU_S: AtomicU32 = AtomicU32::new(0);
 
 /// Milliseconds after which the caller is asked whether to go on.
 const TICK_MS: u16 = 500;
@@ -34,8 +41,19 @@ const TICK_MS: u16 = 500;
 pub struct Limits {
     /// Bytes of its heap.
     pub heap_bytes: u64,
-    /// Seconds of the processor.
+    /// Seconds of the processor, for each of its steps (see [`begin_step`]).
     pub cpu_s: u32,
+    /// Seconds by the clock for all of it, those included in which it only waits.
+    pub clock_s: u32,
+    /// Bytes of what it says; the last ones are kept.
+    pub said_bytes: usize,
+}
+
+impl Limits {
+    /// Of heap and processor, with four times as long by the clock, for a copy that says little.
+    pub const fn new(heap_bytes: u64, cpu_s: u32) -> Limits {
+        Limits { heap_bytes, cpu_s, clock_s: PATIENCE * cpu_s, said_bytes: TAIL_BYTES }
+    }
 }
 
 /// How a copy ended.
@@ -45,8 +63,10 @@ pub enum End {
     Exit(i32),
     /// It wanted more memory than it may have.
     OverMemory,
-    /// It took more time than it may have.
+    /// It took more of the processor's time than it may have.
     OverTime,
+    /// It took longer than it may, however much of that it waited.
+    OverClock,
     /// By another signal.
     Signal(i32),
 }
@@ -66,6 +86,7 @@ pub fn run(
         .arg(FLAG)
         .arg(limits.heap_bytes.to_string())
         .arg(limits.cpu_s.to_string())
+        .arg(limits.clock_s.to_string())
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -74,7 +95,7 @@ pub fn run(
         .process_group(0)
         .spawn()?;
     let said = match child.stdout.take() {
-        Some(output) => listen(output, &mut go_on),
+        Some(output) => listen(output, limits.said_bytes, &mut go_on),
         None => Ok(Vec::new()),
     };
     let said = said.inspect_err(|_| kill(&mut child))?;
@@ -89,9 +110,13 @@ fn own_program() -> PathBuf {
 }
 
 /// Reads to the end, which comes with the copy's own; keeps what came last.
-fn listen(mut output: ChildStdout, go_on: &mut impl FnMut() -> bool) -> io::Result<Vec<u8>> {
-    let mut said = Vec::with_capacity(2 * TAIL_BYTES);
-    let mut piece = [0; TAIL_BYTES];
+fn listen(
+    mut output: ChildStdout,
+    said_bytes: usize,
+    go_on: &mut impl FnMut() -> bool,
+) -> io::Result<Vec<u8>> {
+    let mut said = Vec::new();
+    let mut piece = [0; PIECE_BYTES];
     loop {
         let mut ready = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
         let is_silent = match poll(&mut ready, PollTimeout::from(TICK_MS)) {
@@ -106,11 +131,14 @@ fn listen(mut output: ChildStdout, go_on: &mut impl FnMut() -> bool) -> io::Resu
             continue;
         }
         let count = output.read(&mut piece)?;
+        said.extend(&piece[..count]);
+        // Not each time, since what is kept is moved.
+        if count == 0 || said.len() > 2 * said_bytes {
+            said.drain(..said.len().saturating_sub(said_bytes));
+        }
         if count == 0 {
             return Ok(said);
         }
-        said.extend(&piece[..count]);
-        said.drain(..said.len().saturating_sub(TAIL_BYTES));
     }
 }
 
@@ -125,6 +153,7 @@ fn end_of(status: ExitStatus) -> End {
         (Some(OVER_MEMORY_STATUS), _) => End::OverMemory,
         (Some(code), _) => End::Exit(code),
         (None, Some(signal)) if signal == Signal::SIGPROF as i32 => End::OverTime,
+        (None, Some(signal)) if signal == Signal::SIGALRM as i32 => End::OverClock,
         (None, signal) => End::Signal(signal.unwrap_or(0)),
     }
 }
@@ -137,18 +166,29 @@ pub fn begin() -> Option<Vec<OsString>> {
         return None;
     }
     let mut number = || arguments.next()?.to_str()?.parse().ok();
-    let limits = Limits { heap_bytes: number()?, cpu_s: u32::try_from(number()?).ok()? };
-    hold(limits);
+    let heap_bytes = number()?;
+    let mut seconds = || u32::try_from(number()?).ok();
+    let cpu_s = seconds()?;
+    hold(Limits { clock_s: seconds()?, ..Limits::new(heap_bytes, cpu_s) });
     Some(arguments.collect())
+}
+
+/// Begins a step of what a copy does, which may take the processor's time anew: one that takes many
+/// steps is not held for one that does not end. Nothing where this process is no copy.
+pub fn begin_step() {
+    match STEP_CPU_S.load(Ordering::Relaxed) {
+        0 => {}
+        cpu_s => end_after(libc::ITIMER_PROF, cpu_s),
+    }
 }
 
 /// Each of these is a courtesy but the first two: where the system refuses one, the copy does
 /// without.
 fn hold(limits: Limits) {
     heap::exit_beyond(limits.heap_bytes, OVER_MEMORY_STATUS);
-    let cpu_s = i64::from(limits.cpu_s);
-    end_after(libc::ITIMER_PROF, cpu_s);
-    end_after(libc::ITIMER_REAL, PATIENCE * cpu_s);
+    STEP_CPU_S.store(limits.cpu_s, Ordering::Relaxed);
+    begin_step();
+    end_after(libc::ITIMER_REAL, limits.clock_s);
     // It goes with whoever waits for it, is the first to go where memory is short, and leaves no
     // image of itself.
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
@@ -157,7 +197,7 @@ fn hold(limits: Limits) {
 }
 
 /// Has a signal end the process, as nobody handles it, once the timer has counted so many seconds.
-fn end_after(timer: libc::c_int, seconds: i64) {
+fn end_after(timer: libc::c_int, seconds: u32) {
     let never = libc::timeval { tv_sec: 0, tv_usec: 0 };
     let then = libc::timeval { tv_sec: seconds as libc::time_t, tv_usec: 0 };
     let value = libc::itimerval { it_interval: never, it_value: then };

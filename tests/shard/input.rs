@@ -1,9 +1,14 @@
 //! Models that are broken, lie, or cannot be run.
 
-use super::common::small_store::node;
+use super::common::small_store::{node, output};
 use super::model::{linear, linear_outside, linear_then, linear_with, weight};
-use super::{Place, files};
+use super::{Place, check_refusal, files, stderr};
+use hermes::shard::{Draft, Order, Source};
+use hermes::store::Dtype;
 use std::fs;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use tract_onnx::pb::{AttributeProto, TensorProto, attribute_proto::AttributeType};
 
 #[test]
@@ -300,4 +305,49 @@ fn values_out_of_a_variants_range_become_its_largest_and_count_as_error() {
     let files = &place.inspect("1")["layers"][0]["files"];
     assert_eq!(files["f16"]["max_error"], 1e6 - 65504.0);
     assert!(files["q8"]["max_error"].as_f64().unwrap() < 1e4);
+}
+
+/// A copy of the program that a slow disk kept from its end was told as a graph that cannot be
+/// imported. Its clock is wound forward here.
+#[test]
+fn what_was_kept_waiting_is_not_held_against_the_model() {
+    let place = Place::new();
+    let mut model = linear_then("Relu", "/head/relu");
+    let graph = model.graph.as_mut().unwrap();
+    // So many that tract is busy with them for minutes.
+    let name = |index: usize| format!("h{index}");
+    graph.node.push(node("Relu", &["y"], "h0"));
+    graph.node.extend((0..20_000).map(|i| node("Add", &[&name(i), &name(i)], &name(i + 1))));
+    graph.output = vec![output("h20000", Dtype::Fp32)];
+    place.save(&model);
+    let mut command = place.command(&[]);
+    let build = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", build.id());
+    let start = Instant::now();
+    let copy = loop {
+        let text = fs::read_to_string(&children).unwrap();
+        let command_line = |id: &&str| fs::read_to_string(format!("/proc/{id}/cmdline"));
+        let is_copy = |id: &&str| command_line(id).is_ok_and(|line| line.contains("--within"));
+        if let Some(id) = text.split_whitespace().find(is_copy) {
+            break id.to_string();
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "it has no copy");
+        sleep(Duration::from_millis(2));
+    };
+    assert!(Command::new("kill").args(["-ALRM", &copy]).status().unwrap().success());
+    let output = build.wait_with_output().unwrap();
+    check_refusal(&output, &["not known to be sound or not", "by the clock", "try again"]);
+    assert!(!stderr(&output).contains("export"), "{}", stderr(&output));
+}
+
+/// What was found out is of files that may be others by now.
+#[test]
+fn files_that_change_while_they_are_read_make_no_version() {
+    let place = Place::with_linear();
+    let order = Order::new(place.model(), place.store());
+    let draft = Draft::of(&order, &Source::read(&order).unwrap()).unwrap();
+    place.save(&linear_then("Relu", "/head/relu"));
+    let error = draft.write(&order, Source::read(&order).unwrap(), &()).unwrap_err();
+    assert!(error.to_string().contains("changed while they were read"), "{error}");
+    assert!(!place.store().exists());
 }

@@ -6,7 +6,7 @@ use super::report::{self, Progress};
 use anyhow::Result;
 use clap::{Args, value_parser};
 use hermes::graph::skim::THRESHOLD_BYTES;
-use hermes::shard::{self, Named, Order};
+use hermes::shard::{Named, Order, Source};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -89,12 +89,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     interrupt::begin()?;
     let order = options.order();
     order.check()?;
-    let place_at_hand = rehearsal::of_build()?;
-    let begun = shard::begin(&order).map_err(|error| rehearsal::placed(error, place_at_hand))?;
-    begun.notes().iter().filter(|_| !options.json).for_each(|note| hermes::tell!("{note}"));
+    let draft = rehearsal::of_build()?;
+    draft.notes.iter().filter(|_| !options.json).for_each(|note| hermes::tell!("{note}"));
+    let source = Source::read(&order)?;
     interrupt::writing();
     let progress = Progress::new(0, options.json);
-    let installed = begun.write(&order, &progress)?;
+    let installed = draft.write(&order, source, &progress)?;
     progress.finish();
     report::built(&installed, started.elapsed(), options.json)
 }

@@ -1,44 +1,51 @@
 //! What strangers' files may do to a program, tried by a copy of it within limits: tract computes
-//! a graph's constants while it imports it, and those may take any memory and time.
+//! a graph's constants while it imports it, and those may take any memory and time; so may a pass.
 
-use super::{Arguments, Command, interrupt, told};
-use anyhow::{Context, Result, anyhow, bail};
+use super::{Arguments, Command, interrupt};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use hermes::engine::rehearsal::{self, Death, Trial};
 use hermes::graph::{GraphError, progress};
-use hermes::shard;
+use hermes::shard::{Draft, ShardError, Source};
 use hermes::store::{ModelDir, Rehearsal};
-use hermes::sys::child::{self, Limits};
+use hermes::sys::child::{self, End, Limits};
 use std::env;
 use std::ffi::OsString;
 use std::iter;
 use std::process::ExitCode;
 
-/// What reading and importing a model may take.
-const LIMITS: Limits = Limits { heap_bytes: 1 << 30, cpu_s: 60 };
+/// What reading, importing and trying a model may take: of the processor for each import and each
+/// pass, by the clock for all. What a copy finds out is about as long as a manifest.
+const LIMITS: Limits = Limits { clock_s: 600, said_bytes: 64 << 20, ..Limits::new(1 << 30, 60) };
 
-/// How a copy ends that was refused something: its caller finds that out too, and tells it.
+/// What a copy says before what it found out, or why it was refused.
+const FOUND: &str = "\nfound\n";
+
+/// How a copy ends that was refused something.
 const REFUSED: u8 = 1;
 
-/// Has a copy of this program do what a build begins with: reading and importing the model.
-/// Returns what it was about last.
+/// The same by a panic of tract, which names no node.
+const PANICKED: u8 = 3;
+
+/// Has a copy of this program do what a build begins with: reading, importing and trying the model.
+/// Nothing of it is done again here.
 ///
 /// # Errors
-/// What the copy died of.
-pub fn of_build() -> Result<Option<String>> {
+/// What the copy was refused, or died of.
+pub fn of_build() -> Result<Draft> {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
     let (end, said) = child::run(LIMITS, &arguments, goes_on).context("cannot try the model")?;
-    match Death::of(end, LIMITS, &said) {
-        Some(death) => bail!("{}", why(&death)),
-        None => Ok(rehearsal::place(&said)),
+    if let Some(death) = Death::of(end, LIMITS, &said) {
+        bail!("{}", why(&death));
     }
-}
-
-/// Adds to what made tract panic, which names no node, the one at which the copy met it.
-pub fn placed(error: anyhow::Error, place: Option<String>) -> anyhow::Error {
-    match (error.downcast_ref::<GraphError>(), place) {
-        (Some(GraphError::Panicked(_)), Some(place)) => anyhow!("{error}\nit was at {place}"),
-        _ => error,
+    let (before, found) =
+        said.split_once(FOUND).context("the copy that tries the model is mute")?;
+    match (end, rehearsal::place(before)) {
+        (End::Exit(0), _) => Ok(Draft::parse(found)?),
+        (End::Exit(status), Some(place)) if status == i32::from(PANICKED) => {
+            bail!("{}\nit was at {place}", found.trim_end())
+        }
+        _ => bail!("{}", found.trim_end()),
     }
 }
 
@@ -46,15 +53,19 @@ pub fn placed(error: anyhow::Error, place: Option<String>) -> anyhow::Error {
 pub fn perform(arguments: Vec<OsString>) -> ExitCode {
     progress::tell();
     let arguments = Arguments::try_parse_from(iter::once("hermes-shard".into()).chain(arguments));
-    let tried = match arguments.map(|arguments| arguments.command) {
-        Ok(Command::Build(options)) => shard::begin(&options.order()).map(drop),
-        _ => return ExitCode::from(REFUSED),
+    let Ok(Arguments { command: Command::Build(options) }) = arguments else {
+        return ExitCode::from(REFUSED);
     };
-    match tried {
-        Ok(()) => ExitCode::SUCCESS,
+    let order = options.order();
+    match Source::read(&order).and_then(|source| Draft::of(&order, &source)) {
+        Ok(draft) => {
+            hermes::say!("{FOUND}{}", draft.to_text());
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            hermes::say!("{}", told(&error));
-            ExitCode::from(REFUSED)
+            hermes::say!("{FOUND}{error}");
+            let has_panicked = matches!(error, ShardError::Graph(GraphError::Panicked(_)));
+            ExitCode::from(if has_panicked { PANICKED } else { REFUSED })
         }
     }
 }
@@ -82,9 +93,16 @@ fn goes_on() -> bool {
     interrupt::check().is_ok()
 }
 
+/// What a death tells of the model, and what can be done.
 fn why(death: &Death) -> String {
+    if death.is_from_outside() {
+        return format!(
+            "the model is not known to be sound or not: to import and try it {death}\n\
+             a disk, other programs or the system kept it from its end: try again with less beside it"
+        );
+    }
     format!(
-        "the graph cannot be imported: that {death}\nexport the model without that node, or leave \
-         the passes on made-up inputs out by --no-trial"
+        "the model cannot be imported and tried: that {death}\nexport the model without that node, \
+         or leave the passes over made-up inputs out by --no-trial"
     )
 }

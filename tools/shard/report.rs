@@ -68,8 +68,8 @@ impl Watch for Progress {
         Progress::advance(self, bytes);
     }
 
-    fn check(&self) -> Result<()> {
-        interrupt::check()
+    fn goes_on(&self) -> bool {
+        interrupt::check().is_ok()
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) use file::{describe_block, open_file};
 
 use super::Dtype;
 use crate::codec::{self, GROUP_DEPTH, PANEL_ROWS};
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// First bytes of every layer file.
@@ -70,7 +71,7 @@ const MIN_TENSOR_BYTES: u64 = 10 * 8;
 const BLOCK_ENTRY_BYTES: u64 = 8 * 8;
 
 /// How a tensor's elements are arranged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Layout {
     /// A matrix in panels of 16 rows, k-major, the last one padded with zeros: for products.
     Panels,

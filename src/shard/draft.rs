@@ -1,0 +1,190 @@
+//! A version before anything of it is written, and after.
+
+use super::dims::{self, Settled, Sizes};
+use super::embedder::{self, Wish};
+use super::error::{ShardError, ensure, unfit};
+use super::makers::Makers;
+use super::order::Order;
+use super::source::{Source, TokenizerFile};
+use super::watch::Watch;
+use super::write::Layers;
+use crate::graph::{Imported, Lockstep, WeightUse};
+use crate::store::manifest::{
+    self, Checksum, FileEntry, Manifest, Needs, PassNeeds, Provenance, Task, TextRules, Weight,
+};
+use crate::store::{self, ModelDir, Rehearsal};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Name of the graph's file in a version.
+const GRAPH_NAME: &str = "graph.onnx";
+
+/// Name of the tokenizer's file in a version.
+pub(super) const TOKENIZER_NAME: &str = "tokenizer.json";
+
+/// What is found out about a model before anything is written. Finding it out is all that tract is
+/// needed for, so a process of its own can do it, and tell it as a text.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Draft {
+    /// The manifest, but for the layers.
+    pub manifest: Manifest,
+    /// What was decided, line by line.
+    pub notes: Vec<String>,
+    sizes: Sizes,
+    uses: Vec<WeightUse>,
+}
+
+impl Draft {
+    /// Imports and tries the model of `source`, and reads what its makers say.
+    ///
+    /// # Errors
+    /// What makes it a model that cannot be served, or not as `order` wants it.
+    pub fn of(order: &Order, source: &Source) -> Result<Draft, ShardError> {
+        let skim = &source.skim;
+        let describe = |weight: &crate::graph::skim::WeightSource| Weight {
+            name: weight.name.clone(),
+            dtype: weight.dtype,
+            shape: weight.shape.clone(),
+        };
+        let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
+        let settled = dims::settle(skim, &weights, order)?;
+        let (task, text) = read_makers(order, source, &settled.imported)?;
+        let Settled { skeleton, imported, sizes, loading_bytes, graph_bytes, batch, notes } =
+            settled;
+        let manifest = Manifest {
+            format: manifest::FORMAT,
+            model: source.name.clone(),
+            version: order.version.clone(),
+            needs: graph_bytes.map(|bytes| needs(&imported, bytes)),
+            inputs: imported.inputs,
+            outputs: imported.outputs,
+            batch,
+            graph: entry(GRAPH_NAME, &skeleton),
+            weights,
+            layers: vec![],
+            variants: order.variants.clone(),
+            tokenizer: source.tokenizer.as_ref().map(entry_of),
+            task,
+            text,
+            loading_bytes,
+            provenance: provenance(source),
+        };
+        Ok(Draft { manifest, notes, sizes, uses: imported.uses })
+    }
+
+    /// Reads what [`Draft::to_text`] wrote.
+    ///
+    /// # Errors
+    /// A text that is none of a draft.
+    pub fn parse(text: &str) -> Result<Draft, ShardError> {
+        serde_json::from_str(text)
+            .map_err(|error| unfit!("what was found out is no draft: {error}"))
+    }
+
+    /// All of it in one line.
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(self).expect("its maps have names for keys")
+    }
+
+    /// Writes the version and installs it; no tract is run. `source` is what the draft is of.
+    ///
+    /// # Errors
+    /// What cannot be read or written, or has changed; nothing is left of it then.
+    pub fn write(
+        self,
+        order: &Order,
+        source: Source,
+        watch: &dyn Watch,
+    ) -> Result<ModelDir, ShardError> {
+        let Draft { mut manifest, sizes, uses, .. } = self;
+        let Source { mut skim, tokenizer, .. } = source;
+        let skeleton = std::mem::take(&mut skim.skeleton);
+        let skeleton =
+            crate::graph::dims::settle(skeleton.as_slice(), &sizes).map_err(ShardError::Unfit)?;
+        let is_same = manifest.graph == entry(GRAPH_NAME, &skeleton)
+            && manifest.tokenizer == tokenizer.as_ref().map(entry_of);
+        ensure!(is_same, "the model's files changed while they were read\nbuild it again");
+        let layers = Layers::new(&skim, &uses);
+        let small_bytes = skeleton.len() + tokenizer.as_ref().map_or(0, |file| file.bytes.len());
+        let needed_bytes = layers.stored_bytes(&order.variants) + small_bytes as u64;
+        let staging = store::staging(&order.store)?;
+        store::check_room(&order.store, needed_bytes)?;
+        if let Some(file) = tokenizer {
+            write_file(staging.path(), TOKENIZER_NAME, &file.bytes)?;
+        }
+        write_file(staging.path(), GRAPH_NAME, &skeleton)?;
+        watch.expect(layers.source_bytes());
+        manifest.layers = layers.write(staging.path(), &order.variants, watch)?;
+        let json = serde_json::to_vec_pretty(&manifest).expect("its maps have names for keys");
+        write_file(staging.path(), manifest::MANIFEST_NAME, &json)?;
+        if let Some(peak_bytes) = manifest.loading_bytes {
+            Rehearsal::Done { peak_bytes }.write(staging.path(), manifest.graph.checksum)?;
+        }
+        if !watch.goes_on() {
+            return Err(ShardError::Interrupted);
+        }
+        let Manifest { model, version, .. } = &manifest;
+        Ok(store::install(&order.store, staging.path(), model, version, order.force)?)
+    }
+}
+
+fn entry(name: &str, bytes: &[u8]) -> FileEntry {
+    let checksum = Checksum(xxh3_64(bytes));
+    FileEntry { path: name.to_string(), bytes: bytes.len() as u64, checksum }
+}
+
+fn entry_of(file: &TokenizerFile) -> FileEntry {
+    entry(TOKENIZER_NAME, &file.bytes)
+}
+
+fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), ShardError> {
+    let path = folder.join(name);
+    fs::write(&path, bytes).map_err(ShardError::io(format!("write {}", path.display())))
+}
+
+/// What serving takes: the graph as a daemon holds it, and what passes of some lengths do.
+fn needs(imported: &Imported, graph_bytes: u64) -> Needs {
+    const LENGTHS: [u64; 10] = [1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
+    let lockstep = Lockstep::new(Arc::clone(&imported.plan));
+    let pass = |length| PassNeeds { length, bytes: lockstep.footprint_at(length).alone_bytes };
+    // In the order of the lengths, though a size may shrink with them.
+    let mut most = 0;
+    let passes = LENGTHS.map(pass).map(|pass| {
+        most = pass.bytes.max(most);
+        PassNeeds { bytes: most, ..pass }
+    });
+    Needs { graph_bytes, passes: passes.to_vec() }
+}
+
+/// What the model makes of a text, and by which rules; neither where it has no tokenizer.
+fn read_makers(
+    order: &Order,
+    source: &Source,
+    imported: &Imported,
+) -> Result<(Option<Task>, Option<TextRules>), ShardError> {
+    let wish = Wish { embedding: order.embedding.as_deref(), pooling: order.pooling };
+    let Some(tokenizer) = &source.tokenizer else {
+        let is_wished = wish.embedding.is_some() || wish.pooling.is_some();
+        ensure!(!is_wished, "--embedding needs a tokenizer: give --tokenizer FILE");
+        return Ok((None, None));
+    };
+    tokenizer.check()?;
+    let makers = Makers::read(&source.folder, &tokenizer.bytes)?;
+    let (task, rules) = embedder::decide(wish, makers, imported)?;
+    Ok((task, Some(rules)))
+}
+
+fn provenance(source: &Source) -> Provenance {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH);
+    Provenance {
+        source: source.file.clone(),
+        source_bytes: source.skim.source_bytes,
+        producer: source.skim.producer.clone(),
+        tool: format!("hermes-shard {}", env!("CARGO_PKG_VERSION")),
+        created_s: created.map(|since| since.as_secs()).unwrap_or(0),
+    }
+}

@@ -1,0 +1,71 @@
+//! A model's files, as far as they are read before anything is made of them.
+
+use super::draft::TOKENIZER_NAME;
+use super::error::{ShardError, unfit};
+use super::order::Order;
+use super::place::Place;
+use crate::graph::skim::{self, Skim};
+use std::fs;
+use std::path::PathBuf;
+
+/// A model without its big weights, which stay where they are, and what belongs to it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Name of the model.
+    pub name: String,
+    /// Name of its file.
+    pub file: String,
+    /// The folder in which its makers' configs are looked for.
+    pub folder: PathBuf,
+    pub skim: Skim,
+    pub tokenizer: Option<TokenizerFile>,
+}
+
+/// A tokenizer.json, whatever it is called.
+#[derive(Clone, Debug)]
+pub struct TokenizerFile {
+    pub path: PathBuf,
+    pub bytes: Vec<u8>,
+}
+
+impl Source {
+    /// Reads the files that `order` names.
+    ///
+    /// # Errors
+    /// What cannot be read, or be asked for.
+    pub fn read(order: &Order) -> Result<Source, ShardError> {
+        let place = Place::of(&order.model)?;
+        let name = order.check_at(&place)?;
+        let skim = skim::skim(&place.model, order.threshold_bytes)?;
+        let tokenizer = read_tokenizer(order, &place)?;
+        let file = place.model.file_name().map(|name| name.to_string_lossy().into_owned());
+        let Place { folder, .. } = place;
+        Ok(Source { name, file: file.unwrap_or_default(), folder, skim, tokenizer })
+    }
+}
+
+impl TokenizerFile {
+    /// Tries that it is one.
+    pub(super) fn check(&self) -> Result<(), ShardError> {
+        match tokenizers::Tokenizer::from_bytes(&self.bytes) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(unfit!(
+                "{} is no tokenizer.json: {error}\n\
+                 give the one that belongs to the model with --tokenizer FILE",
+                self.path.display()
+            )),
+        }
+    }
+}
+
+fn read_tokenizer(order: &Order, place: &Place) -> Result<Option<TokenizerFile>, ShardError> {
+    let beside = place.folder.join(TOKENIZER_NAME);
+    let path = match &order.tokenizer {
+        Some(path) => path,
+        None if beside.is_file() => &beside,
+        None => return Ok(None),
+    };
+    let told = ShardError::io(format!("read tokenizer {}", path.display()));
+    let bytes = fs::read(path).map_err(told)?;
+    Ok(Some(TokenizerFile { path: path.clone(), bytes }))
+}
