@@ -227,7 +227,7 @@ fn numbers(value: &Value, at: &mut String, found: &mut Vec<String>) {
 fn a_layer_that_is_changed_or_cut_under_the_daemon_gives_no_wrong_answer() {
     let arguments = ["--profiles", "false", "--source", "mapped"];
     let board = Board::start(tempfile::tempdir().unwrap(), &arguments);
-    let layer = board.store.join("slow/1/layers/000-all.f32.layer");
+    let layer = board.store.join("slow/1/layers/000-model.f32.layer");
     board.check_answer();
     board.check_answer();
     let good = fs::read(&layer).unwrap();
@@ -239,12 +239,12 @@ fn a_layer_that_is_changed_or_cut_under_the_daemon_gives_no_wrong_answer() {
         std::io::Write::write_all(&mut file, content).unwrap();
     };
     over(&bad);
-    board.check_answer_or_refusal("000-all.f32.layer");
+    board.check_answer_or_refusal("000-model.f32.layer");
     over(&good);
     assert_eq!(board.daemon.post("/v2/repository/models/slow/load", "").0, 200);
     board.check_answer();
     File::options().write(true).open(&layer).unwrap().set_len(1 << 20).unwrap();
-    board.check_answer_or_refusal("000-all.f32.layer");
+    board.check_answer_or_refusal("000-model.f32.layer");
     assert_eq!(board.daemon.get("/v2/health/live").0, 200);
 }
 

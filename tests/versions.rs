@@ -434,7 +434,7 @@ fn folders_and_tars_are_installed_through_the_daemon() {
 /// The entries of a good archive of version 2 of `linear`.
 fn good_entries() -> Vec<Entry> {
     let (_two, folder) = folder_of(small_store::scaled_linear(2.0), "2");
-    let names = ["manifest.json", "graph.onnx", "layers/000-all.f32.layer"];
+    let names = ["manifest.json", "graph.onnx", "layers/000-model.f32.layer"];
     names.map(|name| Entry::file(name, fs::read(folder.join(name)).unwrap())).to_vec()
 }
 
@@ -489,7 +489,7 @@ fn hostile_archives() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("no manifest", tar::archive(&good[1..]), "manifest.json must be"),
         ("manifest not first", changed(&|entries| entries.swap(0, 1)), "manifest.json must be"),
         ("no entry", tar::archive(&[]), "has no manifest.json"),
-        ("a file is missing", tar::archive(&good[..2]), "has no layers/000-all.f32.layer"),
+        ("a file is missing", tar::archive(&good[..2]), "has no layers/000-model.f32.layer"),
         ("longer than declared", changed(&|e| e[1].content.push(0)), "the manifest says"),
         ("shorter than declared", changed(&|e| e[1].content.truncate(9)), "the manifest says"),
         ("a bomb", changed(&|e| e[1].declared = 1 << 40), "has 1099511627776 bytes"),
@@ -512,7 +512,7 @@ fn hostile_archives() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "bytes free",
         ),
         ("wrong checksum", changed(&|e| e[1].content[9] ^= 1), "graph.onnx has checksum"),
-        ("damaged index", changed(&|e| e[2].content[70] ^= 1), "layers/000-all.f32.layer"),
+        ("damaged index", changed(&|e| e[2].content[70] ^= 1), "layers/000-model.f32.layer"),
         ("damaged block", changed(&|e| e[2].content[65536] ^= 1), "wrong checksum"),
         ("name with a slash", manifest_with("\"linear\"", "\"../linear\""), "no model name"),
         (

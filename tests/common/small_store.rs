@@ -1,14 +1,10 @@
-//! Stores of models so small that a test knows their answers, written without hermes-shard.
+//! Stores of models so small that a test knows their answers.
 
-use hermes::codec;
-use hermes::graph::{self, UseKind, WeightUse};
-use hermes::store::layer_file::{LayerWriter, Layout, TensorPlan, seal_row};
-use hermes::store::manifest::{
-    Checksum, FORMAT, FileEntry, Layer, LayerEntry, Manifest, Pooling, Provenance, Task, Weight,
-};
-use hermes::store::{Dtype, install, staging};
+use hermes::graph::skim::{Elements, Skim, WeightSource};
+use hermes::shard::{Draft, Order, Source, TokenizerFile};
+use hermes::store::Dtype;
+use hermes::store::manifest::{Pooling, Task};
 use prost::Message;
-use std::fs;
 use std::path::Path;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use tract_onnx::pb::type_proto::{Tensor as TensorType, Value as TypeValue};
@@ -16,7 +12,6 @@ use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
     TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
 };
-use xxhash_rust::xxh3::xxh3_64;
 
 /// A graph and its big weights.
 pub struct SmallModel {
@@ -33,7 +28,7 @@ pub fn write(store: &Path, model: SmallModel) {
     write_version(store, model, "1");
 }
 
-/// Installs a version of a model.
+/// Installs a version of a model, as hermes-shard makes it that tries nothing.
 pub fn write_version(store: &Path, model: SmallModel, version: &str) {
     let proto = ModelProto {
         ir_version: 8,
@@ -41,139 +36,35 @@ pub fn write_version(store: &Path, model: SmallModel, version: &str) {
         graph: Some(model.graph),
         ..ModelProto::default()
     };
-    let skeleton = proto.encode_to_vec();
-    let weights: Vec<Weight> = model
-        .weights
-        .iter()
-        .map(|(name, shape, _)| Weight {
-            name: name.to_string(),
-            dtype: Dtype::Fp32,
-            shape: shape.to_vec(),
-        })
-        .collect();
-    let imported = graph::import(&skeleton, &weights).unwrap();
-    let folder = staging(store).unwrap();
-    let put = |path: &str, bytes: &[u8]| {
-        fs::write(folder.path().join(path), bytes).unwrap();
-        let (bytes, checksum) = (bytes.len() as u64, Checksum(xxh3_64(bytes)));
-        FileEntry { path: path.to_string(), bytes, checksum }
-    };
-    let graph = put("graph.onnx", &skeleton);
-    let tokenizer = model.tokenizer.map(|text| put("tokenizer.json", text.as_bytes()));
-    let mut tensors: Vec<(TensorPlan, Vec<f32>)> = Vec::new();
-    for used in &imported.uses {
-        let tensor = tensor(&model.weights[used.weight], used);
-        if !tensors.iter().any(|(plan, _)| *plan == tensor.0) {
-            tensors.push(tensor);
-        }
-    }
-    let mut layers = Vec::new();
-    if !tensors.is_empty() {
-        fs::create_dir_all(folder.path().join("layers")).unwrap();
-        let path = "layers/000-all.f32.layer";
-        let entry = write_layer(&folder.path().join(path), path, tensors);
-        let files = [("f32".to_string(), entry)].into();
-        layers.push(Layer { name: "all".to_string(), files });
-    }
-    let manifest = Manifest {
-        format: FORMAT,
-        model: model.name.to_string(),
-        version: version.to_string(),
-        inputs: imported.inputs,
-        outputs: imported.outputs,
-        graph,
-        weights,
-        layers,
-        variants: vec!["f32".to_string()],
-        tokenizer,
-        task: model.task,
-        text: None,
-        batch: None,
-        loading_bytes: None,
-        needs: None,
-        provenance: Provenance {
-            source: "test".to_string(),
-            source_bytes: 0,
-            producer: "test".to_string(),
-            tool: "test".to_string(),
-            created_s: 1,
-        },
-    };
-    let text = serde_json::to_vec(&manifest).unwrap();
-    fs::write(folder.path().join("manifest.json"), text).unwrap();
-    install(store, folder.path(), model.name, version, false).unwrap();
-}
-
-/// The stored form of a weight: its plan, and its values row by row.
-fn tensor(
-    (name, shape, values): &(&str, [u64; 2], Vec<f32>),
-    used: &WeightUse,
-) -> (TensorPlan, Vec<f32>) {
-    let second = shape[1];
-    let (kind, layout) = (used.kind, used.layout);
-    let (rows, depth) = kind.extent(shape).unwrap();
-    let values = match kind {
-        UseKind::Linear { transposed: false } => {
-            let at = |row: u64, step: u64| values[(step * second + row) as usize];
-            (0..rows).flat_map(|row| (0..depth).map(move |step| at(row, step))).collect()
-        }
-        _ => values.clone(),
-    };
-    let plan = TensorPlan {
+    let weights = model.weights.iter().map(|(name, shape, values)| WeightSource {
         name: name.to_string(),
-        layout,
-        codec: codec::by_name("f32").unwrap().code(),
         dtype: Dtype::Fp32,
-        dims: shape.to_vec(),
-        rows,
-        depth,
+        shape: shape.to_vec(),
+        elements: Elements::Held(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+    });
+    let skim = Skim {
+        skeleton: proto.encode_to_vec(),
+        weights: weights.collect(),
+        producer: "test".to_string(),
+        opset: 17,
+        source_bytes: 0,
     };
-    (plan, values)
-}
-
-fn write_layer(path: &Path, name: &str, tensors: Vec<(TensorPlan, Vec<f32>)>) -> LayerEntry {
-    let (plans, values): (Vec<_>, Vec<_>) = tensors.into_iter().unzip();
-    let writer = LayerWriter::create(path, plans.clone()).unwrap();
-    for (number, block) in writer.blocks().iter().enumerate() {
-        let rows = block.row_start as usize..(block.row_start + block.row_count) as usize;
-        let bytes = encode(&plans[block.tensor], &values[block.tensor], rows);
-        writer.write_block(number, &bytes).unwrap();
-    }
-    let summary = writer.finish().unwrap();
-    LayerEntry {
-        path: name.to_string(),
-        bytes: summary.bytes,
-        index_checksum: summary.index_checksum,
-        relative_error: 0.0,
-        max_error: 0.0,
-    }
-}
-
-fn encode(plan: &TensorPlan, values: &[f32], rows: std::ops::Range<usize>) -> Vec<u8> {
-    let (depth, codec) = (plan.depth as usize, codec::by_code(plan.codec).unwrap());
-    let mut bytes = Vec::new();
-    match plan.layout {
-        Layout::Panels | Layout::ColumnPanels => {
-            for panel in rows.clone().step_by(codec::PANEL_ROWS) {
-                let mut run = vec![0.0; depth * codec::PANEL_ROWS];
-                for row in panel..(panel + codec::PANEL_ROWS).min(rows.end) {
-                    for step in 0..depth {
-                        run[step * codec::PANEL_ROWS + row - panel] = values[row * depth + step];
-                    }
-                }
-                codec.encode(&run, codec::PANEL_ROWS, &mut bytes);
-            }
-        }
-        Layout::Rows => {
-            for row in rows {
-                let start = bytes.len();
-                codec.encode(&values[row * depth..(row + 1) * depth], 1, &mut bytes);
-                seal_row(&mut bytes, start);
-            }
-        }
-        Layout::Flat => codec.encode(&values[rows], 1, &mut bytes),
-    }
-    bytes
+    let tokenizer = model
+        .tokenizer
+        .map(|text| TokenizerFile { path: "tokenizer.json".into(), bytes: text.into_bytes() });
+    let source = Source {
+        name: model.name.to_string(),
+        file: "test".to_string(),
+        folder: "/nothing/beside/it".into(),
+        skim,
+        tokenizer,
+    };
+    let order =
+        Order { version: version.to_string(), trial: false, ..Order::new("test.onnx", store) };
+    let mut draft = Draft::of(&order, &source).unwrap();
+    draft.manifest.task = model.task;
+    draft.manifest.text = None;
+    draft.write(&order, source, &()).unwrap();
 }
 
 /// ONNX's number for a dtype.
