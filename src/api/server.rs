@@ -11,7 +11,7 @@ use super::state::Api;
 use crate::daemon::{Control, Phase};
 use crate::engine::Engine;
 use crate::stream::{Category, OverBudget};
-use crate::sys::files;
+use crate::sys::file_limit;
 use crate::sys::peer::{Peer, bound_unread, is_keeper};
 use axum::Router;
 use axum::extract::Request as HttpRequest;
@@ -130,7 +130,7 @@ fn connection_limit(engine: &Engine, files: u64) -> usize {
 
 /// Files that connections may have open: a share of those that are not open yet.
 fn files_for_connections() -> Result<u64, ServeError> {
-    let (limit, open) = (files::raise_limit()?, files::open());
+    let (limit, open) = (file_limit::raise()?, file_limit::open());
     let share = limit.saturating_sub(open) / FILES_SHARE;
     if share < RESERVED_CONNECTIONS as u64 {
         let needed = open + FILES_SHARE * RESERVED_CONNECTIONS as u64;

@@ -13,7 +13,7 @@ pub mod code;
 pub mod direct;
 pub mod disk;
 pub mod file;
-pub mod files;
+pub mod file_limit;
 pub mod heap;
 pub mod lock;
 pub mod map;

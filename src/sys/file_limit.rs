@@ -9,7 +9,7 @@ use std::{fs, io};
 /// # Errors
 ///
 /// The kernel's.
-pub fn raise_limit() -> io::Result<u64> {
+pub fn raise() -> io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     // A limit that cannot be raised is the limit.
     let limit = if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
@@ -25,7 +25,7 @@ pub fn raise_limit() -> io::Result<u64> {
 /// # Errors
 ///
 /// The kernel's.
-pub fn limit() -> io::Result<u64> {
+pub fn get() -> io::Result<u64> {
     Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
 }
 
@@ -43,6 +43,6 @@ mod tests {
     fn open_files_are_counted() {
         let files: Vec<_> = (0..50).map(|_| fs::File::open("/dev/null").unwrap()).collect();
         assert!(open() >= 50);
-        assert!(limit().unwrap() > files.len() as u64);
+        assert!(get().unwrap() > files.len() as u64);
     }
 }
