@@ -18,3 +18,7 @@ pub mod shard;
 pub mod store;
 pub mod stream;
 pub mod sys;
+
+#[cfg(test)]
+#[path = "../tests/common/skip.rs"]
+mod skip;

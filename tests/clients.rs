@@ -5,6 +5,7 @@ mod common;
 use common::programs::program;
 use common::python;
 use common::served::{check_alive, check_error, hermesctl, served};
+use common::skip::skip;
 use hermes::stream::Category;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -212,7 +213,7 @@ fn hermesctl_top_prints_one_frame_as_json() {
 #[test]
 fn hermesctl_top_ends_at_a_key() {
     if Command::new("script").arg("--version").output().is_err() {
-        return;
+        return skip("script is not installed");
     }
     let served = served();
     check_alive(&served.daemon);

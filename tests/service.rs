@@ -4,6 +4,7 @@ mod common;
 
 use common::daemon::{Daemon, command};
 use common::frozen::Frozen;
+use common::skip::skip;
 use common::small_store;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -524,8 +525,7 @@ fn supplementary_groups_count() {
     // Only root can become another user with groups of its choice.
     let folder = tempfile::tempdir().unwrap();
     if fs::metadata(folder.path()).unwrap().uid() != 0 {
-        println!("skipped: this test needs root");
-        return;
+        return skip("only root can be somebody else");
     }
     let service = Service::start("[rights]\ninfer = [\"@4242\"]\n", |_| ());
     fs::set_permissions(service.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -627,7 +627,7 @@ fn unit(folder: &Path, name: &str) -> PathBuf {
 fn systemd_analyze(arguments: &[&str], units: &[PathBuf]) -> Option<Output> {
     match Command::new("systemd-analyze").args(arguments).args(units).output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("skipped: systemd-analyze is not installed");
+            skip("systemd-analyze is not installed");
             None
         }
         output => Some(output.unwrap()),

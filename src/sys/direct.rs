@@ -147,6 +147,7 @@ impl AsRef<[u8]> for PageBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::skip::skip;
     use std::io::Write;
 
     /// None where temporary files have no direct reads.
@@ -154,8 +155,8 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
         file.sync_all().unwrap();
-        let direct =
-            DirectFile::reopen(&file).inspect_err(|error| eprintln!("not tested: {error}"));
+        let refused = |error: &io::Error| skip(&format!("no direct reads here: {error}"));
+        let direct = DirectFile::reopen(&file).inspect_err(refused);
         direct.ok().map(|direct| (file, direct))
     }
 
@@ -186,7 +187,9 @@ mod tests {
     fn files_without_direct_reads_are_refused() {
         let error = DirectFile::reopen(&File::open("/proc/self/status").unwrap()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
-        let Ok(file) = tempfile::tempfile_in("/dev/shm") else { return };
+        let Ok(file) = tempfile::tempfile_in("/dev/shm") else {
+            return skip("there is no /dev/shm");
+        };
         let error = DirectFile::reopen(&file).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{error}");
     }

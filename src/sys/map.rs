@@ -243,6 +243,7 @@ pub fn populate_supported() -> bool {
 mod tests {
     use super::super::memory::mapped_pages;
     use super::*;
+    use crate::skip::skip;
     use std::io::Write;
 
     /// Blocks that had been released came back with their neighbours, and stayed: 7 MiB of a
@@ -250,7 +251,7 @@ mod tests {
     #[test]
     fn nothing_is_mapped_around_what_is_populated() {
         if !populate_supported() {
-            return;
+            return skip("the kernel has no MADV_POPULATE_READ");
         }
         let (page, pages) = (page_size(), 256);
         let mut file = tempfile::tempfile().unwrap();
@@ -306,7 +307,7 @@ mod tests {
         let is_on_disk = nix::sys::statfs::fstatfs(&file).unwrap().filesystem_type()
             != nix::sys::statfs::TMPFS_MAGIC;
         if !populate_supported() || !is_on_disk {
-            return;
+            return skip("no MADV_POPULATE_READ, or temporary files are in memory");
         }
         let map = MappedFile::new(file).unwrap();
         let pages = (4 << 20) / page_size();

@@ -13,6 +13,7 @@ pub mod schema;
 #[path = "../../tools/ctl/scrape.rs"]
 pub mod scrape;
 pub mod served;
+pub mod skip;
 pub mod small_store;
 pub mod tar;
 pub mod tiny;
