@@ -4,6 +4,7 @@
 mod common;
 
 use common::programs::program;
+use common::skip::skip;
 use common::tiny::{WINDOW_BYTES, config, fitting, infer, path, request, run, store, submit};
 use hermes::engine::{
     Array, Config, DiskKind, Engine, EngineError, ErrorKind, Policy, Pressure, Reply, Request,
@@ -102,7 +103,7 @@ fn direct_reads_fall_back_where_they_are_refused() {
     if !in_memory && Capabilities::get().has(Feature::Direct) {
         assert_eq!(on_disk, "direct", "the file system of {} refuses direct reads", path(&store));
     }
-    let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return };
+    let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return skip("there is no /dev/shm") };
     run("cp", &["-r", path(&store), path(memory.path())]);
     let (in_memory, found) = source_asked_direct(&memory.path().join("store"));
     assert_ne!(in_memory, "direct");
@@ -391,7 +392,11 @@ fn a_cancelled_pass_ends_and_the_next_is_answered() {
     let cancel = request.cancel.clone();
     let (sender, receiver) = std::sync::mpsc::channel();
     engine.submit(request, move |result| sender.send(result.map(drop)).unwrap());
-    std::thread::sleep(Duration::from_millis(50));
+    let held = || engine.ledger().held_bytes(Category::Activations);
+    while held() == 0 {
+        assert!(receiver.try_recv().is_err(), "it ends before it was seen to begin");
+        std::thread::yield_now();
+    }
     cancel.cancel();
     let result = receiver.recv_timeout(Duration::from_secs(60)).unwrap();
     assert!(matches!(result, Err(EngineError::Cancelled)), "{result:?}");

@@ -4,9 +4,10 @@
 mod common;
 
 use common::daemon::Daemon;
-use common::served::{Served, check_alive, check_error, hermesctl, slow_request};
+use common::served::{Served, check_alive, check_error, hermesctl, slow_request, wait_metric};
 use common::small_store;
 use serde_json::{Value, json};
+use std::fs::{self, DirEntry};
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything that must happen.
@@ -249,9 +250,13 @@ fn an_idle_daemon_measures_what_was_loaded() {
     check_error(&served.daemon.get("/v2/models/slow/plan"), 409, "not measured");
     // A trial is broken off by each request, and begun anew after it.
     let slow = slow_request().to_string();
+    let held = "hermes_ledger_bytes{category=\"activations\"}";
+    let folder = served.folder.path().join("store/slow");
+    let profile = |entry: DirEntry| entry.path().to_string_lossy().ends_with(".profile.json");
+    let is_measured = || fs::read_dir(&folder).unwrap().any(|entry| profile(entry.unwrap()));
     for _ in 0..10 {
         assert_eq!(served.daemon.post("/v2/models/slow/infer", &slow).0, 200);
-        std::thread::sleep(Duration::from_millis(120));
+        wait_metric(&served.daemon, held, |bytes| bytes > 0.0 || is_measured());
     }
     wait_measured(&served.daemon, "slow");
     check_alive(&served.daemon);

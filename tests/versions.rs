@@ -4,7 +4,9 @@
 mod common;
 
 use common::daemon::Daemon;
+use common::frozen::Frozen;
 use common::programs::program;
+use common::served::wait_for_pass;
 use common::small_store::{self, SmallModel};
 use common::tar::{self, Entry};
 use hermes::store::{Archive, Package, Role, Store};
@@ -771,14 +773,18 @@ fn a_pass_ends_with_the_version_that_it_began_with() {
     let (_zeros, zeros) = folder_of(small_store::slow(SLOW_PRODUCTS), "2");
     let (_same, same) = folder_of(small_store::slow(SLOW_PRODUCTS), "1");
     let mut running = board.daemon.connect().post(path, &request);
+    wait_for_pass(&board.daemon);
+    let pass = Frozen::new(board.daemon.id(), &["engine", "compute"]);
     assert!(shard_install(board.store.path(), &same, &["--force"]).status.success());
     assert!(shard_install(board.store.path(), &zeros, &[]).status.success());
+    drop(pass);
     assert_eq!(board.json(&["gc", "--json"])["removed"], json!([]));
     Store::open(board.store.path()).unwrap().remove("slow", "1").unwrap();
     assert_eq!(first(&running.reply()), Some(1.0), "the first version's answer");
     // Offline installs are met by a load; those through the daemon at once.
     board.says(&["use", "slow", "2"]);
     let mut running = board.daemon.connect().post(path, &request);
+    wait_for_pass(&board.daemon);
     let (_one, one) = folder_of(small_store::slow_identity(SLOW_PRODUCTS), "3");
     board.says(&["install", one.to_str().unwrap()]);
     assert_eq!(first(&running.reply()), Some(0.0), "the second version's answer");

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
+use std::thread;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Products of the model `slow`: enough for a pass of about a second.
@@ -66,6 +68,30 @@ pub fn check_alive(daemon: &Daemon) {
     let (status, reply) = daemon.post("/v2/models/linear/infer", &linear_request().to_string());
     assert_eq!(status, 200, "{reply}");
     assert_eq!(reply["outputs"][0]["data"], json!([20.0, 120.0, 220.0]));
+}
+
+/// A sample of the daemon's metrics, by its name and labels as the text has them; 0 where there is
+/// none yet.
+pub fn metric(daemon: &Daemon, sample: &str) -> f64 {
+    let request = "GET /metrics HTTP/1.1\r\nhost: h\r\n\r\n";
+    let (_, _, body) = daemon.connect().send(request).response();
+    let text = String::from_utf8(body).unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    value.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// Waits until such a sample is as `is_so` wants it.
+pub fn wait_metric(daemon: &Daemon, sample: &str, is_so: impl Fn(f64) -> bool) {
+    let start = Instant::now();
+    while !is_so(metric(daemon, sample)) {
+        assert!(start.elapsed() < Duration::from_secs(60), "{sample} stays as it is");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Waits until a pass is under way, and holds what it computes.
+pub fn wait_for_pass(daemon: &Daemon) {
+    wait_metric(daemon, "hermes_ledger_bytes{category=\"activations\"}", |bytes| bytes > 0.0);
 }
 
 /// Fails unless the reply is an error of this status whose words contain `expected`.
