@@ -5,6 +5,7 @@
 mod common;
 
 use common::daemon::{Daemon, command};
+use common::skip::skip;
 use common::small_store;
 use hermes::engine::{Array, Cancel, Config, DiskKind, Engine, EngineError, Reply, Request};
 use hermes::plan::Way;
@@ -248,6 +249,36 @@ fn a_layer_that_is_changed_or_cut_under_the_daemon_gives_no_wrong_answer() {
     assert_eq!(board.daemon.get("/v2/health/live").0, 200);
 }
 
+/// The same in the middle of a pass that maps what is cut off, and while all of it is pinned.
+#[test]
+fn a_mapped_layer_may_be_cut_in_mid_pass_and_while_it_is_pinned() {
+    for pin_bytes in [0, u64::MAX] {
+        let store = slow_store();
+        small_store::write(store.path(), small_store::scaled_linear(0.0));
+        let source = Some(Way::Mapped);
+        let config = Config { pin_bytes, source, ..Config::new(store.path(), 1 << 30) };
+        let engine = Engine::start(config).unwrap();
+        infer(&engine);
+        assert_eq!(infer(&engine).stats.bytes_read == 0, pin_bytes > 0);
+        let running = begin(&engine);
+        let layer = store.path().join("slow/1/layers/000-model.f32.layer");
+        File::options().write(true).open(&layer).unwrap().set_len(1 << 20).unwrap();
+        let expected = request(16).inputs[0].1.clone();
+        match running.recv().unwrap() {
+            Ok(reply) => assert!(reply.outputs[0].1 == expected, "the answer is another one"),
+            Err(error) => assert!(error.to_string().contains("000-model.f32.layer"), "{error}"),
+        }
+        match engine.infer(request(16)) {
+            Ok(reply) => assert!(pin_bytes > 0 && reply.outputs[0].1 == expected),
+            Err(error) => assert!(pin_bytes == 0, "what is pinned is ours: {error}"),
+        }
+        let x = Array::from_f32(vec![1, 1, 4], &[1.0; 4]).unwrap();
+        let inputs = vec![("x".to_string(), x)];
+        let other = Request { model: "linear".to_string(), inputs, ..request(1) };
+        assert_eq!(engine.infer(other).unwrap().outputs[0].1.to_f32(), Some(vec![0.0; 3]));
+    }
+}
+
 /// A loader that panics once kept compute waiting for ever.
 #[test]
 fn a_loader_that_panics_fails_the_pass_and_is_there_for_the_next() {
@@ -302,7 +333,7 @@ fn too_few_threads_are_told_at_the_start() {
     let mut version = Command::new(daemon.get_program());
     version.arg("--version").uid(54_321).stdout(Stdio::null());
     if !is_root || !version.status().is_ok_and(|status| status.success()) {
-        return println!("skipped: this test needs root, and programs that others may run");
+        return skip("only root can be somebody else, who may run the programs");
     }
     let output = limited(6).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
@@ -316,7 +347,7 @@ fn too_few_threads_are_told_at_the_start() {
 /// A file system without direct reads is mapped, whatever the config says, and planned so.
 #[test]
 fn direct_reads_are_planned_only_where_there_are_any() {
-    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else { return };
+    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else { return skip("there is no /dev/shm") };
     let board = Board::start(folder, &["--source", "direct", "--profiles", "false"]);
     board.check_answer();
     board.wait_logged("no direct reads here", 0);
@@ -421,12 +452,10 @@ fn confine(process: u32, cores: &[usize]) {
 fn cores_may_be_taken_away_and_given_back() {
     let cores = allowed_cores();
     if std::env::var_os("HERMES_CORES").is_some() {
-        println!("skipped: this test takes cores away that are there");
-        return;
+        return skip("HERMES_CORES says otherwise which cores there are");
     }
     if cores.len() < 2 {
-        println!("skipped: this test needs two cores");
-        return;
+        return skip("there is one core");
     }
     let board = Board::start(tempfile::tempdir().unwrap(), &["--profiles", "false"]);
     assert_eq!(board.daemon.post("/v2/repository/models/slow/profile", "").0, 200);
@@ -517,10 +546,8 @@ fn a_disk_that_grows_slow_is_noticed_and_measured_anew() {
     assert!(line.starts_with("WARN ") && line.contains(" were forecast: the disk gave "), "{line}");
     assert!(line.ends_with(": it is measured anew when there is time"), "{line}");
     // When there is time, there is another forecast, which passes keep to.
-    wait_for("another profile", || {
-        std::thread::sleep(Duration::from_millis(200));
-        engine.plan("slow", Default::default()).is_ok()
-    });
+    let measured = format!("model slow is measured: {}", store.path().display());
+    wait_for("another profile", || LOG.lock().unwrap().matches(&measured).count() == 2);
     for _ in 0..4 {
         infer(&engine);
     }
