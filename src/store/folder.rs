@@ -380,6 +380,5 @@ pub(super) fn tree_bytes(folder: &Path) -> Result<u64, StoreError> {
 
 /// Waits until a file or folder is on the disk.
 pub(super) fn sync(path: &Path) -> Result<(), StoreError> {
-    let result = File::open(path).and_then(|file| file.sync_all());
-    result.map_err(|e| StoreError::io("sync", path, e))
+    file::sync(path).map_err(|e| StoreError::io("sync", path, e))
 }

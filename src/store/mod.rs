@@ -14,6 +14,8 @@ mod install;
 pub mod layer_file;
 pub mod manifest;
 mod package;
+#[cfg(test)]
+mod power_tests;
 mod rehearsal;
 mod served;
 pub mod tar;

@@ -81,7 +81,8 @@ pub fn replace(path: &Path, next: &Path, content: &[u8]) -> io::Result<()> {
         }
         let mut file = File::create_new(next)?;
         file.write_all(content)?;
-        file.sync_all()?;
+        drop(file);
+        sync(next)?;
         fs::rename(next, path)
     };
     write().inspect_err(|_| {
@@ -89,6 +90,29 @@ pub fn replace(path: &Path, next: &Path, content: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(next);
     })
 }
+
+/// Has all that was written to the file or folder `path` on the disk: what a folder holds are the
+/// names in it.
+///
+/// # Errors
+/// The system's.
+pub fn sync(path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    if let Some(mut hear) = BEFORE_SYNC.take() {
+        hear(path);
+        BEFORE_SYNC.set(Some(hear));
+    }
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Hears of each [`sync`] of its thread before it is done: who imitates a loss of power.
+    pub static BEFORE_SYNC: std::cell::Cell<Option<Hear>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+type Hear = Box<dyn FnMut(&Path)>;
 
 /// Has a write beyond the limit of a file's size (ulimit -f) fail with an error, where its signal
 /// would end the process: a log that is full is no reason to end.
