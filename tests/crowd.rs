@@ -301,7 +301,8 @@ fn files_that_run_out_in_mid_run_cost_requests_and_no_more() {
         check_refusal(&open.reply().1);
         limit("1000");
     }
-    // Where there is no file for a new connection, an idle one makes room.
+    // Where there is no file for a new connection, an idle one makes room. The next one that was
+    // accepted was ended for nobody, before its request came.
     limit(&daemon.open_files().to_string());
     let mut fresh = daemon.connect().post("/v2/models/linear/infer", &body);
     check_answer_or_refusal(fresh.reply());

@@ -20,9 +20,11 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,6 +141,13 @@ fn files_for_connections() -> Result<u64, ServeError> {
     Ok(share)
 }
 
+/// Whether somebody wants to be accepted: without a descriptor to spare accept(2) fails before it
+/// looks.
+fn is_awaited(listener: &UnixListener) -> bool {
+    let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut ready, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
 struct Server {
     engine: Engine,
     api: Arc<Api>,
@@ -156,18 +165,25 @@ impl Server {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => self.admit(stream),
-                    Err(error) => {
-                        log::warn!("cannot accept a connection: {error}");
-                        // Where file descriptors are short, an idle connection has one.
-                        if !self.api.connections.end_one() {
-                            sleep(ACCEPT_PAUSE).await;
-                        }
-                    }
+                    Err(error) => self.make_room(&listener, &error).await,
                 },
                 Some(_) = self.connections.join_next() => {}
                 () = reaches(&mut phase, Phase::Draining) => return,
             }
         }
+    }
+
+    /// Where file descriptors are short, an idle connection has one, and gives it up for who waits.
+    async fn make_room(&mut self, listener: &UnixListener, error: &io::Error) {
+        if is_awaited(listener) {
+            log::warn!("cannot accept a connection: {error}");
+            if self.api.connections.end_one() {
+                // Not another one before this one's descriptor is there.
+                let _ = timeout(ACCEPT_PAUSE, self.connections.join_next()).await;
+                return;
+            }
+        }
+        sleep(ACCEPT_PAUSE).await;
     }
 
     fn admit(&mut self, stream: UnixStream) {
