@@ -46,5 +46,5 @@ pub use ops::{Feed, Lease, TapeFeed};
 pub use position::IndexOutOfRange;
 pub use sample::{has_open_dimension, sample_inputs, sample_of_shapes};
 pub use sizes::{Choice, Sizes};
-pub use trial::{Given, ReadWeight, Trial, Tried};
+pub use trial::{ReadWeight, Trial, Tried};
 pub use uses::{UseKind, WeightUse, streamed_slots};

@@ -3,7 +3,7 @@
 //! What tract accepts it may still not be able to compute; whoever shards a model should hear of it,
 //! not whoever asks it.
 
-use super::datum::{datum_of, dtype_of};
+use super::array::Array;
 use super::error::GraphError;
 use super::import::Imported;
 use super::kernel::{Kernels, READ_AHEAD_BYTES};
@@ -15,7 +15,7 @@ use super::uses::UseKind;
 use crate::codec::{self, Codec, PANEL_ROWS};
 use crate::store::Dtype;
 use crate::store::manifest::Weight;
-use crate::sys::panics;
+use crate::sys::{child, panics};
 use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
@@ -23,14 +23,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tract_core::internal::*;
 
-/// A made-up input in the plan's order: its type, its shape, its elements in little-endian.
-pub type Given = (Dtype, Vec<usize>, Vec<u8>);
-
 /// How a trial ended that found no fault.
 #[derive(Debug)]
 pub enum Tried {
     /// With these outputs.
-    Computed(Vec<Given>),
+    Computed(Vec<Array>),
     /// It says nothing: it took too long, or the inputs' values were of no use.
     Unknown(String),
 }
@@ -106,12 +103,13 @@ impl Trial {
         Trial { plan: Lockstep::new(Arc::clone(&model)), model, feed }
     }
 
-    /// Computes with `inputs`.
+    /// Computes with `inputs`, in the order of the plan.
     ///
     /// # Errors
     ///
     /// [`GraphError::Trial`] with the node that cannot be computed.
-    pub fn run(&self, inputs: &[Given]) -> Result<Tried, GraphError> {
+    pub fn run(&self, inputs: &[Array]) -> Result<Tried, GraphError> {
+        child::begin_step();
         let node = RefCell::new(String::new());
         let began = Instant::now();
         let watch = |_| match began.elapsed() > PATIENCE {
@@ -122,11 +120,11 @@ impl Trial {
             log::trace!(target: STAGES, "node {name}, in a pass over made-up inputs");
             node.replace(name.to_string())
         };
-        let pass = || -> TractResult<Vec<Given>> {
+        let pass = || -> TractResult<Vec<Array>> {
             let values = inputs.iter().map(tensor).collect::<TractResult<_>>()?;
             let outcomes = self.plan.run(&self.feed, vec![values], &watch, &enter)?;
             let outputs = outcomes.into_iter().next().context("a request has an outcome")??;
-            outputs.iter().map(given).collect()
+            outputs.iter().map(|value| Array::from_tensor(value)).collect()
         };
         let ended = panics::caught(pass);
         let why = match ended {
@@ -141,7 +139,7 @@ impl Trial {
         let op = self.model.model().nodes.iter().find(|n| n.name == node).map(|n| n.op.name());
         let op = op.map_or_else(|| "?".to_string(), |op| op.into_owned());
         let shapes: Vec<String> =
-            inputs.iter().map(|(dtype, shape, _)| format!("{dtype} {shape:?}")).collect();
+            inputs.iter().map(|array| format!("{} {:?}", array.dtype, array.shape)).collect();
         Err(GraphError::Trial { node, op, shapes: shapes.join(", "), why })
     }
 }
@@ -151,20 +149,9 @@ fn is_no_fault(error: &TractError) -> bool {
     error.is::<IndexOutOfRange>() || error.is::<OutOfPatience>() || error.is::<TooLarge>()
 }
 
-fn tensor((dtype, shape, bytes): &Given) -> TractResult<TValue> {
-    let datum = datum_of(*dtype).with_context(|| format!("{dtype} cannot be computed with"))?;
-    let mut tensor = Tensor::zero_dt(datum, shape)?;
-    ensure!(tensor.as_bytes().len() == bytes.len(), "elements of an input");
-    tensor.as_bytes_mut().copy_from_slice(bytes);
-    Ok(tensor.into_tvalue())
-}
-
-fn given(value: &TValue) -> TractResult<Given> {
-    let dtype = dtype_of(value.datum_type())
-        .with_context(|| format!("{:?} cannot leave the engine", value.datum_type()))?;
-    let value =
-        value.cast_to_dt(datum_of(dtype).context("every type that leaves has a tract type")?)?;
-    Ok((dtype, value.shape().to_vec(), value.as_bytes().to_vec()))
+fn tensor(array: &Array) -> TractResult<TValue> {
+    let tensor = array.to_tensor();
+    Ok(tensor.with_context(|| format!("{} cannot be computed with", array.dtype))??.into_tvalue())
 }
 
 /// Small floats of both signs, none of them 0.

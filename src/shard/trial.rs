@@ -3,11 +3,10 @@
 
 use crate::graph::skim::Skim;
 use crate::graph::{
-    Array, Choice, Given, GraphError, Imported, ReadWeight, Sizes, Trial, Tried, sample_of_shapes,
+    Array, Choice, GraphError, Imported, ReadWeight, Sizes, Trial, Tried, sample_of_shapes,
 };
 use crate::store::Dtype;
 use crate::store::manifest::{Batch, Port, Weight};
-use crate::sys::child;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
@@ -102,27 +101,23 @@ impl Trials {
         let sizes = Sizes::of(&several.plan);
         let Some(inputs) = made_up(&several.inputs, &sizes, choice, *length) else { return Ok(()) };
         let trial = Trial::new(several, weights, Arc::clone(&self.read));
-        child::begin_step();
-        let Tried::Computed(both) =
-            trial.run(&inputs.iter().map(given).collect::<Vec<_>>()).map_err(text)?
-        else {
+        let Tried::Computed(both) = trial.run(&inputs).map_err(text)? else {
             return Ok(());
         };
         drop(trial);
         let trial = Trial::new(one, weights, Arc::clone(&self.read));
         for row in 0..ROWS as usize {
             let inputs = inputs.iter().zip(&batch.inputs).map(|(input, axis)| match axis {
-                Some(axis) => given(&input.row(*axis as usize, row)),
-                None => given(input),
+                Some(axis) => input.row(*axis as usize, row),
+                None => input.clone(),
             });
-            child::begin_step();
             let Tried::Computed(alone) = trial.run(&inputs.collect::<Vec<_>>()).map_err(text)?
             else {
                 return Ok(());
             };
             for (index, (both, alone)) in both.iter().zip(alone).enumerate() {
-                let both = array(both.clone()).row(batch.outputs[index] as usize, row);
-                if !agree(&both, &array(alone)) {
+                let both = both.row(batch.outputs[index] as usize, row);
+                if !agree(&both, &alone) {
                     let name = &one.outputs[index].name;
                     return Err(format!("a row of output \"{name}\" depends on the others"));
                 }
@@ -137,9 +132,8 @@ fn computed(
     trial: &Trial,
     inputs: &[Array],
     notes: &mut Vec<String>,
-) -> Result<Option<Vec<Given>>, GraphError> {
-    child::begin_step();
-    match trial.run(&inputs.iter().map(given).collect::<Vec<_>>())? {
+) -> Result<Option<Vec<Array>>, GraphError> {
+    match trial.run(inputs)? {
         Tried::Computed(outputs) => Ok(Some(outputs)),
         Tried::Unknown(why) => {
             notes.push(format!("it was not tried to the end: {why}"));
@@ -157,14 +151,6 @@ fn made_up(ports: &[Port], sizes: &Sizes, choice: &Choice, length: usize) -> Opt
     }
     let arrays = sample_of_shapes(ports, shapes).ok()?;
     Some(arrays.into_iter().map(|(_, array)| array).collect())
-}
-
-fn given(array: &Array) -> Given {
-    (array.dtype, array.shape.clone(), array.bytes.clone())
-}
-
-fn array((dtype, shape, bytes): Given) -> Array {
-    Array { dtype, shape, bytes }
 }
 
 /// Whether values are the same but for the order of sums.

@@ -3,11 +3,11 @@ use super::{
     layer_file::{LayerFile, TensorEntry, open_file},
     manifest::{CURRENT_NAME, FileEntry, MANIFEST_NAME, Manifest, Weight, is_model_name, is_name},
 };
-use crate::sys::file::{check_renounced, read_regular};
+use crate::sys::file::{self, check_renounced, read_regular};
 use nix::sys::statvfs::statvfs;
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs,
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
