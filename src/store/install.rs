@@ -50,7 +50,7 @@ impl Drop for Staging {
 /// # Errors
 /// The system's.
 pub fn staging(store_dir: &Path) -> Result<Staging, StoreError> {
-    fs::create_dir_all(store_dir).map_err(|e| StoreError::io("create", store_dir, e))?;
+    create(store_dir)?;
     clean(store_dir)?;
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let root = loop {
@@ -67,6 +67,22 @@ pub fn staging(store_dir: &Path) -> Result<Staging, StoreError> {
     let lock = lock_new(&root).map_err(|e| StoreError::io("lock", &root, e))?;
     fs::create_dir(&content).map_err(|e| StoreError::io("create", &content, e))?;
     Ok(Staging { root, content, _lock: lock })
+}
+
+/// Makes a folder, and those above it, where they are missing; no loss of power takes one away that
+/// was made.
+fn create(folder: &Path) -> Result<(), StoreError> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
+    let above = above.unwrap_or(Path::new("."));
+    create(above)?;
+    match fs::create_dir(folder) {
+        // Somebody else may have been first.
+        Err(e) if !folder.is_dir() => Err(StoreError::io("create", folder, e)),
+        _ => sync(above),
+    }
 }
 
 /// Makes the lock file, which gets its name once it is locked: unlocked it would stand for a
@@ -157,11 +173,7 @@ pub fn install(
     }
     built.check_files()?;
     sync_tree(staging_dir)?;
-    let is_new = !is_plain_folder(&model_path);
-    fs::create_dir_all(&model_path).map_err(|e| StoreError::io("create", &model_path, e))?;
-    if is_new {
-        sync(store_dir)?;
-    }
+    create(&model_path)?;
     let lock = lock_model(&model_path)?;
     if !force && fs::symlink_metadata(&target).is_ok() {
         return Err(StoreError::Exists { path: target });

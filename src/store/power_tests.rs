@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// How often each moment is tried, with another part surviving.
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 12;
 
 /// What folders and files hold, by inode.
 #[derive(Default)]
