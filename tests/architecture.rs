@@ -79,7 +79,7 @@ fn only_api_knows_http_and_only_the_manifest_json_beside_it() {
     for word in ["axum", "hyper::", "hyper_util", "http_body"] {
         check_absent(word, &["."], &["api/"]);
     }
-    let store = ["store/demand.rs", "store/field.rs", "store/manifest.rs"];
+    let store = ["store/demand.rs", "store/field.rs", "store/manifest.rs", "store/power_tests.rs"];
     let allowed = [&["api/", "plan/profile.rs", "shard/"][..], &store].concat();
     check_absent("serde_json", &["."], &allowed);
     // Who calls is a program of its own.

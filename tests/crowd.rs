@@ -7,6 +7,7 @@ use common::daemon::{Connection, Daemon, command};
 use common::programs::program;
 use common::scrape::Scrape;
 use common::served::{STORE, check_alive, linear_request, serve};
+use common::skip::skip;
 use serde_json::{Value, json};
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read, Write};

@@ -5,7 +5,7 @@ use super::embedder::{self, Wish};
 use super::error::{ShardError, ensure, unfit};
 use super::makers::Makers;
 use super::order::Order;
-use super::source::{Source, TokenizerFile};
+use super::source::{Source, TOKENIZER_NAME, TokenizerFile};
 use super::watch::Watch;
 use super::write::Layers;
 use crate::graph::{Imported, Lockstep, WeightUse};
@@ -22,9 +22,6 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Name of the graph's file in a version.
 const GRAPH_NAME: &str = "graph.onnx";
-
-/// Name of the tokenizer's file in a version.
-pub(super) const TOKENIZER_NAME: &str = "tokenizer.json";
 
 /// What is found out about a model before anything is written. Finding it out is all that tract is
 /// needed for, so a process of its own can do it, and tell it as a text.

@@ -33,6 +33,14 @@ pub enum ShardError {
 }
 
 impl ShardError {
+    /// What can be done about it, where that is not said already.
+    pub fn advice(&self) -> Option<String> {
+        match self {
+            ShardError::Store(error) => error.advice(),
+            _ => None,
+        }
+    }
+
     /// What makes an error of what the system said about `what`.
     pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> ShardError {
         let what = what.into();

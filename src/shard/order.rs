@@ -71,8 +71,10 @@ impl Order {
             Some(name) => name.clone(),
             None => place.name()?,
         };
-        let names =
-            [(&name, manifest::is_model_name(&name)), (&self.version, manifest::is_name(&self.version))];
+        let names = [
+            (&name, manifest::is_model_name(&name)),
+            (&self.version, manifest::is_name(&self.version)),
+        ];
         if let Some((name, _)) = names.into_iter().find(|(_, is_name)| !is_name) {
             return Err(StoreError::Name { name: name.clone() }.into());
         }

@@ -1,12 +1,14 @@
 //! A model's files, as far as they are read before anything is made of them.
 
-use super::draft::TOKENIZER_NAME;
 use super::error::{ShardError, unfit};
 use super::order::Order;
 use super::place::Place;
 use crate::graph::skim::{self, Skim};
 use std::fs;
 use std::path::PathBuf;
+
+/// Name of the tokenizer's file, beside a model and in a version.
+pub(super) const TOKENIZER_NAME: &str = "tokenizer.json";
 
 /// A model without its big weights, which stay where they are, and what belongs to it.
 #[derive(Clone, Debug)]

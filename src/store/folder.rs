@@ -7,8 +7,7 @@ use crate::sys::file::{self, check_renounced, read_regular};
 use nix::sys::statvfs::statvfs;
 use std::{
     collections::HashMap,
-    fs,
-    io,
+    fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use hermes::engine;
 use hermes::manual;
+use hermes::shard::ShardError;
 use hermes::store::{Store, StoreError};
 use hermes::sys::child;
 use hermes::sys::file::ignore_size_signal;
@@ -111,7 +112,10 @@ fn told(error: &anyhow::Error) -> String {
         _ if said.contains(&cause) => said,
         _ => format!("{said}: {cause}"),
     });
-    let advice = error.chain().find_map(|cause| cause.downcast_ref::<StoreError>()?.advice());
+    let advice = error.chain().find_map(|cause| match cause.downcast_ref::<ShardError>() {
+        Some(error) => error.advice(),
+        None => cause.downcast_ref::<StoreError>()?.advice(),
+    });
     advice.map_or(said.clone(), |advice| format!("{said}\n{advice}"))
 }
 

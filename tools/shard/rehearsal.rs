@@ -1,7 +1,7 @@
 //! What strangers' files may do to a program, tried by a copy of it within limits: tract computes
 //! a graph's constants while it imports it, and those may take any memory and time; so may a pass.
 
-use super::{Arguments, Command, interrupt};
+use super::{Arguments, Command, interrupt, told};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use hermes::engine::rehearsal::{self, Death, Trial};
@@ -63,8 +63,8 @@ pub fn perform(arguments: Vec<OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            hermes::say!("{FOUND}{error}");
             let has_panicked = matches!(error, ShardError::Graph(GraphError::Panicked(_)));
+            hermes::say!("{FOUND}{}", told(&error.into()));
             ExitCode::from(if has_panicked { PANICKED } else { REFUSED })
         }
     }
