@@ -350,10 +350,11 @@ fn whether_a_model_is_ready_is_asked_by_many_and_loads_once() {
     let daemon = &served.daemon;
     let loads = || scrape(daemon).of("hermes_loads_total", "model", "linear");
     let ask = |method: &str| {
-        let request = format!("{method} /v2/models/linear/ready HTTP/1.1\r\nhost: h\r\n\r\n");
-        daemon.connect().send(request)
+        let close = if method == "HEAD" { "connection: close\r\n" } else { "" };
+        let path = "/v2/models/linear/ready";
+        daemon.connect().send(format!("{method} {path} HTTP/1.1\r\nhost: h\r\n{close}\r\n"))
     };
-    let head = |connection: Connection| String::from_utf8(connection.rest()).unwrap();
+    let head = |connection: Connection| String::from_utf8(connection.all()).unwrap();
     assert!(head(ask("HEAD")).starts_with("HTTP/1.1 503 "));
     let asking: Vec<Connection> = (0..60).map(|_| ask("GET")).collect();
     for mut connection in asking {

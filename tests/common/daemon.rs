@@ -185,9 +185,14 @@ impl Connection {
 
     /// Sends no more and reads everything until the daemon closes the connection.
     pub fn rest(mut self) -> Vec<u8> {
-        let mut rest = Vec::new();
         // A daemon that has given up takes nothing more, and may say so by a reset.
         let _ = self.reader.get_mut().shutdown(Shutdown::Write);
+        self.all()
+    }
+
+    /// Reads everything until the daemon closes the connection.
+    pub fn all(mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
         match self.reader.read_to_end(&mut rest) {
             Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
             _ => rest,
