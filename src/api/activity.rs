@@ -91,19 +91,19 @@ impl Drop for InService {
 }
 
 /// A reply's body, and the service that lasts as long.
-pub struct Watched<B> {
+pub struct WatchedBody<B> {
     body: B,
     _service: InService,
 }
 
-impl<B> Watched<B> {
+impl<B> WatchedBody<B> {
     /// `body`, with which `service` ends.
-    pub fn new(body: B, service: InService) -> Watched<B> {
-        Watched { body, _service: service }
+    pub fn new(body: B, service: InService) -> WatchedBody<B> {
+        WatchedBody { body, _service: service }
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Watched<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for WatchedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 

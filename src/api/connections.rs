@@ -26,18 +26,18 @@ pub enum Who {
 
 /// What a connection's bytes are granted by: the reserve where it has no grant of its own.
 #[derive(Debug)]
-struct Place {
+struct GrantedPlace {
     is_reserved: bool,
     _grant: Option<Grant>,
 }
 
 /// A connection that is open.
 #[derive(Debug)]
-struct Entry {
+struct OpenConnection {
     who: Who,
     activity: Arc<Activity>,
     /// Gone where the connection is to end for another's sake.
-    place: Option<Place>,
+    place: Option<GrantedPlace>,
     number: u64,
 }
 
@@ -50,7 +50,7 @@ pub struct Connections {
 
 #[derive(Debug, Default)]
 struct State {
-    entries: Vec<Entry>,
+    entries: Vec<OpenConnection>,
     /// Reserved places that are taken.
     reserved: usize,
     last_number: u64,
@@ -101,7 +101,8 @@ impl Connections {
         })?;
         state.last_number += 1;
         let (number, activity) = (state.last_number, Arc::<Activity>::default());
-        let entry = Entry { who, activity: Arc::clone(&activity), place: Some(place), number };
+        let entry =
+            OpenConnection { who, activity: Arc::clone(&activity), place: Some(place), number };
         state.entries.push(entry);
         drop(state);
         Ok(Admission { connections: Arc::clone(self), activity, number })
@@ -127,13 +128,13 @@ impl Connections {
     }
 
     /// A place of the `reserved` first, or one that the ledger grants.
-    fn place(&self, state: &mut State, reserved: usize) -> Result<Place, String> {
+    fn place(&self, state: &mut State, reserved: usize) -> Result<GrantedPlace, String> {
         if state.reserved < reserved {
             state.reserved += 1;
-            return Ok(Place { is_reserved: true, _grant: None });
+            return Ok(GrantedPlace { is_reserved: true, _grant: None });
         }
         match self.ledger.try_grant(Category::Request, CONNECTION_BYTES) {
-            Ok(grant) => Ok(Place { is_reserved: false, _grant: Some(grant) }),
+            Ok(grant) => Ok(GrantedPlace { is_reserved: false, _grant: Some(grant) }),
             Err(error) => Err(format!("no room: {error}")),
         }
     }
@@ -161,7 +162,7 @@ impl State {
     }
 
     /// Tells the longest idle of the connections that `may_end` to end, and takes its place.
-    fn evict(&mut self, may_end: impl Fn(Who) -> bool) -> Option<Place> {
+    fn evict(&mut self, may_end: impl Fn(Who) -> bool) -> Option<GrantedPlace> {
         let idle = self.entries.iter_mut().filter(|entry| may_end(entry.who));
         let idle = idle.filter(|entry| entry.place.is_some() && entry.activity.is_idle());
         let longest = idle.min_by_key(|entry| entry.activity.idle_since())?;
@@ -169,7 +170,7 @@ impl State {
         longest.place.take()
     }
 
-    fn give_back(&mut self, place: Place) {
+    fn give_back(&mut self, place: GrantedPlace) {
         self.reserved -= usize::from(place.is_reserved);
     }
 }

@@ -12,7 +12,7 @@ pub struct Embedding {
     model: String,
     /// The version whose tokens it takes.
     version: String,
-    inputs: Vec<(String, Dtype, Role)>,
+    inputs: Vec<(String, Dtype, InputRole)>,
     output: String,
     pooling: Pooling,
     /// Values of the output's vectors, where its shape says.
@@ -21,7 +21,7 @@ pub struct Embedding {
 
 /// What an input is fed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+enum InputRole {
     Tokens,
     /// Ones: a text is never padded.
     Mask,
@@ -49,10 +49,10 @@ impl Embedding {
         let mut inputs = Vec::new();
         for port in &manifest.inputs {
             let role = match port.name.as_str() {
-                "input_ids" => Role::Tokens,
-                "attention_mask" => Role::Mask,
-                "token_type_ids" => Role::Segment,
-                "position_ids" => Role::Positions,
+                "input_ids" => InputRole::Tokens,
+                "attention_mask" => InputRole::Mask,
+                "token_type_ids" => InputRole::Segment,
+                "position_ids" => InputRole::Positions,
                 name => {
                     return Err(refuse(format!("has an input {name:?} that text cannot fill")));
                 }
@@ -91,10 +91,10 @@ impl Embedding {
             let mut bytes = Vec::with_capacity(tokens.len() * dtype.size());
             for (position, token) in tokens.iter().enumerate() {
                 let value = match role {
-                    Role::Tokens => u64::from(*token),
-                    Role::Mask => 1,
-                    Role::Segment => 0,
-                    Role::Positions => position as u64,
+                    InputRole::Tokens => u64::from(*token),
+                    InputRole::Mask => 1,
+                    InputRole::Segment => 0,
+                    InputRole::Positions => position as u64,
                 };
                 // No value reaches the sign bit: little-endian, the low bytes are the narrow one.
                 bytes.extend_from_slice(&value.to_le_bytes()[..dtype.size()]);

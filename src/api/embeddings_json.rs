@@ -71,21 +71,21 @@ pub enum Cut {
 }
 
 /// Asked, before memory is taken, with the bytes of one more input.
-type Ask<'a> = dyn FnMut(usize) -> Result<(), Refusal> + 'a;
+type Ask<'a> = dyn FnMut(usize) -> Result<(), InputRefusal> + 'a;
 
 /// An error on the way through the body.
-struct Refusal(ApiError);
+struct InputRefusal(ApiError);
 
-impl From<JsonError> for Refusal {
-    fn from(error: JsonError) -> Refusal {
-        Refusal(ApiError::invalid(format!(
+impl From<JsonError> for InputRefusal {
+    fn from(error: JsonError) -> InputRefusal {
+        InputRefusal(ApiError::invalid(format!(
             "the request body is not an embeddings request: {error}"
         )))
     }
 }
 
-fn refuse(param: &'static str, message: impl Into<String>) -> Refusal {
-    Refusal(ApiError::invalid(message).about(param))
+fn refuse(param: &'static str, message: impl Into<String>) -> InputRefusal {
+    InputRefusal(ApiError::invalid(message).about(param))
 }
 
 impl EmbeddingsRequest {
@@ -99,16 +99,16 @@ impl EmbeddingsRequest {
         let mut total_bytes = 0;
         let mut ask = |bytes: usize| {
             total_bytes += (bytes + size_of::<Input>()) as u64;
-            reserve(total_bytes).map_err(|error| Refusal(error.into()))
+            reserve(total_bytes).map_err(|error| InputRefusal(error.into()))
         };
         Self::read(text, &mut ask).map_err(|refusal| refusal.0)
     }
 
-    fn read(text: &[u8], ask: &mut Ask<'_>) -> Result<EmbeddingsRequest, Refusal> {
+    fn read(text: &[u8], ask: &mut Ask<'_>) -> Result<EmbeddingsRequest, InputRefusal> {
         let mut scanner = Scanner::new(text);
         let (mut model, mut inputs, mut encoding) = (None, None, Encoding::Float);
         let (mut dimensions, mut cut, mut prompt_name) = (None, None, None);
-        scanner.object(|scanner, key| -> Result<(), Refusal> {
+        scanner.object(|scanner, key| -> Result<(), InputRefusal> {
             match key {
                 "model" => model = Some(scanner.string()?.into_owned()),
                 "input" => inputs = Some(read_inputs(scanner, ask)?),
@@ -127,7 +127,7 @@ impl EmbeddingsRequest {
     }
 }
 
-fn read_encoding(scanner: &mut Scanner<'_>) -> Result<Encoding, Refusal> {
+fn read_encoding(scanner: &mut Scanner<'_>) -> Result<Encoding, InputRefusal> {
     match scanner.skip()? {
         b"\"float\"" => Ok(Encoding::Float),
         b"\"base64\"" => Ok(Encoding::Base64),
@@ -135,14 +135,14 @@ fn read_encoding(scanner: &mut Scanner<'_>) -> Result<Encoding, Refusal> {
     }
 }
 
-fn read_dimensions(scanner: &mut Scanner<'_>) -> Result<usize, Refusal> {
+fn read_dimensions(scanner: &mut Scanner<'_>) -> Result<usize, InputRefusal> {
     let text = std::str::from_utf8(scanner.skip()?).unwrap_or_default();
     let number = text.parse().ok().filter(|number| *number > 0);
     number.ok_or_else(|| refuse("dimensions", "\"dimensions\" is not a whole number from 1 on"))
 }
 
 /// As the servers of others have it: a boolean, or which end goes.
-fn read_cut(scanner: &mut Scanner<'_>) -> Result<Cut, Refusal> {
+fn read_cut(scanner: &mut Scanner<'_>) -> Result<Cut, InputRefusal> {
     match scanner.skip()? {
         b"true" | b"\"END\"" => Ok(Cut::End),
         b"\"START\"" => Ok(Cut::Start),
@@ -152,7 +152,7 @@ fn read_cut(scanner: &mut Scanner<'_>) -> Result<Cut, Refusal> {
 }
 
 /// A string, strings, tokens, or arrays of tokens.
-fn read_inputs(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Vec<Input>, Refusal> {
+fn read_inputs(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Vec<Input>, InputRefusal> {
     const EXPECTED: &str =
         "\"input\" is not a string, strings, an array of tokens or arrays of tokens";
     if scanner.peek() == Some(b'"') {
@@ -169,7 +169,7 @@ fn read_inputs(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Vec<Input
         return Err(refuse("input", EXPECTED));
     }
     let mut inputs = Vec::new();
-    scanner.array(|scanner, index| -> Result<(), Refusal> {
+    scanner.array(|scanner, index| -> Result<(), InputRefusal> {
         if index == MAX_INPUTS {
             return Err(refuse("input", format!("\"input\" has more than {MAX_INPUTS} texts")));
         }
@@ -186,7 +186,11 @@ fn read_inputs(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Vec<Input
     Ok(inputs)
 }
 
-fn read_text(scanner: &mut Scanner<'_>, index: usize, ask: &mut Ask<'_>) -> Result<Input, Refusal> {
+fn read_text(
+    scanner: &mut Scanner<'_>,
+    index: usize,
+    ask: &mut Ask<'_>,
+) -> Result<Input, InputRefusal> {
     let text = scanner.long_string(ask)?;
     if text.is_empty() {
         return Err(refuse("input", format!("input[{index}] is an empty string")));
@@ -195,7 +199,7 @@ fn read_text(scanner: &mut Scanner<'_>, index: usize, ask: &mut Ask<'_>) -> Resu
 }
 
 /// Tokens are counted before they are read: a vector that grows would hold three times as much.
-fn read_tokens(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Input, Refusal> {
+fn read_tokens(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Input, InputRefusal> {
     let mut count = 0;
     scanner.clone().array(|scanner, index| {
         count = index + 1;
@@ -203,7 +207,7 @@ fn read_tokens(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Input, Re
     })?;
     ask(count * size_of::<u32>())?;
     let mut tokens = Vec::with_capacity(count);
-    scanner.array(|scanner, _| -> Result<(), Refusal> {
+    scanner.array(|scanner, _| -> Result<(), InputRefusal> {
         let number = scanner.number()?;
         let wrong = |_| {
             let number = &number[..number.len().min(MAX_NUMBER)];

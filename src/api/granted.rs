@@ -20,9 +20,9 @@ use std::iter;
 /// Those of the ledger.
 pub fn json(engine: &Engine, value: &impl Serialize) -> Result<Response, ApiError> {
     let failed = |error: serde_json::Error| ApiError::internal(error.to_string());
-    let mut length = Length(0);
+    let mut length = ByteCount(0);
     serde_json::to_writer(&mut length, value).map_err(failed)?;
-    let Length(bytes) = length;
+    let ByteCount(bytes) = length;
     let grant = engine.grant(Category::Request, bytes as u64, 0)?;
     let mut text = Vec::with_capacity(bytes);
     serde_json::to_writer(&mut text, value).map_err(failed)?;
@@ -34,9 +34,9 @@ pub fn json(engine: &Engine, value: &impl Serialize) -> Result<Response, ApiErro
 }
 
 /// Counts what is written to it.
-struct Length(usize);
+struct ByteCount(usize);
 
-impl Write for Length {
+impl Write for ByteCount {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0 += bytes.len();
         Ok(bytes.len())

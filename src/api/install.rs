@@ -8,7 +8,7 @@ use super::body::{self, Pace};
 use super::envelope::OipError;
 use super::error::ApiError;
 use super::state::Api;
-use super::versions::Swap;
+use super::versions::Takeover;
 use crate::engine::{Cancel, EngineError};
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::store::{Archive, BUFFER_BYTES};
@@ -95,7 +95,7 @@ struct Job {
 }
 
 impl Job {
-    fn run(mut self, input: PieceReader) -> Result<(Swap, u64), ApiError> {
+    fn run(mut self, input: PieceReader) -> Result<(Takeover, u64), ApiError> {
         let store = self.api.engine.store().clone();
         store.confirm()?;
         let archive = Archive::open(input)?;
@@ -114,7 +114,7 @@ impl Job {
         let dir = verified.install(self.force)?;
         let (model, version) = (dir.manifest.model.clone(), dir.manifest.version.clone());
         drop(dir);
-        Ok((Swap::begin(&self.api, model, version), bytes))
+        Ok((Takeover::begin(&self.api, model, version), bytes))
     }
 }
 

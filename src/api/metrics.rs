@@ -22,14 +22,14 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// A declared metric.
 struct Metric {
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     help: &'static str,
     read: fn(&Snapshot<'_>, &mut Samples<'_>),
 }
 
 /// What a metric's value may do.
 #[derive(Clone, Copy)]
-enum Kind {
+enum MetricKind {
     /// Rise, from the daemon's start.
     Counter,
     /// Rise and fall.
@@ -156,14 +156,14 @@ const METRICS: &[Metric] = &[
     }),
 ];
 
-type Read = fn(&Snapshot<'_>, &mut Samples<'_>);
+type ReadMetric = fn(&Snapshot<'_>, &mut Samples<'_>);
 
-const fn counter(name: &'static str, help: &'static str, read: Read) -> Metric {
-    Metric { name, kind: Kind::Counter, help, read }
+const fn counter(name: &'static str, help: &'static str, read: ReadMetric) -> Metric {
+    Metric { name, kind: MetricKind::Counter, help, read }
 }
 
-const fn gauge(name: &'static str, help: &'static str, read: Read) -> Metric {
-    Metric { name, kind: Kind::Gauge, help, read }
+const fn gauge(name: &'static str, help: &'static str, read: ReadMetric) -> Metric {
+    Metric { name, kind: MetricKind::Gauge, help, read }
 }
 
 impl Snapshot<'_> {
@@ -227,8 +227,8 @@ fn render(snapshot: &Snapshot<'_>) -> String {
     let mut text = String::new();
     for Metric { name, kind, help, read } in METRICS {
         let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
         };
         writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}")
             .expect("a string takes every write");
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn names_follow_the_conventions() {
         for metric in METRICS {
-            let is_counter = matches!(metric.kind, Kind::Counter);
+            let is_counter = matches!(metric.kind, MetricKind::Counter);
             assert_eq!(metric.name.ends_with("_total"), is_counter, "{}", metric.name);
             assert!(metric.help.ends_with('.') && !metric.help.contains(['\n', '\\']));
             assert_eq!(METRICS.iter().filter(|other| other.name == metric.name).count(), 1);

@@ -8,7 +8,7 @@ use super::granted;
 use super::infer_json::InferRequest;
 use super::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
 use super::pieces::Pieces;
-use super::state::{Api, Asked, Found, ModelPath, ModelPathArg, Submitted};
+use super::state::{Api, Asked, FoundModel, ModelPath, ModelPathArg, Submitted};
 use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port, Task, TextRules};
 use crate::stream::{Grant, Trace};
@@ -75,7 +75,7 @@ pub async fn model_ready(
     method: Method,
     path: ModelPathArg,
 ) -> Result<Json<Value>, OipError> {
-    let Found { model, .. } = api.find(path).await?;
+    let FoundModel { model, .. } = api.find(path).await?;
     if !api.engine.is_ready(&model) {
         // A question that changes something would be none.
         if method == Method::HEAD {
@@ -99,7 +99,7 @@ pub async fn infer(
 }
 
 /// A request that was served.
-pub struct Served {
+pub struct ServedRequest {
     /// The model.
     pub model: String,
     /// The request, without its inputs.
@@ -115,7 +115,7 @@ pub async fn run(
     headers: &HeaderMap,
     body: Body,
     trace: Option<Arc<Trace>>,
-) -> Result<Served, ApiError> {
+) -> Result<ServedRequest, ApiError> {
     let called = Called::find(api, path).await.map_err(ApiError::closing)?;
     let length = body.size_hint().lower();
     let deadline = Deadline::from_headers(headers)?;
@@ -152,7 +152,7 @@ pub async fn run(
     };
     let submitted = Submitted::new(&api.engine, request, |reply| reply);
     let reply = deadline.within(asked.timeout_us).bound(submitted.wait()).await?;
-    Ok(Served { model, asked, reply })
+    Ok(ServedRequest { model, asked, reply })
 }
 
 /// What of a model's manifest a request needs before it is the engine's: no more is held while its
@@ -210,8 +210,8 @@ fn parse(
     Ok((request, grant))
 }
 
-fn infer_response(done: Served) -> Response {
-    let Served { model, asked, reply } = done;
+fn infer_response(done: ServedRequest) -> Response {
+    let ServedRequest { model, asked, reply } = done;
     // What the client still has to take is held by the reply's grant.
     let held = Arc::clone(&reply.held);
     let head = ReplyHead {
@@ -300,8 +300,8 @@ fn metadata(manifest: &Manifest, ready: bool) -> impl Serialize + '_ {
         name: &manifest.model,
         versions: [&*manifest.version],
         platform: "hermes_onnx",
-        inputs: Tensors(manifest.given_inputs()),
-        outputs: Tensors(manifest.answered_outputs()),
+        inputs: TensorList(manifest.given_inputs()),
+        outputs: TensorList(manifest.answered_outputs()),
         parameters: ModelParameters {
             state: if ready { "ready" } else { "unloaded" },
             variant_bytes,
@@ -314,9 +314,9 @@ fn metadata(manifest: &Manifest, ready: bool) -> impl Serialize + '_ {
 }
 
 /// Tensors that are described one after the other.
-struct Tensors<I>(I);
+struct TensorList<I>(I);
 
-impl<I: Iterator<Item = Port> + Clone> Serialize for Tensors<I> {
+impl<I: Iterator<Item = Port> + Clone> Serialize for TensorList<I> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.0.clone().map(TensorMetadata::new))
     }

@@ -4,7 +4,7 @@ use super::envelope::OipError;
 use super::error::ApiError;
 use super::quote::quote;
 use super::size::{self, Size};
-use super::state::{Api, Asked, Found, ModelPathArg};
+use super::state::{Api, Asked, FoundModel, ModelPathArg};
 use super::table;
 use crate::engine::{Answered, Inquiry};
 use crate::plan::{
@@ -32,7 +32,7 @@ pub async fn profile(
     State(api): State<Arc<Api>>,
     path: ModelPathArg,
 ) -> Result<Json<Profile>, OipError> {
-    let Found { model, .. } = api.find(path).await.map_err(ApiError::closing)?;
+    let FoundModel { model, .. } = api.find(path).await.map_err(ApiError::closing)?;
     let profile = Asked::new(|reply| api.engine.request_profile(&model, reply)).wait().await?;
     Ok(Json(Profile::clone(&profile)))
 }
@@ -43,7 +43,7 @@ pub async fn plan(
     path: ModelPathArg,
     uri: Uri,
 ) -> Result<Json<Value>, OipError> {
-    let Found { model, .. } = api.find(path).await.map_err(ApiError::closing)?;
+    let FoundModel { model, .. } = api.find(path).await.map_err(ApiError::closing)?;
     let inquiry = parse(uri.query().unwrap_or_default())?;
     let known = Asked::new(|reply| api.engine.request_known(&model, reply)).wait().await?;
     let answered = api.help(move |_, _| Ok(known.plan(inquiry)?)).await?;

@@ -5,7 +5,7 @@ use super::envelope::OipError;
 use super::error::ApiError;
 use super::granted;
 use super::quote::quote;
-use super::state::{Api, Asked, Found, ModelPathArg};
+use super::state::{Api, Asked, FoundModel, ModelPathArg};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -20,15 +20,15 @@ const BODY_LIMIT_BYTES: u64 = 16 << 10;
 
 /// A model of the index.
 #[derive(Serialize)]
-pub struct Entry {
+pub struct IndexEntry {
     name: String,
     version: String,
     state: &'static str,
     reason: String,
 }
 
-impl Entry {
-    fn new(api: &Api, name: String, version: String) -> Entry {
+impl IndexEntry {
+    fn new(api: &Api, name: String, version: String) -> IndexEntry {
         let models = api.engine.stats().models;
         let model = models.into_iter().find(|model| model.name == name);
         let (state, reason) = match model.and_then(|model| model.loaded) {
@@ -36,7 +36,7 @@ impl Entry {
             Some(loaded) if loaded.in_service => ("READY", ""),
             Some(_) => ("UNAVAILABLE", "out of service after an error: load it anew"),
         };
-        Entry { name, version, state, reason: reason.to_owned() }
+        IndexEntry { name, version, state, reason: reason.to_owned() }
     }
 }
 
@@ -66,10 +66,10 @@ pub async fn index(
         let mut entries = Vec::new();
         for name in api.engine.models()? {
             let entry = match api.engine.manifest(&name) {
-                Ok(manifest) => Entry::new(api, name, manifest.version.clone()),
+                Ok(manifest) => IndexEntry::new(api, name, manifest.version.clone()),
                 Err(error) => {
                     let reason = ApiError::from(error).message;
-                    Entry { name, version: String::new(), state: "UNAVAILABLE", reason }
+                    IndexEntry { name, version: String::new(), state: "UNAVAILABLE", reason }
                 }
             };
             entries.push(entry);
@@ -86,8 +86,8 @@ pub async fn load(
     path: ModelPathArg,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Entry>, OipError> {
-    let Found { model, version } = api.find(path).await.map_err(ApiError::closing)?;
+) -> Result<Json<IndexEntry>, OipError> {
+    let FoundModel { model, version } = api.find(path).await.map_err(ApiError::closing)?;
     let request: LoadRequest = read(&api, &headers, body).await?;
     if let Some(name) = request.parameters.unwrap_or_default().keys().next() {
         let message = format!(
@@ -100,7 +100,7 @@ pub async fn load(
     let name = model.clone();
     api.look(move |api| Ok(api.engine.forget_refusal(&name)?)).await?;
     Asked::new(|reply| api.engine.request_load(&model, reply)).wait().await?;
-    Ok(Json(Entry::new(&api, model, version)))
+    Ok(Json(IndexEntry::new(&api, model, version)))
 }
 
 /// `POST /v2/repository/models/{model}/unload`; a model that is not loaded stays so. Parameters
@@ -110,11 +110,11 @@ pub async fn unload(
     path: ModelPathArg,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Entry>, OipError> {
-    let Found { model, version } = api.find(path).await.map_err(ApiError::closing)?;
+) -> Result<Json<IndexEntry>, OipError> {
+    let FoundModel { model, version } = api.find(path).await.map_err(ApiError::closing)?;
     read::<LoadRequest>(&api, &headers, body).await?;
     Asked::new(|reply| api.engine.request_unload(&model, reply)).wait().await?;
-    Ok(Json(Entry::new(&api, model, version)))
+    Ok(Json(IndexEntry::new(&api, model, version)))
 }
 
 async fn read<T>(api: &Api, headers: &HeaderMap, body: Body) -> Result<T, ApiError>

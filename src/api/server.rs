@@ -1,7 +1,7 @@
 //! Connections: accepted up to a limit, served by hyper with every wait bounded, drained at the
 //! end.
 
-use super::activity::{Activity, Watched};
+use super::activity::{Activity, WatchedBody};
 use super::connections::{CONNECTION_BYTES, RESERVED_CONNECTIONS, Who};
 use super::rights::Caller;
 use super::routes::router;
@@ -246,7 +246,7 @@ async fn connection(
         Box::pin(async move {
             activity.written().await;
             let response = router.call(request).await?;
-            Ok::<_, Infallible>(response.map(|body| Watched::new(body, service)))
+            Ok::<_, Infallible>(response.map(|body| WatchedBody::new(body, service)))
         })
     });
     let mut connection = http1::Builder::new()

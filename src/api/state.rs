@@ -85,11 +85,11 @@ impl Api {
     /// # Errors
     ///
     /// As [`Api::manifest`].
-    pub async fn find(self: &Arc<Api>, path: ModelPathArg) -> Result<Found, ApiError> {
+    pub async fn find(self: &Arc<Api>, path: ModelPathArg) -> Result<FoundModel, ApiError> {
         let path = ModelPath::of(path)?;
         self.look(move |api| {
             let manifest = api.manifest(&path)?;
-            Ok(Found { model: manifest.model.clone(), version: manifest.version.clone() })
+            Ok(FoundModel { model: manifest.model.clone(), version: manifest.version.clone() })
         })
         .await
     }
@@ -200,7 +200,7 @@ impl ModelPath {
 }
 
 /// A model that is there.
-pub struct Found {
+pub struct FoundModel {
     /// Its name.
     pub model: String,
     /// The version that is served.

@@ -2,7 +2,7 @@
 
 use super::envelope::OipError;
 use super::error::ApiError;
-use super::state::{Api, Found, ModelPathArg};
+use super::state::{Api, FoundModel, ModelPathArg};
 use crate::engine::{Counted, ModelStats};
 use axum::Json;
 use axum::extract::State;
@@ -28,7 +28,7 @@ pub async fn model(
     State(api): State<Arc<Api>>,
     path: ModelPathArg,
 ) -> Result<Json<Value>, OipError> {
-    let Found { model: name, version } = api.find(path).await.map_err(ApiError::closing)?;
+    let FoundModel { model: name, version } = api.find(path).await.map_err(ApiError::closing)?;
     let mut models = api.engine.stats().models;
     models.retain(|model| model.name == name);
     let none = || ModelStats { name, loaded: None, counted: Counted::default() };

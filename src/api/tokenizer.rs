@@ -3,7 +3,7 @@
 use super::embeddings_json::Cut;
 use super::error::ApiError;
 use super::helpers::Helpers;
-use super::vocabulary::{Kind, Survey};
+use super::vocabulary::{Survey, VocabularyKind};
 use crate::engine::{Cancel, Described, Engine, Keeper};
 use crate::store::ModelDir;
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
@@ -226,10 +226,10 @@ fn build(
     drop(survey);
     asker.enlarge(grant, direct_bytes)?;
     let direct = match kind {
-        Some(Kind::Bpe) => assemble::<BPE>(&json),
-        Some(Kind::Unigram) => assemble::<Unigram>(&json),
-        Some(Kind::WordLevel) => assemble::<WordLevel>(&json),
-        Some(Kind::WordPiece) => assemble::<WordPiece>(&json),
+        Some(VocabularyKind::Bpe) => assemble::<BPE>(&json),
+        Some(VocabularyKind::Unigram) => assemble::<Unigram>(&json),
+        Some(VocabularyKind::WordLevel) => assemble::<WordLevel>(&json),
+        Some(VocabularyKind::WordPiece) => assemble::<WordPiece>(&json),
         None => assemble::<ModelWrapper>(&json),
     };
     direct.or_else(|_| {
@@ -295,13 +295,13 @@ fn position_limit(manifest: &Manifest) -> Option<usize> {
 /// The tokenizers of all models, by model and version.
 #[derive(Default)]
 pub struct Tokenizers {
-    loaded: Mutex<HashMap<(String, String), Loaded>>,
+    loaded: Mutex<HashMap<(String, String), LoadedTokenizer>>,
     /// Held while one is loaded, so that no file is read twice at a time. Who waits for it keeps no
     /// helper from others.
     loading: Arc<tokio::sync::Mutex<()>>,
 }
 
-struct Loaded {
+struct LoadedTokenizer {
     encoder: Arc<TextEncoder>,
     /// When it was used last, by the engine's count.
     used: u64,
@@ -351,7 +351,7 @@ impl Tokenizers {
         // Of the manifest's own version: another may have become current since.
         let dir = asker.engine.store().version(&manifest.model, &manifest.version)?;
         let encoder = Arc::new(TextEncoder::load(&dir, entry, asker)?);
-        let loaded = Loaded { encoder: Arc::clone(&encoder), used: asker.engine.now() };
+        let loaded = LoadedTokenizer { encoder: Arc::clone(&encoder), used: asker.engine.now() };
         self.lock().insert((manifest.model.clone(), manifest.version.clone()), loaded);
         Ok(encoder)
     }
@@ -363,7 +363,7 @@ impl Tokenizers {
         Some(Arc::clone(&known.encoder))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Loaded>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), LoadedTokenizer>> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -392,7 +392,7 @@ impl Keeper for Tokenizers {
     }
 }
 
-impl Loaded {
+impl LoadedTokenizer {
     fn is_idle(&self) -> bool {
         Arc::strong_count(&self.encoder) == 1
     }

@@ -25,16 +25,16 @@ type PathArg<T> = Result<Path<T>, PathRejection>;
 
 /// A version that has become current, and what the engine was told of it at once: the next request
 /// meets it, a pass that runs ends with the old one.
-pub struct Swap {
+pub struct Takeover {
     model: String,
     version: String,
     is_ready: bool,
     told: Asked<()>,
 }
 
-impl Swap {
+impl Takeover {
     /// Has the engine serve what the store says is current, where it has the model.
-    pub fn begin(api: &Api, model: String, version: String) -> Swap {
+    pub fn begin(api: &Api, model: String, version: String) -> Takeover {
         api.tokenizers.forget(&model);
         let engine: &Engine = &api.engine;
         let is_ready = engine.is_ready(&model);
@@ -43,7 +43,7 @@ impl Swap {
             // What failed is dropped too: the next request loads the new version.
             false => engine.request_unload(&model, reply),
         });
-        Swap { model, version, is_ready, told }
+        Takeover { model, version, is_ready, told }
     }
 
     /// Waits until it is served, without a thread: a load may take minutes.
@@ -53,7 +53,7 @@ impl Swap {
     /// The engine's, where the new version cannot be loaded; it stays the current one.
     pub async fn done(mut self) -> Result<Value, ApiError> {
         let told = self.told.wait().await;
-        let Swap { model, version, is_ready, .. } = self;
+        let Takeover { model, version, is_ready, .. } = self;
         told.map_err(|error| {
             let message = format!(
                 "version {version} of {model} is current now, but cannot be loaded: {}; go back \
@@ -119,7 +119,7 @@ pub async fn use_version(
     let swap = api.help(move |api, _| {
         let _parsing = grant_parsing(api, std::slice::from_ref(&model))?;
         api.engine.store().use_version(&model, &version)?;
-        Ok(Swap::begin(api, model, version))
+        Ok(Takeover::begin(api, model, version))
     });
     Ok(Json(swap.await?.done().await?))
 }
@@ -133,7 +133,7 @@ pub async fn roll_back(
     let swap = api.help(move |api, _| {
         let _parsing = grant_parsing(api, std::slice::from_ref(&model))?;
         let version = api.engine.store().roll_back(&model)?.manifest.version.clone();
-        Ok(Swap::begin(api, model, version))
+        Ok(Takeover::begin(api, model, version))
     });
     Ok(Json(swap.await?.done().await?))
 }

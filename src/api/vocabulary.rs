@@ -9,7 +9,7 @@ use std::fmt;
 
 /// How a tokenizer finds its words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum Kind {
+pub enum VocabularyKind {
     #[serde(rename = "BPE")]
     Bpe,
     WordPiece,
@@ -21,7 +21,7 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Survey {
     /// None where the file does not say.
-    pub kind: Option<Kind>,
+    pub kind: Option<VocabularyKind>,
     words: Words,
     merges: u64,
     added: Words,
@@ -81,15 +81,17 @@ impl Survey {
 
     /// Most that building the tokenizer takes as one of this kind, or of one that is to be found
     /// out; the file's text included.
-    pub fn building_bytes(&self, kind: Option<Kind>) -> u64 {
+    pub fn building_bytes(&self, kind: Option<VocabularyKind>) -> u64 {
         let words = self.words.count();
         let tables = 2 * (table_bytes(words, WORD_BUCKET) + self.words.strings_bytes());
         let model = match kind {
-            Some(Kind::WordPiece | Kind::WordLevel) => tables,
-            Some(Kind::Bpe) => {
+            Some(VocabularyKind::WordPiece | VocabularyKind::WordLevel) => tables,
+            Some(VocabularyKind::Bpe) => {
                 tables + self.merges * MERGE_BYTES + table_bytes(self.merges, MERGE_BUCKET)
             }
-            Some(Kind::Unigram) => tables + words * LISTED_BYTES + self.words.tree_bytes(),
+            Some(VocabularyKind::Unigram) => {
+                tables + words * LISTED_BYTES + self.words.tree_bytes()
+            }
             None => {
                 let either = self.words.tree_bytes() + self.merges * MERGE_BYTES;
                 tables + either + self.file_bytes * TREE_PER_BYTE
@@ -126,7 +128,7 @@ struct File {
 #[derive(Deserialize)]
 struct Model {
     #[serde(rename = "type")]
-    kind: Option<Kind>,
+    kind: Option<VocabularyKind>,
     #[serde(default)]
     vocab: Words,
     #[serde(default)]
@@ -404,12 +406,17 @@ mod tests {
             assert_eq!((survey.rules.values, survey.rules.bytes), (10, 4 + 1 + 4 + 4));
         };
         let map = r#""vocab":{"a":0,"ab":1}"#;
-        check(&format!(r#"{{"type":"WordPiece",{map}}}"#), Some(Kind::WordPiece), 2, 0);
-        check(&format!(r#"{{"type":"WordLevel",{map}}}"#), Some(Kind::WordLevel), 2, 0);
+        check(&format!(r#"{{"type":"WordPiece",{map}}}"#), Some(VocabularyKind::WordPiece), 2, 0);
+        check(&format!(r#"{{"type":"WordLevel",{map}}}"#), Some(VocabularyKind::WordLevel), 2, 0);
         check(&format!(r#"{{{map}}}"#), None, 2, 0);
         let merges = format!(r#"{{"type":"BPE","merges":["a b",["a","b"]],{map}}}"#);
-        check(&merges, Some(Kind::Bpe), 2, 2);
-        check(r#"{"type":"Unigram","vocab":[["a",-1.5],["b",0]]}"#, Some(Kind::Unigram), 2, 0);
+        check(&merges, Some(VocabularyKind::Bpe), 2, 2);
+        check(
+            r#"{"type":"Unigram","vocab":[["a",-1.5],["b",0]]}"#,
+            Some(VocabularyKind::Unigram),
+            2,
+            0,
+        );
         assert!(Survey::of(b"{}").is_err());
         assert!(Survey::of(br#"{"model":{"type":"Other"}}"#).is_err());
     }

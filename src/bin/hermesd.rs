@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, Parser};
 use hermes::api;
-use hermes::daemon::config::{self, Effective, Flags, Sources};
+use hermes::daemon::config::{self, ConfigSources, Effective, Flags};
 use hermes::daemon::{Lifecycle, activation, journal};
 use hermes::engine::{Engine, rehearsal};
 use hermes::manual;
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let sources = Sources::new(args.config.clone(), &args.flags)?;
+    let sources = ConfigSources::new(args.config.clone(), &args.flags)?;
     let effective = sources.read()?;
     effective.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if args.print_config {
@@ -82,7 +82,7 @@ fn run(args: &Args) -> Result<()> {
     serve(sources, effective)
 }
 
-fn serve(sources: Sources, effective: Effective) -> Result<()> {
+fn serve(sources: ConfigSources, effective: Effective) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("hermes-api")

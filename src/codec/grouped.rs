@@ -178,13 +178,13 @@ fn encode_line<G: Grouped>(values: &[f32], stored: &mut Vec<u8>) {
 
 /// A group of 16 lanes as integers and the bits of their bf16 scales.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Quantized {
+struct QuantizedGroup {
     scales: [u16; PANEL_ROWS],
     integers: Integers,
 }
 
-fn quantize<G: Grouped>(values: &[Lanes; GROUP_DEPTH]) -> Quantized {
-    let mut quantized = Quantized::default();
+fn quantize<G: Grouped>(values: &[Lanes; GROUP_DEPTH]) -> QuantizedGroup {
+    let mut quantized = QuantizedGroup::default();
     simd::run(Quantize::<G> { values, quantized: &mut quantized, codec: std::marker::PhantomData });
     quantized
 }
@@ -196,7 +196,7 @@ fn quantize<G: Grouped>(values: &[Lanes; GROUP_DEPTH]) -> Quantized {
 /// overflow nor vanish.
 struct Quantize<'a, G> {
     values: &'a [Lanes; GROUP_DEPTH],
-    quantized: &'a mut Quantized,
+    quantized: &'a mut QuantizedGroup,
     codec: std::marker::PhantomData<G>,
 }
 
@@ -421,7 +421,7 @@ mod tests {
             let mut decoded = vec![0.0; values.len()];
             simd::run_on(isa, Decode::<G, PANEL_ROWS>::new(&stored, &mut decoded));
             assert_eq!(decoded, expected, "{isa:?}");
-            let mut quantized = Quantized::default();
+            let mut quantized = QuantizedGroup::default();
             let codec = std::marker::PhantomData;
             let kernel = Quantize::<G> { values: group, quantized: &mut quantized, codec };
             simd::run_on(isa, kernel);

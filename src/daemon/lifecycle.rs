@@ -1,6 +1,6 @@
 //! From ready to stopped: signals, reloads, and what the service manager is told meanwhile.
 
-use super::config::{ConfigError, Effective, Sources};
+use super::config::{ConfigError, ConfigSources, Effective};
 use super::journal;
 use super::notify::Manager;
 use super::pressure::PressureWatch;
@@ -68,7 +68,7 @@ pub struct LifecycleError(#[from] io::Error);
 
 /// The daemon's course. Made before the engine starts, so that no signal is lost.
 pub struct Lifecycle {
-    sources: Sources,
+    sources: ConfigSources,
     running: Effective,
     phase: watch::Sender<Phase>,
     live: watch::Sender<Live>,
@@ -84,7 +84,7 @@ impl Lifecycle {
     /// # Errors
     ///
     /// [`LifecycleError`] where the kernel refuses.
-    pub fn new(sources: Sources, running: Effective) -> Result<Lifecycle, LifecycleError> {
+    pub fn new(sources: ConfigSources, running: Effective) -> Result<Lifecycle, LifecycleError> {
         Ok(Lifecycle {
             phase: watch::Sender::new(Phase::Serving),
             live: watch::Sender::new(Live::of(&running)),
@@ -113,7 +113,7 @@ impl Lifecycle {
         let mut feeding = interval_of_watchdog.map(|whole| every(whole / 2));
         let mut watchdog = Watchdog::new(interval_of_watchdog.unwrap_or_default(), Instant::now());
         let mut looking = self.manager.is_present().then(|| every(STATUS_INTERVAL));
-        let mut reading = Reading::default();
+        let mut reading = ConfigReading::default();
         loop {
             tokio::select! {
                 Some(()) = self.reload.recv() => self.begin_reload(&mut reading),
@@ -143,7 +143,7 @@ impl Lifecycle {
     }
 
     /// Begins to read the config anew; where that is under way, notes that it is to be done again.
-    fn begin_reload(&mut self, reading: &mut Reading) {
+    fn begin_reload(&mut self, reading: &mut ConfigReading) {
         log::info!("SIGHUP: reading the config anew");
         self.manager.reloading();
         if let Err(error) = reading.begin(&self.sources) {
@@ -153,7 +153,7 @@ impl Lifecycle {
     }
 
     /// Takes the config that was read; keeps the old one where the new one is wrong.
-    fn end_reload(&mut self, read: Option<Read>, engine: &Engine) {
+    fn end_reload(&mut self, read: Option<ReadConfig>, engine: &Engine) {
         match read {
             Some(Ok((newer, budget_bytes))) => self.swap(newer, budget_bytes, engine),
             Some(Err(error)) => self.keep(&error),
@@ -230,19 +230,19 @@ impl Lifecycle {
 }
 
 /// A config that was read, and the budget by it.
-type Read = Result<(Effective, u64), ConfigError>;
+type ReadConfig = Result<(Effective, u64), ConfigError>;
 
 /// The config while it is read, by a thread of its own: names of users may be looked up over a
 /// network, and neither signals nor requests wait for that.
 #[derive(Default)]
-struct Reading {
-    outcome: Option<oneshot::Receiver<Read>>,
+struct ConfigReading {
+    outcome: Option<oneshot::Receiver<ReadConfig>>,
     /// Whether it has changed meanwhile.
     again: bool,
 }
 
-impl Reading {
-    fn begin(&mut self, sources: &Sources) -> io::Result<()> {
+impl ConfigReading {
+    fn begin(&mut self, sources: &ConfigSources) -> io::Result<()> {
         self.again = self.outcome.is_some();
         if self.again {
             return Ok(());
@@ -261,7 +261,7 @@ impl Reading {
     }
 
     /// What was read, `None` where the thread failed; never where none reads.
-    async fn done(&mut self) -> Option<Read> {
+    async fn done(&mut self) -> Option<ReadConfig> {
         match &mut self.outcome {
             None => std::future::pending().await,
             Some(outcome) => {

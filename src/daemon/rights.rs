@@ -69,11 +69,11 @@ impl Rights {
 #[serde(try_from = "String")]
 struct Principal {
     text: String,
-    who: Who,
+    who: Meant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
+enum Meant {
     Everyone,
     User(u32),
     Group(u32),
@@ -81,22 +81,22 @@ enum Who {
 
 impl Principal {
     fn everyone() -> Principal {
-        Principal { text: "*".to_string(), who: Who::Everyone }
+        Principal { text: "*".to_string(), who: Meant::Everyone }
     }
 
     fn root() -> Principal {
-        Principal { text: "root".to_string(), who: Who::User(0) }
+        Principal { text: "root".to_string(), who: Meant::User(0) }
     }
 
     fn own() -> Principal {
-        Principal { text: "self".to_string(), who: Who::User(geteuid().as_raw()) }
+        Principal { text: "self".to_string(), who: Meant::User(geteuid().as_raw()) }
     }
 
     fn is(&self, peer: &Peer) -> bool {
         match self.who {
-            Who::Everyone => true,
-            Who::User(uid) => peer.uid == uid,
-            Who::Group(gid) => peer.is_in(gid),
+            Meant::Everyone => true,
+            Meant::User(uid) => peer.uid == uid,
+            Meant::Group(gid) => peer.is_in(gid),
         }
     }
 }
@@ -106,11 +106,11 @@ impl TryFrom<String> for Principal {
 
     fn try_from(text: String) -> Result<Principal, String> {
         let who = match text.strip_prefix('@') {
-            Some(group) => Who::Group(group_id(group)?),
+            Some(group) => Meant::Group(group_id(group)?),
             None => match text.as_str() {
                 "*" => return Ok(Principal::everyone()),
                 "self" => return Ok(Principal::own()),
-                user => Who::User(user_id(user)?),
+                user => Meant::User(user_id(user)?),
             },
         };
         Ok(Principal { text, who })

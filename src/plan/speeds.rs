@@ -62,7 +62,7 @@ impl Speeds {
             }
         };
         let cores_of = |count: usize| count.min(loader_cores).max(1) as f64;
-        let crew = Crew {
+        let crew = CrewSpeed {
             profile,
             way: plan.source,
             disk,
@@ -98,7 +98,7 @@ impl Speeds {
     }
 }
 
-struct Crew<'a> {
+struct CrewSpeed<'a> {
     profile: &'a Profile,
     way: Way,
     disk: &'a Disk,
@@ -110,7 +110,7 @@ struct Crew<'a> {
     capacity: f64,
 }
 
-impl Crew<'_> {
+impl CrewSpeed<'_> {
     fn speed(&self, shared: usize, alone: usize, computes: bool) -> Speed {
         let contention = self.profile.contention(self.way);
         let cpu_us = self.disk.cpu_us_per_byte(shared + alone);

@@ -42,7 +42,7 @@ impl Draft {
     /// What makes it a model that cannot be served, or not as `order` wants it.
     pub fn of(order: &Order, source: &Source) -> Result<Draft, ShardError> {
         let skim = &source.skim;
-        let describe = |weight: &crate::graph::skim::WeightSource| Weight {
+        let describe = |weight: &crate::graph::skim::OnnxWeight| Weight {
             name: weight.name.clone(),
             dtype: weight.dtype,
             shape: weight.shape.clone(),

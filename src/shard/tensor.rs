@@ -2,7 +2,7 @@
 
 use super::error::{ShardError, ensure, unfit};
 use crate::codec::PANEL_ROWS;
-use crate::graph::skim::{Elements, Location, WeightSource};
+use crate::graph::skim::{Elements, Location, OnnxWeight};
 use crate::store::Dtype;
 use half::{bf16, f16};
 use std::collections::HashMap;
@@ -42,7 +42,7 @@ impl Sources {
 
     /// The weight with its elements as they are in one stretch of a file: decoded piece by piece
     /// into the spool where they are not. It holds until the next weight is spread out.
-    pub fn spread(&mut self, source: &WeightSource) -> Result<WeightSource, ShardError> {
+    pub fn spread(&mut self, source: &OnnxWeight) -> Result<OnnxWeight, ShardError> {
         if source.location().is_some() {
             return Ok(source.clone());
         }
@@ -57,7 +57,7 @@ impl Sources {
         ensure!(copied == bytes, "cannot {}: its data ends too early", told());
         self.files.insert(path.clone(), file);
         let elements = Elements::Plain(Location { path, offset: 0, bytes });
-        Ok(WeightSource { elements, ..source.clone() })
+        Ok(OnnxWeight { elements, ..source.clone() })
     }
 
     /// Takes the spool away.
@@ -79,7 +79,7 @@ impl Sources {
     }
 
     /// Starts the disk on a weight that will be read soon.
-    pub fn prefetch(&mut self, source: &WeightSource) -> Result<(), ShardError> {
+    pub fn prefetch(&mut self, source: &OnnxWeight) -> Result<(), ShardError> {
         for location in source.elements.locations() {
             let bytes = location.bytes.min(PREFETCH_BYTES);
             let range = location.offset..location.offset + bytes;
@@ -89,7 +89,7 @@ impl Sources {
     }
 
     /// Lets the page cache go of what a weight left there.
-    pub fn forget(&mut self, source: &WeightSource) -> Result<(), ShardError> {
+    pub fn forget(&mut self, source: &OnnxWeight) -> Result<(), ShardError> {
         for location in source.elements.locations() {
             let range = location.offset..location.offset + location.bytes;
             crate::sys::map::drop_cached(self.file(location)?, range);
@@ -101,7 +101,7 @@ impl Sources {
 /// A weight as a matrix of rows of `depth` values.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
-    pub source: &'a WeightSource,
+    pub source: &'a OnnxWeight,
     pub rows: usize,
     pub depth: usize,
     /// Whether a row's values lie one after the other, `[rows, depth]`, or a step of `rows`

@@ -6,7 +6,7 @@ use super::layers;
 use super::tensor::{Matrix, Sources};
 use super::watch::Watch;
 use crate::codec;
-use crate::graph::skim::{Skim, WeightSource};
+use crate::graph::skim::{OnnxWeight, Skim};
 use crate::graph::{UseKind, WeightUse};
 use crate::store::layer_file::{LayerWriter, Layout, TensorPlan};
 use crate::store::manifest::{Layer, LayerEntry};
@@ -42,7 +42,7 @@ impl Tensor {
         Tensor { weight, layout, rows: rows as usize, depth: depth as usize, rows_contiguous }
     }
 
-    fn matrix<'a>(&self, source: &'a WeightSource) -> Matrix<'a> {
+    fn matrix<'a>(&self, source: &'a OnnxWeight) -> Matrix<'a> {
         let Tensor { rows, depth, rows_contiguous, .. } = *self;
         Matrix { source, rows, depth, rows_contiguous }
     }
@@ -104,7 +104,7 @@ impl<'a> Layers<'a> {
         let decoded = self.tensors().map(|tensor| &self.skim.weights[tensor.weight]);
         let decoded = decoded.filter(|source| source.location().is_none());
         // The spool has one decoded weight at a time.
-        sizes.sum::<u64>() + decoded.map(WeightSource::bytes).max().unwrap_or(0)
+        sizes.sum::<u64>() + decoded.map(OnnxWeight::bytes).max().unwrap_or(0)
     }
 
     pub fn write(

@@ -17,13 +17,13 @@ const BOOT_FILES: [&str; 2] = ["/boot/firmware/cmdline.txt", "/boot/cmdline.txt"
 
 /// A machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Board {
+pub struct Machine {
     /// Its name, by its device tree or its firmware.
     pub model: Option<String>,
     /// The kernel's release.
     pub kernel: String,
     /// Its cores that are online.
-    pub cores: Vec<Core>,
+    pub cores: Vec<MachineCore>,
     /// Memory that the kernel manages, in bytes.
     pub memory_bytes: u64,
     /// What it can give without swapping, in bytes.
@@ -46,7 +46,7 @@ pub struct Board {
 
 /// A core.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Core {
+pub struct MachineCore {
     /// Its speed against the fastest's 1024; only told where cores differ in kind (arm64).
     pub capacity: Option<u64>,
     /// What chooses its clock rate: a driver and its governor.
@@ -93,13 +93,13 @@ pub enum ServiceLimit {
     Bytes(u64),
 }
 
-impl Board {
+impl Machine {
     /// The machine whose /proc and /sys are below `root`. What is not told is left out.
-    pub fn read(root: &Path) -> Board {
+    pub fn read(root: &Path) -> Machine {
         let meminfo = text(&root.join("proc/meminfo"));
         let kib = |name| memory::kib_field(&meminfo, name).unwrap_or(0);
         let cgroups = Cgroups::read(root);
-        Board {
+        Machine {
             model: model(root),
             kernel: release(root),
             cores: cores(&root.join("sys/devices/system/cpu")),
@@ -205,12 +205,12 @@ fn model(root: &Path) -> Option<String> {
     names.iter().find_map(|name| line(&root.join(name)))
 }
 
-fn cores(folder: &Path) -> Vec<Core> {
+fn cores(folder: &Path) -> Vec<MachineCore> {
     let online = line(&folder.join("online")).unwrap_or_default();
     let core = |index: usize| {
         let folder = folder.join(format!("cpu{index}"));
         let scaling = |name: &str| line(&folder.join("cpufreq").join(name));
-        Core {
+        MachineCore {
             capacity: line(&folder.join("cpu_capacity")).and_then(|text| text.parse().ok()),
             governor: scaling("scaling_driver").zip(scaling("scaling_governor")),
         }
@@ -320,10 +320,13 @@ mod tests {
         ]);
         let governor = Some(("cpufreq-dt".to_owned(), "ondemand".to_owned()));
         let limit = PathBuf::from("/etc/systemd/system/hermesd.service.d/20.conf");
-        let expected = Board {
+        let expected = Machine {
             model: Some("Raspberry Pi 5 Model B Rev 1.0".to_owned()),
             kernel: "6.6.31+rpt-rpi-2712".to_owned(),
-            cores: vec![Core { capacity: None, governor }, Core { capacity: None, governor: None }],
+            cores: vec![
+                MachineCore { capacity: None, governor },
+                MachineCore { capacity: None, governor: None },
+            ],
             memory_bytes: 8_256_608 << 10,
             available_bytes: 7_000_000 << 10,
             swaps: vec![Swap { path: "/var/swap".to_owned(), bytes: 524_272 << 10 }],
@@ -334,7 +337,7 @@ mod tests {
             boot_file: Some("/boot/firmware/cmdline.txt"),
             hottest_c: Some(51),
         };
-        assert_eq!(Board::read(root.path()), expected);
+        assert_eq!(Machine::read(root.path()), expected);
     }
 
     #[test]
@@ -351,7 +354,7 @@ mod tests {
         let control = ("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n");
         let check = |more: &[(&str, &str)], limit| {
             let root = machine(&[&[V2_MOUNT, control], more].concat());
-            let board = Board::read(root.path());
+            let board = Machine::read(root.path());
             assert_eq!(board.memory_control, MemoryControl::Works(2));
             assert_eq!(board.service_limit, limit);
         };
@@ -382,7 +385,7 @@ mod tests {
             ("sys/devices/system/cpu/cpu3/cpu_capacity", "1024\n"),
             ("proc/swaps", "Filename Type Size Used Priority\n/dev/zram0 partition 507008 0 5\n"),
         ]);
-        let board = Board::read(root.path());
+        let board = Machine::read(root.path());
         assert_eq!(board.memory_control, MemoryControl::Works(1));
         assert_eq!(board.service_limit, ServiceLimit::None);
         let capacities: Vec<_> = board.cores.iter().map(|core| core.capacity).collect();
@@ -393,15 +396,15 @@ mod tests {
 
     #[test]
     fn what_is_not_told_is_left_out() {
-        assert_eq!(Board::read(machine(&[]).path()), Board::default());
+        assert_eq!(Machine::read(machine(&[]).path()), Machine::default());
         let root = machine(&[
             ("proc/meminfo", "MemTotal: many\n"),
             ("proc/swaps", "Filename\n/dev/sda3 partition x\n\n"),
             ("sys/devices/system/cpu/online", "x,7-,-1\n"),
             ("proc/cgroups", "memory\n"),
         ]);
-        assert_eq!(Board::read(root.path()), Board::default());
+        assert_eq!(Machine::read(root.path()), Machine::default());
         let root = machine(&[("proc/cmdline", "cgroup_disable=cpu,memory\n")]);
-        assert_eq!(Board::read(root.path()).memory_control, MemoryControl::Disabled);
+        assert_eq!(Machine::read(root.path()).memory_control, MemoryControl::Disabled);
     }
 }

@@ -12,12 +12,12 @@ pub struct MemoryCgroup {
     folder: PathBuf,
     /// Where its hierarchy is mounted.
     top: PathBuf,
-    files: Files,
+    files: FigureNames,
 }
 
 /// Names of the figures in one version of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Files {
+struct FigureNames {
     current: &'static str,
     peak: &'static str,
     /// Limits: one that is not passed, and one above which everybody is slowed down.
@@ -28,7 +28,7 @@ struct Files {
     in_use: [&'static str; 2],
 }
 
-const V1: Files = Files {
+const V1: FigureNames = FigureNames {
     current: "memory.usage_in_bytes",
     peak: "memory.max_usage_in_bytes",
     limits: &["memory.limit_in_bytes"],
@@ -36,7 +36,7 @@ const V1: Files = Files {
     cache: "total_cache",
     in_use: ["total_mapped_file", "total_shmem"],
 };
-const V2: Files = Files {
+const V2: FigureNames = FigureNames {
     current: "memory.current",
     peak: "memory.peak",
     limits: &["memory.max", "memory.high"],
@@ -246,13 +246,13 @@ pub(super) fn mount_point(mounts: &str, kind: &str, controller: &str) -> Option<
     mounts.lines().find_map(|line| mount_of(line, kind, controller)).map(|found| found.point.into())
 }
 
-struct Mount {
+struct CgroupMount {
     root: String,
     point: String,
 }
 
 /// A line of mountinfo (proc_pid_mountinfo(5)) that mounts cgroups of `kind`.
-fn mount_of(line: &str, kind: &str, controllers: &str) -> Option<Mount> {
+fn mount_of(line: &str, kind: &str, controllers: &str) -> Option<CgroupMount> {
     let (before, after) = line.split_once(" - ")?;
     let mut after = after.split(' ');
     let (found, _, options) = (after.next()?, after.next()?, after.next()?);
@@ -261,7 +261,7 @@ fn mount_of(line: &str, kind: &str, controllers: &str) -> Option<Mount> {
         return None;
     }
     let fields: Vec<&str> = before.split(' ').collect();
-    Some(Mount { root: (*fields.get(3)?).to_string(), point: (*fields.get(4)?).to_string() })
+    Some(CgroupMount { root: (*fields.get(3)?).to_string(), point: (*fields.get(4)?).to_string() })
 }
 
 #[cfg(test)]
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn filling_leaves_out_page_cache_that_nothing_maps() {
-        let check = |files: Files, texts: [&str; 4], expected| {
+        let check = |files: FigureNames, texts: [&str; 4], expected| {
             let folder = tempfile::tempdir().unwrap();
             let names = [files.current, files.limits[0], files.events, "memory.stat"];
             for (name, text) in names.iter().zip(texts) {
@@ -325,7 +325,7 @@ mod tests {
     /// of 160 MiB took 8 GiB for its budget, and did not see the pod get full.
     #[test]
     fn the_smallest_limit_on_the_way_up_holds() {
-        let check = |files: Files, levels: &[&[(&str, &str)]], limit, fillings: &[u64]| {
+        let check = |files: FigureNames, levels: &[&[(&str, &str)]], limit, fillings: &[u64]| {
             let top = tempfile::tempdir().unwrap();
             let mut folder = top.path().to_owned();
             for (depth, level) in levels.iter().enumerate() {

@@ -13,7 +13,7 @@ const FAULT_AROUND_BYTES: usize = 64 << 10;
 
 /// A mapping of the program or a library that is read-only and as its file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Mapping {
+struct CodeMapping {
     range: Range<usize>,
     is_executable: bool,
 }
@@ -22,7 +22,7 @@ struct Mapping {
 /// optimizing a graph touches most of the program, a pass a small part, which comes back piece by
 /// piece from the page cache.
 pub fn release() {
-    for Mapping { range, .. } in mappings() {
+    for CodeMapping { range, .. } in mappings() {
         advise(range, libc::MADV_DONTNEED);
     }
 }
@@ -39,7 +39,7 @@ pub fn map_in_pieces() {
         if piece >= FAULT_AROUND_BYTES {
             return;
         }
-        for Mapping { range, .. } in mappings().iter().filter(|mapping| mapping.is_executable) {
+        for CodeMapping { range, .. } in mappings().iter().filter(|mapping| mapping.is_executable) {
             let mut pieces = range.clone().step_by(2 * piece);
             while let Some(start) = pieces.next()
                 && advise(&(start..range.end.min(start + piece)), libc::MADV_DONTDUMP)
@@ -63,14 +63,14 @@ fn advise(range: &Range<usize>, advice: libc::c_int) -> bool {
 }
 
 /// The program's mappings, found once: in pieces they are thousands. None where /proc is not there.
-fn mappings() -> &'static [Mapping] {
-    static MAPPINGS: OnceLock<Vec<Mapping>> = OnceLock::new();
+fn mappings() -> &'static [CodeMapping] {
+    static MAPPINGS: OnceLock<Vec<CodeMapping>> = OnceLock::new();
     MAPPINGS.get_or_init(|| clean(&fs::read_to_string("/proc/self/smaps").unwrap_or_default()))
 }
 
 /// The mappings of smaps (proc_pid_smaps(5)) that are private, of a program or library, not
 /// writable, and hold no page that differs from the file.
-fn clean(smaps: &str) -> Vec<Mapping> {
+fn clean(smaps: &str) -> Vec<CodeMapping> {
     let mut found = vec![];
     let mut candidate = None;
     for line in smaps.lines() {
@@ -81,7 +81,7 @@ fn clean(smaps: &str) -> Vec<Mapping> {
             let file = fields.nth(3).is_some_and(|path| path.starts_with('/'));
             candidate = match (bounds, second) {
                 ((Ok(start), Ok(end)), "r-xp" | "r--p") if file => {
-                    Some(Mapping { range: start..end, is_executable: second == "r-xp" })
+                    Some(CodeMapping { range: start..end, is_executable: second == "r-xp" })
                 }
                 _ => None,
             };
@@ -108,7 +108,7 @@ mod tests {
                      5620-5630 rw-p 00003000 fe:00 12 /usr/bin/hermesd\nAnonymous: 0 kB\n\
                      5640-5650 r--s 00000000 fe:00 13 /store/a.layer\nAnonymous: 0 kB\n\
                      7000-7010 r-xp 00000000 00:00 0 [vdso]\nAnonymous: 0 kB\n";
-        let mapping = |range, is_executable| Mapping { range, is_executable };
+        let mapping = |range, is_executable| CodeMapping { range, is_executable };
         assert_eq!(clean(smaps), [mapping(0x55e0..0x55f0, false), mapping(0x5600..0x5610, true)]);
     }
 

@@ -34,7 +34,7 @@ pub fn reset_peak() -> bool {
 
 /// Pages that were missing when they were touched or populated (getrusage(2)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Faults {
+pub struct PageFaults {
     /// Those in memory already.
     pub minor: u64,
     /// Those that had to be read.
@@ -42,10 +42,10 @@ pub struct Faults {
 }
 
 /// This process's faults since its start.
-pub fn faults() -> Faults {
+pub fn faults() -> PageFaults {
     let usage = getrusage(UsageWho::RUSAGE_SELF).ok();
     let count = |faults: i64| u64::try_from(faults).unwrap_or(0);
-    usage.map_or_else(Faults::default, |usage| Faults {
+    usage.map_or_else(PageFaults::default, |usage| PageFaults {
         minor: count(usage.minor_page_faults()),
         major: count(usage.major_page_faults()),
     })

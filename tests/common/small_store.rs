@@ -1,6 +1,6 @@
 //! Stores of models so small that a test knows their answers.
 
-use hermes::graph::skim::{Elements, Skim, WeightSource};
+use hermes::graph::skim::{Elements, OnnxWeight, Skim};
 use hermes::shard::{Draft, Order, Source, TokenizerFile};
 use hermes::store::Dtype;
 use hermes::store::manifest::{Pooling, Task};
@@ -36,7 +36,7 @@ pub fn write_version(store: &Path, model: SmallModel, version: &str) {
         graph: Some(model.graph),
         ..ModelProto::default()
     };
-    let weights = model.weights.iter().map(|(name, shape, values)| WeightSource {
+    let weights = model.weights.iter().map(|(name, shape, values)| OnnxWeight {
         name: name.to_string(),
         dtype: Dtype::Fp32,
         shape: shape.to_vec(),

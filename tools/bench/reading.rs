@@ -3,7 +3,7 @@
 use anyhow::Result;
 use hermes::engine::PassStats;
 use hermes::sys::disk::{Device, Disk, Requests};
-use hermes::sys::memory::{Faults, faults};
+use hermes::sys::memory::{PageFaults, faults};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub struct Reading {
     bytes: u64,
     wall_us: u64,
     loader_cpu_us: u64,
-    faults: Faults,
+    faults: PageFaults,
     /// Everybody's: the machine has to be idle otherwise.
     requests: Requests,
 }

@@ -5,7 +5,7 @@ use super::scrape::Scrape;
 use hermes::api::size::Size;
 use hermes::api::table;
 use hermes::daemon::config::DEFAULT_STORE;
-use hermes::sys::board::{Board, Core, MemoryControl, ServiceLimit};
+use hermes::sys::board::{Machine, MachineCore, MemoryControl, ServiceLimit};
 use hermes::sys::disk::{Disk, read_speed};
 use hermes::sys::{affinity, map};
 use serde::Serialize;
@@ -97,7 +97,7 @@ pub fn run(client: &Client, store: Option<&Path>, json: bool) -> Result<Diagnosi
         return Err(ClientError::Usage(text));
     }
     let root = Path::new("/");
-    let board = Board::read(root);
+    let board = Machine::read(root);
     let mut checks = checks(&board);
     checks.extend(disk_checks(root, folder));
     checks.push(daemon_check(client));
@@ -121,7 +121,7 @@ fn report(checks: &[Check]) -> String {
 }
 
 /// What the board itself tells.
-fn checks(board: &Board) -> Vec<Check> {
+fn checks(board: &Machine) -> Vec<Check> {
     let mut checks = vec![
         ok("board", board.model.as_deref().unwrap_or("unknown")),
         kernel(board),
@@ -137,7 +137,7 @@ fn checks(board: &Board) -> Vec<Check> {
     checks
 }
 
-fn kernel(board: &Board) -> Check {
+fn kernel(board: &Machine) -> Check {
     let release = &board.kernel;
     match map::populate_supported() {
         true => ok("kernel", format!("{release}, blocks are mapped (MADV_POPULATE_READ)")),
@@ -148,7 +148,7 @@ fn kernel(board: &Board) -> Check {
     }
 }
 
-fn cores(cores: &[Core], allowed: usize) -> Check {
+fn cores(cores: &[MachineCore], allowed: usize) -> Check {
     let mut kinds = BTreeMap::new();
     for capacity in cores.iter().filter_map(|core| core.capacity) {
         *kinds.entry(capacity).or_insert(0) += 1;
@@ -170,7 +170,7 @@ fn cores(cores: &[Core], allowed: usize) -> Check {
     }
 }
 
-fn governor(cores: &[Core]) -> Check {
+fn governor(cores: &[MachineCore]) -> Check {
     let governors: BTreeSet<_> = cores.iter().filter_map(|core| core.governor.as_ref()).collect();
     if governors.is_empty() {
         return ok("governor", "none: the kernel does not scale the clock here");
@@ -190,7 +190,7 @@ fn governor(cores: &[Core]) -> Check {
         .fix("echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
 }
 
-fn memory(board: &Board) -> Check {
+fn memory(board: &Machine) -> Check {
     let (total, available) = (Size(board.memory_bytes), Size(board.available_bytes));
     match board.memory_bytes {
         0 => note("memory", "unknown: /proc/meminfo does not tell"),
@@ -198,7 +198,7 @@ fn memory(board: &Board) -> Check {
     }
 }
 
-fn swap(board: &Board) -> Check {
+fn swap(board: &Machine) -> Check {
     if board.swaps.is_empty() {
         return ok("swap", "none");
     }
@@ -216,7 +216,7 @@ fn swap(board: &Board) -> Check {
     }
 }
 
-fn memory_limit(board: &Board) -> Check {
+fn memory_limit(board: &Machine) -> Check {
     const NAME: &str = "MemoryMax=";
     let reason = match board.memory_control {
         MemoryControl::Works(version) => {
@@ -249,7 +249,7 @@ fn memory_limit(board: &Board) -> Check {
     })
 }
 
-fn stalls(board: &Board) -> Check {
+fn stalls(board: &Machine) -> Check {
     const NAME: &str = "PSI";
     if board.has_psi {
         return ok(NAME, "on");
@@ -368,10 +368,10 @@ mod tests {
 
     #[test]
     fn a_stock_raspberry_pi_is_told_how_to_get_limits() {
-        let board = Board {
+        let board = Machine {
             memory_control: MemoryControl::Disabled,
             boot_file: Some("/boot/firmware/cmdline.txt"),
-            ..Board::default()
+            ..Machine::default()
         };
         let found = "silently does nothing: the memory cgroup is disabled";
         let fix = "sudo sed -i '1 s/$/ cgroup_enable=memory/' /boot/firmware/cmdline.txt && sudo \
@@ -379,7 +379,7 @@ mod tests {
         expect(&memory_limit(&board), State::Problem, found, Some(fix));
         assert!(stalls(&board).fix.unwrap().contains("s/$/ psi=1/"));
         let unit_limit = Some(("/etc/a.conf".into(), "300M".to_owned()));
-        let board = Board { unit_limit, boot_file: None, ..board };
+        let board = Machine { unit_limit, boot_file: None, ..board };
         let check = memory_limit(&board);
         assert!(check.found.contains("not even 300M of /etc/a.conf"), "{}", check.found);
         assert!(check.fix.unwrap().starts_with("# take cgroup_disable=memory out"));
@@ -388,10 +388,10 @@ mod tests {
 
     #[test]
     fn a_limit_that_works_is_told() {
-        let board = |version, service_limit| Board {
+        let board = |version, service_limit| Machine {
             memory_control: MemoryControl::Works(version),
             service_limit,
-            ..Board::default()
+            ..Machine::default()
         };
         let check = |board, found| expect(&memory_limit(&board), State::Ok, found, None);
         let limited = board(2, ServiceLimit::Bytes(300 << 20));
@@ -405,11 +405,12 @@ mod tests {
 
     #[test]
     fn governors_that_slow_down_are_noted() {
-        let core = |driver: &str, governor: &str| Core {
+        let core = |driver: &str, governor: &str| MachineCore {
             capacity: None,
             governor: Some((driver.to_owned(), governor.to_owned())),
         };
-        let check = |cores: &[Core], state| assert_eq!(governor(cores).state, state, "{cores:?}");
+        let check =
+            |cores: &[MachineCore], state| assert_eq!(governor(cores).state, state, "{cores:?}");
         check(&[], State::Ok);
         check(&[core("cpufreq-dt", "performance"), core("cpufreq-dt", "schedutil")], State::Ok);
         check(&[core("cpufreq-dt", "performance"), core("cpufreq-dt", "ondemand")], State::Note);
@@ -419,7 +420,7 @@ mod tests {
 
     #[test]
     fn cores_of_two_kinds_are_counted() {
-        let core = |capacity| Core { capacity, governor: None };
+        let core = |capacity| MachineCore { capacity, governor: None };
         let kinds = [Some(446), Some(446), Some(1024)].map(core);
         let found = "3: 1 of speed 1024, 2 of speed 446";
         expect(&cores(&kinds, 3), State::Ok, found, None);
@@ -431,12 +432,12 @@ mod tests {
 
     #[test]
     fn swap_on_a_disk_is_noted() {
-        let board = |path: &str, version| Board {
+        let board = |path: &str, version| Machine {
             swaps: vec![Swap { path: path.to_owned(), bytes: 1 << 20 }],
             memory_control: MemoryControl::Works(version),
-            ..Board::default()
+            ..Machine::default()
         };
-        assert_eq!(swap(&Board::default()).state, State::Ok);
+        assert_eq!(swap(&Machine::default()).state, State::Ok);
         assert_eq!(swap(&board("/dev/zram0", 2)).state, State::Ok);
         assert!(swap(&board("/var/swap", 2)).fix.unwrap().contains("MemorySwapMax=0"));
         let check = swap(&board("/var/swap", 1));

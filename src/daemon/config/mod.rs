@@ -9,7 +9,7 @@ mod read;
 mod show;
 
 pub use flags::Flags;
-pub use read::{ConfigError, Effective, Sources};
+pub use read::{ConfigError, ConfigSources, Effective};
 pub use show::show;
 
 use super::rights::Rights;

@@ -64,21 +64,24 @@ impl fmt::Display for Origin {
 
 /// Where the settings are read from, again at each reload.
 #[derive(Clone, Debug)]
-pub struct Sources {
+pub struct ConfigSources {
     /// The file that the command line names.
     path: Option<PathBuf>,
     environment: Vec<(String, String)>,
     flags: Table,
 }
 
-impl Sources {
+impl ConfigSources {
     /// The config file (a named one must be there), the process's environment, and `flags`: a
     /// structure whose fields are keys.
     ///
     /// # Errors
     ///
     /// [`ConfigError::Wrong`] for flags that TOML cannot hold, such as a path that is not UTF-8.
-    pub fn new(path: Option<PathBuf>, flags: &impl Serialize) -> Result<Sources, ConfigError> {
+    pub fn new(
+        path: Option<PathBuf>,
+        flags: &impl Serialize,
+    ) -> Result<ConfigSources, ConfigError> {
         let flags = Table::try_from(flags).map_err(|error| ConfigError::Wrong {
             origin: Origin::Flag("store".to_string()),
             message: format!("a flag cannot be used: {error}"),
@@ -88,7 +91,7 @@ impl Sources {
         };
         let ours = |(name, _): &(String, String)| name.starts_with("HERMES_") && name != WITHOUT;
         let environment = std::env::vars_os().filter_map(text).filter(ours).collect();
-        Ok(Sources { path, environment, flags })
+        Ok(ConfigSources { path, environment, flags })
     }
 
     /// Reads and merges everything.
@@ -371,11 +374,11 @@ mod tests {
     use crate::daemon::rights::Right;
     use crate::plan::Way;
 
-    fn sources(text: &str) -> (tempfile::TempDir, Sources) {
+    fn sources(text: &str) -> (tempfile::TempDir, ConfigSources) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.toml");
         fs::write(&path, text).unwrap();
-        let sources = Sources { path: Some(path), environment: vec![], flags: Table::new() };
+        let sources = ConfigSources { path: Some(path), environment: vec![], flags: Table::new() };
         (folder, sources)
     }
 
@@ -476,7 +479,7 @@ mod tests {
     #[test]
     fn only_a_named_file_must_be_there() {
         let path = Some(PathBuf::from("/nowhere/at/all.toml"));
-        let sources = Sources { path, environment: vec![], flags: Table::new() };
+        let sources = ConfigSources { path, environment: vec![], flags: Table::new() };
         let error = sources.read().unwrap_err().to_string();
         assert!(error.starts_with("/nowhere/at/all.toml: cannot read the config"), "{error}");
     }

@@ -4,7 +4,7 @@
 
 use super::super::constants::constants;
 use super::super::repair;
-use super::elements::{Operand, Quantized, WeightSource};
+use super::elements::{OnnxWeight, Operand, Quantized};
 use super::tensor::{Files, onnx_of_dtype};
 use super::{Elements, SkimError, node_error};
 use crate::store::Dtype;
@@ -17,7 +17,7 @@ use tract_onnx::pb::{
 /// `threshold_bytes` then stays in the graph.
 pub fn rewrite(
     proto: &mut ModelProto,
-    weights: &mut Vec<WeightSource>,
+    weights: &mut Vec<OnnxWeight>,
     files: &Files,
     threshold_bytes: u64,
 ) -> Result<(), SkimError> {
@@ -66,13 +66,13 @@ fn is_candidate(node: &NodeProto) -> bool {
 
 /// What a node becomes: a weight, and the nodes that use it in its place.
 struct Rewritten {
-    weight: WeightSource,
+    weight: OnnxWeight,
     instead: Vec<NodeProto>,
 }
 
 /// Constants of the graph by name.
 struct Constants<'a> {
-    weights: HashMap<&'a str, &'a WeightSource>,
+    weights: HashMap<&'a str, &'a OnnxWeight>,
     tensors: HashMap<&'a str, &'a TensorProto>,
 }
 
@@ -89,7 +89,7 @@ impl Constant {
 }
 
 impl<'a> Constants<'a> {
-    fn of(graph: &'a GraphProto, weights: &'a [WeightSource]) -> Constants<'a> {
+    fn of(graph: &'a GraphProto, weights: &'a [OnnxWeight]) -> Constants<'a> {
         let weights = weights.iter().map(|weight| (weight.name.as_str(), weight)).collect();
         Constants { weights, tensors: constants(graph) }
     }
@@ -171,7 +171,7 @@ fn linear(node: &NodeProto, constants: &Constants) -> Result<Option<Rewritten>, 
     }
     let quantized = Quantized { zeros: zeros.map(|zeros| zeros.operand), ..quantized };
     let elements = Elements::Quantized(Box::new(quantized));
-    let weight = WeightSource { name: name.clone(), dtype, shape: codes.shape, elements };
+    let weight = OnnxWeight { name: name.clone(), dtype, shape: codes.shape, elements };
     Ok(Some(Rewritten { weight, instead: vec![] }))
 }
 
@@ -273,7 +273,7 @@ fn product(node: &NodeProto, constants: &Constants) -> Result<Option<Rewritten>,
         spare_codes: blocks * block - depth,
         spare_zeros,
     };
-    let weight = WeightSource {
+    let weight = OnnxWeight {
         name: format!("{result}/weight"),
         dtype: Dtype::Fp32,
         shape: vec![outputs, depth],
@@ -347,7 +347,7 @@ fn attribute(name: &str, kind: AttributeType) -> AttributeProto {
 }
 
 /// Takes out those of `names` that nobody uses any more.
-fn forget(graph: &mut GraphProto, weights: &mut Vec<WeightSource>, names: &HashSet<String>) {
+fn forget(graph: &mut GraphProto, weights: &mut Vec<OnnxWeight>, names: &HashSet<String>) {
     let mut used = HashSet::new();
     note_uses(graph, &mut used);
     let is_kept = |name: &String| !names.contains(name) || used.contains(name);
@@ -367,7 +367,7 @@ fn note_uses(graph: &GraphProto, used: &mut HashSet<String>) {
 }
 
 /// A weight that is few bytes, as an initializer.
-fn held(weight: &WeightSource, files: &Files) -> Result<TensorProto, SkimError> {
+fn held(weight: &OnnxWeight, files: &Files) -> Result<TensorProto, SkimError> {
     let bytes = weight.bytes();
     let data = files.read(&weight.elements, weight.dtype, bytes)?;
     let data = match weight.dtype {

@@ -14,7 +14,7 @@ mod skeleton;
 mod tensor;
 mod wire;
 
-pub use elements::{Elements, Location, WeightSource};
+pub use elements::{Elements, Location, OnnxWeight};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tensor::{Files, TensorFields};
@@ -27,7 +27,7 @@ use wire::{Field, Value, WireFile};
 pub struct Skim {
     /// A `ModelProto` that is complete but for the weights, which it declares as inputs.
     pub skeleton: Vec<u8>,
-    pub weights: Vec<WeightSource>,
+    pub weights: Vec<OnnxWeight>,
     /// Exporter, as the file names it.
     pub producer: String,
     /// Version of the default operator set.
@@ -138,7 +138,7 @@ struct Walk {
     functions: Vec<u8>,
     /// Encoded fields of the graph that stay.
     graph: Vec<u8>,
-    weights: Vec<WeightSource>,
+    weights: Vec<OnnxWeight>,
 }
 
 impl Walk {
@@ -285,10 +285,10 @@ fn node_error(files: &Files, node: &NodeProto, what: String) -> SkimError {
 }
 
 /// A tensor as a weight.
-fn weight(tensor: TensorFields, elements: Elements) -> WeightSource {
+fn weight(tensor: TensorFields, elements: Elements) -> OnnxWeight {
     let dtype = tensor::ElementType::of(tensor.data_type).map(|element| element.dtype);
     let dtype = dtype.expect("its elements were found by their type");
-    WeightSource { name: tensor.name, dtype, shape: tensor.dims, elements }
+    OnnxWeight { name: tensor.name, dtype, shape: tensor.dims, elements }
 }
 
 #[derive(Clone, Copy)]

@@ -1,12 +1,12 @@
 //! A name of its own for each node, which ONNX does not ask for and tract does.
 
-use super::WeightSource;
+use super::OnnxWeight;
 use std::collections::{HashMap, HashSet};
 use tract_onnx::pb::GraphProto;
 
 /// Numbers the nodes of a graph, and of the graphs of its nodes, whose name another node or tensor
 /// has already; `weights` are to be inputs. One without a name is called as its first output is.
-pub fn tell_apart(graph: &mut GraphProto, weights: &[WeightSource]) {
+pub fn tell_apart(graph: &mut GraphProto, weights: &[OnnxWeight]) {
     let tensors = graph.initializer.iter().map(|tensor| &tensor.name);
     let inputs = graph.input.iter().map(|input| &input.name);
     let weights = weights.iter().map(|weight| &weight.name);

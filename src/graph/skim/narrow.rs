@@ -3,7 +3,7 @@
 //! with them it would do in the wider type, and round or saturate otherwise.
 
 use super::tensor::{ElementType, Files};
-use super::{Elements, SkimError, WeightSource, node_error};
+use super::{Elements, OnnxWeight, SkimError, node_error};
 use crate::store::Dtype;
 use std::collections::HashSet;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto};
@@ -57,7 +57,7 @@ fn is_narrow(tensor: &TensorProto) -> bool {
 /// Refuses nodes that would compute with values of such a type, and outputs of one.
 pub fn check(
     proto: &ModelProto,
-    weights: &[WeightSource],
+    weights: &[OnnxWeight],
     mut narrow: HashSet<String>,
     files: &Files,
 ) -> Result<(), SkimError> {

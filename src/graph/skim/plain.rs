@@ -2,7 +2,7 @@
 //! another file. A constant in another file that is not small becomes a weight.
 
 use super::tensor::{ElementType, Files, TensorFields, onnx_of_dtype};
-use super::{Elements, SKELETON_LIMIT_BYTES, SkimError, WeightSource, too_large, weight};
+use super::{Elements, OnnxWeight, SKELETON_LIMIT_BYTES, SkimError, too_large, weight};
 use crate::store::Dtype;
 use half::bf16;
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
@@ -10,7 +10,7 @@ use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorPr
 /// Settles the tensors of a model. Types that are held in others are not to be seen afterwards.
 pub fn settle(
     proto: &mut ModelProto,
-    weights: &mut Vec<WeightSource>,
+    weights: &mut Vec<OnnxWeight>,
     files: &mut Files,
     threshold_bytes: u64,
 ) -> Result<(), SkimError> {
@@ -32,7 +32,7 @@ fn external_constant(
     node: &NodeProto,
     files: &mut Files,
     threshold_bytes: u64,
-) -> Result<Option<WeightSource>, SkimError> {
+) -> Result<Option<OnnxWeight>, SkimError> {
     let tensor = node.attribute.iter().find_map(|attribute| attribute.t.as_ref());
     let ("Constant", Some(name), Some(tensor)) =
         (node.op_type.as_str(), node.output.first(), tensor)

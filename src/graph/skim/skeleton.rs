@@ -1,6 +1,6 @@
 //! The skeleton: what the walk kept, with the weights as inputs and a name for each open dimension.
 
-use super::WeightSource;
+use super::OnnxWeight;
 use super::tensor::onnx_of_dtype;
 use crate::graph::dims::name_dims;
 use prost::Message;
@@ -30,7 +30,7 @@ pub fn join(mut model: Vec<u8>, graph: &[u8]) -> Result<pb::ModelProto, String> 
 }
 
 /// Declares the weights and fixes what has to be.
-pub fn finish(mut proto: pb::ModelProto, weights: &[WeightSource]) -> Result<Finished, String> {
+pub fn finish(mut proto: pb::ModelProto, weights: &[OnnxWeight]) -> Result<Finished, String> {
     let graph = proto.graph.as_mut().ok_or("it holds no graph")?;
     let taken: HashSet<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
     if taken.len() != weights.len() {
@@ -61,7 +61,7 @@ fn tensor_type(info: &mut pb::ValueInfoProto) -> Option<&mut type_proto::Tensor>
     Some(tensor)
 }
 
-fn declare(weight: &WeightSource) -> pb::ValueInfoProto {
+fn declare(weight: &OnnxWeight) -> pb::ValueInfoProto {
     let dim = |size: &u64| Dimension {
         denotation: String::new(),
         value: Some(dimension::Value::DimValue(*size as i64)),

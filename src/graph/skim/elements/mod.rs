@@ -11,7 +11,7 @@ pub use quantized::{Operand, Quantized};
 
 /// A big weight where it lies.
 #[derive(Clone, Debug, PartialEq)]
-pub struct WeightSource {
+pub struct OnnxWeight {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<u64>,
@@ -44,7 +44,7 @@ pub struct Location {
 /// Bytes that are read or decoded at once.
 const CHUNK_BYTES: usize = 64 << 10;
 
-impl WeightSource {
+impl OnnxWeight {
     /// Bytes of its elements, one after the other.
     pub fn bytes(&self) -> u64 {
         self.shape.iter().product::<u64>() * self.dtype.size() as u64
