@@ -242,6 +242,31 @@ fn requests_that_wait_share_a_pass() {
 }
 
 /// A trace has the whole of its request's pass, whoever waits beside it.
+/// While a model was measured, a smaller budget and an unload waited for the whole profile.
+#[test]
+fn commands_are_served_between_the_trials_of_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { profile_folder: Some(folder.path().to_owned()), ..config() };
+    let engine = Engine::start(config.clone()).unwrap();
+    let (sender, profiles) = std::sync::mpsc::channel();
+    let profile = |model: &str| {
+        let sender = sender.clone();
+        engine.request_profile(model, move |profile| sender.send(profile).unwrap());
+    };
+    profile("bert-tiny");
+    engine.unload("gpt2-tiny").unwrap();
+    engine.set_budget(config.budget_bytes - (4 << 20)).unwrap();
+    infer(&engine, "gpt2-tiny", 3);
+    engine.unload("bert-tiny").unwrap();
+    assert!(matches!(profiles.recv().unwrap(), Err(EngineError::NotMeasured { .. })));
+    // One that is loaded anew is measured anew, and one model after the other.
+    profile("bert-tiny");
+    profile("gpt2-tiny");
+    engine.load("bert-tiny").unwrap();
+    let measured = || profiles.recv().unwrap().unwrap().model.clone();
+    assert_eq!([measured(), measured()], ["bert-tiny", "gpt2-tiny"]);
+}
+
 #[test]
 fn traced_requests_take_passes_of_their_own() {
     let engine = Engine::start(config()).unwrap();

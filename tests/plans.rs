@@ -86,6 +86,11 @@ fn requests_are_answered_while_a_model_is_measured() {
         while !measured.is_finished() {
             check_alive(&served.daemon);
             assert_eq!(served.daemon.get("/v2/health/live").0, 200);
+            // These waited until all was measured.
+            for what in ["load", "unload"] {
+                let path = format!("/v2/repository/models/linear/{what}");
+                assert_eq!(served.daemon.post(&path, "").0, 200, "{what}");
+            }
             answered += 1;
         }
         assert_eq!(measured.join().unwrap(), 200);

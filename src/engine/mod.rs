@@ -6,6 +6,7 @@
 //! `rehearsal` the first import of a graph. Nothing here knows HTTP or JSON; nothing below knows requests.
 
 mod catalogue;
+mod command;
 mod config;
 mod crew;
 mod doubt;
@@ -29,6 +30,7 @@ mod sources;
 mod stats;
 mod tape;
 mod trials;
+mod turns;
 mod worker;
 
 pub use crate::graph::{Array, ArrayError, sample_inputs};

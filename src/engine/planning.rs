@@ -6,7 +6,7 @@ use super::known::{Known, PlanTerms};
 use super::model::{Model, pick_variant};
 use super::pressure::Pressure;
 use super::profiler::{self, Profiler};
-use super::request::Cancel;
+use super::request::{Answer, Cancel};
 use super::service::Shared;
 use super::worker::Worker;
 use crate::plan::{
@@ -18,9 +18,7 @@ use crate::store::manifest::Manifest;
 use crate::stream::{Category, FlowCounters};
 use crate::sys::lock::lock;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 /// What handing a group of layers from a loader to compute is reckoned to cost PipeSwitch.
 const HAND_OVER_US: f64 = 50.0;
@@ -146,70 +144,84 @@ impl Worker {
         board
     }
 
-    /// Measures a model from beginning to end. Who waits for answers gets them between two trials.
-    pub(super) fn measure(
+    /// Begins to measure a model for somebody who waits for that.
+    pub(super) fn begin_measuring(
         &mut self,
         shared: &Shared,
         name: &str,
-    ) -> Result<Arc<Profile>, EngineError> {
-        let model = self.serving(shared, name)?;
-        if model.blocks.is_empty() {
-            let what = "has no weights to stream: there is nothing to measure";
-            return Err(EngineError::Invalid(format!("model \"{name}\" {what}")));
+        answer: Answer<Arc<Profile>>,
+    ) {
+        let model = self.guarded("loading", |worker| worker.serving(shared, name));
+        match model {
+            Ok(model) if model.blocks.is_empty() => {
+                let what = "has no weights to stream: there is nothing to measure";
+                answer.give(Err(EngineError::Invalid(format!("model \"{name}\" {what}"))));
+            }
+            Ok(model) => self.measuring = Some(Measuring::of(&model, None, Some(answer))),
+            Err(error) => answer.give(Err(error)),
         }
-        self.leisure = None;
-        let begun = self.guarded("measuring", |worker| Ok(worker.begin_measuring(&model)));
-        let mut under_way = self.advanced(shared, &model, begun)?;
-        loop {
-            model.pins.release();
-            let cancel = shared.stopping.clone();
-            let advanced = self
-                .guarded("measuring", |worker| worker.advance(shared, &model, under_way, &cancel));
-            under_way = match self.advanced(shared, &model, advanced)? {
-                Trying::More(profiler) => profiler,
-                Trying::Done(profile) => return Ok(profile),
-            };
-            if shared.stopping.is_cancelled() {
-                return Err(EngineError::Cancelled);
+    }
+
+    /// Makes the next trial that somebody waits for. A model that was loaded anew meanwhile is
+    /// measured anew, too.
+    pub(super) fn go_on_measuring(&mut self, shared: &Shared) {
+        let Some(mut measuring) = self.measuring.take() else { return };
+        let under_way = measuring.resume(shared);
+        let Measuring { name, asked: Some(answer), .. } = measuring else { return };
+        let Some((model, profiler)) = under_way else {
+            return answer.give(Err(EngineError::NotMeasured { model: name }));
+        };
+        model.pins.release();
+        match self.trial(shared, &model, profiler, &shared.stopping) {
+            Ok(Trying::More(profiler)) => {
+                self.measuring = Some(Measuring::of(&model, Some(profiler), Some(answer)));
             }
-            if let Some(other) = shared.inbox.next_model() {
-                let _ = self.guarded("a turn", |worker| {
-                    worker.take_turn(shared, &other);
-                    Ok(())
-                });
-            }
-            shared.beats.fetch_add(1, Ordering::Relaxed);
+            Ok(Trying::Done(profile)) => answer.give(Ok(profile)),
+            Err(error) => answer.give(Err(error)),
         }
     }
 
     /// Does what can be done while nothing waits: one trial of a model that was not measured yet,
-    /// else nothing. `patience` says when to come again.
-    pub(super) fn use_leisure(&mut self, shared: &Shared, patience: &mut Option<Duration>) {
+    /// else nothing; whether it was one.
+    pub(super) fn use_leisure(&mut self, shared: &Shared) -> bool {
         // Before the level is looked at: a sign that comes later ends it.
         let cancel = shared.inbox.leisure();
         if shared.pressure.get() > Pressure::None {
-            return self.rest(shared);
+            self.rest(shared);
+            return false;
         }
-        let under_way = self.leisure.take().and_then(Leisure::resume);
+        let under_way = self.measuring.take().and_then(|mut measuring| measuring.resume(shared));
         if under_way.is_none() {
             self.rest(shared);
         }
-        let under_way = under_way.map(|(model, profiler)| (model, Some(profiler)));
         let next = || self.next_to_measure(shared).map(|model| (model, None));
-        let Some((model, profiler)) = under_way.or_else(next) else { return };
-        let advanced = self.guarded("measuring", |worker| {
-            let profiler = profiler.unwrap_or_else(|| worker.begin_measuring(&model));
-            worker.advance(shared, &model, profiler, &cancel)
-        });
-        if let Ok(Trying::More(profiler)) = self.advanced(shared, &model, advanced) {
-            self.leisure = Some(Leisure { model: Arc::downgrade(&model), profiler });
+        let Some((model, profiler)) = under_way.or_else(next) else { return false };
+        if let Ok(Trying::More(profiler)) = self.trial(shared, &model, profiler, &cancel) {
+            self.measuring = Some(Measuring::of(&model, Some(profiler), None));
         }
-        *patience = Some(Duration::ZERO);
+        true
     }
 
-    fn begin_measuring(&self, model: &Model) -> Box<Profiler> {
-        let base = self.config.base_plan(self.cores.len(), self.window_bytes);
-        Box::new(Profiler::new(model, base, self.cores.len()))
+    /// Makes the next trial of a model, the first where nothing was tried, and gives it up where
+    /// that fails.
+    fn trial(
+        &mut self,
+        shared: &Shared,
+        model: &Arc<Model>,
+        profiler: Option<Box<Profiler>>,
+        cancel: &Cancel,
+    ) -> Result<Trying, EngineError> {
+        let tried = self.guarded("measuring", |worker| {
+            let cores = worker.cores.len();
+            let base = || worker.config.base_plan(cores, worker.window_bytes);
+            let begun = profiler.unwrap_or_else(|| Box::new(Profiler::new(model, base(), cores)));
+            worker.advance(shared, model, begun, cancel)
+        });
+        tried.inspect_err(|error| {
+            if !matches!(error, EngineError::Cancelled) {
+                self.give_up(shared, model, error);
+            }
+        })
     }
 
     /// Makes the next trial of a model, and concludes after the last.
@@ -224,20 +236,6 @@ impl Worker {
             true => Ok(Trying::Done(self.conclude(shared, model, *profiler))),
             false => Ok(Trying::More(profiler)),
         }
-    }
-
-    /// Gives a model up that a trial has failed of.
-    fn advanced<T>(
-        &mut self,
-        shared: &Shared,
-        model: &Model,
-        tried: Result<T, EngineError>,
-    ) -> Result<T, EngineError> {
-        tried.inspect_err(|error| {
-            if !matches!(error, EngineError::Cancelled) {
-                self.give_up(shared, model, error);
-            }
-        })
     }
 
     fn next_to_measure(&self, shared: &Shared) -> Option<Arc<Model>> {
@@ -417,16 +415,32 @@ enum Trying {
     Done(Arc<Profile>),
 }
 
-/// A model that is measured while nothing waits.
-pub(super) struct Leisure {
-    /// It may be unloaded between two trials.
+/// A model that is measured, trial by trial.
+pub(super) struct Measuring {
+    name: String,
+    /// It may be unloaded between two trials, or loaded anew.
     model: Weak<Model>,
-    profiler: Box<Profiler>,
+    /// None where nothing was tried yet.
+    pub profiler: Option<Box<Profiler>>,
+    /// Who waits for it.
+    pub asked: Option<Answer<Arc<Profile>>>,
 }
 
-impl Leisure {
-    fn resume(self) -> Option<(Arc<Model>, Box<Profiler>)> {
-        Some((self.model.upgrade()?, self.profiler))
+impl Measuring {
+    fn of(
+        model: &Arc<Model>,
+        profiler: Option<Box<Profiler>>,
+        asked: Option<Answer<Arc<Profile>>>,
+    ) -> Measuring {
+        let name = model.name().to_string();
+        Measuring { name, model: Arc::downgrade(model), profiler, asked }
+    }
+
+    /// The model and what was tried with it; none where it is no longer loaded.
+    fn resume(&mut self, shared: &Shared) -> Option<(Arc<Model>, Option<Box<Profiler>>)> {
+        let model = shared.loaded(&self.name)?;
+        let is_same = self.model.ptr_eq(&Arc::downgrade(&model));
+        Some((model, self.profiler.take().filter(|_| is_same)))
     }
 }
 

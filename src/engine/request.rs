@@ -5,6 +5,7 @@ use crate::graph::Array;
 use crate::stream::{Grant, Trace};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// A request for one pass.
 #[derive(Clone, Debug)]
@@ -111,5 +112,19 @@ impl<T> Drop for Answer<T> {
         if let Some(take) = self.0.take() {
             take(Err(EngineError::Internal("it was broken off".to_string())));
         }
+    }
+}
+
+/// A request that waits for its pass.
+pub struct Waiting {
+    pub request: Request,
+    pub answer: Answer<Reply>,
+    pub since: Instant,
+}
+
+impl Waiting {
+    /// A request that waits from now on.
+    pub fn new(request: Request, answer: Answer<Reply>) -> Waiting {
+        Waiting { request, answer, since: Instant::now() }
     }
 }

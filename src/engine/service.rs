@@ -1,17 +1,19 @@
 //! The engine as others see it: requests go in, replies come back on the engine's thread.
 
 use super::catalogue::{Catalogue, Described};
+use super::command::Command;
 use super::config::{Config, EXPECTED_TOKENS};
 use super::crew::thread_bytes;
 use super::error::EngineError;
-use super::inbox::{Control, Inbox, QUEUE_LIMIT, Waiting};
+use super::inbox::Inbox;
 use super::known::{Answered, Inquiry, Known};
 use super::model::{Model, held_by_graph, loading_bytes};
 use super::pressure::{Pressure, SharedPressure};
 use super::rehearsal::trying_bytes;
-use super::request::{Answer, Cancel, PassStats, Reply, Request};
+use super::request::{Answer, Cancel, PassStats, Reply, Request, Waiting};
 use super::room::{Keeper, Keepers};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
+use super::turns::QUEUE_LIMIT;
 use super::worker::Worker;
 use crate::plan::Profile;
 use crate::store::manifest::Checksum;
@@ -172,12 +174,12 @@ impl Engine {
 
     /// Loads a model, anew where it is loaded already, and waits for it.
     pub fn load(&self, model: &str) -> Result<Arc<Model>, EngineError> {
-        self.ask(|answer| Control::Load(model.to_string(), answer))
+        self.ask(|answer| Command::Load(model.to_string(), answer))
     }
 
     /// Unloads a model; every byte it held is given back.
     pub fn unload(&self, model: &str) -> Result<(), EngineError> {
-        self.ask(|answer| Control::Unload(model.to_string(), answer))
+        self.ask(|answer| Command::Unload(model.to_string(), answer))
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -223,13 +225,13 @@ impl Engine {
     /// Plays a model's tape without computing, as fast as the loaders go: the time a pass needs
     /// for its weights alone.
     pub fn play(&self, model: &str) -> Result<PassStats, EngineError> {
-        self.ask(|answer| Control::Play(model.to_string(), answer))
+        self.ask(|answer| Command::Play(model.to_string(), answer))
     }
 
     /// Measures a model on this board, which takes some tens of passes, and plans its passes anew.
     /// The profile is kept beside the model where the store can be written.
     pub fn profile(&self, model: &str) -> Result<Arc<Profile>, EngineError> {
-        self.ask(|answer| Control::Profile(model.to_string(), answer))
+        self.ask(|answer| Command::Profile(model.to_string(), answer))
     }
 
     /// As [`Engine::load`], without waiting: `reply` is called from the engine's thread, at once
@@ -239,7 +241,7 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<Arc<Model>, EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Load(model.to_string(), Answer::new(reply)));
+        self.0.inbox.command(Command::Load(model.to_string(), Answer::new(reply)));
     }
 
     /// Loads a model where it is not loaded; as [`Engine::request_load`].
@@ -248,7 +250,7 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<Arc<Model>, EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Ready(model.to_string(), Answer::new(reply)));
+        self.0.inbox.command(Command::Ready(model.to_string(), Answer::new(reply)));
     }
 
     /// As [`Engine::unload`], without waiting; as [`Engine::request_load`].
@@ -257,7 +259,7 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<(), EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Unload(model.to_string(), Answer::new(reply)));
+        self.0.inbox.command(Command::Unload(model.to_string(), Answer::new(reply)));
     }
 
     /// As [`Engine::profile`], without waiting: `reply` is called from the engine's thread, at once
@@ -267,7 +269,7 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<Arc<Profile>, EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Profile(model.to_string(), Answer::new(reply)));
+        self.0.inbox.command(Command::Profile(model.to_string(), Answer::new(reply)));
     }
 
     /// What was measured of a model, by which it is planned; as [`Engine::request_profile`]. The
@@ -277,13 +279,13 @@ impl Engine {
         model: &str,
         reply: impl FnOnce(Result<Known, EngineError>) + Send + 'static,
     ) {
-        self.0.inbox.control(Control::Recall(model.to_string(), Answer::new(reply)));
+        self.0.inbox.command(Command::Recall(model.to_string(), Answer::new(reply)));
     }
 
     /// How passes of a model would be played, and what would help. The model has to have been
     /// measured.
     pub fn plan(&self, model: &str, inquiry: Inquiry) -> Result<Answered, EngineError> {
-        self.ask(|answer| Control::Recall(model.to_string(), answer))?.plan(inquiry)
+        self.ask(|answer| Command::Recall(model.to_string(), answer))?.plan(inquiry)
     }
 
     /// The ledger of everything held.
@@ -359,7 +361,7 @@ impl Engine {
                 model.pins.release();
             }
         }
-        self.0.inbox.control(Control::Replan);
+        self.0.inbox.command(Command::Replan);
         Ok(())
     }
 
@@ -426,14 +428,14 @@ impl Engine {
 
     fn ask<T: Send + 'static>(
         &self,
-        job: impl FnOnce(Answer<T>) -> Control,
+        job: impl FnOnce(Answer<T>) -> Command,
     ) -> Result<T, EngineError> {
         let (sender, receiver) = bounded(1);
         let job = job(Answer::new(move |result| {
             // The asker waits until it is answered.
             let _ = sender.send(result);
         }));
-        self.0.inbox.control(job);
+        self.0.inbox.command(job);
         receiver.recv().unwrap_or(Err(EngineError::Cancelled))
     }
 }

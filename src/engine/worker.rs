@@ -1,19 +1,21 @@
 //! The engine's thread: takes turns, admits requests to passes, loads and unloads models.
 
+use super::command::Command;
 use super::config::{Config, Policy};
 use super::crew::Crew;
 use super::error::EngineError;
-use super::inbox::{Control, Inbox, Turn, Waiting};
+use super::inbox::Inbox;
 use super::model::{Model, Playing, Terms, longest_open};
 use super::pass::{Pass, Seat};
 use super::pins::UNPINNED_SHARE;
-use super::planning::Leisure;
+use super::planning::Measuring;
 use super::pressure::Pressure;
 use super::rehearsal::rehearsed;
-use super::request::{Answer, Cancel, PassStats, Reply};
+use super::request::{Answer, Cancel, PassStats, Reply, Waiting};
 use super::room::Wait;
 use super::service::{REQUEST_BYTES, Shared, window_for};
 use super::stats::Counters;
+use super::turns::{Left, Turn};
 use crate::graph::{Array, Kernels};
 use crate::plan::{Board, Plan, Release};
 use crate::store::ModelDir;
@@ -35,9 +37,6 @@ const PANEL_THRESHOLD: usize = 16;
 
 /// Most requests that share a pass: more gain little, and delay the first of them.
 const MAX_SEATS: usize = 32;
-
-/// Time without work after which the heap gives back what it keeps.
-const QUIET: Duration = Duration::from_millis(100);
 
 /// Bytes of free memory that the C library's heap may lose between what is used, from one pass to
 /// the next: giving them back takes a millisecond, and taking them anew another.
@@ -68,8 +67,8 @@ pub(super) struct Worker {
     slots: Arc<Slots>,
     /// Anonymous memory beside the heap: stacks, the programs' own data.
     unheaped_bytes: u64,
-    /// Measuring that is done while nothing waits.
-    pub(super) leisure: Option<Leisure>,
+    /// Measuring under way.
+    pub(super) measuring: Option<Measuring>,
     /// The board, once it was looked at.
     pub(super) board: Option<Board>,
     /// What the process holds, what the heap has lost since among it.
@@ -111,7 +110,7 @@ impl Worker {
             window,
             slots: Arc::default(),
             unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
-            leisure: None,
+            measuring: None,
             board: None,
             process_bytes: process.bytes(),
             process,
@@ -121,62 +120,57 @@ impl Worker {
     /// Takes turns until the inbox is closed. A panic in one of them ends that turn alone.
     pub fn serve(mut self, shared: &Shared) {
         let last_words = LastWords(&shared.inbox);
-        let mut patience: Option<Duration> = None;
-        loop {
-            let since = Instant::now();
-            let Some(turn) = shared.inbox.next(patience) else { break };
+        while let Some(turn) = shared.inbox.next() {
             shared.busy.store(true, Ordering::Relaxed);
-            patience = match &turn {
-                Turn::Idle => None,
-                // Whoever asks about plans again and again puts off nothing.
-                Turn::Control(Control::Recall(..)) => {
-                    patience.map(|patience| patience.saturating_sub(since.elapsed()))
-                }
-                _ => Some(QUIET),
-            };
             // Who waits for an answer that does not come is told when that is dropped.
-            let _ = self.guarded("a turn", |worker| {
-                worker.take(shared, turn, &mut patience);
-                Ok(())
+            let tried = self.guarded("a turn", |worker| Ok(worker.take(shared, turn)));
+            shared.inbox.done(match &self.measuring {
+                Some(Measuring { asked: Some(_), .. }) => Left::Trials,
+                _ if tried.is_ok_and(|tried| tried) => Left::Leisure,
+                _ => Left::Nothing,
             });
-            shared.beats.fetch_add(1, Ordering::Relaxed);
+            shared.beat();
             shared.busy.store(false, Ordering::Relaxed);
         }
-        let (control, waiting) = shared.inbox.drain();
-        control.into_iter().for_each(|control| control.refuse(EngineError::Cancelled));
-        waiting.into_iter().for_each(|waiting| waiting.answer.give(Err(EngineError::Cancelled)));
+        if let Some(Measuring { asked: Some(answer), .. }) = self.measuring.take() {
+            answer.give(Err(EngineError::Cancelled));
+        }
+        shared.inbox.refuse_all();
         lock(&shared.models).clear();
         drop(last_words);
     }
 
-    fn take(&mut self, shared: &Shared, turn: Turn, patience: &mut Option<Duration>) {
+    /// Takes a turn; whether that was a trial that nobody waits for.
+    fn take(&mut self, shared: &Shared, turn: Turn) -> bool {
         match turn {
-            Turn::Idle => self.use_leisure(shared, patience),
+            Turn::Idle => return self.use_leisure(shared),
+            Turn::Trial => self.go_on_measuring(shared),
             Turn::Pass(model) => self.take_turn(shared, &model),
-            Turn::Control(Control::Load(model, answer)) => {
+            Turn::Command(Command::Load(model, answer)) => {
                 let others = shared.inbox.take_loads(&model);
                 let loaded = self.guarded("loading", |worker| worker.load(shared, &model));
                 Answer::give_all(answer, others, loaded);
             }
-            Turn::Control(Control::Ready(model, answer)) => {
+            Turn::Command(Command::Ready(model, answer)) => {
                 answer.give(self.guarded("loading", |worker| worker.serving(shared, &model)));
             }
-            Turn::Control(Control::Unload(model, answer)) => {
+            Turn::Command(Command::Unload(model, answer)) => {
                 unload(shared, &model);
                 self.rest(shared);
                 answer.give(Ok(()));
             }
-            Turn::Control(Control::Play(model, answer)) => {
+            Turn::Command(Command::Play(model, answer)) => {
                 answer.give(self.guarded("playing a tape", |worker| worker.play(shared, &model)));
             }
-            Turn::Control(Control::Profile(model, answer)) => {
-                answer.give(self.measure(shared, &model));
+            Turn::Command(Command::Profile(model, answer)) => {
+                self.begin_measuring(shared, &model, answer);
             }
-            Turn::Control(Control::Replan) => self.replan(shared),
-            Turn::Control(Control::Recall(model, answer)) => {
+            Turn::Command(Command::Replan) => self.replan(shared),
+            Turn::Command(Command::Recall(model, answer)) => {
                 answer.give(self.guarded("a plan", |worker| worker.known(shared, &model)));
             }
         }
+        false
     }
 
     /// Does a piece of work of which nothing is left where it panics: what it held goes by being
@@ -195,7 +189,10 @@ impl Worker {
     /// Follows a budget that has changed: the window takes what suits it, and models are planned
     /// anew.
     fn replan(&mut self, shared: &Shared) {
-        self.leisure = None;
+        // What was tried was for another budget.
+        if let Some(measuring) = &mut self.measuring {
+            measuring.profiler = None;
+        }
         self.rest(shared);
         // Shrinking is always granted.
         let _ = self.window.resize(0);

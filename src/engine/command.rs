@@ -1,0 +1,41 @@
+//! What the engine is told to do between passes.
+
+use super::error::EngineError;
+use super::known::Known;
+use super::model::Model;
+use super::request::{Answer, PassStats};
+use crate::plan::Profile;
+use std::sync::Arc;
+
+/// Something to be done with a model, and who is told how it went.
+pub enum Command {
+    /// Loads a model, anew where it is loaded.
+    Load(String, Answer<Arc<Model>>),
+    /// Loads a model where it is not loaded.
+    Ready(String, Answer<Arc<Model>>),
+    /// Unloads a model; every byte it held is given back.
+    Unload(String, Answer<()>),
+    /// Plays a model's tape, computing nothing.
+    Play(String, Answer<PassStats>),
+    /// Measures a model from beginning to end, one after the other; what else is to be done is done
+    /// between the trials.
+    Profile(String, Answer<Arc<Profile>>),
+    /// Tells what is known of a model, which is not loaded for it.
+    Recall(String, Answer<Known>),
+    /// Follows a new budget: comes before all else, and nobody waits for it.
+    Replan,
+}
+
+impl Command {
+    /// Answers it with an error.
+    pub fn refuse(self, error: EngineError) {
+        match self {
+            Command::Load(_, answer) | Command::Ready(_, answer) => answer.give(Err(error)),
+            Command::Unload(_, answer) => answer.give(Err(error)),
+            Command::Play(_, answer) => answer.give(Err(error)),
+            Command::Profile(_, answer) => answer.give(Err(error)),
+            Command::Recall(_, answer) => answer.give(Err(error)),
+            Command::Replan => {}
+        }
+    }
+}
