@@ -1,16 +1,13 @@
 //! What is known of models that are not loaded: each manifest is parsed once, granted, and kept
 //! within a share of the budget.
 
-use super::error::EngineError;
-use super::service::Shared;
 use crate::store::Serving;
-use crate::store::manifest::{HEAP_BYTES_PER_BYTE, Manifest};
-use crate::stream::{Category, Grant};
-use crate::sys::heap;
+use crate::store::manifest::Manifest;
+use crate::stream::Grant;
 use crate::sys::lock::lock;
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Share of the budget that manifests may take together.
 const SHARE: u64 = 16;
@@ -35,7 +32,6 @@ impl Deref for Described {
 #[derive(Default)]
 pub(super) struct Catalogue {
     entries: Mutex<BTreeMap<String, Entry>>,
-    /// Held while one is looked up, so that none is parsed twice at a time.
     looking: Mutex<()>,
 }
 
@@ -53,45 +49,44 @@ impl Entry {
 }
 
 impl Catalogue {
-    /// The manifest of a model's served version. One is parsed at a time, whoever asks.
-    pub fn manifest(&self, shared: &Shared, model: &str) -> Result<Described, EngineError> {
-        let _looking = lock(&self.looking);
-        let serving = shared.serving(model);
+    /// Held while a manifest is looked up, so that none is parsed twice at a time.
+    pub fn looking(&self) -> MutexGuard<'_, ()> {
+        lock(&self.looking)
+    }
+
+    /// What is known of a model that is served so; what is known of another version goes.
+    pub fn get(&self, model: &str, serving: Option<&Serving>, now: u64) -> Option<Described> {
+        let mut entries = lock(&self.entries);
+        if let Some(known) = entries.get_mut(model)
+            && Some(&known.serving) == serving
         {
-            let mut entries = lock(&self.entries);
-            if let Some(known) = entries.get_mut(model)
-                && Some(&known.serving) == serving.as_ref().ok()
-            {
-                known.used = shared.keepers.now();
-                return Ok(known.described());
-            }
-            entries.remove(model);
+            known.used = now;
+            return Some(known.described());
         }
-        let serving = serving?;
-        let parsing_bytes = serving.manifest_bytes.saturating_mul(HEAP_BYTES_PER_BYTE);
-        let mut grant = shared.grant(Category::Graph, parsing_bytes, 0)?;
-        let (dir, took) = heap::metered(|| shared.find(model));
-        let manifest = dir?.manifest;
-        // Nothing is measured where the program does not count.
-        if took.held_bytes > 0 {
-            shared.enlarge(&mut grant, took.held_bytes, 0)?;
-        }
-        let used = shared.keepers.now();
-        let entry = Entry { serving, manifest, used, grant: Arc::new(grant) };
+        entries.remove(model);
+        None
+    }
+
+    /// Keeps a manifest within a share of the budget; what was used longest ago goes.
+    pub fn keep(
+        &self,
+        serving: Serving,
+        manifest: Arc<Manifest>,
+        grant: Grant,
+        (now, budget_bytes): (u64, u64),
+    ) -> Described {
+        let model = manifest.model.clone();
+        let entry = Entry { serving, manifest, used: now, grant: Arc::new(grant) };
         let described = entry.described();
         let mut entries = lock(&self.entries);
-        entries.insert(model.to_string(), entry);
-        let limit_bytes = shared.ledger.budget_bytes() / SHARE;
-        while entries.values().map(|entry| entry.grant.bytes()).sum::<u64>() > limit_bytes {
+        entries.insert(model, entry);
+        while entries.values().map(|entry| entry.grant.bytes()).sum::<u64>() > budget_bytes / SHARE
+        {
             let oldest = entries.iter().min_by_key(|(_, entry)| entry.used);
             let Some(oldest) = oldest.map(|(name, _)| name.clone()) else { break };
             entries.remove(&oldest);
         }
-        drop(entries);
-        if took.peak_bytes > TRIMMED_BYTES {
-            heap::trim();
-        }
-        Ok(described)
+        described
     }
 
     /// Lets go what is known of a model.
@@ -107,6 +102,3 @@ impl Catalogue {
         entries.len() < count
     }
 }
-
-/// Parsing that takes more leaves the heap to be given back.
-const TRIMMED_BYTES: u64 = 1 << 20;

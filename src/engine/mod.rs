@@ -5,6 +5,7 @@
 //! in, `pins` which of them stay, `policy` how a pass goes, `crew` its threads, `pass` one traversal,
 //! `rehearsal` the first import of a graph. Nothing here knows HTTP or JSON; nothing below knows requests.
 
+mod admission;
 mod catalogue;
 mod command;
 mod config;
@@ -12,8 +13,13 @@ mod crew;
 mod doubt;
 mod error;
 mod inbox;
+mod keepers;
 mod known;
+mod library;
+mod loading;
+mod measuring;
 mod model;
+mod needs;
 mod pass;
 mod pins;
 mod planning;
@@ -23,10 +29,12 @@ mod profiler;
 mod queue;
 pub mod rehearsal;
 mod request;
+mod residents;
 mod room;
 mod rows;
 mod service;
 mod sources;
+mod stage;
 mod stats;
 mod tape;
 mod trials;
@@ -37,10 +45,11 @@ pub use crate::graph::{Array, ArrayError, sample_inputs};
 pub use catalogue::Described;
 pub use config::{Config, DiskKind, EXPECTED_TOKENS, Policy};
 pub use error::{EngineError, ErrorKind};
+pub use keepers::Keeper;
 pub use known::{Answered, Inquiry, Known};
 pub use model::Model;
+pub use needs::needed_bytes;
 pub use pressure::Pressure;
 pub use request::{Cancel, PassStats, Reply, Request};
-pub use room::Keeper;
-pub use service::{Engine, PROCESS_BYTES, needed_bytes};
+pub use service::{Engine, PROCESS_BYTES};
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};

@@ -3,6 +3,7 @@
 use super::config::{DiskKind, Policy};
 use super::doubt::Doubt;
 use super::error::EngineError;
+use super::needs::loading_bytes;
 use super::pins::Pins;
 use super::policy::largest_unit_bytes;
 use super::rows;
@@ -97,34 +98,6 @@ impl Playing {
 
 /// Units of the window under pressure: one that compute uses, one that is loaded.
 const SMALLEST_WINDOW_UNITS: u64 = 2;
-
-/// What parsing and optimizing a graph holds at its peak where the manifest does not say: several
-/// forms of it at once. Measured on the real models, 6 to 32 bytes a byte of the file.
-const LOADING_BYTES_PER_FILE_BYTE: u64 = 20;
-
-/// The least that is believed: the file, its messages, and a graph of them.
-const LEAST_BYTES_PER_FILE_BYTE: u64 = 4;
-
-/// What loading holds besides: the tape, the layer files' indexes.
-const LOADING_FIXED_BYTES: u64 = 1 << 20;
-
-/// Heap that loading a model with a graph of so many bytes is granted. What was measured where it was
-/// built is the same here but for a processor's own packing of the small weights; the largest of what
-/// was measured counts.
-pub(super) fn loading_bytes(file_bytes: u64, measured_bytes: Option<u64>) -> u64 {
-    let import_bytes = match measured_bytes {
-        Some(bytes) => bytes
-            .saturating_add(bytes / 16)
-            .max(file_bytes.saturating_mul(LEAST_BYTES_PER_FILE_BYTE)),
-        None => file_bytes.saturating_mul(LOADING_BYTES_PER_FILE_BYTE),
-    };
-    import_bytes.saturating_add(LOADING_FIXED_BYTES)
-}
-
-/// Heap that a graph of so many bytes comes to hold as a model: its tape and indexes too.
-pub(super) fn held_by_graph(graph_bytes: u64) -> u64 {
-    graph_bytes.saturating_add(graph_bytes / 16).saturating_add(LOADING_FIXED_BYTES)
-}
 
 /// A request's inputs in the plan's order, checked.
 pub(super) struct Given<'a> {

@@ -1,14 +1,13 @@
 //! From a profile to the plan that a model's passes follow.
 
-use super::config::{DiskKind, Policy};
+use super::config::{Config, DiskKind, Policy};
 use super::error::EngineError;
 use super::known::{Known, PlanTerms};
+use super::library::Library;
 use super::model::{Model, pick_variant};
 use super::pressure::Pressure;
 use super::profiler::{self, Profiler};
-use super::request::{Answer, Cancel};
-use super::service::Shared;
-use super::worker::Worker;
+use super::stage::{Stage, guarded};
 use crate::plan::{
     Board, Forecast, Grouping, LayerCost, Overrides, Passing, Plan, Profile, ReadRate, Subject,
     Unmeasured, Usage, Way, forecast, pipeswitch_groups,
@@ -16,9 +15,8 @@ use crate::plan::{
 use crate::store::StoreError;
 use crate::store::manifest::Manifest;
 use crate::stream::{Category, FlowCounters};
-use crate::sys::lock::lock;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 /// What handing a group of layers from a loader to compute is reckoned to cost PipeSwitch.
 const HAND_OVER_US: f64 = 50.0;
@@ -26,15 +24,64 @@ const HAND_OVER_US: f64 = 50.0;
 /// The version that profiles are of.
 const HERMES: &str = env!("CARGO_PKG_VERSION");
 
-impl Worker {
+/// What plans passes, and what it goes by.
+pub(super) struct Planner {
+    pub config: Config,
+    pub library: Arc<Library>,
+    /// The board, once it was looked at.
+    board: Option<Board>,
+}
+
+/// A pass of one request alone, to be compared with its forecast.
+pub(super) struct Performed {
+    pub tokens: u64,
+    pub latency_us: u64,
+    pub counted: FlowCounters,
+}
+
+impl Planner {
+    /// One that has looked at nothing yet.
+    pub fn new(config: Config, library: Arc<Library>) -> Planner {
+        Planner { config, library, board: None }
+    }
+
+    /// The plan where nothing was measured.
+    pub fn base_plan(&self, stage: &Stage) -> Plan {
+        self.config.base_plan(stage.cores.len(), stage.hold.usual_window_bytes)
+    }
+
+    /// Plans all models anew for a budget that has changed.
+    pub fn follow_budget(&self, stage: &Stage) {
+        if self.config.policy != Policy::Tape {
+            return;
+        }
+        for model in stage.room().residents.all() {
+            match model.profile() {
+                Some(profile) => {
+                    let planned = guarded("planning", || {
+                        self.plan_tape(&model, &profile);
+                        Ok(())
+                    });
+                    if planned.is_err() {
+                        model.drop_profile();
+                    }
+                }
+                None => {
+                    let window_bytes = stage.hold.usual_window_bytes;
+                    model.play_by(Plan { window_bytes, ..model.playing().plan.clone() });
+                }
+            }
+        }
+    }
+
     /// Looks for the profile of a model that has just been loaded, and plans by it. One that does
     /// harm is removed.
-    pub(super) fn recall(&mut self, shared: &Shared, model: &Arc<Model>) {
+    pub fn recall(&mut self, stage: &Stage, model: &Arc<Model>) {
         let (manifest, variant) = (&model.dir.manifest, &model.variant);
-        let recalled = self.guarded("following a stored profile", |worker| {
-            match worker.stored_profile(shared, manifest, variant) {
+        let recalled = guarded("following a stored profile", || {
+            match self.stored_profile(stage, manifest, variant) {
                 Ok(Some(profile)) if profile.is_of(model.blocks.iter().map(|b| b.bytes)) => {
-                    worker.adopt(shared, model, Arc::new(profile));
+                    self.adopt(model, Arc::new(profile));
                 }
                 Ok(Some(_)) => {
                     let name = model.name();
@@ -47,9 +94,9 @@ impl Worker {
         });
         if recalled.is_err() {
             model.drop_profile();
-            self.forget_profile(shared, manifest, variant);
+            self.forget_profile(manifest, variant);
         }
-        match self.stored_refusal(shared, manifest, variant) {
+        match self.stored_refusal(stage, manifest, variant) {
             Ok(Some(why)) if model.profile().is_none() => model.give_up_measuring(why),
             Ok(_) => {}
             Err(why) => log::warn!("{}", why.replace('\n', ": ")),
@@ -57,10 +104,10 @@ impl Worker {
     }
 
     /// Removes the profile that is kept of a model.
-    fn forget_profile(&self, shared: &Shared, manifest: &Manifest, variant: &str) {
+    fn forget_profile(&self, manifest: &Manifest, variant: &str) {
         let Manifest { model, version, .. } = manifest;
         let subject = Subject { model, version, variant };
-        let Ok(Some(folder)) = self.profile_folder(shared, model) else { return };
+        let Ok(Some(folder)) = self.profile_folder(model) else { return };
         match Profile::remove(&folder, subject) {
             Ok(()) => log::warn!("model {model}: its profile does harm and was removed"),
             Err(error) => log::warn!("{}", error.to_string().replace('\n', ": ")),
@@ -68,10 +115,10 @@ impl Worker {
     }
 
     /// Where the profile of a model is kept; None where it is not.
-    fn profile_folder(&self, shared: &Shared, model: &str) -> Result<Option<PathBuf>, StoreError> {
+    fn profile_folder(&self, model: &str) -> Result<Option<PathBuf>, StoreError> {
         match (&self.config.profile_folder, self.config.disk) {
             (Some(folder), _) => Ok(Some(folder.clone())),
-            (None, DiskKind::Board) => shared.store.model_path(model).map(Some),
+            (None, DiskKind::Board) => self.library.store.model_path(model).map(Some),
             // What an imitated disk gave is of no other.
             (None, DiskKind::Throttled { .. } | DiskKind::Faulty(_)) => Ok(None),
         }
@@ -80,19 +127,19 @@ impl Worker {
     /// The profile that is kept of a model; why there is none that can be used.
     fn stored_profile(
         &mut self,
-        shared: &Shared,
+        stage: &Stage,
         manifest: &Manifest,
         variant: &str,
     ) -> Result<Option<Profile>, String> {
         let Manifest { model, version, .. } = manifest;
-        let folder = self.profile_folder(shared, model).map_err(|error| error.to_string())?;
+        let folder = self.profile_folder(model).map_err(|error| error.to_string())?;
         let Some(folder) = folder else { return Ok(None) };
         let subject = Subject { model, version, variant };
         let Some(profile) = Profile::read(&folder, subject).map_err(|error| error.to_string())?
         else {
             return Ok(None);
         };
-        match profile.staleness(self.board(shared), HERMES, version) {
+        match profile.staleness(self.board(stage), HERMES, version) {
             None => Ok(Some(profile)),
             Some(stale) => Err(format!("model {model}: {stale}: it is measured anew")),
         }
@@ -101,164 +148,60 @@ impl Worker {
     /// Why a model could not be measured, where that is known of this board.
     fn stored_refusal(
         &mut self,
-        shared: &Shared,
+        stage: &Stage,
         manifest: &Manifest,
         variant: &str,
     ) -> Result<Option<String>, String> {
         let Manifest { model, version, .. } = manifest;
-        let folder = self.profile_folder(shared, model).map_err(|error| error.to_string())?;
+        let folder = self.profile_folder(model).map_err(|error| error.to_string())?;
         let Some(folder) = folder else { return Ok(None) };
         let subject = Subject { model, version, variant };
         let found = Unmeasured::read(&folder, subject).map_err(|error| error.to_string())?;
-        let is_so = |found: &Unmeasured| found.staleness(self.board(shared), HERMES).is_none();
+        let is_so = |found: &Unmeasured| found.staleness(self.board(stage), HERMES).is_none();
         Ok(found.filter(is_so).map(|found| found.why))
     }
 
     /// A model could not be measured: it is not tried again, not after a start either where it is
     /// the model that does not allow it.
-    fn give_up(&mut self, shared: &Shared, model: &Model, error: &EngineError) {
+    pub fn give_up(&mut self, stage: &Stage, model: &Model, error: &EngineError) {
         let (name, text) = (model.name(), error.to_string().replace('\n', ": "));
         log::warn!("model {name} could not be measured: {text}");
         model.give_up_measuring(text.clone());
         if !matches!(error, EngineError::Invalid(_) | EngineError::Internal(_)) {
             return;
         }
-        let Ok(Some(folder)) = self.profile_folder(shared, name) else { return };
+        let Ok(Some(folder)) = self.profile_folder(name) else { return };
         let Manifest { model: _, version, .. } = &*model.dir.manifest;
         let subject = Subject { model: name, version, variant: &model.variant };
-        let board = self.board(shared).clone();
+        let board = self.board(stage).clone();
         if let Err(error) = Unmeasured::new(subject, HERMES, board, text).write(&folder) {
             log::warn!("{}", error.to_string().replace('\n', ": "));
         }
     }
 
-    fn board(&mut self, shared: &Shared) -> &Board {
+    fn board(&mut self, stage: &Stage) -> &Board {
         if self.board.as_ref().is_none_or(|board| {
-            !board.cores.iter().map(|core| core.id).eq(self.cores.iter().copied())
+            !board.cores.iter().map(|core| core.id).eq(stage.cores.iter().copied())
         }) {
-            self.board = Some(profiler::board(shared.store.path(), self.config.disk, self));
+            self.board = Some(profiler::board(self.library.store.path(), self.config.disk, stage));
         }
         let board = self.board.as_mut().expect("it was just looked at");
         // Read-ahead is changed while we run.
-        board.disk = profiler::disk_name(shared.store.path(), self.config.disk);
+        board.disk = profiler::disk_name(self.library.store.path(), self.config.disk);
         board
     }
 
-    /// Begins to measure a model for somebody who waits for that.
-    pub(super) fn begin_measuring(
+    /// Plans by what was measured, and keeps it.
+    pub fn conclude(
         &mut self,
-        shared: &Shared,
-        name: &str,
-        answer: Answer<Arc<Profile>>,
-    ) {
-        let model = self.guarded("loading", |worker| worker.serving(shared, name));
-        match model {
-            Ok(model) if model.blocks.is_empty() => {
-                let what = "has no weights to stream: there is nothing to measure";
-                answer.give(Err(EngineError::Invalid(format!("model \"{name}\" {what}"))));
-            }
-            Ok(model) => self.measuring = Some(Measuring::of(&model, None, Some(answer))),
-            Err(error) => answer.give(Err(error)),
-        }
-    }
-
-    /// Makes the next trial that somebody waits for. A model that was loaded anew meanwhile is
-    /// measured anew, too.
-    pub(super) fn go_on_measuring(&mut self, shared: &Shared) {
-        let Some(mut measuring) = self.measuring.take() else { return };
-        let under_way = measuring.resume(shared);
-        let Measuring { name, asked: Some(answer), .. } = measuring else { return };
-        let Some((model, profiler)) = under_way else {
-            return answer.give(Err(EngineError::NotMeasured { model: name }));
-        };
-        model.pins.release();
-        match self.trial(shared, &model, profiler, &shared.stopping) {
-            Ok(Trying::More(profiler)) => {
-                self.measuring = Some(Measuring::of(&model, Some(profiler), Some(answer)));
-            }
-            Ok(Trying::Done(profile)) => answer.give(Ok(profile)),
-            Err(error) => answer.give(Err(error)),
-        }
-    }
-
-    /// Does what can be done while nothing waits: one trial of a model that was not measured yet,
-    /// else nothing; whether it was one.
-    pub(super) fn use_leisure(&mut self, shared: &Shared) -> bool {
-        // Before the level is looked at: a sign that comes later ends it.
-        let cancel = shared.inbox.leisure();
-        if shared.pressure.get() > Pressure::None {
-            self.rest(shared);
-            return false;
-        }
-        let under_way = self.measuring.take().and_then(|mut measuring| measuring.resume(shared));
-        if under_way.is_none() {
-            self.rest(shared);
-        }
-        let next = || self.next_to_measure(shared).map(|model| (model, None));
-        let Some((model, profiler)) = under_way.or_else(next) else { return false };
-        if let Ok(Trying::More(profiler)) = self.trial(shared, &model, profiler, &cancel) {
-            self.measuring = Some(Measuring::of(&model, Some(profiler), None));
-        }
-        true
-    }
-
-    /// Makes the next trial of a model, the first where nothing was tried, and gives it up where
-    /// that fails.
-    fn trial(
-        &mut self,
-        shared: &Shared,
-        model: &Arc<Model>,
-        profiler: Option<Box<Profiler>>,
-        cancel: &Cancel,
-    ) -> Result<Trying, EngineError> {
-        let tried = self.guarded("measuring", |worker| {
-            let cores = worker.cores.len();
-            let base = || worker.config.base_plan(cores, worker.window_bytes);
-            let begun = profiler.unwrap_or_else(|| Box::new(Profiler::new(model, base(), cores)));
-            worker.advance(shared, model, begun, cancel)
-        });
-        tried.inspect_err(|error| {
-            if !matches!(error, EngineError::Cancelled) {
-                self.give_up(shared, model, error);
-            }
-        })
-    }
-
-    /// Makes the next trial of a model, and concludes after the last.
-    fn advance(
-        &mut self,
-        shared: &Shared,
-        model: &Arc<Model>,
-        mut profiler: Box<Profiler>,
-        cancel: &Cancel,
-    ) -> Result<Trying, EngineError> {
-        match profiler.advance(self, shared, model, cancel)? {
-            true => Ok(Trying::Done(self.conclude(shared, model, *profiler))),
-            false => Ok(Trying::More(profiler)),
-        }
-    }
-
-    fn next_to_measure(&self, shared: &Shared) -> Option<Arc<Model>> {
-        if !self.config.profiles || self.config.policy != Policy::Tape {
-            return None;
-        }
-        let models = lock(&shared.models);
-        let unknown = |model: &&Arc<Model>| {
-            model.is_to_be_measured(&self.cores) && model.check_service().is_ok()
-        };
-        models.values().find(unknown).cloned()
-    }
-
-    fn conclude(
-        &mut self,
-        shared: &Shared,
+        stage: &Stage,
         model: &Arc<Model>,
         profiler: Profiler,
     ) -> Arc<Profile> {
-        let board = self.board(shared).clone();
-        let profile = Arc::new(profiler.finish(shared, model, board));
-        self.adopt(shared, model, Arc::clone(&profile));
-        let folder = self.profile_folder(shared, model.name()).map_err(|error| error.to_string());
+        let board = self.board(stage).clone();
+        let profile = Arc::new(profiler.finish(stage, model, board));
+        self.adopt(model, Arc::clone(&profile));
+        let folder = self.profile_folder(model.name()).map_err(|error| error.to_string());
         let written = folder.and_then(|folder| {
             let write = |folder: PathBuf| {
                 Unmeasured::remove(&folder, profile.subject())?;
@@ -275,9 +218,9 @@ impl Worker {
     }
 
     /// Plans a model's passes by its profile.
-    fn adopt(&mut self, shared: &Shared, model: &Arc<Model>, profile: Arc<Profile>) {
+    fn adopt(&self, model: &Arc<Model>, profile: Arc<Profile>) {
         match &self.config.policy {
-            Policy::Tape => self.plan_tape(shared, model, &profile),
+            Policy::Tape => self.plan_tape(model, &profile),
             Policy::PipeSwitch => {
                 let grouping = Grouping::Runs(pipeswitch_runs(&profile, self.config.tokens));
                 model.play_by(Plan { grouping, ..model.playing().plan.clone() });
@@ -287,8 +230,8 @@ impl Worker {
         model.set_profile(profile);
     }
 
-    pub(super) fn plan_tape(&mut self, shared: &Shared, model: &Model, profile: &Profile) {
-        match self.terms(shared, model.graph_bytes(), profile).plan(profile) {
+    fn plan_tape(&self, model: &Model, profile: &Profile) {
+        match self.terms(model.graph_bytes(), profile).plan(profile) {
             Ok((_, planned)) => {
                 log::info!("model {}: {planned}", model.name());
                 model.play_by(planned.plan);
@@ -301,8 +244,8 @@ impl Worker {
     }
 
     /// What a model of this profile is planned for, whose own graph takes so many bytes.
-    fn terms(&self, shared: &Shared, graph_bytes: u64, profile: &Profile) -> PlanTerms {
-        let ledger = &shared.ledger;
+    fn terms(&self, graph_bytes: u64, profile: &Profile) -> PlanTerms {
+        let ledger = &self.library.room.ledger;
         let others = [Category::Graph, Category::Tokenizer].map(|of| ledger.held_bytes(of));
         PlanTerms {
             budget_bytes: ledger.budget_bytes(),
@@ -319,18 +262,14 @@ impl Worker {
 
     /// Compares a pass with its forecast. A profile that forecasts another board is dropped: the
     /// model is measured anew when there is time.
-    pub(super) fn judge(
-        &self,
-        shared: &Shared,
-        model: &Model,
-        tokens: u64,
-        latency_us: u64,
-        counted: FlowCounters,
-    ) {
-        if !self.config.profiles || shared.pressure.get() > Pressure::None {
+    pub fn judge(&self, stage: &Stage, model: &Model, performed: &Performed) {
+        let Performed { tokens, latency_us, counted } = *performed;
+        if !self.config.profiles || stage.room().pressure.get() > Pressure::None {
             return;
         }
-        let Some(expected) = self.expected(model, tokens, counted) else { return };
+        let Some(expected) = expected(stage.hold.window_bytes(), model, tokens, counted) else {
+            return;
+        };
         let (took_us, expected_us) = (latency_us as f64, expected.latency_us);
         if !model.doubt().note(took_us, expected_us) {
             return;
@@ -354,31 +293,11 @@ impl Worker {
         model.drop_profile();
     }
 
-    /// The forecast of a pass that has read so much; none where the profile says nothing of such.
-    fn expected(&self, model: &Model, tokens: u64, counted: FlowCounters) -> Option<Forecast> {
-        let profile = model.profile()?;
-        let mut plan = model.playing().plan.clone();
-        // Attention grows faster than the lines that were measured.
-        let measured = profile.passes.iter().any(|pass| pass.tokens >= tokens);
-        if !measured || self.granted_window_bytes() < plan.window_bytes {
-            return None;
-        }
-        // What falls back to mapped files was measured so.
-        if !profile.has(plan.source) {
-            plan.source = Way::Mapped;
-        }
-        let later = forecast(&profile, &plan, tokens, Passing::Later).ok()?;
-        match counted.bytes_read <= later.bytes_read {
-            true => Some(later),
-            false => forecast(&profile, &plan, tokens, Passing::First).ok(),
-        }
-    }
-
     /// What is known of a model, which need not be loaded and does not come to be.
-    pub(super) fn known(&mut self, shared: &Shared, name: &str) -> Result<Known, EngineError> {
-        let manifest = shared.find(name)?.manifest;
-        let serving = shared.store.serving(name)?;
-        let loaded = shared.loaded(name).filter(|model| model.serving == serving);
+    pub fn known(&mut self, stage: &Stage, name: &str) -> Result<Known, EngineError> {
+        let manifest = self.library.find(name)?.manifest;
+        let serving = self.library.store.serving(name)?;
+        let loaded = stage.room().residents.get(name).filter(|model| model.serving == serving);
         let variant = match &loaded {
             Some(model) => model.variant.clone(),
             None => pick_variant(&manifest, self.config.variant.as_deref())?,
@@ -386,12 +305,12 @@ impl Worker {
         let profile = match &loaded {
             Some(model) => model.profile(),
             // Why one cannot be used is told when the model is loaded.
-            None => self.stored_profile(shared, &manifest, &variant).ok().flatten().map(Arc::new),
+            None => self.stored_profile(stage, &manifest, &variant).ok().flatten().map(Arc::new),
         };
         let Some(profile) = profile else {
             let given_up = match &loaded {
                 Some(model) => model.given_up(),
-                None => self.stored_refusal(shared, &manifest, &variant).ok().flatten(),
+                None => self.stored_refusal(stage, &manifest, &variant).ok().flatten(),
             };
             let model = name.to_string();
             return Err(match given_up {
@@ -401,46 +320,36 @@ impl Worker {
         };
         let others = manifest.variants.iter().filter(|other| **other != variant);
         let others = others
-            .filter_map(|other| self.stored_profile(shared, &manifest, other).ok().flatten())
+            .filter_map(|other| self.stored_profile(stage, &manifest, other).ok().flatten())
             .collect();
         let graph_bytes = loaded.map_or(0, |model| model.graph_bytes());
-        let terms = self.terms(shared, graph_bytes, &profile);
+        let terms = self.terms(graph_bytes, &profile);
         Ok(Known { profile, others, terms })
     }
 }
 
-/// How far measuring has come.
-enum Trying {
-    More(Box<Profiler>),
-    Done(Arc<Profile>),
-}
-
-/// A model that is measured, trial by trial.
-pub(super) struct Measuring {
-    name: String,
-    /// It may be unloaded between two trials, or loaded anew.
-    model: Weak<Model>,
-    /// None where nothing was tried yet.
-    pub profiler: Option<Box<Profiler>>,
-    /// Who waits for it.
-    pub asked: Option<Answer<Arc<Profile>>>,
-}
-
-impl Measuring {
-    fn of(
-        model: &Arc<Model>,
-        profiler: Option<Box<Profiler>>,
-        asked: Option<Answer<Arc<Profile>>>,
-    ) -> Measuring {
-        let name = model.name().to_string();
-        Measuring { name, model: Arc::downgrade(model), profiler, asked }
+/// The forecast of a pass that has read so much; none where the profile says nothing of such.
+fn expected(
+    window_bytes: u64,
+    model: &Model,
+    tokens: u64,
+    counted: FlowCounters,
+) -> Option<Forecast> {
+    let profile = model.profile()?;
+    let mut plan = model.playing().plan.clone();
+    // Attention grows faster than the lines that were measured.
+    let measured = profile.passes.iter().any(|pass| pass.tokens >= tokens);
+    if !measured || window_bytes < plan.window_bytes {
+        return None;
     }
-
-    /// The model and what was tried with it; none where it is no longer loaded.
-    fn resume(&mut self, shared: &Shared) -> Option<(Arc<Model>, Option<Box<Profiler>>)> {
-        let model = shared.loaded(&self.name)?;
-        let is_same = self.model.ptr_eq(&Arc::downgrade(&model));
-        Some((model, self.profiler.take().filter(|_| is_same)))
+    // What falls back to mapped files was measured so.
+    if !profile.has(plan.source) {
+        plan.source = Way::Mapped;
+    }
+    let later = forecast(&profile, &plan, tokens, Passing::Later).ok()?;
+    match counted.bytes_read <= later.bytes_read {
+        true => Some(later),
+        false => forecast(&profile, &plan, tokens, Passing::First).ok(),
     }
 }
 

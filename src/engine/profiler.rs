@@ -4,9 +4,8 @@ use super::config::DiskKind;
 use super::error::EngineError;
 use super::model::Model;
 use super::request::Cancel;
-use super::service::Shared;
+use super::stage::Stage;
 use super::trials::{self, ComputeTrial, ReadTrial, Shapes};
-use super::worker::Worker;
 use crate::graph::{Choice, Sizes, has_open_dimension};
 use crate::plan::{
     BlockRun, Board, BytesAt, Contention, Core, FORMAT, Grouping, LayerCost, PassTime, Passing,
@@ -204,8 +203,7 @@ impl Profiler {
     /// Makes the next trial; whether it was the last. One that was cancelled is made again.
     pub fn advance(
         &mut self,
-        worker: &mut Worker,
-        shared: &Shared,
+        stage: &mut Stage,
         model: &Arc<Model>,
         cancel: &Cancel,
     ) -> Result<bool, EngineError> {
@@ -221,15 +219,13 @@ impl Profiler {
                     ..self.base.clone()
                 };
                 let usual = usual_bytes(model);
-                let trial = worker.play_trial(shared, model, &plan, cancel);
+                let trial = stage.play_trial(model, &plan, cancel);
                 trial.map(|trial| self.note(rate(*way, *loaders, usual, trial), *is_scattered))
             }
             Step::Read { way, request_bytes } => {
-                self.read(worker, shared, model, (*way, *request_bytes), cancel)
+                self.read(stage, model, (*way, *request_bytes), cancel)
             }
-            Step::Decode => {
-                worker.decode_trial(shared, model).map(|decoded| self.decoded = decoded)
-            }
+            Step::Decode => stage.decode_trial(model).map(|decoded| self.decoded = decoded),
             Step::Compute { threads, tokens } => {
                 let plan = Plan {
                     threads: *threads,
@@ -240,13 +236,13 @@ impl Profiler {
                 };
                 let trial = self
                     .shapes(*tokens)
-                    .and_then(|shapes| worker.compute_trial(shared, model, &plan, &shapes, cancel));
+                    .and_then(|shapes| stage.compute_trial(model, &plan, &shapes, cancel));
                 trial.map(|trial| self.computed.push((*threads, *tokens, trial)))
             }
             Step::Stream { plan, tokens } => {
                 let took_us = self
                     .shapes(*tokens)
-                    .and_then(|shapes| worker.stream_trial(shared, model, plan, &shapes, cancel));
+                    .and_then(|shapes| stage.stream_trial(model, plan, &shapes, cancel));
                 took_us.map(|took_us| self.note_pass(plan, *tokens, took_us))
             }
         };
@@ -296,16 +292,15 @@ impl Profiler {
 
     fn read(
         &mut self,
-        worker: &mut Worker,
-        shared: &Shared,
+        stage: &mut Stage,
         model: &Model,
         (way, request_bytes): (Way, u64),
         cancel: &Cancel,
     ) -> Result<(), EngineError> {
         let source = Arc::clone(model.sources().by(way));
         // One is let go while the next is read.
-        let _held = worker.hold_for_reading(shared, 2 * request_bytes)?;
-        let core = worker.cores[worker.cores.len() - 1];
+        let _held = stage.hold.hold_for_reading(2 * request_bytes)?;
+        let core = stage.cores[stage.cores.len() - 1];
         self.turn += 1;
         let (blocks, turn) = (&model.blocks, self.turn);
         let trial = trials::read(&*source, blocks, core, request_bytes, turn, cancel)?;
@@ -343,7 +338,7 @@ impl Profiler {
     }
 
     /// The profile, when all is tried.
-    pub fn finish(self, shared: &Shared, model: &Model, board: Board) -> Profile {
+    pub fn finish(self, stage: &Stage, model: &Model, board: Board) -> Profile {
         let manifest = &model.dir.manifest;
         let threads = self.computed.iter().map(|(threads, ..)| *threads).max().unwrap_or(1);
         let fewest = |threads: usize, tokens: usize| {
@@ -375,7 +370,7 @@ impl Profiler {
             layers: self.layers(model, threads),
             layer_threads: threads,
             passes,
-            process_bytes: shared.ledger.held_bytes(Category::Process),
+            process_bytes: stage.room().ledger.held_bytes(Category::Process),
             graph_bytes: model.graph_bytes(),
             activations,
             kv_bytes_per_token: 0,
@@ -524,9 +519,9 @@ impl Line {
 }
 
 /// This board, for the models below `store`.
-pub(super) fn board(store: &Path, disk: DiskKind, worker: &Worker) -> Board {
+pub(super) fn board(store: &Path, disk: DiskKind, stage: &Stage) -> Board {
     let root = Path::new("/");
-    let cores = worker.cores.iter().zip(trials::core_speeds(&worker.kernels, &worker.cores));
+    let cores = stage.cores.iter().zip(trials::core_speeds(&stage.kernels, &stage.cores));
     Board {
         cpu: processor(root),
         cores: cores.map(|(id, speed)| Core { id: *id, speed }).collect(),

@@ -3,19 +3,20 @@
 //! kept beside the version, so that nobody pays for it twice.
 
 use super::error::EngineError;
-use super::model::loading_bytes;
-use super::service::{Engine, Shared};
+use super::needs::{loading_bytes, trying_bytes};
+use super::room::Room;
 use crate::graph::{self, Lockstep, progress};
-use crate::store::manifest::Manifest;
+use crate::store::manifest::{Checksum, Manifest};
 use crate::store::{ModelDir, Rehearsal};
-use crate::stream::Category;
+use crate::stream::{Category, Ledger};
 use crate::sys::child::{self, End, Limits};
 use crate::sys::heap;
 use crate::sys::lock::lock;
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::{fmt, io};
 
 /// What a copy is asked to do; the version's folder follows.
@@ -27,10 +28,6 @@ const FAILED: u8 = 2;
 /// Seconds of the processor that an import may take; those of real models take less than one on a
 /// board.
 pub const IMPORT_CPU_S: u32 = 30;
-
-/// What a copy takes beside its heap's limit: relocated data, stacks, the C library's own; measured,
-/// 1.5 MiB.
-const COPY_BYTES: u64 = 4 << 20;
 
 /// How the trial of an import ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,19 +146,31 @@ fn import(dir: &Path) -> Result<(), EngineError> {
     Ok(())
 }
 
-impl Engine {
-    /// Tries the import of a version that is about to be installed, and notes in its folder how
-    /// that went. Where the budget has no room for that once all has given way that can, it is left
-    /// to the first load.
-    ///
-    /// # Errors
-    /// [`EngineError::Unfit`]; that there can be no copy.
-    pub fn rehearse(&self, dir: &ModelDir, go_on: impl FnMut() -> bool) -> Result<(), EngineError> {
-        let shared = self.shared();
-        if !shared.rehearses {
+/// How imports of graphs went, where that cannot be kept beside them.
+pub(super) struct Rehearsals {
+    /// Whether graphs are tried at all.
+    is_on: bool,
+    known: Mutex<HashMap<Checksum, Rehearsal>>,
+}
+
+impl Rehearsals {
+    /// Nothing was tried; nothing is where `is_on` is false.
+    pub fn new(is_on: bool) -> Rehearsals {
+        Rehearsals { is_on, known: Mutex::default() }
+    }
+
+    /// Tries the import of a version that is about to be installed, unless there is no room for
+    /// that: then it is left to the first load.
+    pub fn rehearse(
+        &self,
+        dir: &ModelDir,
+        room: &Room,
+        go_on: impl FnMut() -> bool,
+    ) -> Result<(), EngineError> {
+        if !self.is_on {
             return Ok(());
         }
-        match attempt(shared, dir, 0, || shared.make_room(""), go_on) {
+        match self.attempt(dir, &room.ledger, 0, || room.make_room(""), go_on) {
             Err(EngineError::OverBudget(refused)) => {
                 log::info!("the graph is tried when it is loaded: {refused}");
                 Ok(())
@@ -170,127 +179,118 @@ impl Engine {
         }
     }
 
-    /// Forgets that the served version of a model could not be loaded: it is tried anew.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn forget_refusal(&self, model: &str) -> Result<(), EngineError> {
-        let shared = self.shared();
-        let served = self.manifest(model)?;
-        let manifest = Arc::clone(&served.manifest);
-        lock(&shared.rehearsed).remove(&manifest.graph.checksum);
-        let path = shared.store.model_path(&manifest.model)?.join(&manifest.version);
-        let dir = ModelDir { path, manifest };
-        let known = Rehearsal::read(&dir.path, dir.manifest.graph.checksum);
-        if let Some(Rehearsal::Refused { .. }) = known {
-            Rehearsal::forget(&dir)?;
+    /// Forgets that a version could not be loaded: it is tried anew.
+    pub fn forget_refusal(&self, dir: &ModelDir) -> Result<(), EngineError> {
+        let graph = dir.manifest.graph.checksum;
+        lock(&self.known).remove(&graph);
+        if let Some(Rehearsal::Refused { .. }) = Rehearsal::read(&dir.path, graph) {
+            Rehearsal::forget(dir)?;
         }
         Ok(())
     }
-}
 
-/// Bytes that importing the graph of `dir` takes at its peak, once a copy of this program has
-/// survived it; `idle_bytes` of what that needs are granted already.
-pub(super) fn rehearsed(
-    shared: &Shared,
-    dir: &ModelDir,
-    idle_bytes: u64,
-) -> Result<Option<u64>, EngineError> {
-    if !shared.rehearses {
-        return Ok(None);
-    }
-    let graph = dir.manifest.graph.checksum;
-    let known =
-        Rehearsal::read(&dir.path, graph).or_else(|| lock(&shared.rehearsed).get(&graph).cloned());
-    match known {
-        Some(Rehearsal::Done { peak_bytes }) => Ok(Some(peak_bytes)),
-        Some(Rehearsal::Refused { why }) => Err(unfit(dir, why)),
-        None => {
-            let go_on = || {
-                // The watchdog sees that the engine moves.
-                shared.beat();
-                !shared.stopping.is_cancelled()
-            };
-            // Who loads makes room, and tries again.
-            attempt(shared, dir, idle_bytes, || false, go_on)
+    /// Bytes that importing the graph of `dir` takes at its peak, once a copy of this program has
+    /// survived it; `idle_bytes` of what that needs are granted already.
+    pub fn rehearsed(
+        &self,
+        dir: &ModelDir,
+        room: &Room,
+        idle_bytes: u64,
+    ) -> Result<Option<u64>, EngineError> {
+        if !self.is_on {
+            return Ok(None);
+        }
+        let graph = dir.manifest.graph.checksum;
+        let known =
+            Rehearsal::read(&dir.path, graph).or_else(|| lock(&self.known).get(&graph).cloned());
+        match known {
+            Some(Rehearsal::Done { peak_bytes }) => Ok(Some(peak_bytes)),
+            Some(Rehearsal::Refused { why }) => Err(unfit(dir, why)),
+            None => {
+                let go_on = || {
+                    // The watchdog sees that the engine moves.
+                    room.pulse.beat();
+                    !room.pulse.stopping.is_cancelled()
+                };
+                // Who loads makes room, and tries again.
+                self.attempt(dir, &room.ledger, idle_bytes, || false, go_on)
+            }
         }
     }
-}
 
-/// Bytes that trying a graph takes, where importing it takes so many.
-pub(super) fn trying_bytes(import_bytes: u64) -> u64 {
-    import_bytes.saturating_add(COPY_BYTES)
-}
-
-/// Tries the graph within half as much again as it is said to take; where the budget has no room for
-/// that, within what it is said to take, by which the smallest budget is named. A graph that takes
-/// more is no worse for that: it gets the rest, or is refused for want of memory and not for good.
-fn attempt(
-    shared: &Shared,
-    dir: &ModelDir,
-    idle_bytes: u64,
-    make_room: impl Fn() -> bool,
-    mut go_on: impl FnMut() -> bool,
-) -> Result<Option<u64>, EngineError> {
-    let Manifest { graph, loading_bytes: measured_bytes, .. } = &*dir.manifest;
-    let expected_bytes = loading_bytes(graph.bytes, *measured_bytes);
-    let ample_bytes = expected_bytes.saturating_add(expected_bytes / 2);
-    let mut grant = shared.ledger.try_grant(Category::Graph, 0)?;
-    let mut hold = |heap_bytes| loop {
-        match grant.resize(trying_bytes(heap_bytes).saturating_sub(idle_bytes)) {
-            Err(_) if make_room() => {}
-            resized => break resized,
+    /// Tries the graph within half as much again as it is said to take; where the budget has no room for
+    /// that, within what it is said to take, by which the smallest budget is named. A graph that takes
+    /// more is no worse for that: it gets the rest, or is refused for want of memory and not for good.
+    fn attempt(
+        &self,
+        dir: &ModelDir,
+        ledger: &Arc<Ledger>,
+        idle_bytes: u64,
+        make_room: impl Fn() -> bool,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<Option<u64>, EngineError> {
+        let Manifest { graph, loading_bytes: measured_bytes, .. } = &*dir.manifest;
+        let expected_bytes = loading_bytes(graph.bytes, *measured_bytes);
+        let ample_bytes = expected_bytes.saturating_add(expected_bytes / 2);
+        let mut grant = ledger.try_grant(Category::Graph, 0)?;
+        let mut hold = |heap_bytes| loop {
+            match grant.resize(trying_bytes(heap_bytes).saturating_sub(idle_bytes)) {
+                Err(_) if make_room() => {}
+                resized => break resized,
+            }
+        };
+        let mut try_within = |heap_bytes| {
+            let limits = Limits::new(heap_bytes, IMPORT_CPU_S);
+            rehearse(&dir.path, limits, &mut go_on).map_err(|error| match error.kind() {
+                io::ErrorKind::Interrupted => EngineError::Cancelled,
+                _ => EngineError::Thread(error),
+            })
+        };
+        let mut trial = match hold(ample_bytes) {
+            Ok(()) => try_within(ample_bytes)?,
+            Err(_) => {
+                hold(expected_bytes)?;
+                try_within(expected_bytes)?
+            }
+        };
+        if let Trial::Died(Death { end: End::OverMemory, limits, .. }) = &trial
+            && limits.heap_bytes < ample_bytes
+        {
+            hold(ample_bytes)?;
+            trial = try_within(ample_bytes)?;
         }
-    };
-    let mut try_within = |heap_bytes| {
-        let limits = Limits::new(heap_bytes, IMPORT_CPU_S);
-        rehearse(&dir.path, limits, &mut go_on).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => EngineError::Cancelled,
-            _ => EngineError::Thread(error),
-        })
-    };
-    let mut trial = match hold(ample_bytes) {
-        Ok(()) => try_within(ample_bytes)?,
-        Err(_) => {
-            hold(expected_bytes)?;
-            try_within(expected_bytes)?
+        let outcome = match trial {
+            Trial::Survived { peak_bytes: None } => return Ok(None),
+            Trial::Survived { peak_bytes: Some(peak_bytes) } => Rehearsal::Done { peak_bytes },
+            Trial::Refused(why) => Rehearsal::Refused { why },
+            Trial::Died(death) if death.is_from_outside() => {
+                log::warn!("trying the graph of model {}: it {death}", dir.manifest.model);
+                return Err(EngineError::Cancelled);
+            }
+            Trial::Died(death) => {
+                Rehearsal::Refused { why: format!("importing its graph {death}") }
+            }
+        };
+        self.keep(dir, &outcome);
+        match outcome {
+            Rehearsal::Done { peak_bytes } => Ok(Some(peak_bytes)),
+            Rehearsal::Refused { why } => Err(unfit(dir, why)),
         }
-    };
-    if let Trial::Died(Death { end: End::OverMemory, limits, .. }) = &trial
-        && limits.heap_bytes < ample_bytes
-    {
-        hold(ample_bytes)?;
-        trial = try_within(ample_bytes)?;
     }
-    let outcome = match trial {
-        Trial::Survived { peak_bytes: None } => return Ok(None),
-        Trial::Survived { peak_bytes: Some(peak_bytes) } => Rehearsal::Done { peak_bytes },
-        Trial::Refused(why) => Rehearsal::Refused { why },
-        Trial::Died(death) if death.is_from_outside() => {
-            log::warn!("trying the graph of model {}: it {death}", dir.manifest.model);
-            return Err(EngineError::Cancelled);
-        }
-        Trial::Died(death) => Rehearsal::Refused { why: format!("importing its graph {death}") },
-    };
-    keep(shared, dir, &outcome);
-    match outcome {
-        Rehearsal::Done { peak_bytes } => Ok(Some(peak_bytes)),
-        Rehearsal::Refused { why } => Err(unfit(dir, why)),
-    }
-}
 
-/// Keeps the outcome beside the version, or in memory where the store is not ours to write.
-fn keep(shared: &Shared, dir: &ModelDir, outcome: &Rehearsal) {
-    /// More versions than a daemon ever loads.
-    const MOST: usize = 256;
-    let graph = dir.manifest.graph.checksum;
-    if let Err(error) = outcome.write(&dir.path, graph) {
-        log::debug!("how the import went is not kept: {error}");
-        let mut rehearsed = lock(&shared.rehearsed);
-        if rehearsed.len() >= MOST {
-            rehearsed.clear();
+    /// Keeps the outcome beside the version, or in memory where the store is not ours to write.
+    fn keep(&self, dir: &ModelDir, outcome: &Rehearsal) {
+        /// More versions than a daemon ever loads.
+        const MOST: usize = 256;
+        let graph = dir.manifest.graph.checksum;
+        if let Err(error) = outcome.write(&dir.path, graph) {
+            log::debug!("how the import went is not kept: {error}");
+            let mut rehearsed = lock(&self.known);
+            if rehearsed.len() >= MOST {
+                rehearsed.clear();
+            }
+            rehearsed.insert(graph, outcome.clone());
         }
-        rehearsed.insert(graph, outcome.clone());
     }
 }
 

@@ -1,9 +1,10 @@
 //! What the engine has done, counted.
 
 use super::pressure::Pressure;
+use super::request::Cancel;
 use crate::sys::lock::lock;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Declares the counters of a model once: as atomics and as the figures read from them.
@@ -137,4 +138,31 @@ pub struct Progress {
     pub busy: bool,
     /// Grows with every block that arrives or is leased, every node and every job.
     pub beats: u64,
+}
+
+/// What shows that the engine moves, and ends it.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    busy: AtomicBool,
+    pub beats: Arc<AtomicU64>,
+    /// Ends whatever is under way.
+    pub stopping: Cancel,
+}
+
+impl Pulse {
+    /// The engine moves.
+    pub fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether it is at work on something.
+    pub fn set_busy(&self, is_busy: bool) {
+        self.busy.store(is_busy, Ordering::Relaxed);
+    }
+
+    /// What a watchdog sees.
+    pub fn progress(&self) -> Progress {
+        let beats = self.beats.load(Ordering::Relaxed);
+        Progress { busy: self.busy.load(Ordering::Relaxed), beats }
+    }
 }

@@ -3,11 +3,11 @@
 
 use super::error::EngineError;
 use super::model::{Model, Playing};
-use super::pass::{Pass, Seat};
-use super::request::Cancel;
-use super::service::Shared;
+use super::pass::Seat;
+use super::request::{Cancel, PassStats};
+use super::room::Room;
+use super::stage::Stage;
 use super::tape::Stretch;
-use super::worker::{Worker, keep_freed};
 use crate::codec::{Codec, PANEL_ROWS};
 use crate::graph::{Kernels, sample_of_shapes};
 use crate::plan::{Grouping, Plan, Way, pinned_units};
@@ -133,19 +133,38 @@ pub(super) fn core_speeds(kernels: &Kernels, cores: &[usize]) -> Vec<f64> {
     speeds.map(|speed| if speed > ALIKE { 1.0 } else { speed }).collect()
 }
 
-impl Worker {
+impl Stage {
+    /// Plays the tape as the model is played, computing nothing.
+    pub(super) fn play(&mut self, model: &Model) -> Result<PassStats, EngineError> {
+        let pins = model.pins.blocks();
+        let began = Instant::now();
+        let flow = self.begin(model, &model.playing(), &pins, Keep::default(), None)?;
+        let played = (0..model.blocks.len()).try_for_each(|block| flow.lease(block).map(drop));
+        let latency_us = began.elapsed().as_micros() as u64;
+        flow.end();
+        let counted = flow.counters();
+        played?;
+        Ok(PassStats {
+            latency_us,
+            stall_us: counted.stall_us,
+            bytes_read: counted.bytes_read,
+            window_peak_bytes: counted.window_peak_bytes,
+            loader_cpu_us: counted.loader_cpu_us,
+            ..PassStats::default()
+        })
+    }
+
     /// Plays the tape for a while as `plan` has it, computing nothing. What it pins is not read.
     pub(super) fn play_trial(
         &mut self,
-        shared: &Shared,
         model: &Arc<Model>,
         plan: &Plan,
         cancel: &Cancel,
     ) -> Result<ReadTrial, EngineError> {
         let playing = model.playing_by(plan.clone());
-        let (pins, _held) = pinned_stand_ins(shared, model, &playing, cancel)?;
+        let (pins, _held) = pinned_stand_ins(self.room(), model, &playing, cancel)?;
         let is_pinned = |block: usize| pins.get(block).is_some_and(Option::is_some);
-        let flow = self.begin(shared, model, &playing, &pins, Keep::default(), None)?;
+        let flow = self.begin(model, &playing, &pins, Keep::default(), None)?;
         let began = Instant::now();
         let mut bytes = 0;
         for (index, block) in model.blocks.iter().enumerate() {
@@ -172,18 +191,17 @@ impl Worker {
     /// window; what comes out is nonsense.
     pub(super) fn compute_trial(
         &mut self,
-        shared: &Shared,
         model: &Arc<Model>,
         plan: &Plan,
         shapes: &Shapes,
         cancel: &Cancel,
     ) -> Result<ComputeTrial, EngineError> {
         let playing = model.playing_by(plan.clone());
-        let (stand_ins, _held) = stand_ins(shared, model, &playing, cancel)?;
+        let (stand_ins, _held) = stand_ins(self.room(), model, &playing, cancel)?;
         let trace = Arc::new(Trace::begin());
         let began = Instant::now();
         let rehearsal = Rehearsal { model, playing: &playing, pins: &stand_ins, shapes, cancel };
-        let activation_bytes = self.rehearse(shared, &rehearsal, Some(&trace))?;
+        let activation_bytes = self.rehearse(&rehearsal, Some(&trace))?;
         let total_us = began.elapsed().as_micros() as u64;
         let mut starts = vec![0; model.blocks.len()];
         for event in trace.events() {
@@ -207,11 +225,7 @@ impl Worker {
 
     /// How long one core takes to decode each block of the tape once, in microseconds; 0 where
     /// kernels use what is stored. One block of each kind is tried.
-    pub(super) fn decode_trial(
-        &mut self,
-        shared: &Shared,
-        model: &Model,
-    ) -> Result<Vec<f64>, EngineError> {
+    pub(super) fn decode_trial(&mut self, model: &Model) -> Result<Vec<f64>, EngineError> {
         let source = model.sources().by(Way::Mapped);
         let mut times = vec![0.0; model.blocks.len()];
         let mut known: HashMap<(&str, u64, usize), f64> = HashMap::new();
@@ -228,7 +242,7 @@ impl Worker {
                     Entry::Vacant(time) => {
                         let run = Run::of(*codec, rows.len(), block.bytes as usize);
                         let bytes = source.held_bytes(block) + run.decoded_bytes();
-                        let _held = self.hold_for_reading(shared, bytes)?;
+                        let _held = self.hold.hold_for_reading(bytes)?;
                         let loaded = load_verified(&**source, block)?;
                         *time.insert(run.decode_us(*codec, loaded.as_ref()))
                     }
@@ -242,24 +256,22 @@ impl Worker {
     /// the same shape stand in.
     pub(super) fn stream_trial(
         &mut self,
-        shared: &Shared,
         model: &Arc<Model>,
         plan: &Plan,
         shapes: &Shapes,
         cancel: &Cancel,
     ) -> Result<u64, EngineError> {
         let playing = model.playing_by(plan.clone());
-        let (pins, _held) = pinned_stand_ins(shared, model, &playing, cancel)?;
+        let (pins, _held) = pinned_stand_ins(self.room(), model, &playing, cancel)?;
         let began = Instant::now();
         let rehearsal = Rehearsal { model, playing: &playing, pins: &pins, shapes, cancel };
-        self.rehearse(shared, &rehearsal, None)?;
+        self.rehearse(&rehearsal, None)?;
         Ok(began.elapsed().as_micros() as u64)
     }
 
     /// A pass that nobody asked for; the bytes of its activations.
     fn rehearse(
         &mut self,
-        shared: &Shared,
         rehearsal: &Rehearsal,
         trace: Option<&Arc<Trace>>,
     ) -> Result<u64, EngineError> {
@@ -270,27 +282,19 @@ impl Worker {
             shape.iter().fold(port.dtype.size() as u64, |bytes, size| bytes * *size as u64)
         });
         let made_bytes: u64 = made_bytes.sum();
-        let mut grant = shared.ledger.try_grant(Category::Activations, bytes + made_bytes)?;
+        let mut grant = self.room().ledger.try_grant(Category::Activations, bytes + made_bytes)?;
         let made = sample_of_shapes(ports, shapes.clone())
             .map_err(|error| EngineError::Invalid(error.to_string()))?;
         let inputs = model.check_inputs(&made)?.arrange()?.swap_remove(0);
         drop(made);
         // Shrinking is always granted.
         let _ = grant.resize(bytes);
-        let _spare = keep_freed(shared, bytes);
-        let flow = self.begin(shared, model, playing, pins, Keep::default(), trace.cloned())?;
-        let pass = Pass {
-            model: Arc::clone(model),
-            flow,
-            kernels: Arc::clone(&self.kernels),
-            ledger: Arc::clone(&shared.ledger),
-            stopping: shared.stopping.clone(),
-            trace: trace.cloned(),
-            beats: Arc::clone(&shared.beats),
-        };
+        let _spare = self.hold.keep_freed(bytes);
+        let flow = self.begin(model, playing, pins, Keep::default(), trace.cloned())?;
+        let pass = self.pass(model, flow, trace.cloned());
         let seat = Seat { inputs, outputs: vec![], cancel: cancel.clone() };
         // Made-up inputs may be such as tract does not take.
-        let results = panics::caught(|| self.crew.compute(|| pass.run(vec![seat])));
+        let results = self.perform(&pass, vec![seat]);
         pass.flow.end();
         heap::keep_within(bytes);
         drop(grant);
@@ -367,7 +371,7 @@ type Pinned = Vec<Option<Arc<Loaded>>>;
 
 /// Stand-ins for what a plan pins.
 fn pinned_stand_ins(
-    shared: &Shared,
+    room: &Room,
     model: &Model,
     playing: &Playing,
     cancel: &Cancel,
@@ -377,7 +381,7 @@ fn pinned_stand_ins(
     }
     let held: Vec<u64> =
         model.blocks.iter().map(|block| playing.source.held_bytes(block)).collect();
-    let (mut pins, grant) = stand_ins(shared, model, playing, cancel)?;
+    let (mut pins, grant) = stand_ins(room, model, playing, cancel)?;
     let pinned = pinned_units(&held, playing.plan.pin_bytes, playing.plan.pins);
     pins.iter_mut().zip(pinned).filter(|(_, pinned)| !pinned).for_each(|(pin, _)| *pin = None);
     Ok((pins, Some(grant)))
@@ -386,7 +390,7 @@ fn pinned_stand_ins(
 /// For every block of the tape one of the same shape, as many different ones as a window holds:
 /// so many that they come from memory, not from a processor's cache.
 fn stand_ins(
-    shared: &Shared,
+    room: &Room,
     model: &Model,
     playing: &Playing,
     cancel: &Cancel,
@@ -412,9 +416,9 @@ fn stand_ins(
                 held_bytes += bytes;
             }
         }
-        room_bytes = playing.plan.window_bytes.min(shared.ledger.free_bytes() / 2);
+        room_bytes = playing.plan.window_bytes.min(room.ledger.free_bytes() / 2);
     }
-    let grant = shared.ledger.try_grant(Category::Pins, held_bytes)?;
+    let grant = room.ledger.try_grant(Category::Pins, held_bytes)?;
     let mut loaded = HashMap::new();
     for index in kinds.values().flatten() {
         if cancel.is_cancelled() {

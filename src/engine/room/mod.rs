@@ -1,65 +1,48 @@
-//! Who gives way where memory is needed: pins first, then what was used longest ago.
+//! What may be held when: the one place that grants, and says who gives way: pins first, then what
+//! was used longest ago.
 
+mod hold;
+
+pub(super) use hold::{Hold, PATIENCE};
+
+use super::catalogue::Catalogue;
+use super::command::Command;
+use super::error::EngineError;
+use super::inbox::Inbox;
+use super::keepers::{Keeper, Keepers};
 use super::model::Model;
+use super::needs::SMALLEST_WINDOW_BYTES;
+use super::pressure::{Pressure, SharedPressure};
 use super::request::Cancel;
-use super::service::Shared;
-use crate::stream::{Category, Grant, OverBudget};
+use super::residents::Residents;
+use super::stats::Pulse;
+use crate::stream::{Category, Grant, Ledger, OverBudget};
 use crate::sys::heap;
-use crate::sys::lock::lock;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
-
-/// Somebody else who keeps what may be needed again, and can do without it: tokenizers.
-pub trait Keeper: Send + Sync {
-    /// When that was used which was used longest ago, by [`super::Engine::now`], of what can go and
-    /// is of none of the models `spared`.
-    fn oldest(&self, spared: &BTreeSet<String>) -> Option<u64>;
-
-    /// Lets that go; whether anything went.
-    fn give_way(&self, spared: &BTreeSet<String>) -> bool;
-
-    /// Lets go what is of a model that is unloaded.
-    fn forget(&self, model: &str);
-}
-
-/// Keepers, and the order in which things are used.
-#[derive(Default)]
-pub(super) struct Keepers {
-    uses: AtomicU64,
-    keepers: Mutex<Vec<Weak<dyn Keeper>>>,
-}
-
-impl Keepers {
-    /// A number larger than all before.
-    pub fn now(&self) -> u64 {
-        self.uses.fetch_add(1, Ordering::Relaxed)
-    }
-
-    pub fn add(&self, keeper: Weak<dyn Keeper>) {
-        lock(&self.keepers).push(keeper);
-    }
-
-    /// Those that are still there. They are asked without a lock of ours.
-    fn all(&self) -> Vec<Arc<dyn Keeper>> {
-        let mut keepers = lock(&self.keepers);
-        keepers.retain(|keeper| keeper.strong_count() > 0);
-        keepers.iter().filter_map(Weak::upgrade).collect()
-    }
-
-    /// Lets go what is of a model.
-    pub fn forget(&self, model: &str) {
-        self.all().iter().for_each(|keeper| keeper.forget(model));
-    }
-}
 
 /// Longest wait for room that others will give back. What holds it are passes, and replies that
 /// clients take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Time after which it is asked whether anybody still waits, and what is idle now.
 const TICK: Duration = Duration::from_millis(50);
+
+/// The ledger, and all that can give way.
+pub(super) struct Room {
+    pub ledger: Arc<Ledger>,
+    pub residents: Residents,
+    pub keepers: Keepers,
+    pub catalogue: Catalogue,
+    pub pressure: SharedPressure,
+    /// What is waited for goes later.
+    pub inbox: Inbox,
+    pub pulse: Pulse,
+    /// Of the last pass; before the first, what suits the budget.
+    pub window_bytes: AtomicU64,
+}
 
 /// What may go next.
 enum Oldest {
@@ -67,13 +50,27 @@ enum Oldest {
     Kept(Arc<dyn Keeper>),
 }
 
-impl Shared {
+impl Room {
+    /// An empty one within a budget.
+    pub fn new(budget_bytes: u64) -> Room {
+        Room {
+            ledger: Ledger::new(budget_bytes),
+            residents: Residents::default(),
+            keepers: Keepers::default(),
+            catalogue: Catalogue::default(),
+            pressure: SharedPressure::default(),
+            inbox: Inbox::default(),
+            pulse: Pulse::default(),
+            window_bytes: AtomicU64::default(),
+        }
+    }
+
     /// Frees memory that another use needs more: pins first, those of other models before those of
     /// `name`, then whatever was used longest ago of what nobody uses or waits for, but the model
     /// `name`. A model goes before its tokenizer, which takes longer to come back. False where
     /// nothing of that is left.
     pub fn spare_room(&self, name: &str) -> bool {
-        let models: Vec<Arc<Model>> = lock(&self.models).values().cloned().collect();
+        let models = self.residents.all();
         let (own, others): (Vec<_>, Vec<_>) = models.iter().partition(|m| m.name() == name);
         if others.iter().map(|model| model.pins.release()).fold(false, |any, had| any | had) {
             return true;
@@ -105,7 +102,7 @@ impl Shared {
         if self.spare_room(name) {
             return true;
         }
-        let models: Vec<Arc<Model>> = lock(&self.models).values().cloned().collect();
+        let models = self.residents.all();
         let idle = models.iter().filter(|model| model.name() != name && is_idle(model));
         let oldest = idle.min_by_key(|m| m.last_use()).map(|model| model.name().to_string());
         drop(models);
@@ -119,11 +116,61 @@ impl Shared {
 
     /// Unloads a model for the memory; whether it was loaded.
     fn let_go(&self, model: &str) -> bool {
-        let gone = lock(&self.models).remove(model);
-        if gone.is_some() {
+        let was_loaded = self.residents.remove(model);
+        if was_loaded {
             log::info!("model {model} is unloaded: its memory is needed");
         }
-        gone.is_some()
+        was_loaded
+    }
+
+    /// Bytes that nothing gives back while the loaded models stay, with the smallest window that
+    /// they can do with.
+    pub fn least_bytes(&self) -> u64 {
+        let fixed = [Category::Process, Category::Graph, Category::Tokenizer];
+        let fixed_bytes: u64 = fixed.map(|category| self.ledger.held_bytes(category)).iter().sum();
+        let windows = self.residents.each(|model| model.playing().smallest_window_bytes());
+        let usual = SMALLEST_WINDOW_BYTES.min(self.window_bytes.load(Ordering::Relaxed));
+        fixed_bytes + windows.into_iter().max().unwrap_or(usual)
+    }
+
+    /// Changes the budget; where it is smaller, pins go at once. The old one stays where less is asked
+    /// for than nothing gives back.
+    pub fn set_budget(&self, budget_bytes: u64) -> Result<(), EngineError> {
+        let least_bytes = self.least_bytes();
+        if budget_bytes < least_bytes {
+            return Err(EngineError::BudgetTooSmall { budget_bytes, least_bytes });
+        }
+        if budget_bytes < self.ledger.set_budget(budget_bytes) {
+            self.residents.unpin();
+        }
+        self.inbox.command(Command::Replan);
+        Ok(())
+    }
+
+    /// Follows a level of memory pressure.
+    pub fn set_pressure(&self, level: Pressure) {
+        let before = self.pressure.set(level);
+        if before == level {
+            return;
+        }
+        if before == Pressure::None {
+            self.residents.unpin();
+            // What a trial holds goes too.
+            self.inbox.end_leisure();
+        }
+        self.inbox.hold(level >= Pressure::Hold);
+    }
+
+    /// Unloads a model; whether it was loaded.
+    pub fn unload(&self, name: &str) -> bool {
+        let was_loaded = self.residents.remove(name);
+        self.keepers.forget(name);
+        self.catalogue.forget(name);
+        heap::trim();
+        if was_loaded {
+            log::info!("model {name} is unloaded");
+        }
+        was_loaded
     }
 
     /// A grant for whoever holds `own_bytes` already; before it is refused, all gives way that can.
@@ -158,7 +205,7 @@ impl Shared {
         own_bytes: u64,
         cancel: &Cancel,
     ) -> Result<(), OverBudget> {
-        let mut wait = Wait::new(PATIENCE);
+        let mut wait = Wait::new(LONG_PATIENCE);
         loop {
             let returns = self.ledger.returns();
             let Err(refused) = grant.resize(bytes) else { return Ok(()) };
@@ -196,16 +243,16 @@ impl Wait {
     /// False at once where what was refused would never fit, and at the end of all patience.
     pub fn goes_on(
         &mut self,
-        shared: &Shared,
+        room: &Room,
         refused: &OverBudget,
         returns: u64,
         cancel: &Cancel,
     ) -> bool {
-        let is_over = cancel.is_cancelled() || shared.stopping.is_cancelled();
+        let is_over = cancel.is_cancelled() || room.pulse.stopping.is_cancelled();
         if is_over || !refused.can_fit() || Instant::now() >= self.end {
             return false;
         }
-        shared.ledger.wait_for_return(returns, TICK);
+        room.ledger.wait_for_return(returns, TICK);
         true
     }
 }
@@ -215,6 +262,8 @@ mod tests {
     use super::super::{Array, Config, Engine, Pressure, Request};
     use super::*;
     use crate::store::Dtype;
+    use crate::sys::lock::lock;
+    use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     const MIB: u64 = 1 << 20;
@@ -269,7 +318,7 @@ mod tests {
         engine.submit(Request { model, inputs, outputs: vec![], cancel, trace: None }, drop);
         let (shelf, _asked) = Shelf::of(&["used", "other", "unused"], &engine);
         let left = || lock(&shelf.kept).clone();
-        let shared = engine.shared();
+        let shared = engine.room();
         assert!(shared.spare_room(""));
         assert_eq!(left(), ["used", "unused"]);
         assert!(shared.make_room("") && !shared.spare_room(""));

@@ -1,0 +1,284 @@
+//! Admits requests to passes, and answers them.
+
+use super::error::EngineError;
+use super::library::Library;
+use super::model::{Model, longest_open};
+use super::needs::REQUEST_BYTES;
+use super::pass::{Pass, Seat};
+use super::planning::Performed;
+use super::pressure::Pressure;
+use super::request::{PassStats, Reply, Waiting};
+use super::stage::Stage;
+use super::stats::{CounterSet, Counters};
+use crate::graph::Array;
+use crate::stream::{Category, FlowCounters, Grant};
+use crate::sys::heap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Most requests that share a pass: more gain little, and delay the first of them.
+const MAX_SEATS: usize = 32;
+
+/// What admits requests, and has their passes performed.
+pub(super) struct Admission<'a> {
+    pub stage: &'a mut Stage,
+    pub counters: &'a CounterSet,
+}
+
+/// A request that was admitted to a pass.
+struct Admitted {
+    waiting: Waiting,
+    /// One for each row of its batch.
+    seats: Vec<Seat>,
+    /// Bytes they hold once they share the pass.
+    together_bytes: u64,
+    grant: Grant,
+}
+
+/// Why a request that waits is not admitted.
+enum Refusal {
+    /// It never can be.
+    Error(EngineError),
+    /// Not to this pass: it would not fit beside the others.
+    Later,
+}
+
+impl Admission<'_> {
+    /// One pass for the requests that wait for a model, as many as fit. What is returned is to be
+    /// compared with what was forecast.
+    pub fn pass(&mut self, model: &Arc<Model>) -> Option<Performed> {
+        let mut seats = vec![];
+        self.admit(model, &mut seats);
+        let first = seats.first()?;
+        let trace = first.waiting.request.trace.clone();
+        let began = Instant::now();
+        let flow = match self.stage.begin_pass(model, trace.clone()) {
+            Ok(flow) => flow,
+            Err(error) => {
+                // In their order, the first in front: it is told, the others find out themselves.
+                let inbox = &self.stage.room().inbox;
+                seats.into_iter().rev().for_each(|seat| inbox.put_back(seat.waiting));
+                self.fail_next(model.name(), error);
+                return None;
+            }
+        };
+        // Until the first block is there, others may join: they cost no waiting.
+        if !model.blocks.is_empty() && flow.wait_for(0).is_ok() {
+            self.admit(model, &mut seats);
+        }
+        let granted_bytes: u64 = seats.iter().map(|seat| seat.grant.bytes()).sum();
+        let spare = self.stage.hold.keep_freed(granted_bytes);
+        let pass = self.stage.pass(model, flow, trace);
+        let performed = self.run(&pass, began, seats);
+        drop(pass);
+        heap::keep_within(granted_bytes);
+        drop(spare);
+        self.stage.hold.settle_losses();
+        performed
+    }
+
+    /// Admits requests for `model` in their order; those that cannot be served are answered.
+    fn admit(&mut self, model: &Arc<Model>, seats: &mut Vec<Admitted>) {
+        let counters = self.counters.of(model.name());
+        let traced = |waiting: &Waiting| waiting.request.trace.is_some();
+        while count(seats) < MAX_SEATS
+            && !seats.first().is_some_and(|first| traced(&first.waiting))
+            && let Some(waiting) = self.stage.room().inbox.pop(model.name())
+        {
+            // A trace is of a pass of its own.
+            if traced(&waiting) && !seats.is_empty() {
+                return self.stage.room().inbox.put_back(waiting);
+            }
+            if waiting.request.cancel.is_cancelled() {
+                Counters::add(&counters.cancelled, 1);
+                waiting.answer.give(Err(EngineError::Cancelled));
+                continue;
+            }
+            match self.seat(model, &waiting, seats) {
+                Ok((taken, together_bytes, grant)) => {
+                    seats.push(Admitted { waiting, seats: taken, together_bytes, grant });
+                }
+                Err(Refusal::Later) => return self.stage.room().inbox.put_back(waiting),
+                Err(Refusal::Error(error)) => {
+                    Counters::add(&counters.failed, 1);
+                    waiting.answer.give(Err(error));
+                }
+            }
+        }
+    }
+
+    fn seat(
+        &mut self,
+        model: &Arc<Model>,
+        waiting: &Waiting,
+        seats: &mut [Admitted],
+    ) -> Result<(Vec<Seat>, u64, Grant), Refusal> {
+        let request = &waiting.request;
+        model.check_service().map_err(Refusal::Error)?;
+        let given = model.check_inputs(&request.inputs).map_err(Refusal::Error)?;
+        if !seats.is_empty() && count(seats) + given.rows > MAX_SEATS {
+            return Err(Refusal::Later);
+        }
+        let outputs = model.pick_outputs(&request.outputs).map_err(Refusal::Error)?;
+        let footprint = model.footprint(&given.row_shapes());
+        let shared_bytes = if seats.is_empty() { model.decoding_bytes() } else { 0 };
+        let together_bytes =
+            footprint.together_bytes.saturating_mul(given.rows as u64).saturating_add(shared_bytes);
+        let grant = match seats {
+            [] => {
+                let inputs_bytes: u64 =
+                    request.inputs.iter().map(|(_, a)| a.bytes.len() as u64).sum();
+                let own_bytes = model.graph_bytes() + inputs_bytes + REQUEST_BYTES;
+                let bytes = if given.rows > 1 { together_bytes } else { footprint.alone_bytes };
+                self.stage
+                    .hold
+                    .grant_alone(model, bytes, own_bytes, &request.cancel)
+                    .map_err(Refusal::Error)?
+            }
+            seats => {
+                for seat in &mut *seats {
+                    let together_bytes = seat.together_bytes;
+                    seat.grant.resize(together_bytes).map_err(|_| Refusal::Later)?;
+                }
+                let grant =
+                    self.stage.room().ledger.try_grant(Category::Activations, together_bytes);
+                grant.map_err(|_| Refusal::Later)?
+            }
+        };
+        let rows = given.arrange().map_err(Refusal::Error)?;
+        let seat =
+            |inputs| Seat { inputs, outputs: outputs.clone(), cancel: request.cancel.clone() };
+        Ok((rows.into_iter().map(seat).collect(), together_bytes, grant))
+    }
+
+    /// Runs the pass that began loading at `began`, and answers everybody in it.
+    fn run(&self, pass: &Pass, began: Instant, admitted: Vec<Admitted>) -> Option<Performed> {
+        let Pass { model, flow, .. } = pass;
+        let room = self.stage.room();
+        let counters = self.counters.of(model.name());
+        let mut asked = vec![];
+        let mut seats = vec![];
+        // Of one that has the pass to itself.
+        let tokens = match &admitted[..] {
+            [Admitted { seats, .. }] if seats.len() == 1 => model.tokens_of(&seats[0].inputs),
+            _ => None,
+        };
+        for Admitted { waiting, seats: taken, grant, .. } in admitted {
+            asked.push((waiting, taken[0].outputs.clone(), taken.len(), grant));
+            seats.extend(taken);
+        }
+        let rows = seats.len();
+        let held_bytes = heap::live_bytes();
+        heap::reset_peak();
+        let ran = self.stage.perform(pass, seats);
+        let latency_us = began.elapsed().as_micros() as u64;
+        let peak_bytes = heap::peak_bytes().saturating_sub(held_bytes);
+        let granted_bytes: u64 = asked.iter().map(|(_, _, _, grant)| grant.bytes()).sum();
+        log::debug!("a pass held {peak_bytes} bytes at its peak, {granted_bytes} were granted");
+        let failure = flow.failure();
+        model.pins.take(flow.end());
+        // The level may have risen, or the budget fallen, since the pass was told what to keep.
+        if room.pressure.get() > Pressure::None || room.ledger.is_exceeded() {
+            model.pins.release();
+        }
+        let counted = flow.counters();
+        count_pass(&counters, latency_us, asked.len(), counted);
+        if let Some(failure) = failure.filter(|_| !room.pulse.stopping.is_cancelled()) {
+            model.fail(&failure);
+        }
+        let results: Vec<Result<Vec<Array>, EngineError>> = ran.unwrap_or_else(|text| {
+            log::error!("a pass of model {} failed within: {text}", model.name());
+            (0..rows).map(|_| Err(EngineError::Internal(text.clone()))).collect()
+        });
+        let lacks_room = |result: &Result<_, _>| match result {
+            Err(EngineError::Decided { refused, .. }) => refused.can_fit(),
+            _ => false,
+        };
+        // Whoever comes again may find it.
+        if results.iter().any(lacks_room) {
+            room.make_room(model.name());
+        }
+        let seats = asked.len();
+        let judged = tokens.filter(|_| matches!(&results[..], [Ok(_)]));
+        let mut results = results.into_iter();
+        for (waiting, outputs, rows, mut grant) in asked {
+            let rows: Vec<_> = results.by_ref().take(rows).collect();
+            let result = rows
+                .into_iter()
+                .collect::<Result<Vec<_>, _>>()
+                .and_then(|rows| model.join_rows(rows, &outputs));
+            let queue_us = began.saturating_duration_since(waiting.since).as_micros() as u64;
+            Counters::add(&counters.queue_us, queue_us);
+            let stats = PassStats {
+                queue_us,
+                seats,
+                latency_us,
+                stall_us: counted.stall_us,
+                bytes_read: counted.bytes_read,
+                window_peak_bytes: counted.window_peak_bytes,
+                loader_cpu_us: counted.loader_cpu_us,
+                activation_bytes: grant.bytes(),
+            };
+            // What was granted with the seat holds the outputs until they are taken; those whose
+            // sizes values decided may be more.
+            let result = result.and_then(|arrays| {
+                grant.resize(arrays.iter().map(|array| array.bytes.len() as u64).sum())?;
+                Ok(arrays)
+            });
+            if result.is_err() {
+                let _ = grant.resize(0);
+            }
+            grant.turn_into(Category::Request);
+            let counter = match &result {
+                Ok(_) => &counters.answered,
+                Err(EngineError::Cancelled) => &counters.cancelled,
+                Err(_) => &counters.failed,
+            };
+            Counters::add(counter, 1);
+            let names = outputs.iter().map(|output| model.output_name(*output).to_string());
+            let outputs = result.map(|arrays| names.zip(arrays).collect());
+            let version = model.dir.manifest.version.clone();
+            let held = Arc::new(grant);
+            waiting.answer.give(outputs.map(|outputs| Reply { version, outputs, stats, held }));
+        }
+        judged.map(|tokens| Performed { tokens, latency_us, counted })
+    }
+
+    /// Tells the next request for a model that cannot be loaded. The others that wait find out for
+    /// themselves: it may be another cause by then. A budget that is named is one in which the
+    /// request is answered, too.
+    pub fn fail_unloaded(&self, name: &str, library: &Library, error: EngineError) {
+        let EngineError::OverBudget(refused) = error else { return self.fail_next(name, error) };
+        let inbox = &self.stage.room().inbox;
+        let Some(waiting) = inbox.pop(name) else { return };
+        let inputs = &waiting.request.inputs;
+        let least_bytes = library.least_budget_bytes(name, |demand| {
+            let inputs_bytes = inputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
+            (inputs_bytes, longest_open(&demand.inputs, inputs))
+        });
+        inbox.put_back(waiting);
+        self.fail_next(name, refused.at_least(least_bytes).into());
+    }
+
+    fn fail_next(&self, name: &str, error: EngineError) {
+        let Some(waiting) = self.stage.room().inbox.pop(name) else { return };
+        if let Some(counters) = self.counters.known(name) {
+            Counters::add(&counters.failed, 1);
+        }
+        waiting.answer.give(Err(error));
+    }
+}
+
+/// Seats of the requests in a pass.
+fn count(admitted: &[Admitted]) -> usize {
+    admitted.iter().map(|admitted| admitted.seats.len()).sum()
+}
+
+fn count_pass(counters: &Counters, latency_us: u64, seats: usize, flow: FlowCounters) {
+    Counters::add(&counters.passes, 1);
+    Counters::add(&counters.seats, seats as u64);
+    Counters::add(&counters.pass_us, latency_us);
+    Counters::add(&counters.stall_us, flow.stall_us);
+    Counters::add(&counters.bytes_read, flow.bytes_read);
+    Counters::add(&counters.blocks_released, flow.released);
+}

@@ -1,0 +1,76 @@
+//! What loading a model and serving a request take, as far as a manifest tells. Pure.
+
+use crate::store::{Demand, Store};
+
+/// What a request holds besides its inputs: its connection, names, figures.
+pub(super) const REQUEST_BYTES: u64 = 64 << 10;
+
+/// Default window, and the smallest the program chooses by itself.
+pub(super) const WINDOW_BYTES: u64 = 16 << 20;
+pub(super) const SMALLEST_WINDOW_BYTES: u64 = 4 << 20;
+
+/// What a copy takes beside its heap's limit: relocated data, stacks, the C library's own; measured,
+/// 1.5 MiB.
+const COPY_BYTES: u64 = 4 << 20;
+
+/// What parsing and optimizing a graph holds at its peak where the manifest does not say: several
+/// forms of it at once. Measured on the real models, 6 to 32 bytes a byte of the file.
+const LOADING_BYTES_PER_FILE_BYTE: u64 = 20;
+
+/// The least that is believed: the file, its messages, and a graph of them.
+const LEAST_BYTES_PER_FILE_BYTE: u64 = 4;
+
+/// What loading holds besides: the tape, the layer files' indexes.
+const LOADING_FIXED_BYTES: u64 = 1 << 20;
+
+/// Heap that loading a model with a graph of so many bytes is granted. What was measured where it was
+/// built is the same here but for a processor's own packing of the small weights; the largest of what
+/// was measured counts.
+pub(super) fn loading_bytes(file_bytes: u64, measured_bytes: Option<u64>) -> u64 {
+    let import_bytes = match measured_bytes {
+        Some(bytes) => bytes
+            .saturating_add(bytes / 16)
+            .max(file_bytes.saturating_mul(LEAST_BYTES_PER_FILE_BYTE)),
+        None => file_bytes.saturating_mul(LOADING_BYTES_PER_FILE_BYTE),
+    };
+    import_bytes.saturating_add(LOADING_FIXED_BYTES)
+}
+
+/// Heap that a graph of so many bytes comes to hold as a model: its tape and indexes too.
+pub(super) fn held_by_graph(graph_bytes: u64) -> u64 {
+    graph_bytes.saturating_add(graph_bytes / 16).saturating_add(LOADING_FIXED_BYTES)
+}
+
+/// Bytes that trying a graph takes, where importing it takes so many.
+pub(super) fn trying_bytes(import_bytes: u64) -> u64 {
+    import_bytes.saturating_add(COPY_BYTES)
+}
+
+/// What any model of a store takes to serve the usual request, where every open dimension has this
+/// length.
+pub(super) fn needed_by_any(store: &Store, length: u64) -> u64 {
+    let models = store.models().unwrap_or_default();
+    let demands = models.iter().filter_map(|model| store.demand(model).ok());
+    let needed = demands.map(|demand| needed_bytes(&demand, demand.inputs_bytes(length), length));
+    needed.max().unwrap_or(0)
+}
+
+/// Heap that a parsed manifest holds for each byte of its text; measured on those of real models, 2 to
+/// 4.
+const MANIFEST_BYTES_PER_BYTE: u64 = 5;
+
+/// What serving a request takes beside the process itself, loading the model among it, where its
+/// inputs take so many bytes and its longest open dimension has this length.
+pub fn needed_bytes(demand: &Demand, inputs_bytes: u64, length: u64) -> u64 {
+    let needs = demand.needs.as_ref();
+    let graph_bytes = held_by_graph(needs.map_or(0, |needs| needs.graph_bytes));
+    let pass_bytes = needs.map_or(0, |needs| needs.pass_bytes(length));
+    let serving = [SMALLEST_WINDOW_BYTES, graph_bytes, pass_bytes];
+    let serving = serving.into_iter().fold(0, u64::saturating_add);
+    let loading = loading_bytes(demand.graph.bytes, demand.loading_bytes);
+    let loading = if demand.is_tried { loading } else { trying_bytes(loading) };
+    // What is known of a model is kept beside it, once for those who ask and once for itself.
+    let manifest_bytes = demand.text_bytes.saturating_mul(2 * MANIFEST_BYTES_PER_BYTE);
+    let own = [inputs_bytes, REQUEST_BYTES, manifest_bytes];
+    own.into_iter().fold(serving.max(loading), u64::saturating_add)
+}

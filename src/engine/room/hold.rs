@@ -1,0 +1,262 @@
+//! What the engine's thread holds itself: the window, what lies in it, and what the process takes
+//! beside what is counted.
+
+use super::super::error::EngineError;
+use super::super::model::Model;
+use super::super::needs::{SMALLEST_WINDOW_BYTES, WINDOW_BYTES};
+use super::super::pins::UNPINNED_SHARE;
+use super::super::pressure::Pressure;
+use super::super::request::Cancel;
+use super::{Room, Wait};
+use crate::plan::Plan;
+use crate::stream::{Category, Grant, Keep, Ledger, OverBudget, Slots};
+use crate::sys::memory::{self, MachineMemory};
+use crate::sys::{code, heap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Bytes of free memory that the C library's heap may lose between what is used, from one pass to
+/// the next: giving them back takes a millisecond, and taking them anew another.
+const LOST_BYTES: u64 = 4 << 20;
+
+/// Steps of what the process's share is settled to.
+const SETTLED_BYTES: u64 = 256 << 10;
+
+/// Longest wait of the engine's thread for what requests and tokenizers will give back: nobody is
+/// served meanwhile.
+pub const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Share of what is free that a pass may take to keep freed tensors in; the rest is for whoever
+/// comes meanwhile.
+const SPARE_SHARE: u64 = 4;
+
+/// The engine's own grants.
+pub(in super::super) struct Hold {
+    pub room: Arc<Room>,
+    window: Grant,
+    /// What suits the budget, where nothing else is planned.
+    pub usual_window_bytes: u64,
+    /// What the window is set to by hand.
+    fixed_window_bytes: Option<u64>,
+    /// Where blocks that are read go, within the window.
+    pub slots: Arc<Slots>,
+    /// Anonymous memory beside the heap: stacks, the programs' own data.
+    unheaped_bytes: u64,
+    /// What the process holds, what the heap has lost since among it.
+    process: Grant,
+    /// The same at the start.
+    process_bytes: u64,
+}
+
+impl Hold {
+    /// Has so much granted for the process, and a window.
+    pub fn new(
+        room: &Arc<Room>,
+        process_bytes: u64,
+        fixed_window_bytes: Option<u64>,
+    ) -> Result<Hold, OverBudget> {
+        let ledger = &room.ledger;
+        let process = ledger.try_grant(Category::Process, process_bytes)?;
+        let window_bytes = fixed_window_bytes.unwrap_or_else(|| window_for(ledger));
+        let window = ledger.try_grant(Category::Window, window_bytes)?;
+        room.window_bytes.store(window_bytes, Ordering::Relaxed);
+        Ok(Hold {
+            room: Arc::clone(room),
+            window,
+            usual_window_bytes: window_bytes,
+            fixed_window_bytes,
+            slots: Arc::default(),
+            unheaped_bytes: memory::process().anonymous_bytes.saturating_sub(heap::live_bytes()),
+            process,
+            process_bytes,
+        })
+    }
+
+    /// Follows a budget that has changed: the window takes what suits it.
+    pub fn follow_budget(&mut self) {
+        self.rest();
+        let ledger = &self.room.ledger;
+        // Shrinking is always granted.
+        let _ = self.window.resize(0);
+        self.usual_window_bytes = self.fixed_window_bytes.unwrap_or_else(|| window_for(ledger));
+        // Where requests hold what is missing, the next pass asks for it again.
+        let _ = self.window.resize(self.usual_window_bytes.min(ledger.free_bytes()));
+        self.room.window_bytes.store(self.window.bytes(), Ordering::Relaxed);
+    }
+
+    /// Gives back what passes have left in the heap, where it is much.
+    pub fn settle_losses(&mut self) {
+        if self.lost_bytes() > LOST_BYTES {
+            heap::trim();
+            self.settle();
+        }
+    }
+
+    /// Anonymous memory that nobody knows of: holes in the heap, beside those of loaded graphs.
+    fn lost_bytes(&self) -> u64 {
+        let graphs_bytes: u64 = self.room.residents.each(|model| model.holes_bytes).iter().sum();
+        let heap_bytes = heap::live_bytes() + heap::kept_bytes();
+        let known = [heap_bytes, self.slots.bytes(), self.unheaped_bytes, graphs_bytes];
+        memory::process().anonymous_bytes.saturating_sub(known.iter().sum())
+    }
+
+    /// Holds the process's share of the ledger against what the kernel says: what is resident and
+    /// held for nothing else counts as the process's, and what a pass adds to it; what nobody uses
+    /// gives way.
+    fn settle(&mut self) {
+        // Where the program does not count, what is resident may be anybody's.
+        if heap::live_bytes() == 0 {
+            return;
+        }
+        // Pins are in slots.
+        let held = [Category::Graph, Category::Tokenizer, Category::Request];
+        let held_bytes: u64 =
+            held.map(|category| self.room.ledger.held_bytes(category)).iter().sum();
+        let known_bytes = held_bytes + self.slots.bytes() + heap::kept_bytes();
+        let lost_bytes = memory::process().resident_bytes.saturating_sub(known_bytes);
+        let lost_bytes = lost_bytes.next_multiple_of(SETTLED_BYTES);
+        let wanted = self.process_bytes.max(lost_bytes + LOST_BYTES);
+        while self.process.resize(wanted).is_err() {
+            if !self.room.spare_room("") {
+                log::debug!("{lost_bytes} bytes are held for nothing else, {wanted} have no room");
+                let there = self.process.bytes() + self.room.ledger.free_bytes();
+                let _ = self.process.resize(there.min(wanted));
+                return;
+            }
+        }
+    }
+
+    /// A grant for the first request of a pass, which holds `own_bytes` with its model; whatever
+    /// can give way does before it is refused: what nobody uses, the window but for its smallest,
+    /// what is missed soonest. Then others have a moment to give back what they hold.
+    pub fn grant_alone(
+        &mut self,
+        model: &Arc<Model>,
+        bytes: u64,
+        own_bytes: u64,
+        cancel: &Cancel,
+    ) -> Result<Grant, EngineError> {
+        let mut wait = Wait::new(PATIENCE);
+        let smallest_bytes = model.playing().largest_unit_bytes;
+        loop {
+            let returns = self.room.ledger.returns();
+            let window_bytes = self.window.bytes();
+            let refused = match self.room.ledger.try_grant(Category::Activations, bytes) {
+                Ok(grant) => return Ok(grant),
+                Err(refused) => {
+                    let beside = refused.beside(own_bytes);
+                    beside.without(window_bytes.saturating_sub(smallest_bytes))
+                }
+            };
+            // What never fits costs nobody anything.
+            if !refused.can_fit() {
+                return Err(refused.into());
+            }
+            if self.room.spare_room(model.name()) {
+                continue;
+            }
+            if window_bytes > smallest_bytes {
+                self.slots.keep_within(0);
+                // Shrinking is always granted.
+                let _ = self.window.resize(smallest_bytes);
+            } else if !self.room.make_room(model.name())
+                && !wait.goes_on(&self.room, &refused, returns, cancel)
+            {
+                return Err(refused.into());
+            }
+        }
+    }
+
+    /// Has the window's bytes granted: as many as are wanted, or as there are once all has given
+    /// way that can, but no fewer than the largest unit.
+    pub fn open_window(
+        &mut self,
+        model: &Model,
+        wanted_bytes: u64,
+        largest_unit_bytes: u64,
+    ) -> Result<u64, EngineError> {
+        let too_small = |window_bytes| EngineError::WindowTooSmall {
+            model: model.name().to_string(),
+            window_bytes,
+            block_bytes: largest_unit_bytes,
+        };
+        if wanted_bytes < largest_unit_bytes {
+            return Err(too_small(wanted_bytes));
+        }
+        while self.window.resize(wanted_bytes).is_err() {
+            if self.room.spare_room(model.name()) {
+                continue;
+            }
+            let there = self.window.bytes() + self.room.ledger.free_bytes();
+            if there < largest_unit_bytes {
+                if self.room.make_room(model.name()) {
+                    continue;
+                }
+                return Err(too_small(there));
+            }
+            // Others may take some of it meanwhile: then it is tried again.
+            if self.window.resize(there.min(wanted_bytes)).is_ok() {
+                break;
+            }
+        }
+        let window_bytes = self.window.bytes();
+        self.room.window_bytes.store(window_bytes, Ordering::Relaxed);
+        Ok(window_bytes)
+    }
+
+    /// Bytes of the window.
+    pub fn window_bytes(&self) -> u64 {
+        self.window.bytes()
+    }
+
+    /// Lets so many bytes be held by reading beside a pass: the window's, and what is missing there.
+    pub fn hold_for_reading(&mut self, bytes: u64) -> Result<Grant, EngineError> {
+        let more = bytes.saturating_sub(self.window.bytes());
+        let grant = self.room.ledger.try_grant(Category::Window, more)?;
+        // Those that are read meanwhile find theirs again.
+        self.slots.keep_within(self.window.bytes() + more);
+        Ok(grant)
+    }
+
+    /// Gives back what is kept for the next pass.
+    pub fn rest(&mut self) {
+        self.slots.keep_within(0);
+        heap::trim();
+        code::release();
+        self.settle();
+    }
+
+    /// Which blocks the coming pass keeps.
+    pub fn pins_wanted(&self, model: &Model, plan: &Plan) -> Keep {
+        if self.room.pressure.get() > Pressure::None {
+            return Keep::default();
+        }
+        let reserve = self.room.ledger.budget_bytes() / UNPINNED_SHARE;
+        let spare = self.room.ledger.free_bytes().saturating_sub(reserve);
+        let wanted = plan.pin_bytes.saturating_sub(model.pinned_bytes());
+        // What others came to need since the budget was set is not ours.
+        let room = memory::machine().map_or(u64::MAX, MachineMemory::spare_bytes);
+        let keep = model.pins.plan(spare.min(wanted).min(room), plan.pins);
+        if model.pins.coming_bytes() > 0 {
+            // What passes have left in the heap is free by the ledger, and about to be used.
+            heap::trim();
+        }
+        keep
+    }
+
+    /// Lets the heap keep the freed tensors of a pass that was granted so much, and three times as much
+    /// of what is free: those of all sizes find the next of their size in up to four times the room
+    /// that those in use take at once.
+    pub fn keep_freed(&self, granted_bytes: u64) -> Option<Grant> {
+        let spare_bytes = (3 * granted_bytes).min(self.room.ledger.free_bytes() / SPARE_SHARE);
+        let spare = self.room.ledger.try_grant(Category::Activations, spare_bytes).ok();
+        heap::keep_within(granted_bytes + spare.as_ref().map_or(0, Grant::bytes));
+        spare
+    }
+}
+
+/// The window that suits a budget: the default, or half of what is left where that is less.
+fn window_for(ledger: &Ledger) -> u64 {
+    WINDOW_BYTES.min((ledger.free_bytes() / 2).max(SMALLEST_WINDOW_BYTES))
+}
