@@ -9,7 +9,7 @@ use common::tiny::{WINDOW_BYTES, config, fitting, infer, path, request, run, sto
 use hermes::engine::{
     Array, Config, DiskKind, Engine, EngineError, ErrorKind, Policy, Pressure, Reply, Request,
 };
-use hermes::plan::{Grouping, Plan, Way};
+use hermes::plan::{Grouping, Plan, Release, Way};
 use hermes::stream::{Category, Faults, StreamError, Trace, What};
 use hermes::sys::capabilities::{Capabilities, Feature};
 use hermes::sys::disk::Disk;
@@ -83,6 +83,53 @@ fn every_policy_gives_the_same_bits() {
                 assert!(held <= room, "{model} by {policy:?}: {held}");
                 assert!(held == room || !all_at_once, "{model} by {policy:?}: {held}");
             }
+        }
+    }
+}
+
+/// Each layer may have another variant: how such a tape is played changes no bit either.
+#[test]
+fn layers_of_mixed_variants_give_the_bits_of_a_resident_pass() {
+    let engine = |plan: &Plan| {
+        Engine::start(Config { policy: Policy::Fixed(plan.clone()), ..config() }).unwrap()
+    };
+    for model in ["bert-tiny", "gpt2-tiny"] {
+        let all_alike = Engine::start(config()).unwrap();
+        let base = all_alike.load(model).unwrap();
+        let kinds = ["q8", "f32", "q4"];
+        let count = base.dir.manifest.layers.len();
+        let variants = (0..count).map(|layer| kinds[layer % kinds.len()].to_string()).collect();
+        let streamed = Plan { variants, ..base.plan() };
+        let resident = Plan {
+            grouping: Grouping::Whole,
+            release: Release::AtEnd,
+            window_bytes: 256 << 20,
+            ..streamed.clone()
+        };
+        let pinned = Plan { pin_bytes: u64::MAX, ..streamed.clone() };
+        let layers =
+            Plan { grouping: Grouping::Layers, window_bytes: 64 << 20, ..streamed.clone() };
+        let (resident, pinned) = (engine(&resident), engine(&pinned));
+        let others = [engine(&streamed), engine(&layers)];
+        infer(&pinned, model, 3);
+        for tokens in [1, 9] {
+            let expected = infer(&resident, model, tokens);
+            assert!(expected.outputs != infer(&all_alike, model, tokens).outputs, "{model}");
+            let found = infer(&pinned, model, tokens);
+            assert_eq!(found.stats.bytes_read, 0, "all is pinned");
+            assert!(found.outputs == expected.outputs, "{model}, pinned, {tokens} tokens");
+            for engine in &others {
+                let found = infer(engine, model, tokens);
+                assert_eq!(found.stats.bytes_read, expected.stats.bytes_read);
+                assert!(found.outputs == expected.outputs, "{model}, {tokens} tokens");
+            }
+        }
+        for (variants, expected) in [
+            (vec!["f32".to_string()], "a plan of 1 layers"),
+            (vec!["q1".to_string(); count], "no variant \"q1\""),
+        ] {
+            let error = engine(&Plan { variants, ..base.plan() }).load(model).err().unwrap();
+            assert!(error.to_string().contains(expected), "{error}");
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use super::error::EngineError;
 use super::library::Library;
-use super::model::{Model, longest_open};
+use super::model::Model;
 use super::needs::REQUEST_BYTES;
 use super::pass::{Pass, Seat};
 use super::planning::Performed;
 use super::pressure::Pressure;
 use super::request::{PassStats, Reply, Waiting};
+use super::signature::longest_open;
 use super::stage::Stage;
 use super::stats::{CounterSet, Counters};
 use crate::graph::Array;
@@ -52,7 +53,8 @@ impl Admission<'_> {
         let first = seats.first()?;
         let trace = first.waiting.request.trace.clone();
         let began = Instant::now();
-        let flow = match self.stage.begin_pass(model, trace.clone()) {
+        let reel = model.reel();
+        let flow = match self.stage.begin_pass(model, &reel, trace.clone()) {
             Ok(flow) => flow,
             Err(error) => {
                 // In their order, the first in front: it is told, the others find out themselves.
@@ -63,12 +65,12 @@ impl Admission<'_> {
             }
         };
         // Until the first block is there, others may join: they cost no waiting.
-        if !model.blocks.is_empty() && flow.wait_for(0).is_ok() {
+        if !reel.blocks().is_empty() && flow.wait_for(0).is_ok() {
             self.admit(model, &mut seats);
         }
         let granted_bytes: u64 = seats.iter().map(|seat| seat.grant.bytes()).sum();
         let spare = self.stage.hold.keep_freed(granted_bytes);
-        let pass = self.stage.pass(model, flow, trace);
+        let pass = self.stage.pass(model, &reel, flow, trace);
         let performed = self.run(&pass, began, seats);
         drop(pass);
         heap::keep_within(granted_bytes);
@@ -115,11 +117,11 @@ impl Admission<'_> {
     ) -> Result<(Vec<Seat>, u64, Grant), Refusal> {
         let request = &waiting.request;
         model.check_service().map_err(Refusal::Error)?;
-        let given = model.check_inputs(&request.inputs).map_err(Refusal::Error)?;
+        let given = model.signature.check_inputs(&request.inputs).map_err(Refusal::Error)?;
         if !seats.is_empty() && count(seats) + given.rows > MAX_SEATS {
             return Err(Refusal::Later);
         }
-        let outputs = model.pick_outputs(&request.outputs).map_err(Refusal::Error)?;
+        let outputs = model.signature.pick_outputs(&request.outputs).map_err(Refusal::Error)?;
         let footprint = model.footprint(&given.row_shapes());
         let shared_bytes = if seats.is_empty() { model.decoding_bytes() } else { 0 };
         let together_bytes =
@@ -153,7 +155,7 @@ impl Admission<'_> {
 
     /// Runs the pass that began loading at `began`, and answers everybody in it.
     fn run(&self, pass: &Pass, began: Instant, admitted: Vec<Admitted>) -> Option<Performed> {
-        let Pass { model, flow, .. } = pass;
+        let Pass { model, reel, flow, .. } = pass;
         let room = self.stage.room();
         let counters = self.counters.of(model.name());
         let mut asked = vec![];
@@ -176,10 +178,10 @@ impl Admission<'_> {
         let granted_bytes: u64 = asked.iter().map(|(_, _, _, grant)| grant.bytes()).sum();
         log::debug!("a pass held {peak_bytes} bytes at its peak, {granted_bytes} were granted");
         let failure = flow.failure();
-        model.pins.take(flow.end());
+        reel.pins.take(flow.end());
         // The level may have risen, or the budget fallen, since the pass was told what to keep.
         if room.pressure.get() > Pressure::None || room.ledger.is_exceeded() {
-            model.pins.release();
+            reel.pins.release();
         }
         let counted = flow.counters();
         count_pass(&counters, latency_us, asked.len(), counted);
@@ -206,7 +208,7 @@ impl Admission<'_> {
             let result = rows
                 .into_iter()
                 .collect::<Result<Vec<_>, _>>()
-                .and_then(|rows| model.join_rows(rows, &outputs));
+                .and_then(|rows| model.signature.join_rows(rows, &outputs));
             let queue_us = began.saturating_duration_since(waiting.since).as_micros() as u64;
             Counters::add(&counters.queue_us, queue_us);
             let stats = PassStats {
@@ -235,7 +237,8 @@ impl Admission<'_> {
                 Err(_) => &counters.failed,
             };
             Counters::add(counter, 1);
-            let names = outputs.iter().map(|output| model.output_name(*output).to_string());
+            let names =
+                outputs.iter().map(|output| model.signature.output_name(*output).to_string());
             let outputs = result.map(|arrays| names.zip(arrays).collect());
             let version = model.dir.manifest.version.clone();
             let held = Arc::new(grant);

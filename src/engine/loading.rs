@@ -104,8 +104,8 @@ impl Loading<'_> {
         };
         let loaded = Model::load(dir, serving, &terms)?;
         code::release();
-        let playing = loaded.playing();
-        let (window_bytes, block_bytes) = (playing.plan.window_bytes, playing.largest_unit_bytes);
+        let reel = loaded.reel();
+        let (window_bytes, block_bytes) = (reel.plan.window_bytes, reel.largest_unit_bytes);
         if block_bytes > window_bytes {
             return Err(EngineError::WindowTooSmall {
                 model: loaded.name().to_string(),
@@ -119,7 +119,7 @@ impl Loading<'_> {
             loaded.dir.manifest.version,
             loaded.variant,
             loaded.tape_bytes() >> 20,
-            playing.source.name(),
+            reel.source.name(),
             loaded.graph_bytes() >> 10
         );
         Ok(loaded)

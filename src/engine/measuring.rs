@@ -52,7 +52,7 @@ impl UnderWay {
 impl Measuring {
     /// Begins to measure a model for somebody who waits for that.
     pub fn begin(&mut self, model: &Arc<Model>, asked: Asked) {
-        if model.blocks.is_empty() {
+        if model.reel().blocks().is_empty() {
             let what = "has no weights to stream: there is nothing to measure";
             let text = format!("model \"{}\" {what}", model.name());
             return asked.give(Err(EngineError::Invalid(text)));
@@ -69,7 +69,7 @@ impl Measuring {
         let Some((model, profiler)) = resumed else {
             return asked.give(Err(EngineError::NotMeasured { model: name }));
         };
-        model.pins.release();
+        model.unpin();
         let stopping = stage.room().pulse.stopping.clone();
         match trial(stage, planner, &model, profiler, &stopping) {
             Ok(Trying::More(profiler)) => {

@@ -1,9 +1,9 @@
 //! Models under one budget, and the passes that use them.
 //!
-//! `service` is what others see, `inbox` and `queue` where requests wait, `worker` the thread that
-//! serves them; `model` is what is loaded, `tape` where its weights lie, `sources` what brings them
-//! in, `pins` which of them stay, `policy` how a pass goes, `crew` its threads, `pass` one traversal,
-//! `rehearsal` the first import of a graph. Nothing here knows HTTP or JSON; nothing below knows requests.
+//! `service` is what others see, `worker` the thread that takes `turns`, `stage` where passes are
+//! played, `room` what may be held when, `model` what is loaded and `reel` how it is played. Each
+//! module imports only what stands below it. Nothing here knows HTTP or JSON; nothing below knows
+//! requests.
 
 mod admission;
 mod catalogue;
@@ -27,14 +27,17 @@ mod policy;
 mod pressure;
 mod profiler;
 mod queue;
+mod reel;
 pub mod rehearsal;
 mod request;
 mod residents;
 mod room;
 mod rows;
 mod service;
+mod signature;
 mod sources;
 mod stage;
+mod standing;
 mod stats;
 mod tape;
 mod trials;

@@ -2,6 +2,7 @@
 
 use super::error::EngineError;
 use super::model::Model;
+use super::reel::Reel;
 use super::request::Cancel;
 use super::tape::{Stretch, Table};
 use crate::codec::Codec;
@@ -21,7 +22,9 @@ const TABLE_READ_BYTES: u64 = 256 << 10;
 
 /// The streamed ops' view of a pass.
 struct PassFeed {
-    model: Arc<Model>,
+    reel: Arc<Reel>,
+    /// What the model holds.
+    graph_bytes: u64,
     flow: Arc<Flow>,
     kernels: Arc<Kernels>,
     cancels: Vec<Cancel>,
@@ -33,7 +36,7 @@ struct PassFeed {
 
 impl PassFeed {
     fn stretch(&self, slot: usize) -> &Stretch {
-        &self.model.tape.stretches[slot]
+        &self.reel.cut.tape.stretches[slot]
     }
 
     fn check_cancelled(&self) -> TractResult<()> {
@@ -81,7 +84,7 @@ impl Feed for PassFeed {
         let mut result = Ok(());
         let mut damaged = None;
         let stride = table.stride as usize;
-        let read = self.model.sources().tables().read(table.file, &ranges, &mut |run, bytes| {
+        let read = self.reel.cut.sources.tables().read(table.file, &ranges, &mut |run, bytes| {
             let (positions, range) = &runs[run];
             let first = rows[positions.start];
             for position in positions.clone() {
@@ -94,7 +97,7 @@ impl Feed for PassFeed {
             }
         });
         let failure = read.err().or(damaged.map(|offset| StreamError::DamagedRow {
-            path: self.model.sources().tables().path(table.file),
+            path: self.reel.cut.sources.tables().path(table.file),
             offset,
         }));
         if let Some(failure) = failure {
@@ -112,7 +115,7 @@ impl Feed for PassFeed {
         let grant = self.ledger.try_grant(Category::Activations, bytes);
         // Who has the pass to itself needs this beside all that it computes with.
         let own_bytes = match &*self.cancels {
-            [_] => self.model.graph_bytes() + self.ledger.held_bytes(Category::Activations),
+            [_] => self.graph_bytes + self.ledger.held_bytes(Category::Activations),
             _ => 0,
         };
         lock(&self.grown).push(grant.map_err(|refused| refused.beside(own_bytes))?);
@@ -152,6 +155,7 @@ pub struct Seat {
 /// What the requests of a pass have in common.
 pub struct Pass {
     pub model: Arc<Model>,
+    pub reel: Arc<Reel>,
     pub flow: OwnedFlow,
     pub kernels: Arc<Kernels>,
     pub ledger: Arc<Ledger>,
@@ -167,7 +171,7 @@ impl Pass {
     pub fn run(&self, seats: Vec<Seat>) -> Vec<Result<Vec<Array>, EngineError>> {
         let cancels: Vec<Cancel> = seats.iter().map(|seat| seat.cancel.clone()).collect();
         let empty: Vec<Option<String>> =
-            seats.iter().map(|seat| self.model.empty_axis(&seat.inputs)).collect();
+            seats.iter().map(|seat| self.model.signature.empty_axis(&seat.inputs)).collect();
         let (inputs, outputs): (Vec<_>, Vec<_>) =
             seats.into_iter().map(|seat| (seat.inputs, seat.outputs)).unzip();
         // What was asked for on the way is held until all outputs are copied.
@@ -192,7 +196,8 @@ impl Pass {
 
     fn feed(&self, cancels: &[Cancel]) -> TapeFeed {
         TapeFeed(Arc::new(PassFeed {
-            model: Arc::clone(&self.model),
+            reel: Arc::clone(&self.reel),
+            graph_bytes: self.model.graph_bytes(),
             flow: Arc::clone(&self.flow),
             kernels: Arc::clone(&self.kernels),
             cancels: cancels.to_vec(),

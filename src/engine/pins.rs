@@ -71,12 +71,9 @@ impl Pins {
         state.keep.clone()
     }
 
-    /// Lets all pins go where blocks take other bytes of memory from now on.
-    pub fn resize(&self, sizes: Vec<u64>) {
-        if self.lock().sizes != sizes {
-            self.release();
-            self.lock().sizes = sizes;
-        }
+    /// Whether the blocks take so many bytes of memory each.
+    pub fn is_of(&self, sizes: &[u64]) -> bool {
+        self.lock().sizes == sizes
     }
 
     /// Bytes granted for blocks that the coming pass is to keep.

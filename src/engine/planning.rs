@@ -68,7 +68,7 @@ impl Planner {
                 }
                 None => {
                     let window_bytes = stage.hold.usual_window_bytes;
-                    model.play_by(Plan { window_bytes, ..model.playing().plan.clone() });
+                    model.play_by(Plan { window_bytes, ..model.plan() });
                 }
             }
         }
@@ -80,7 +80,9 @@ impl Planner {
         let (manifest, variant) = (&model.dir.manifest, &model.variant);
         let recalled = guarded("following a stored profile", || {
             match self.stored_profile(stage, manifest, variant) {
-                Ok(Some(profile)) if profile.is_of(model.blocks.iter().map(|b| b.bytes)) => {
+                Ok(Some(profile))
+                    if profile.is_of(model.reel().blocks().iter().map(|b| b.bytes)) =>
+                {
                     self.adopt(model, Arc::new(profile));
                 }
                 Ok(Some(_)) => {
@@ -223,7 +225,7 @@ impl Planner {
             Policy::Tape => self.plan_tape(model, &profile),
             Policy::PipeSwitch => {
                 let grouping = Grouping::Runs(pipeswitch_runs(&profile, self.config.tokens));
-                model.play_by(Plan { grouping, ..model.playing().plan.clone() });
+                model.play_by(Plan { grouping, ..model.plan() });
             }
             Policy::LoadAll | Policy::PipeLoad { .. } | Policy::Fixed(_) => {}
         }
@@ -271,7 +273,7 @@ impl Planner {
             return;
         };
         let (took_us, expected_us) = (latency_us as f64, expected.latency_us);
-        if !model.doubt().note(took_us, expected_us) {
+        if !model.doubts(took_us, expected_us) {
             return;
         }
         // Bytes in a microsecond are MB in a second.
@@ -336,7 +338,7 @@ fn expected(
     counted: FlowCounters,
 ) -> Option<Forecast> {
     let profile = model.profile()?;
-    let mut plan = model.playing().plan.clone();
+    let mut plan = model.plan();
     // Attention grows faster than the lines that were measured.
     let measured = profile.passes.iter().any(|pass| pass.tokens >= tokens);
     if !measured || window_bytes < plan.window_bytes {

@@ -2,7 +2,7 @@
 
 use super::config::Policy;
 use super::tape::Tape;
-use crate::plan::{Grouping, Placement, Plan, Release, Turns};
+use crate::plan::{Grouping, Placement, Plan, Release, Turns, largest_unit_bytes};
 
 impl Policy {
     /// The plan for a tape whose blocks take `held_bytes` each, where nothing was measured.
@@ -40,18 +40,4 @@ impl Policy {
             }
         }
     }
-}
-
-/// Bytes of memory of the largest unit.
-pub(super) fn largest_unit_bytes(units: &[usize], held_bytes: &[u64]) -> u64 {
-    if units.is_empty() {
-        return held_bytes.iter().copied().max().unwrap_or(0);
-    }
-    let mut rest = held_bytes;
-    let bytes = units.iter().map(|length| {
-        let (unit, others) = rest.split_at(*length);
-        rest = others;
-        unit.iter().sum()
-    });
-    bytes.max().unwrap_or(0)
 }

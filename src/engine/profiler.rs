@@ -3,13 +3,14 @@
 use super::config::DiskKind;
 use super::error::EngineError;
 use super::model::Model;
+use super::reel::Cut;
 use super::request::Cancel;
 use super::stage::Stage;
 use super::trials::{self, ComputeTrial, ReadTrial, Shapes};
 use crate::graph::{Choice, Sizes, has_open_dimension};
 use crate::plan::{
-    BlockRun, Board, BytesAt, Contention, Core, FORMAT, Grouping, LayerCost, PassTime, Passing,
-    PinPlace, Placement, Plan, Profile, ReadRate, Skipped, Way, forecast,
+    BlockRun, Board, BytesAt, Contention, Core, FORMAT, LayerCost, PassTime, Passing, PinPlace,
+    Placement, Plan, Profile, ReadRate, Skipped, Way, forecast,
 };
 use crate::stream::Category;
 use crate::sys::board::{processor, release};
@@ -133,7 +134,7 @@ impl Profiler {
         let is_open = has_open_dimension(&model.dir.manifest.inputs);
         let tokens = if is_open { &TOKENS[..] } else { &TOKENS[..1] };
         let most = tokens[tokens.len() - 1];
-        let has_direct = model.sources().direct().is_some();
+        let has_direct = model.reel().cut.sources.direct().is_some();
         let ways = if has_direct { &[Way::Mapped, Way::Direct][..] } else { &[Way::Mapped] };
         let mut steps = VecDeque::new();
         let usual = usual_bytes(model);
@@ -297,13 +298,13 @@ impl Profiler {
         (way, request_bytes): (Way, u64),
         cancel: &Cancel,
     ) -> Result<(), EngineError> {
-        let source = Arc::clone(model.sources().by(way));
+        let source = Arc::clone(model.reel().cut.sources.by(way));
         // One is let go while the next is read.
         let _held = stage.hold.hold_for_reading(2 * request_bytes)?;
         let core = stage.cores[stage.cores.len() - 1];
         self.turn += 1;
-        let (blocks, turn) = (&model.blocks, self.turn);
-        let trial = trials::read(&*source, blocks, core, request_bytes, turn, cancel)?;
+        let (reel, turn) = (model.reel(), self.turn);
+        let trial = trials::read(&*source, reel.blocks(), core, request_bytes, turn, cancel)?;
         if cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
@@ -422,10 +423,12 @@ impl Profiler {
     }
 
     fn layers(&self, model: &Model, threads: usize) -> Vec<LayerCost> {
-        let mapped = model.sources().by(Way::Mapped);
-        let direct = model.sources().direct().unwrap_or(mapped);
-        let lengths = model.tape.units(&Grouping::Layers);
-        let mut blocks = &model.blocks[..];
+        let reel = model.reel();
+        let Cut { tape, sources, .. } = &*reel.cut;
+        let mapped = sources.by(Way::Mapped);
+        let direct = sources.direct().unwrap_or(mapped);
+        let lengths = tape.layers();
+        let mut blocks = &tape.blocks[..];
         let mut decoded = &self.decoded[..];
         let layer = |(index, length): (usize, usize)| {
             let (own, rest) = blocks.split_at(length);
@@ -472,7 +475,7 @@ fn is_least(step: &Step) -> bool {
 
 /// Bytes of the tape's usual block: most of the tape is cut into such.
 fn usual_bytes(model: &Model) -> u64 {
-    let mut sizes: Vec<u64> = model.blocks.iter().map(|block| block.bytes).collect();
+    let mut sizes: Vec<u64> = model.reel().blocks().iter().map(|block| block.bytes).collect();
     sizes.sort_unstable();
     sizes.get(sizes.len() / 2).copied().unwrap_or(0)
 }

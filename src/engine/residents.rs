@@ -42,6 +42,6 @@ impl Residents {
 
     /// Lets all pins go.
     pub fn unpin(&self) {
-        self.each(|model| model.pins.release());
+        self.each(|model| model.unpin());
     }
 }

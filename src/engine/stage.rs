@@ -2,9 +2,10 @@
 
 use super::crew::Crew;
 use super::error::EngineError;
-use super::model::{Model, Playing};
+use super::model::Model;
 use super::pass::{Pass, Seat};
 use super::pressure::Pressure;
+use super::reel::Reel;
 use super::room::{Hold, Room};
 use crate::graph::{Array, Kernels};
 use crate::plan::{Plan, Release};
@@ -41,40 +42,40 @@ impl Stage {
         &self.hold.room
     }
 
-    /// Begins to load for a pass, as the model's plan has it.
+    /// Begins to load for a pass, as `reel` has it.
     pub fn begin_pass(
         &mut self,
         model: &Model,
+        reel: &Reel,
         trace: Option<Arc<Trace>>,
     ) -> Result<OwnedFlow, EngineError> {
-        let playing = model.playing();
-        let keep = match playing.plan.release {
-            Release::AfterUse => self.hold.pins_wanted(model, &playing.plan),
+        let keep = match reel.plan.release {
+            Release::AfterUse => self.hold.pins_wanted(reel),
             Release::AtEnd => Keep::default(),
         };
-        self.begin(model, &playing, &model.pins.blocks(), keep, trace)
+        self.begin(model, reel, &reel.pins.blocks(), keep, trace)
     }
 
-    /// Begins to load as `playing` has it; `pins` are there already.
+    /// Begins to load; `pins` are there already.
     pub fn begin(
         &mut self,
         model: &Model,
-        playing: &Playing,
+        reel: &Reel,
         pins: &[Option<Arc<Loaded>>],
         keep: Keep,
         trace: Option<Arc<Trace>>,
     ) -> Result<OwnedFlow, EngineError> {
-        let plan = &playing.plan;
+        let plan = &reel.plan;
         let wanted = match self.room().pressure.get() >= Pressure::Window {
-            true => playing.smallest_window_bytes(),
+            true => reel.smallest_window_bytes(),
             false => plan.window_bytes,
         };
-        let window_bytes = self.hold.open_window(model, wanted, playing.largest_unit_bytes)?;
+        let window_bytes = self.hold.open_window(model, wanted, reel.largest_unit_bytes)?;
         self.gather_crew(plan)?;
         self.hold.slots.keep_within(window_bytes);
         let course = Course {
             window_bytes,
-            units: &playing.units,
+            units: &reel.units,
             turns: plan.turns,
             release: plan.release,
             repeats: 0,
@@ -83,7 +84,7 @@ impl Stage {
             trace,
             beats: Arc::clone(&self.room().pulse.beats),
         };
-        let flow = Flow::new(Arc::clone(&playing.source), Arc::clone(&model.blocks), course);
+        let flow = Flow::new(Arc::clone(&reel.source), Arc::clone(reel.blocks()), course);
         Ok(self.crew.load(flow))
     }
 
@@ -105,10 +106,17 @@ impl Stage {
     }
 
     /// A pass over a flow that was begun.
-    pub fn pass(&self, model: &Arc<Model>, flow: OwnedFlow, trace: Option<Arc<Trace>>) -> Pass {
+    pub fn pass(
+        &self,
+        model: &Arc<Model>,
+        reel: &Arc<Reel>,
+        flow: OwnedFlow,
+        trace: Option<Arc<Trace>>,
+    ) -> Pass {
         let Room { pulse, ledger, .. } = self.room();
         Pass {
             model: Arc::clone(model),
+            reel: Arc::clone(reel),
             flow,
             kernels: Arc::clone(&self.kernels),
             ledger: Arc::clone(ledger),

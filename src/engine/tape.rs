@@ -9,6 +9,7 @@ use crate::store::manifest::Manifest;
 use crate::stream::Block;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Where one streamed op's weight lies.
 pub enum Stretch {
@@ -52,7 +53,7 @@ impl Table {
 
 /// A model's tape and what its ops find where.
 pub struct Tape {
-    pub blocks: Vec<Block>,
+    pub blocks: Arc<[Block]>,
     /// By the streamed ops' slots.
     pub stretches: Vec<Stretch>,
 }
@@ -70,10 +71,10 @@ impl Tape {
                 places.insert((entry.name.as_str(), entry.layout), (file, tensor));
             }
         }
-        let mut tape = Tape { blocks: vec![], stretches: vec![] };
+        let (mut blocks, mut stretches) = (vec![], vec![]);
         // Ops that the plan needs no more have slots too.
         let slots = uses.iter().map(|used| used.slot + 1).max().unwrap_or(0);
-        tape.stretches.resize_with(slots, Stretch::empty);
+        stretches.resize_with(slots, Stretch::empty);
         for used in uses {
             let (weight, layout) = (&manifest.weights[used.weight], used.layout);
             let (file, tensor) = *places.get(&(weight.name.as_str(), layout)).ok_or_else(|| {
@@ -89,33 +90,9 @@ impl Tape {
                 let what = format!("the rows of weight \"{}\" as {layout:?}", weight.name);
                 return Err(GraphError::Mismatch { what }.into());
             }
-            let stretch = tape.extend(file, &files[file], tensor);
-            tape.stretches[used.slot] = stretch;
+            stretches[used.slot] = stretch(file, &files[file], tensor, &mut blocks);
         }
-        Ok(tape)
-    }
-
-    fn extend(&mut self, file: usize, layer: &LayerFile, tensor: usize) -> Stretch {
-        let entry = &layer.index.tensors[tensor];
-        let blocks = &layer.index.blocks[entry.blocks()];
-        let codec = codec::by_code(entry.codec);
-        if entry.layout == Layout::Rows {
-            let stride = entry.row_stride() as u64;
-            let blocks = blocks.iter().map(|block| (block.row_start, block.offset)).collect();
-            return Stretch::Table(Table { file, codec, stride, blocks });
-        }
-        let first = self.blocks.len();
-        self.blocks.extend(blocks.iter().map(|block| Block {
-            file,
-            offset: block.offset,
-            bytes: block.bytes,
-            checksum: block.checksum,
-        }));
-        let rows = blocks
-            .iter()
-            .map(|block| block.row_start as usize..(block.row_start + block.row_count) as usize)
-            .collect();
-        Stretch::Blocks { first, rows, codec }
+        Ok(Tape { blocks: blocks.into(), stretches })
     }
 
     /// Bytes a pass reads from the tape, nothing pinned.
@@ -123,22 +100,39 @@ impl Tape {
         self.blocks.iter().map(|block| block.bytes).sum()
     }
 
-    /// How many blocks each unit of a grouping has; nothing where each block is one.
-    pub fn units(&self, grouping: &Grouping) -> Vec<usize> {
-        let layers = || self.blocks.chunk_by(|a, b| a.file == b.file).map(<[Block]>::len);
-        match grouping {
-            Grouping::Blocks => vec![],
-            Grouping::Layers => layers().collect(),
-            Grouping::Runs(runs) => {
-                let mut layers = layers();
-                let mut units: Vec<usize> =
-                    runs.iter().map(|run| layers.by_ref().take(*run).sum()).collect();
-                // What the runs leave, a run of its own: a tape is played to its end.
-                units.push(layers.sum());
-                units.retain(|unit| *unit > 0);
-                units
-            }
-            Grouping::Whole => vec![self.blocks.len()],
-        }
+    /// How many blocks each layer has.
+    pub fn layers(&self) -> Vec<usize> {
+        self.blocks.chunk_by(|a, b| a.file == b.file).map(<[Block]>::len).collect()
     }
+
+    /// The blocks of each unit of a grouping: layers, where its runs are not those of this tape.
+    pub fn units(&self, grouping: &Grouping) -> Vec<Range<usize>> {
+        let layers = self.layers();
+        let units = grouping.units(&layers).or_else(|| Grouping::Layers.units(&layers));
+        units.unwrap_or_default()
+    }
+}
+
+/// Where a tensor of a layer file lies; its blocks are appended to the tape's.
+fn stretch(file: usize, layer: &LayerFile, tensor: usize, tape: &mut Vec<Block>) -> Stretch {
+    let entry = &layer.index.tensors[tensor];
+    let blocks = &layer.index.blocks[entry.blocks()];
+    let codec = codec::by_code(entry.codec);
+    if entry.layout == Layout::Rows {
+        let stride = entry.row_stride() as u64;
+        let blocks = blocks.iter().map(|block| (block.row_start, block.offset)).collect();
+        return Stretch::Table(Table { file, codec, stride, blocks });
+    }
+    let first = tape.len();
+    tape.extend(blocks.iter().map(|block| Block {
+        file,
+        offset: block.offset,
+        bytes: block.bytes,
+        checksum: block.checksum,
+    }));
+    let rows = blocks
+        .iter()
+        .map(|block| block.row_start as usize..(block.row_start + block.row_count) as usize)
+        .collect();
+    Stretch::Blocks { first, rows, codec }
 }

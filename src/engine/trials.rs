@@ -2,15 +2,16 @@
 //! second or of one pass.
 
 use super::error::EngineError;
-use super::model::{Model, Playing};
+use super::model::Model;
 use super::pass::Seat;
+use super::reel::Reel;
 use super::request::{Cancel, PassStats};
 use super::room::Room;
 use super::stage::Stage;
 use super::tape::Stretch;
 use crate::codec::{Codec, PANEL_ROWS};
 use crate::graph::{Kernels, sample_of_shapes};
-use crate::plan::{Grouping, Plan, Way, pinned_units};
+use crate::plan::{Plan, Way, pinned_units};
 use crate::store::layer_file::BLOCK_ALIGN;
 use crate::stream::{
     Block, Category, Grant, Keep, Loaded, StreamError, Trace, WeightSource, What,
@@ -136,10 +137,10 @@ pub(super) fn core_speeds(kernels: &Kernels, cores: &[usize]) -> Vec<f64> {
 impl Stage {
     /// Plays the tape as the model is played, computing nothing.
     pub(super) fn play(&mut self, model: &Model) -> Result<PassStats, EngineError> {
-        let pins = model.pins.blocks();
+        let reel = model.reel();
         let began = Instant::now();
-        let flow = self.begin(model, &model.playing(), &pins, Keep::default(), None)?;
-        let played = (0..model.blocks.len()).try_for_each(|block| flow.lease(block).map(drop));
+        let flow = self.begin(model, &reel, &reel.pins.blocks(), Keep::default(), None)?;
+        let played = (0..reel.blocks().len()).try_for_each(|block| flow.lease(block).map(drop));
         let latency_us = began.elapsed().as_micros() as u64;
         flow.end();
         let counted = flow.counters();
@@ -161,13 +162,13 @@ impl Stage {
         plan: &Plan,
         cancel: &Cancel,
     ) -> Result<ReadTrial, EngineError> {
-        let playing = model.playing_by(plan.clone());
-        let (pins, _held) = pinned_stand_ins(self.room(), model, &playing, cancel)?;
+        let reel = Arc::new(model.reel_by(plan.clone())?);
+        let (pins, _held) = pinned_stand_ins(self.room(), &reel, cancel)?;
         let is_pinned = |block: usize| pins.get(block).is_some_and(Option::is_some);
-        let flow = self.begin(model, &playing, &pins, Keep::default(), None)?;
+        let flow = self.begin(model, &reel, &pins, Keep::default(), None)?;
         let began = Instant::now();
         let mut bytes = 0;
-        for (index, block) in model.blocks.iter().enumerate() {
+        for (index, block) in reel.blocks().iter().enumerate() {
             if cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
@@ -196,14 +197,14 @@ impl Stage {
         shapes: &Shapes,
         cancel: &Cancel,
     ) -> Result<ComputeTrial, EngineError> {
-        let playing = model.playing_by(plan.clone());
-        let (stand_ins, _held) = stand_ins(self.room(), model, &playing, cancel)?;
+        let reel = Arc::new(model.reel_by(plan.clone())?);
+        let (stand_ins, _held) = stand_ins(self.room(), &reel, cancel)?;
         let trace = Arc::new(Trace::begin());
         let began = Instant::now();
-        let rehearsal = Rehearsal { model, playing: &playing, pins: &stand_ins, shapes, cancel };
+        let rehearsal = Rehearsal { model, reel: &reel, pins: &stand_ins, shapes, cancel };
         let activation_bytes = self.rehearse(&rehearsal, Some(&trace))?;
         let total_us = began.elapsed().as_micros() as u64;
-        let mut starts = vec![0; model.blocks.len()];
+        let mut starts = vec![0; reel.blocks().len()];
         for event in trace.events() {
             if let What::Lease { block } = event.what {
                 starts[block] = event.start_us;
@@ -211,7 +212,7 @@ impl Stage {
         }
         let mut first = 0;
         let mut bounds = vec![];
-        for length in model.tape.units(&Grouping::Layers) {
+        for length in reel.cut.tape.layers() {
             bounds.push(starts[first]);
             first += length;
         }
@@ -226,16 +227,17 @@ impl Stage {
     /// How long one core takes to decode each block of the tape once, in microseconds; 0 where
     /// kernels use what is stored. One block of each kind is tried.
     pub(super) fn decode_trial(&mut self, model: &Model) -> Result<Vec<f64>, EngineError> {
-        let source = model.sources().by(Way::Mapped);
-        let mut times = vec![0.0; model.blocks.len()];
+        let reel = model.reel();
+        let source = reel.cut.sources.by(Way::Mapped);
+        let mut times = vec![0.0; reel.blocks().len()];
         let mut known: HashMap<(&str, u64, usize), f64> = HashMap::new();
-        for stretch in &model.tape.stretches {
+        for stretch in &reel.cut.tape.stretches {
             let Stretch::Blocks { first, rows, codec: Some(codec) } = stretch else { continue };
             if codec.is_plain_f32() {
                 continue;
             }
             for (index, rows) in rows.iter().enumerate() {
-                let block = &model.blocks[first + index];
+                let block = &reel.blocks()[first + index];
                 let kind = (codec.name(), block.bytes, rows.len());
                 times[first + index] = match known.entry(kind) {
                     Entry::Occupied(time) => *time.get(),
@@ -261,10 +263,10 @@ impl Stage {
         shapes: &Shapes,
         cancel: &Cancel,
     ) -> Result<u64, EngineError> {
-        let playing = model.playing_by(plan.clone());
-        let (pins, _held) = pinned_stand_ins(self.room(), model, &playing, cancel)?;
+        let reel = Arc::new(model.reel_by(plan.clone())?);
+        let (pins, _held) = pinned_stand_ins(self.room(), &reel, cancel)?;
         let began = Instant::now();
-        let rehearsal = Rehearsal { model, playing: &playing, pins: &pins, shapes, cancel };
+        let rehearsal = Rehearsal { model, reel: &reel, pins: &pins, shapes, cancel };
         self.rehearse(&rehearsal, None)?;
         Ok(began.elapsed().as_micros() as u64)
     }
@@ -275,7 +277,7 @@ impl Stage {
         rehearsal: &Rehearsal,
         trace: Option<&Arc<Trace>>,
     ) -> Result<u64, EngineError> {
-        let Rehearsal { model, playing, pins, shapes, cancel } = *rehearsal;
+        let Rehearsal { model, reel, pins, shapes, cancel } = *rehearsal;
         let bytes = model.footprint(shapes).alone_bytes;
         let ports = &model.dir.manifest.inputs;
         let made_bytes = ports.iter().zip(shapes).map(|(port, shape)| {
@@ -285,13 +287,13 @@ impl Stage {
         let mut grant = self.room().ledger.try_grant(Category::Activations, bytes + made_bytes)?;
         let made = sample_of_shapes(ports, shapes.clone())
             .map_err(|error| EngineError::Invalid(error.to_string()))?;
-        let inputs = model.check_inputs(&made)?.arrange()?.swap_remove(0);
+        let inputs = model.signature.check_inputs(&made)?.arrange()?.swap_remove(0);
         drop(made);
         // Shrinking is always granted.
         let _ = grant.resize(bytes);
         let _spare = self.hold.keep_freed(bytes);
-        let flow = self.begin(model, playing, pins, Keep::default(), trace.cloned())?;
-        let pass = self.pass(model, flow, trace.cloned());
+        let flow = self.begin(model, reel, pins, Keep::default(), trace.cloned())?;
+        let pass = self.pass(model, reel, flow, trace.cloned());
         let seat = Seat { inputs, outputs: vec![], cancel: cancel.clone() };
         // Made-up inputs may be such as tract does not take.
         let results = self.perform(&pass, vec![seat]);
@@ -360,7 +362,7 @@ pub(super) type Shapes = Vec<Vec<usize>>;
 /// What is played in a trial.
 struct Rehearsal<'a> {
     model: &'a Arc<Model>,
-    playing: &'a Playing,
+    reel: &'a Arc<Reel>,
     pins: &'a [Option<Arc<Loaded>>],
     shapes: &'a Shapes,
     cancel: &'a Cancel,
@@ -372,34 +374,27 @@ type Pinned = Vec<Option<Arc<Loaded>>>;
 /// Stand-ins for what a plan pins.
 fn pinned_stand_ins(
     room: &Room,
-    model: &Model,
-    playing: &Playing,
+    reel: &Reel,
     cancel: &Cancel,
 ) -> Result<(Pinned, Option<Grant>), EngineError> {
-    if playing.plan.pin_bytes == 0 {
+    if reel.plan.pin_bytes == 0 {
         return Ok((vec![], None));
     }
-    let held: Vec<u64> =
-        model.blocks.iter().map(|block| playing.source.held_bytes(block)).collect();
-    let (mut pins, grant) = stand_ins(room, model, playing, cancel)?;
-    let pinned = pinned_units(&held, playing.plan.pin_bytes, playing.plan.pins);
+    let held: Vec<u64> = reel.cut.held_bytes(&*reel.source);
+    let (mut pins, grant) = stand_ins(room, reel, cancel)?;
+    let pinned = pinned_units(&held, reel.plan.pin_bytes, reel.plan.pins);
     pins.iter_mut().zip(pinned).filter(|(_, pinned)| !pinned).for_each(|(pin, _)| *pin = None);
     Ok((pins, Some(grant)))
 }
 
 /// For every block of the tape one of the same shape, as many different ones as a window holds:
 /// so many that they come from memory, not from a processor's cache.
-fn stand_ins(
-    room: &Room,
-    model: &Model,
-    playing: &Playing,
-    cancel: &Cancel,
-) -> Result<(Pinned, Grant), EngineError> {
-    let mut shapes = vec![(0, 0); model.blocks.len()];
-    for stretch in &model.tape.stretches {
+fn stand_ins(room: &Room, reel: &Reel, cancel: &Cancel) -> Result<(Pinned, Grant), EngineError> {
+    let mut shapes = vec![(0, 0); reel.blocks().len()];
+    for stretch in &reel.cut.tape.stretches {
         if let Stretch::Blocks { first, rows, .. } = stretch {
             for (index, rows) in rows.iter().enumerate() {
-                shapes[first + index] = (model.blocks[first + index].bytes, rows.len());
+                shapes[first + index] = (reel.blocks()[first + index].bytes, rows.len());
             }
         }
     }
@@ -410,13 +405,13 @@ fn stand_ins(
     for is_first in [true, false] {
         for (index, shape) in shapes.iter().enumerate() {
             let kind = kinds.entry(*shape).or_default();
-            let bytes = playing.source.held_bytes(&model.blocks[index]);
+            let bytes = reel.source.held_bytes(&reel.blocks()[index]);
             if kind.is_empty() == is_first && held_bytes + bytes <= room_bytes {
                 kind.push(index);
                 held_bytes += bytes;
             }
         }
-        room_bytes = playing.plan.window_bytes.min(room.ledger.free_bytes() / 2);
+        room_bytes = reel.plan.window_bytes.min(room.ledger.free_bytes() / 2);
     }
     let grant = room.ledger.try_grant(Category::Pins, held_bytes)?;
     let mut loaded = HashMap::new();
@@ -424,7 +419,7 @@ fn stand_ins(
         if cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let block = load_to_stay_verified(&*playing.source, &model.blocks[*index])?;
+        let block = load_to_stay_verified(&*reel.source, &reel.blocks()[*index])?;
         loaded.insert(*index, Arc::new(block));
     }
     let stand_in = |(index, shape): (usize, &(u64, usize))| {

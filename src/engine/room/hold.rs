@@ -6,9 +6,9 @@ use super::super::model::Model;
 use super::super::needs::{SMALLEST_WINDOW_BYTES, WINDOW_BYTES};
 use super::super::pins::UNPINNED_SHARE;
 use super::super::pressure::Pressure;
+use super::super::reel::Reel;
 use super::super::request::Cancel;
 use super::{Room, Wait};
-use crate::plan::Plan;
 use crate::stream::{Category, Grant, Keep, Ledger, OverBudget, Slots};
 use crate::sys::memory::{self, MachineMemory};
 use crate::sys::{code, heap};
@@ -138,7 +138,7 @@ impl Hold {
         cancel: &Cancel,
     ) -> Result<Grant, EngineError> {
         let mut wait = Wait::new(PATIENCE);
-        let smallest_bytes = model.playing().largest_unit_bytes;
+        let smallest_bytes = model.reel().largest_unit_bytes;
         loop {
             let returns = self.room.ledger.returns();
             let window_bytes = self.window.bytes();
@@ -228,17 +228,18 @@ impl Hold {
     }
 
     /// Which blocks the coming pass keeps.
-    pub fn pins_wanted(&self, model: &Model, plan: &Plan) -> Keep {
+    pub fn pins_wanted(&self, reel: &Reel) -> Keep {
+        let Reel { plan, pins, .. } = reel;
         if self.room.pressure.get() > Pressure::None {
             return Keep::default();
         }
         let reserve = self.room.ledger.budget_bytes() / UNPINNED_SHARE;
         let spare = self.room.ledger.free_bytes().saturating_sub(reserve);
-        let wanted = plan.pin_bytes.saturating_sub(model.pinned_bytes());
+        let wanted = plan.pin_bytes.saturating_sub(pins.bytes());
         // What others came to need since the budget was set is not ours.
         let room = memory::machine().map_or(u64::MAX, MachineMemory::spare_bytes);
-        let keep = model.pins.plan(spare.min(wanted).min(room), plan.pins);
-        if model.pins.coming_bytes() > 0 {
+        let keep = pins.plan(spare.min(wanted).min(room), plan.pins);
+        if pins.coming_bytes() > 0 {
             // What passes have left in the heap is free by the ledger, and about to be used.
             heap::trim();
         }

@@ -72,10 +72,10 @@ impl Room {
     pub fn spare_room(&self, name: &str) -> bool {
         let models = self.residents.all();
         let (own, others): (Vec<_>, Vec<_>) = models.iter().partition(|m| m.name() == name);
-        if others.iter().map(|model| model.pins.release()).fold(false, |any, had| any | had) {
+        if others.iter().map(|model| model.unpin()).fold(false, |any, had| any | had) {
             return true;
         }
-        if own.iter().any(|model| model.pins.release()) {
+        if own.iter().any(|model| model.unpin()) {
             return true;
         }
         let waited_for = self.inbox.models();
@@ -128,7 +128,7 @@ impl Room {
     pub fn least_bytes(&self) -> u64 {
         let fixed = [Category::Process, Category::Graph, Category::Tokenizer];
         let fixed_bytes: u64 = fixed.map(|category| self.ledger.held_bytes(category)).iter().sum();
-        let windows = self.residents.each(|model| model.playing().smallest_window_bytes());
+        let windows = self.residents.each(|model| model.reel().smallest_window_bytes());
         let usual = SMALLEST_WINDOW_BYTES.min(self.window_bytes.load(Ordering::Relaxed));
         fixed_bytes + windows.into_iter().max().unwrap_or(usual)
     }
