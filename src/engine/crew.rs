@@ -4,7 +4,6 @@ use super::error::EngineError;
 use crate::plan::Plan;
 use crate::stream::{Flow, Loaders, OwnedFlow};
 use crate::sys::{affinity, panics};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
 
@@ -87,13 +86,13 @@ impl Crew {
         self.shape.loader_cores.clear();
     }
 
-    /// Runs `work` on the compute threads, products in parallel. A panic is passed on.
-    pub fn compute<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    /// Runs `work` on the compute threads, products in parallel. What a panic in it said is its
+    /// error.
+    pub fn compute<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, String> {
         let executor = Executor::MultiThread(Arc::clone(&self.pool));
         // Past a panic tract would leave its executor, and with it the pool, to the thread.
-        let work = || catch_unwind(AssertUnwindSafe(work));
-        let done = self.pool.install(|| multithread_tract_scope(executor, work));
-        done.unwrap_or_else(|panic| resume_unwind(panic))
+        let work = || panics::caught(work);
+        self.pool.install(|| multithread_tract_scope(executor, work))
     }
 }
 

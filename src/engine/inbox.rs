@@ -100,7 +100,7 @@ impl Inbox {
         lock(&self.state).end_leisure();
     }
 
-    /// No more is taken in; what waits is for [`Inbox::drain`].
+    /// No more is taken in; what waits is for [`Inbox::refuse_all`].
     pub fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;

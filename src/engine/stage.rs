@@ -128,7 +128,7 @@ impl Stage {
 
     /// Performs a pass on the compute threads. What a panic in it said is its error.
     pub fn perform(&self, pass: &Pass, seats: Vec<Seat>) -> Result<Results, String> {
-        panics::caught(|| self.crew.compute(|| pass.run(seats)))
+        self.crew.compute(|| pass.run(seats))
     }
 }
 
