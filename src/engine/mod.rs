@@ -35,6 +35,8 @@ mod room;
 mod rows;
 mod service;
 mod signature;
+#[cfg(test)]
+mod simulation;
 mod sources;
 mod stage;
 mod standing;
