@@ -18,7 +18,7 @@ export HERMES_PYTHON
 HERMES_ARM_TARGET ?= $(abspath $(or $(CARGO_TARGET_DIR),target/arm))
 export HERMES_ARM_TARGET
 
-.PHONY: all build demo test format built lint unit simulate nightly models clients bench cross test-arm deb deb-test \
+.PHONY: all build demo test format built programs lint unit simulate nightly models clients bench cross test-arm deb deb-test \
 	service-test vm-test vm-kernel install clean help
 
 all: build
@@ -56,7 +56,7 @@ service-test: build
 format:
 	tools/check_sources.sh
 	tools/check_licences.sh
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 
 TEST = tools/linted.sh $(CARGO) test --locked
 
@@ -65,6 +65,10 @@ built:
 	@tools/check_machine.sh build
 	$(TEST) --no-run
 	RUSTDOC="$(CURDIR)/tools/rustdoc.sh" $(TEST) --doc
+
+# The programs alone, for tests of a file or two.
+programs:
+	$(TEST) --no-run --test program
 
 lint: format built
 
@@ -81,6 +85,7 @@ unit: built models clients
 # The simulations, with as many seeds as find what a few thousand do not.
 simulate:
 	HERMES_SEEDS=100000 $(TEST) --test simulate
+	HERMES_SEEDS=100000 $(TEST) --lib engine::simulation
 
 nightly:
 	.ci/run --nightly

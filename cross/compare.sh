@@ -12,7 +12,7 @@ cross/setup.sh "$toolchain"
     # shellcheck source=/dev/null
     . "$toolchain/env"
     # As the tests build them: without the tests' dependencies all of tract would be built once more.
-    CARGO_TARGET_DIR=$arm cargo test --locked --no-run --test kernels \
+    CARGO_TARGET_DIR=$arm cargo test --locked --no-run --test program --test kernels \
         --target aarch64-unknown-linux-gnu
 )
 # shellcheck source=/dev/null

@@ -33,8 +33,8 @@ skipped=(
 )
 cross/are_tests.sh cross/test.sh "${skipped[@]}"
 case ${1:-} in
-'') set -- --lib --bins --test engine --test kernels --test models --test store ;;
---computing) set -- --lib --test kernels ;;
+'') set -- --lib --bins --test program --test engine --test kernels --test models --test store ;;
+--computing) set -- --lib --test program --test kernels ;;
 *) skipped=() ;;
 esac
 ((${#skipped[@]} == 0)) || set -- "$@" -- "${skipped[@]/#/--skip=}"

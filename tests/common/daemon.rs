@@ -1,5 +1,6 @@
 //! A real hermesd, and raw bytes to and from its socket.
 
+use super::programs::program;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -122,7 +123,7 @@ fn answers(socket: &Path) -> std::io::Result<()> {
 
 /// hermesd with these arguments, and blind for how short memory is on this machine.
 pub fn command(store: &Path, socket: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hermesd"));
+    let mut command = Command::new(program("hermesd"));
     command.arg("--store").arg(store).arg("--socket").arg(socket);
     command.args(arguments).stdin(Stdio::null()).env("MEMORY_PRESSURE_WATCH", "/dev/null");
     command

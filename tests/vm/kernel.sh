@@ -13,7 +13,7 @@ cd "$(dirname "$0")/../.."
 # As many as a board has; counted instructions would take one core.
 cores=(-smp 4)
 
-tests=(--lib --bins --test budget --test engine --test kernels --test store)
+tests=(--lib --bins --test program --test budget --test engine --test kernels --test store)
 skipped=(
     # Nothing of these is the kernel's, and emulated they take minutes; under qemu-user and natively
     # they run.
