@@ -366,6 +366,26 @@ fn whether_a_model_is_ready_is_asked_by_many_and_loads_once() {
     assert_eq!(loads(), 1.0);
 }
 
+/// 60 explicit loads of one model at once loaded it 60 times. One load answers all that wait when it
+/// begins, and those that come meanwhile are the next.
+#[test]
+fn loads_that_many_ask_for_are_few() {
+    let served = serve(&["--budget", "96MiB", "--window", "8MiB", "--profiles", "false"]);
+    let daemon = &served.daemon;
+    let held = Frozen::new(daemon.id(), &["engine"]);
+    let path = "/v2/repository/models/linear/load";
+    let asking: Vec<Connection> = (0..60).map(|_| daemon.connect().post(path, "")).collect();
+    assert_eq!(daemon.get("/v2/models/linear").0, 200);
+    drop(held);
+    for mut connection in asking {
+        let (status, reply) = connection.reply();
+        assert_eq!(status, 200, "{reply}");
+    }
+    let loads = scrape(daemon).of("hermes_loads_total", "model", "linear");
+    assert!(loads <= 3.0, "it was loaded {loads} times");
+    check_alive(daemon);
+}
+
 /// Everybody loads, unloads and asks at once.
 #[test]
 fn loads_unloads_and_requests_at_once_do_no_harm() {

@@ -57,7 +57,7 @@ pub(super) fn needed_by_any(store: &Store, length: u64) -> u64 {
 
 /// Heap that a parsed manifest holds for each byte of its text; measured on those of real models, 2 to
 /// 4.
-const MANIFEST_BYTES_PER_BYTE: u64 = 5;
+const MANIFEST_BYTES_PER_BYTE: u64 = 2;
 
 /// What serving a request takes beside the process itself, loading the model among it, where its
 /// inputs take so many bytes and its longest open dimension has this length.

@@ -104,6 +104,10 @@ const MOST_BYTES: u64 = 1 << 44;
 const PLACE_BYTES: usize =
     size_of::<Option<TVec<TValue>>>() + size_of::<Option<Box<dyn OpState>>>();
 
+/// What there is of a request beside its nodes: symbols, what the turn shares, names and shapes of
+/// what it is answered; once for each row of a batch.
+const SEAT_BYTES: usize = 2 << 10;
+
 /// What a value takes besides its elements: the tensor around them and its count of users.
 const VALUE_BYTES: u64 = 256;
 
@@ -147,7 +151,7 @@ impl Liveness {
         let steps = plan.order_without_consts().iter().enumerate().map(step).collect();
         let fact = |outlet: &OutletId| &model.node(outlet.node).outputs[outlet.slot].fact;
         let inputs = model.inputs.iter().map(|outlet| fact(outlet).shape.to_tvec()).collect();
-        let state_bytes = (model.nodes.len() * PLACE_BYTES) as u64;
+        let state_bytes = (model.nodes.len() * PLACE_BYTES + SEAT_BYTES) as u64;
         Liveness { inputs, sizes, size_of, steps, state_bytes }
     }
 
