@@ -67,7 +67,7 @@ fn parsing_takes_no_more_than_is_granted() {
         let granted = json.len() as u64 * HEAP_BYTES_PER_BYTE;
         let item = &item[..item.len().min(60)];
         // What the allocator needs for itself, most for short names, is counted.
-        assert!(took < granted, "{field} of {item}: {took} of {granted} bytes");
+        assert!(took < granted * 4 / 5, "{field} of {item}: {took} of {granted} bytes");
         assert!(error.len() < 30_000, "{field} of {item}: an error of {} bytes", error.len());
     }
 }

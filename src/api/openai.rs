@@ -75,7 +75,15 @@ pub async fn embeddings(
 ) -> Result<Response, OpenAiError> {
     let deadline = Deadline::from_headers(&headers)?;
     body::require_json(&headers)?;
-    let body = body::read(body, api.body_limit_bytes(), api.engine.ledger()).await?;
+    let body = match body::read(body, api.body_limit_bytes(), api.engine.ledger()).await {
+        Err(error) if error.over_budget.is_some() => {
+            // Which model it is about was not read.
+            let least = |api: &Arc<Api>| Ok(api.engine.least_budget_of_any_bytes());
+            let least_bytes = api.look(least).await?;
+            return Err(error.at_least(|| least_bytes).into());
+        }
+        body => body?,
+    };
     let (request, grant) = match body.bytes.len() <= PARSE_INLINE_BYTES {
         true => parse(body)?,
         false => api.help(move |_, _| parse(body)).await?,

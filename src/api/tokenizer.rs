@@ -5,8 +5,8 @@ use super::error::ApiError;
 use super::helpers::Helpers;
 use super::vocabulary::{Survey, VocabularyKind};
 use crate::engine::{Cancel, Described, Engine, Keeper};
-use crate::store::ModelDir;
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
+use crate::store::{ModelDir, TOKENIZER_BYTES_PER_BYTE};
 use crate::stream::{Category, Grant, OverBudget};
 use crate::sys::heap;
 use serde::Deserialize;
@@ -22,10 +22,6 @@ use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessor, PostProcessorWrapper,
     PreTokenizerWrapper, Tokenizer, TokenizerBuilder, TruncationDirection, TruncationParams,
 };
-
-/// Heap that building a tokenizer takes per byte of its file, told where there is no room to look
-/// at it: 30 to 50 for those in use.
-const LIKELY_PER_BYTE: u64 = 64;
 
 /// Heap at the peak of encoding per byte of text; measured: 92 for prose, 406 for one token a byte.
 const ENCODING_PER_BYTE: u64 = 512;
@@ -72,7 +68,7 @@ impl TextEncoder {
     /// what it took.
     fn load(dir: &ModelDir, entry: &FileEntry, asker: Asker) -> Result<TextEncoder, ApiError> {
         let surveying = entry.bytes.saturating_add(Survey::own_bytes(entry.bytes));
-        let likely = entry.bytes.saturating_mul(LIKELY_PER_BYTE);
+        let likely = entry.bytes.saturating_mul(TOKENIZER_BYTES_PER_BYTE);
         let mut grant = asker
             .grant(Category::Tokenizer, surveying)
             .map_err(|refused| refused.at_least(refused.fixed_bytes + asker.own_bytes + likely))?;
@@ -324,6 +320,8 @@ impl Tokenizers {
         if let Some(encoder) = self.known(&key, engine) {
             return Ok(encoder);
         }
+        // What is known of the model is held until it is answered.
+        let own_bytes = own_bytes.saturating_add(manifest.held_bytes());
         let turn = Arc::clone(&self.loading).lock_owned().await;
         if let Some(encoder) = self.known(&key, engine) {
             return Ok(encoder);

@@ -17,7 +17,14 @@ const SHARE: u64 = 16;
 pub struct Described {
     pub(super) manifest: Arc<Manifest>,
     /// What it holds; that of a loaded model is held with the model.
-    pub(super) _held: Option<Arc<Grant>>,
+    pub(super) held: Option<Arc<Grant>>,
+}
+
+impl Described {
+    /// Bytes that are held as long as somebody needs it.
+    pub fn held_bytes(&self) -> u64 {
+        self.held.as_ref().map_or(0, |held| held.bytes())
+    }
 }
 
 impl Deref for Described {
@@ -44,7 +51,7 @@ struct Entry {
 
 impl Entry {
     fn described(&self) -> Described {
-        Described { manifest: Arc::clone(&self.manifest), _held: Some(Arc::clone(&self.grant)) }
+        Described { manifest: Arc::clone(&self.manifest), held: Some(Arc::clone(&self.grant)) }
     }
 }
 

@@ -47,16 +47,20 @@ pub(super) fn trying_bytes(import_bytes: u64) -> u64 {
 }
 
 /// What any model of a store takes to serve the usual request, where every open dimension has this
-/// length.
+/// length, and a text.
 pub(super) fn needed_by_any(store: &Store, length: u64) -> u64 {
     let models = store.models().unwrap_or_default();
     let demands = models.iter().filter_map(|model| store.demand(model).ok());
-    let needed = demands.map(|demand| needed_bytes(&demand, demand.inputs_bytes(length), length));
+    let needed = demands.map(|demand| {
+        // A tokenizer gives way to its model, if need be.
+        let tokenizing = [SMALLEST_WINDOW_BYTES, REQUEST_BYTES, demand.tokenizer_bytes()];
+        let tokenizing = tokenizing.into_iter().fold(0, u64::saturating_add);
+        needed_bytes(&demand, demand.inputs_bytes(length), length).max(tokenizing)
+    });
     needed.max().unwrap_or(0)
 }
 
-/// Heap that a parsed manifest holds for each byte of its text; measured on those of real models, 2 to
-/// 4.
+/// Heap that a parsed manifest holds for each byte of its text; measured, 1.5 to 1.8.
 const MANIFEST_BYTES_PER_BYTE: u64 = 2;
 
 /// What serving a request takes beside the process itself, loading the model among it, where its

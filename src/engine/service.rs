@@ -99,7 +99,7 @@ impl Engine {
         let Handle { room, library, .. } = &*self.0;
         match room.residents.get(model) {
             Some(loaded) if library.store.serving(model).ok().as_ref() == Some(&loaded.serving) => {
-                Ok(Described { manifest: Arc::clone(&loaded.dir.manifest), _held: None })
+                Ok(Described { manifest: Arc::clone(&loaded.dir.manifest), held: None })
             }
             _ => match library.manifest(model) {
                 Err(EngineError::OverBudget(refused)) => {
@@ -115,7 +115,7 @@ impl Engine {
     /// by now, which the next pass will find.
     pub fn loaded_manifest(&self, model: &str) -> Option<Described> {
         let loaded = self.0.room.residents.get(model)?;
-        Some(Described { manifest: Arc::clone(&loaded.dir.manifest), _held: None })
+        Some(Described { manifest: Arc::clone(&loaded.dir.manifest), held: None })
     }
 
     /// Whether the model is loaded and answers.
@@ -272,6 +272,12 @@ impl Engine {
             let usual_bytes = demand.inputs_bytes(EXPECTED_TOKENS);
             (inputs_bytes.unwrap_or(usual_bytes), EXPECTED_TOKENS)
         })
+    }
+
+    /// The smallest budget in which any model of the store serves the usual request, and a text.
+    pub fn least_budget_of_any_bytes(&self) -> u64 {
+        let process_bytes = self.0.library.room.ledger.held_bytes(Category::Process);
+        process_bytes.saturating_add(needed_by_any(&self.0.library.store, EXPECTED_TOKENS))
     }
 
     /// A grant for somebody who holds `own_bytes` already and needs both at once; before it is

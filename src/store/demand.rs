@@ -11,6 +11,10 @@ use std::path::Path;
 /// fifth of it.
 const MAX_BYTES: u64 = 512 << 10;
 
+/// Heap that building a tokenizer takes per byte of its file, told where there is no room to look
+/// at it: 30 to 50 for those in use.
+pub const TOKENIZER_BYTES_PER_BYTE: u64 = 64;
+
 /// What of a version bears on the memory that it takes.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Demand {
@@ -21,6 +25,8 @@ pub struct Demand {
     pub loading_bytes: Option<u64>,
     #[serde(default)]
     pub needs: Option<Needs>,
+    #[serde(default)]
+    pub tokenizer: Option<FileEntry>,
     /// Bytes of the manifest's text.
     #[serde(skip)]
     pub text_bytes: u64,
@@ -51,6 +57,12 @@ impl Demand {
             is_tried: rehearsed_bytes.is_some(),
             ..demand
         })
+    }
+
+    /// Heap that building its tokenizer takes.
+    pub fn tokenizer_bytes(&self) -> u64 {
+        let file_bytes = self.tokenizer.as_ref().map_or(0, |entry| entry.bytes);
+        file_bytes.saturating_mul(TOKENIZER_BYTES_PER_BYTE)
     }
 
     /// Bytes of a request's tensors whose open dimensions all have this length.

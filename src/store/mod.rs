@@ -24,7 +24,7 @@ mod verify;
 mod versions;
 
 pub use archive::{Archive, BUFFER_BYTES, Progress, Received, Verified};
-pub use demand::Demand;
+pub use demand::{Demand, TOKENIZER_BYTES_PER_BYTE};
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
 pub use folder::{ModelDir, Serving, Store, check_room};
