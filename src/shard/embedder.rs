@@ -18,7 +18,7 @@ const TEXT_NAMES: [&str; 5] =
 /// What flags say.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish<'a> {
-    /// OUTPUT[:POOLING].
+    /// `OUTPUT[:POOLING]`.
     pub embedding: Option<&'a str>,
     /// How the tokens' vectors are pooled.
     pub pooling: Option<Pooling>,

@@ -24,7 +24,7 @@ pub struct Order {
     pub threshold_bytes: u64,
     /// Where tokenizer.json is; none for beside the model.
     pub tokenizer: Option<PathBuf>,
-    /// OUTPUT[:POOLING].
+    /// `OUTPUT[:POOLING]`.
     pub embedding: Option<String>,
     pub pooling: Option<Pooling>,
     /// Sizes of open dimensions.

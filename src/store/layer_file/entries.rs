@@ -60,7 +60,7 @@ pub struct BlockEntry {
     pub depth_start: u64,
     /// Elements of each row; all of them in this version.
     pub depth_count: u64,
-    /// First byte in the file, a multiple of [`BLOCK_ALIGN`].
+    /// First byte in the file, a multiple of `BLOCK_ALIGN`.
     pub offset: u64,
     /// Stored bytes.
     pub bytes: u64,
