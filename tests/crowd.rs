@@ -1,6 +1,8 @@
 //! More connections, declared lengths and unread replies than a patient client has: who means no
 //! harm is answered beside them, and they hold no more than the ledger says.
 
+#![allow(unsafe_code)]
+
 mod common;
 
 use common::daemon::{Connection, Daemon, command};

@@ -4,6 +4,8 @@
 //! function per instruction set, where the compiler vectorizes it. On aarch64 NEON is the
 //! baseline, so the plain build is the fast one.
 
+#![allow(unsafe_code)]
+
 /// A loop and what it works on.
 pub(super) trait Kernel {
     /// Runs it. Implementations are `#[inline(always)]`, as is everything they call.

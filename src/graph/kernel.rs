@@ -1,5 +1,7 @@
 //! Matrix products on blocks in place: tract's kernels fed with panels that lie in the window.
 
+#![allow(unsafe_code)]
+
 use crate::codec::{self, Codec, PANEL_ROWS};
 use crate::store::layer_file::TAIL_BYTES;
 use std::alloc::Layout;

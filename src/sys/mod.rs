@@ -3,6 +3,8 @@
 //! `unsafe` calls into libc and memmap2 live here and are wrapped safely beside it. Nothing here
 //! knows what a model is.
 
+#![allow(unsafe_code)]
+
 pub mod affinity;
 pub mod board;
 pub mod bus;

@@ -1,5 +1,7 @@
 //! Threads of another process held still, as by a deadlock or a disk that does not answer.
 
+#![allow(unsafe_code)]
+
 use libc::{PTRACE_DETACH, PTRACE_INTERRUPT, PTRACE_SEIZE, c_uint, c_void, pid_t};
 use std::fs;
 
