@@ -24,5 +24,5 @@ export HERMES_OTHER_BIN=$arm/aarch64-unknown-linux-gnu/debug
 export HERMES_OTHER_RUN="env QEMU_LD_PREFIX=$prefix TRACT_CPU_AARCH64_KIND=$TRACT_CPU_AARCH64_KIND
     HERMES_WITHOUT=$HERMES_WITHOUT qemu-aarch64 -cpu $QEMU_CPU"
 unset HERMES_WITHOUT
-# As make test builds it.
-exec tools/linted.sh cargo test --locked --test architectures "$@"
+# As make test builds it; a program for aarch64 starts copies of itself.
+exec cross/binfmt.sh tools/linted.sh cargo test --locked --test architectures "$@"
