@@ -6,8 +6,9 @@
 # to build with, by rustup where that is there, in a home of its own: so what is built for aarch64
 # proves that promise. Elsewhere Debian's own compiler and both of its standard libraries are
 # unpacked into DIR, with apt state of their own. Neither the user's rustup nor dpkg's architectures
-# change. So is the C library of an older Debian, 2.31, with which programs are linked and tests are
-# run: they start on every system that has that one or a newer (JetPack 5, Raspberry Pi OS bullseye).
+# change. Programs are linked and tests are run with the C library of an older Debian, 2.31, unpacked
+# there too: they start on every system that has that one or a newer (JetPack 5, Raspberry Pi OS
+# bullseye).
 # Afterwards `. DIR/env` makes the ordinary cargo build with `--target aarch64-unknown-linux-gnu`.
 set -euo pipefail
 
