@@ -1,14 +1,19 @@
 //! Request bodies: bounded, granted by the ledger as they come, and read within a time.
 
 use super::error::ApiError;
+use super::granted;
+use super::infer_tensor::Reserve;
 use super::quote::quote_bytes;
 use super::size::Size;
-use crate::stream::{Category, Grant, Ledger};
+use super::state::Api;
+use crate::engine::Cancel;
+use crate::stream::{Grant, OverBudget};
 use crate::sys::heap::LARGE_BYTES;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Bytes};
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -23,7 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const SLOWEST_BYTES_S: u64 = 64 << 10;
 
 /// Bodies up to this are parsed on the event loop: at 200 MB/s, in a third of a millisecond.
-pub const PARSE_INLINE_BYTES: usize = 64 << 10;
+const PARSE_INLINE_BYTES: usize = 64 << 10;
 
 /// First step of a body; it doubles from there, up to the length that it declares.
 const FIRST_BYTES: usize = 16 << 10;
@@ -36,18 +41,6 @@ pub struct GrantedBody {
     grant: Grant,
 }
 
-impl GrantedBody {
-    /// Frees the bytes and keeps the grant, to be resized for what was made of them.
-    pub fn into_grant(self) -> Grant {
-        self.grant
-    }
-
-    /// The grant, to be raised while the bytes are still held.
-    pub fn grant_mut(&mut self) -> &mut Grant {
-        &mut self.grant
-    }
-}
-
 /// Bytes of JSON before binary tensor data, in requests and replies.
 pub const JSON_BYTES_HEADER: HeaderName =
     HeaderName::from_static("inference-header-content-length");
@@ -55,6 +48,26 @@ pub const JSON_BYTES_HEADER: HeaderName =
 const JSON_TYPE: &str = "application/json";
 const FORM_TYPE: &str = "application/x-www-form-urlencoded";
 const BINARY_TYPE: &str = "application/octet-stream";
+
+/// A body of a few fields, as JSON; `None` where it is empty.
+///
+/// # Errors
+///
+/// Those of [`require_json`] and [`read`]; 400 where it is something else.
+pub async fn read_json<T: DeserializeOwned>(
+    api: &Arc<Api>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Option<T>, ApiError> {
+    require_json(headers)?;
+    let body = read(body, FIRST_BYTES as u64, api).await?;
+    if body.bytes.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&body.bytes)
+        .map(Some)
+        .map_err(|error| ApiError::invalid(format!("the request body: {error}")))
+}
 
 /// Refuses a body that says it is something else than JSON. `curl -d` says so without being asked
 /// (a form, which no path here takes), so that its word is not believed.
@@ -131,12 +144,13 @@ impl Pace {
 ///
 /// # Errors
 ///
-/// 413 over the limit, before anything is read if the length is declared; 503 if the ledger has
-/// no room now; 408 if it does not come; 400 if it breaks off. All of them close the connection.
+/// 413 over the limit, before anything is read if the length is declared; 503 if the ledger still
+/// has no room after a while; 408 if it does not come; 400 if it breaks off. All of them close the
+/// connection.
 pub async fn read(
     mut body: Body,
     limit_bytes: u64,
-    ledger: &Arc<Ledger>,
+    api: &Arc<Api>,
 ) -> Result<GrantedBody, ApiError> {
     let declared = body.size_hint().exact();
     if let Some(length) = declared.filter(|length| *length > limit_bytes) {
@@ -145,19 +159,24 @@ pub async fn read(
     // A length that is declared costs its client nothing: what is held follows what has come.
     let length = declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(usize::MAX);
     let first = length.min(FIRST_BYTES);
-    let grant = ledger.try_grant(Category::Request, first as u64);
-    let grant = grant.map_err(|error| ApiError::from(error).closing())?;
+    let grant = granted::grant(api, first as u64).await.map_err(ApiError::closing)?;
     let mut granted = GrantedBody { bytes: Vec::with_capacity(first), grant };
     let deadline = Instant::now() + DEADLINE;
     while let Some(piece) = next_piece(&mut body, deadline).await? {
-        granted.append(&piece, length, limit_bytes)?;
+        granted.append(api, &piece, length, limit_bytes).await?;
     }
     Ok(granted)
 }
 
 impl GrantedBody {
     /// Appends a piece of a body that will have `whole` bytes, as far as that is known.
-    fn append(&mut self, piece: &[u8], whole: usize, limit_bytes: u64) -> Result<(), ApiError> {
+    async fn append(
+        &mut self,
+        api: &Arc<Api>,
+        piece: &[u8],
+        whole: usize,
+        limit_bytes: u64,
+    ) -> Result<(), ApiError> {
         let length = self.bytes.len() + piece.len();
         if length as u64 > limit_bytes {
             return Err(too_large(&format!("more than {limit_bytes}"), limit_bytes));
@@ -167,16 +186,53 @@ impl GrantedBody {
             // What is small is copied: both are held for a moment. What is large has a mapping of
             // its own, which grows (`sys::heap`).
             let copied = self.bytes.capacity().min(LARGE_BYTES);
-            let mut resize = |bytes: usize| {
-                let resized = self.grant.resize(bytes as u64);
-                resized.map_err(|error| ApiError::from(error).closing())
-            };
-            resize(capacity + copied)?;
+            let peak_bytes = (capacity + copied) as u64;
+            granted::enlarge(api, &mut self.grant, peak_bytes).await.map_err(ApiError::closing)?;
             self.bytes.reserve_exact(capacity - self.bytes.len());
-            resize(self.bytes.capacity())?;
+            self.grant.resize(self.bytes.capacity() as u64)?;
         }
         self.bytes.extend_from_slice(piece);
         Ok(())
+    }
+
+    /// Has `parse` make something of the bytes, which asks by its second argument for what it needs
+    /// beside them, and says how much of that is held from then on: by the grant, which covers that
+    /// alone afterwards. What there is no room for now is waited for on a helper thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of `parse`; 503 where there is still no room after a while.
+    pub async fn parse<T: Send + 'static>(
+        mut self,
+        api: &Arc<Api>,
+        parse: impl Fn(&[u8], &mut Reserve<'_>) -> Result<(T, u64), ApiError> + Send + 'static,
+    ) -> Result<(T, Grant), ApiError> {
+        if self.bytes.len() <= PARSE_INLINE_BYTES {
+            let parsed = self.parse_within(&parse, Grant::resize);
+            if !parsed.as_ref().is_err_and(ApiError::may_pass) {
+                return Ok((parsed?, self.grant));
+            }
+        }
+        let work = move |api: &Arc<Api>, cancel: &Cancel| {
+            let room = api.engine.room();
+            let enlarge = |grant: &mut Grant, bytes| room.enlarge_in_time(grant, bytes, 0, cancel);
+            let parsed = self.parse_within(&parse, enlarge)?;
+            Ok((parsed, self.grant))
+        };
+        api.help(work).await
+    }
+
+    fn parse_within<T>(
+        &mut self,
+        parse: impl Fn(&[u8], &mut Reserve<'_>) -> Result<(T, u64), ApiError>,
+        mut enlarge: impl FnMut(&mut Grant, u64) -> Result<(), OverBudget>,
+    ) -> Result<T, ApiError> {
+        let GrantedBody { bytes, grant } = self;
+        let held_bytes = bytes.capacity() as u64;
+        let (parsed, kept_bytes) = parse(bytes, &mut |more| enlarge(grant, held_bytes + more))?;
+        *bytes = vec![];
+        grant.resize(kept_bytes)?;
+        Ok(parsed)
     }
 }
 

@@ -68,6 +68,11 @@ impl ApiError {
         }
     }
 
+    /// Whether room is what is wanting, and others will give it back.
+    pub fn may_pass(&self) -> bool {
+        self.over_budget.is_some_and(|refused| refused.can_fit())
+    }
+
     /// Closes the connection after the response.
     pub fn closing(mut self) -> ApiError {
         self.close = true;

@@ -7,12 +7,13 @@
 use super::body::{self, Pace};
 use super::envelope::OipError;
 use super::error::ApiError;
+use super::granted;
 use super::state::Api;
 use super::versions::Takeover;
 use crate::engine::{Cancel, EngineError};
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::store::{Archive, BUFFER_BYTES};
-use crate::stream::{Category, Grant};
+use crate::stream::{Grant, OverBudget};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -46,8 +47,7 @@ pub async fn install(
     let permit = Arc::clone(&api.installs.0).try_acquire_owned().map_err(|_| {
         ApiError::unavailable("another install is under way: try again later").closing()
     })?;
-    let grant = api.engine.ledger().try_grant(Category::Request, INSTALL_BYTES);
-    let grant = grant.map_err(|error| ApiError::from(error).closing())?;
+    let grant = granted::grant(&api, INSTALL_BYTES).await.map_err(ApiError::closing)?;
     let (queued, queue) = mpsc::channel(QUEUE_PIECES);
     let (sender, outcome) = oneshot::channel();
     let gone = Gone(Cancel::new());
@@ -100,10 +100,10 @@ impl Job {
         store.confirm()?;
         let archive = Archive::open(input)?;
         let manifest_bytes = archive.manifest_bytes().saturating_mul(HEAP_BYTES_PER_BYTE);
-        self.grant.resize(INSTALL_BYTES.saturating_add(manifest_bytes))?;
+        self.enlarge(INSTALL_BYTES.saturating_add(manifest_bytes))?;
         let received = archive.receive(store.path(), self.force, |_| ())?;
         let index_bytes = received.largest_index_bytes()?.saturating_mul(INDEX_BYTES_PER_BYTE);
-        self.grant.resize(self.grant.bytes().saturating_add(index_bytes))?;
+        self.enlarge(self.grant.bytes().saturating_add(index_bytes))?;
         let bytes = received.bytes();
         let verified = received.verify(|_| ())?;
         let is_awaited = || !self.gone.is_cancelled();
@@ -115,6 +115,11 @@ impl Job {
         let (model, version) = (dir.manifest.model.clone(), dir.manifest.version.clone());
         drop(dir);
         Ok((Takeover::begin(&self.api, model, version), bytes))
+    }
+
+    fn enlarge(&mut self, bytes: u64) -> Result<(), OverBudget> {
+        let room = self.api.engine.room();
+        room.enlarge_in_time(&mut self.grant, bytes, 0, &self.gone)
     }
 }
 

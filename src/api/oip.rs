@@ -1,17 +1,18 @@
 //! The Open Inference Protocol v2: metadata, health and `infer`.
 
-use super::body::{self, GrantedBody, PARSE_INLINE_BYTES};
+use super::body;
 use super::deadline::Deadline;
 use super::envelope::OipError;
 use super::error::ApiError;
 use super::granted;
 use super::infer_json::InferRequest;
 use super::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
+use super::infer_tensor::Reserve;
 use super::pieces::Pieces;
 use super::state::{Api, Asked, FoundModel, ModelPath, ModelPathArg, Submitted};
 use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port, Task, TextRules};
-use crate::stream::{Grant, Trace};
+use crate::stream::Trace;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -120,10 +121,9 @@ pub async fn run(
     let length = body.size_hint().lower();
     let deadline = Deadline::from_headers(headers)?;
     let json_bytes = body::require_json_or_binary(headers)?;
-    let read = body::read(body, api.body_limit_bytes(), api.engine.ledger()).await;
-    let parsed = match read {
-        Ok(body) if body.bytes.len() <= PARSE_INLINE_BYTES => parse(body, json_bytes),
-        Ok(body) => api.help(move |_, _| parse(body, json_bytes)).await,
+    let parse = move |bytes: &[u8], reserve: &mut Reserve<'_>| parse(bytes, json_bytes, reserve);
+    let parsed = match body::read(body, api.body_limit_bytes(), api).await {
+        Ok(body) => body.parse(api, parse).await,
         Err(error) => Err(error),
     };
     let Called { model, first_input } = called;
@@ -183,14 +183,13 @@ impl Called {
     }
 }
 
-/// Parses a body, of which binary data follows after `json_bytes`; the grant returned covers the
-/// tensors alone.
+/// Parses a body, of which binary data follows after `json_bytes`, and says how many bytes its
+/// tensors take.
 fn parse(
-    mut body: GrantedBody,
+    bytes: &[u8],
     json_bytes: Option<usize>,
-) -> Result<(InferRequest, Grant), ApiError> {
-    let held_bytes = body.bytes.capacity() as u64;
-    let bytes = std::mem::take(&mut body.bytes);
+    reserve: &mut Reserve<'_>,
+) -> Result<(InferRequest, u64), ApiError> {
     let json_bytes = json_bytes.unwrap_or(bytes.len());
     let Some((text, binary)) = bytes.split_at_checked(json_bytes) else {
         return Err(ApiError::invalid(format!(
@@ -201,13 +200,9 @@ fn parse(
     let mut tensor_bytes = 0;
     let request = InferRequest::parse(text, binary, &mut |bytes| {
         tensor_bytes = bytes;
-        body.grant_mut().resize(held_bytes + bytes)
-    });
-    drop(bytes);
-    let request = request.map_err(ApiError::from)?;
-    let mut grant = body.into_grant();
-    grant.resize(tensor_bytes)?;
-    Ok((request, grant))
+        reserve(bytes)
+    })?;
+    Ok((request, tensor_bytes))
 }
 
 fn infer_response(done: ServedRequest) -> Response {

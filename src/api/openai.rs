@@ -1,6 +1,6 @@
 //! OpenAI's `/v1/models` and `/v1/embeddings`, for programs that speak nothing else.
 
-use super::body::{self, GrantedBody, PARSE_INLINE_BYTES};
+use super::body;
 use super::deadline::Deadline;
 use super::embed::{Embedding, Measure};
 use super::embeddings_json::{Cut, EmbeddingPieces, EmbeddingsRequest, Input};
@@ -8,6 +8,7 @@ use super::envelope::OpenAiError;
 use super::error::ApiError;
 use super::granted;
 use super::helpers;
+use super::infer_tensor::Reserve;
 use super::pieces::Pieces;
 use super::state::{Api, ModelPath, Submitted};
 use super::tokenizer::Asker;
@@ -48,13 +49,13 @@ pub async fn model(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, OpenAiError> {
     let Path(model) = path.map_err(|_| ApiError::not_found("the model's name is not UTF-8"))?;
-    let described = api.look(move |api| Ok(describe(&*manifest(api, model)?)));
+    let described = api.look(move |api| Ok(describe(&*manifest(api, &model)?)));
     Ok(Json(described.await?))
 }
 
 /// The manifest of the model that a request names.
-fn manifest(api: &Api, model: String) -> Result<Described, ApiError> {
-    let path = ModelPath { model, version: None };
+fn manifest(api: &Api, model: &str) -> Result<Described, ApiError> {
+    let path = ModelPath { model: model.to_owned(), version: None };
     api.manifest(&path).map_err(|error| error.about("model"))
 }
 
@@ -75,7 +76,7 @@ pub async fn embeddings(
 ) -> Result<Response, OpenAiError> {
     let deadline = Deadline::from_headers(&headers)?;
     body::require_json(&headers)?;
-    let body = match body::read(body, api.body_limit_bytes(), api.engine.ledger()).await {
+    let body = match body::read(body, api.body_limit_bytes(), &api).await {
         Err(error) if error.over_budget.is_some() => {
             // Which model it is about was not read.
             let least = |api: &Arc<Api>| Ok(api.engine.least_budget_of_any_bytes());
@@ -84,14 +85,16 @@ pub async fn embeddings(
         }
         body => body?,
     };
-    let (request, grant) = match body.bytes.len() <= PARSE_INLINE_BYTES {
-        true => parse(body)?,
-        false => api.help(move |_, _| parse(body)).await?,
+    let parse = |text: &[u8], reserve: &mut Reserve<'_>| {
+        let request = EmbeddingsRequest::parse(text, reserve)?;
+        let held_bytes = request.inputs.iter().map(Input::held_bytes).sum();
+        Ok((request, held_bytes))
     };
+    let (request, grant) = body.parse(&api, parse).await?;
     let (encoding, dimensions, model) =
         (request.encoding, request.dimensions, request.model.clone());
     let named = model.clone();
-    let manifest = api.look(move |api| manifest(api, named)).await?;
+    let manifest = api.look(move |api| manifest(api, &named)).await?;
     let embedding = Embedding::new(&manifest)?;
     embedding.check_dimensions(dimensions)?;
     let tokenized = tokenize(&api, manifest, request, grant);
@@ -102,18 +105,6 @@ pub async fn embeddings(
     let json = HeaderValue::from_static("application/json");
     let body = Body::new(Pieces::new(pieces, grant));
     Ok(([(header::CONTENT_TYPE, json)], body).into_response())
-}
-
-/// Parses a body; the grant returned covers the inputs alone.
-fn parse(mut body: GrantedBody) -> Result<(EmbeddingsRequest, Grant), ApiError> {
-    let held_bytes = body.bytes.capacity() as u64;
-    let text = std::mem::take(&mut body.bytes);
-    let reserve = &mut |bytes| body.grant_mut().resize(held_bytes + bytes);
-    let request = EmbeddingsRequest::parse(&text, reserve)?;
-    drop(text);
-    let mut grant = body.into_grant();
-    grant.resize(request.inputs.iter().map(Input::held_bytes).sum())?;
-    Ok((request, grant))
 }
 
 /// A text in the model's tokens.
@@ -137,13 +128,7 @@ async fn tokenize(
     let prompts_bytes = ((prompt_bytes + size_of::<Text>()) * request.inputs.len()) as u64;
     let texts_bytes = grant.bytes().saturating_add(prompts_bytes);
     let own_bytes = texts_bytes.saturating_mul(1 + size_of::<u32>() as u64);
-    if grant.resize(own_bytes).is_err() {
-        let wait = move |api: &Arc<Api>, cancel: &Cancel| {
-            api.engine.enlarge_in_time(&mut grant, own_bytes, 0, cancel)?;
-            Ok(grant)
-        };
-        grant = api.help(wait).await?;
-    }
+    granted::enlarge(api, &mut grant, own_bytes).await?;
     let encoder = api.tokenizers.get((&api.helpers, &api.engine), &manifest, own_bytes).await?;
     let work = move |api: &Arc<Api>, cancel: &Cancel| {
         let asker = Asker { engine: &api.engine, own_bytes, cancel };
@@ -185,7 +170,7 @@ async fn tokenize(
 
 /// The vectors of all texts; dropping the future cancels the passes under way.
 async fn embed(
-    api: &Api,
+    api: &Arc<Api>,
     embedding: Embedding,
     texts: Vec<Text>,
     dimensions: Option<usize>,
@@ -212,7 +197,8 @@ async fn embed(
         };
         let vector = first.wait().await??;
         if vectors.is_empty() {
-            grant.resize(base_bytes + (texts.len() * vector.len() * 4) as u64)?;
+            let vectors_bytes = (texts.len() * vector.len() * 4) as u64;
+            granted::enlarge(api, grant, base_bytes + vectors_bytes).await?;
         }
         vectors.push(vector);
     }

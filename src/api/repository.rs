@@ -15,9 +15,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
-/// Most bytes of a body: a few fields.
-const BODY_LIMIT_BYTES: u64 = 16 << 10;
-
 /// A model of the index.
 #[derive(Serialize)]
 pub struct IndexEntry {
@@ -61,7 +58,7 @@ pub async fn index(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, OipError> {
-    let request: IndexRequest = read(&api, &headers, body).await?;
+    let request = body::read_json::<IndexRequest>(&api, &headers, body).await?.unwrap_or_default();
     let index = api.look(move |api| {
         let mut entries = Vec::new();
         for name in api.engine.models()? {
@@ -88,7 +85,7 @@ pub async fn load(
     body: Body,
 ) -> Result<Json<IndexEntry>, OipError> {
     let FoundModel { model, version } = api.find(path).await.map_err(ApiError::closing)?;
-    let request: LoadRequest = read(&api, &headers, body).await?;
+    let request = body::read_json::<LoadRequest>(&api, &headers, body).await?.unwrap_or_default();
     if let Some(name) = request.parameters.unwrap_or_default().keys().next() {
         let message = format!(
             "parameter {} is not supported: what a model is was decided when it was sharded",
@@ -112,20 +109,7 @@ pub async fn unload(
     body: Body,
 ) -> Result<Json<IndexEntry>, OipError> {
     let FoundModel { model, version } = api.find(path).await.map_err(ApiError::closing)?;
-    read::<LoadRequest>(&api, &headers, body).await?;
+    body::read_json::<LoadRequest>(&api, &headers, body).await?;
     Asked::new(|reply| api.engine.request_unload(&model, reply)).wait().await?;
     Ok(Json(IndexEntry::new(&api, model, version)))
-}
-
-async fn read<T>(api: &Api, headers: &HeaderMap, body: Body) -> Result<T, ApiError>
-where
-    T: Default + serde::de::DeserializeOwned,
-{
-    body::require_json(headers)?;
-    let body = body::read(body, BODY_LIMIT_BYTES, api.engine.ledger()).await?;
-    if body.bytes.is_empty() {
-        return Ok(T::default());
-    }
-    serde_json::from_slice(&body.bytes)
-        .map_err(|error| ApiError::invalid(format!("the request body: {error}")))
 }

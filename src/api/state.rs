@@ -6,13 +6,16 @@ use super::helpers::Helpers;
 use super::quote::quote;
 use super::tokenizer::Tokenizers;
 use crate::daemon::Phase;
-use crate::engine::{Cancel, Described, Engine, EngineError, Keeper, Reply, Request};
+use crate::engine::{
+    Cancel, Described, Engine, EngineError, Keeper, LONG_PATIENCE, Reply, Request, TICK,
+};
 use crate::store::manifest::is_model_name;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::{Instant, sleep};
 
 /// Share of the budget that one request body may take.
 const BODY_SHARE: u64 = 4;
@@ -103,13 +106,20 @@ impl Api {
         self.helpers.run(move |cancel| work(&api, cancel)).await
     }
 
-    /// Looks something up in files: [`Helpers::look`].
+    /// Looks something up in files: [`Helpers::look`]. Where there is no room now for what that
+    /// holds, it is tried again for a while.
     pub async fn look<T: Send + 'static>(
         self: &Arc<Api>,
-        look: impl FnOnce(&Arc<Api>) -> Result<T, ApiError> + Send + 'static,
+        look: impl Fn(&Arc<Api>) -> Result<T, ApiError> + Send + Sync + 'static,
     ) -> Result<T, ApiError> {
-        let api = Arc::clone(self);
-        self.helpers.look(move || look(&api)).await
+        let (look, end) = (Arc::new(look), Instant::now() + LONG_PATIENCE);
+        loop {
+            let (api, look) = (Arc::clone(self), Arc::clone(&look));
+            match self.helpers.look(move || look(&api)).await {
+                Err(error) if error.may_pass() && Instant::now() < end => sleep(TICK).await,
+                looked => return looked,
+            }
+        }
     }
 }
 

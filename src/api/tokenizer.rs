@@ -41,7 +41,7 @@ pub struct Asker<'a> {
 
 impl Asker<'_> {
     fn enlarge(&self, grant: &mut Grant, bytes: u64) -> Result<(), OverBudget> {
-        self.engine.enlarge_in_time(grant, bytes, self.own_bytes, self.cancel)
+        self.engine.room().enlarge_in_time(grant, bytes, self.own_bytes, self.cancel)
     }
 
     fn grant(&self, category: Category, bytes: u64) -> Result<Grant, OverBudget> {

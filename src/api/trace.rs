@@ -2,11 +2,12 @@
 //! has it; Perfetto and chrome://tracing show it.
 
 use super::envelope::OipError;
+use super::granted;
 use super::infer_tensor::put;
 use super::oip;
 use super::pieces::{PIECE_BYTES, Pieces};
 use super::state::{Api, ModelPathArg};
-use crate::stream::{Category, Event, Trace, What};
+use crate::stream::{Event, Trace, What};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -29,7 +30,7 @@ pub async fn trace(
     let done = oip::run(&api, path, &headers, body, Some(Arc::clone(&trace))).await?;
     let events = trace.events();
     let held = events.len() as u64 * EVENT_BYTES;
-    let grant = api.engine.ledger().try_grant(Category::Request, held)?;
+    let grant = granted::grant(&api, held).await?;
     let stats = done.reply.stats;
     let about = json!({
         "model": done.model,

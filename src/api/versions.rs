@@ -14,12 +14,8 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::Arc;
-
-/// Limit of a body that holds a name or a number.
-const MAX_BODY_BYTES: u64 = 4 << 10;
 
 type PathArg<T> = Result<Path<T>, PathRejection>;
 
@@ -74,7 +70,7 @@ fn grant_parsing(api: &Api, models: &[String]) -> Result<Grant, ApiError> {
     // What cannot be looked at is told by whoever parses it.
     let bytes = models.iter().map(|model| store.largest_manifest_bytes(model).unwrap_or(0));
     let parsing_bytes = bytes.max().unwrap_or(0).saturating_mul(HEAP_BYTES_PER_BYTE);
-    Ok(api.engine.grant(Category::Graph, parsing_bytes, 0)?)
+    Ok(api.engine.room().grant(Category::Graph, parsing_bytes, 0)?)
 }
 
 /// `GET /v2/repository/models/{model}/versions`: the newest first.
@@ -113,7 +109,7 @@ pub async fn use_version(
     body: Body,
 ) -> Result<Json<Value>, OipError> {
     let model = name(path)?;
-    let UseRequest { version } = read_json(&api, &headers, body)
+    let UseRequest { version } = body::read_json(&api, &headers, body)
         .await?
         .ok_or_else(|| ApiError::invalid("the body is empty: expected {\"version\": \"NAME\"}"))?;
     let swap = api.help(move |api, _| {
@@ -164,7 +160,7 @@ pub async fn collect(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, OipError> {
-    let CollectRequest { keep } = read_json(&api, &headers, body).await?.unwrap_or_default();
+    let CollectRequest { keep } = body::read_json(&api, &headers, body).await?.unwrap_or_default();
     let collected = api.help(move |api, _| {
         let _parsing = grant_parsing(api, &api.engine.models()?)?;
         let collected = api.engine.store().collect(keep.unwrap_or(0))?;
@@ -187,20 +183,4 @@ fn describe(removed: &Removed) -> Value {
 fn name<T>(path: PathArg<T>) -> Result<T, ApiError> {
     let Path(name) = path.map_err(|_| ApiError::not_found("the path's names are not UTF-8"))?;
     Ok(name)
-}
-
-/// A small body; `None` where there is none.
-async fn read_json<T: DeserializeOwned>(
-    api: &Api,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Option<T>, ApiError> {
-    body::require_json(headers)?;
-    let body = body::read(body, MAX_BODY_BYTES, api.engine.ledger()).await?;
-    if body.bytes.is_empty() {
-        return Ok(None);
-    }
-    serde_json::from_slice(&body.bytes)
-        .map(Some)
-        .map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
 }

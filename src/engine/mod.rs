@@ -56,5 +56,6 @@ pub use model::Model;
 pub use needs::needed_bytes;
 pub use pressure::Pressure;
 pub use request::{Cancel, PassStats, Reply, Request};
+pub use room::{LONG_PATIENCE, Room, TICK};
 pub use service::{Engine, PROCESS_BYTES};
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};

@@ -12,14 +12,14 @@ use super::model::Model;
 use super::needs::{SMALLEST_WINDOW_BYTES, needed_by_any};
 use super::pressure::Pressure;
 use super::rehearsal::Rehearsals;
-use super::request::{Answer, Cancel, PassStats, Reply, Request, Waiting};
+use super::request::{Answer, PassStats, Reply, Request, Waiting};
 use super::room::{Hold, Room};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::turns::QUEUE_LIMIT;
 use super::worker::Worker;
 use crate::plan::Profile;
 use crate::store::{ModelDir, Store};
-use crate::stream::{Category, Grant, Ledger, OverBudget};
+use crate::stream::{Category, Ledger};
 use crate::sys::lock::lock;
 use crate::sys::threads::{self, Shortage};
 use crate::sys::{affinity, code, memory};
@@ -133,8 +133,8 @@ impl Engine {
         self.ask(|answer| Command::Unload(model.to_string(), answer))
     }
 
-    #[cfg(test)]
-    pub(super) fn room(&self) -> &Room {
+    /// What may be held when: for whoever needs memory beside what the engine computes with.
+    pub fn room(&self) -> &Room {
         &self.0.room
     }
 
@@ -278,34 +278,6 @@ impl Engine {
     pub fn least_budget_of_any_bytes(&self) -> u64 {
         let process_bytes = self.0.library.room.ledger.held_bytes(Category::Process);
         process_bytes.saturating_add(needed_by_any(&self.0.library.store, EXPECTED_TOKENS))
-    }
-
-    /// A grant for somebody who holds `own_bytes` already and needs both at once; before it is
-    /// refused, pins and what was used longest ago give way.
-    pub fn grant(
-        &self,
-        category: Category,
-        bytes: u64,
-        own_bytes: u64,
-    ) -> Result<Grant, OverBudget> {
-        self.0.room.grant(category, bytes, own_bytes)
-    }
-
-    /// The same for a grant that changes.
-    pub fn enlarge(&self, grant: &mut Grant, bytes: u64, own_bytes: u64) -> Result<(), OverBudget> {
-        self.0.room.enlarge(grant, bytes, own_bytes)
-    }
-
-    /// The same for somebody who can wait, unless `cancel` is: what does not fit now, and would in
-    /// an idle daemon, waits for what others give back before anything in use gives way.
-    pub fn enlarge_in_time(
-        &self,
-        grant: &mut Grant,
-        bytes: u64,
-        own_bytes: u64,
-        cancel: &Cancel,
-    ) -> Result<(), OverBudget> {
-        self.0.room.enlarge_in_time(grant, bytes, own_bytes, cancel)
     }
 
     /// Has somebody else's things give way as models do, for as long as they are there.

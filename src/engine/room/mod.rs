@@ -25,23 +25,23 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for room that others will give back. What holds it are passes, and replies that
 /// clients take.
-const LONG_PATIENCE: Duration = Duration::from_secs(5);
+pub const LONG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Time after which it is asked whether anybody still waits, and what is idle now.
-const TICK: Duration = Duration::from_millis(50);
+pub const TICK: Duration = Duration::from_millis(50);
 
 /// The ledger, and all that can give way.
-pub(super) struct Room {
-    pub ledger: Arc<Ledger>,
-    pub residents: Residents,
-    pub keepers: Keepers,
-    pub catalogue: Catalogue,
-    pub pressure: SharedPressure,
+pub struct Room {
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) residents: Residents,
+    pub(super) keepers: Keepers,
+    pub(super) catalogue: Catalogue,
+    pub(super) pressure: SharedPressure,
     /// What is waited for goes later.
-    pub inbox: Inbox,
-    pub pulse: Pulse,
+    pub(super) inbox: Inbox,
+    pub(super) pulse: Pulse,
     /// Of the last pass; before the first, what suits the budget.
-    pub window_bytes: AtomicU64,
+    pub(super) window_bytes: AtomicU64,
 }
 
 /// What may go next.
@@ -92,7 +92,9 @@ impl Room {
             Some(Oldest::Kept(keeper)) => keeper.give_way(&spared),
             Some(Oldest::Model(other)) => self.let_go(&other),
         };
-        heap::trim();
+        if gave {
+            heap::trim();
+        }
         gave
     }
 
@@ -334,7 +336,8 @@ mod tests {
         let store = tempfile::tempdir().unwrap();
         let engine = engine(&store);
         let (_shelf, asked) = Shelf::of(&[], &engine);
-        let ledger = Arc::clone(engine.ledger());
+        let shared = engine.room();
+        let ledger = Arc::clone(&shared.ledger);
         let held = ledger.try_grant(Category::Activations, ledger.free_bytes() - MIB).unwrap();
         let mut grant = ledger.try_grant(Category::Tokenizer, MIB).unwrap();
         let never = Cancel::new();
@@ -343,14 +346,14 @@ mod tests {
                 asked.recv().unwrap();
                 drop(held);
             });
-            engine.enlarge_in_time(&mut grant, 2 * MIB, 0, &never).unwrap();
+            shared.enlarge_in_time(&mut grant, 2 * MIB, 0, &never).unwrap();
         });
         let left = Cancel::new();
         left.cancel();
         let _held = ledger.try_grant(Category::Activations, ledger.free_bytes()).unwrap();
-        let refused = engine.enlarge_in_time(&mut grant, 3 * MIB, 0, &left).unwrap_err();
+        let refused = shared.enlarge_in_time(&mut grant, 3 * MIB, 0, &left).unwrap_err();
         assert!(refused.can_fit());
-        let refused = engine.enlarge_in_time(&mut grant, 257 * MIB, 0, &never).unwrap_err();
+        let refused = shared.enlarge_in_time(&mut grant, 257 * MIB, 0, &never).unwrap_err();
         assert!(!refused.can_fit());
     }
 }
