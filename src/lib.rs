@@ -6,19 +6,12 @@
 //!
 //! Dependencies point one way: `codec <- store <- graph` and `sys <- stream <- plan`, both `<-
 //! engine <- daemon <- api`, and `graph <- shard` beside them; `tests/architecture.rs` keeps it so.
+//! What needs no graph is a library of its own (`base.rs`), so that the client is a small program.
 
 pub mod api;
-pub mod codec;
 pub mod daemon;
 pub mod engine;
 pub mod graph;
-pub mod manual;
-pub mod plan;
 pub mod shard;
-pub mod store;
-pub mod stream;
-pub mod sys;
 
-#[cfg(test)]
-#[path = "../tests/common/skip.rs"]
-mod skip;
+pub use hermes_base::{codec, manual, plan, say, store, stream, sys, tell, values, wire};

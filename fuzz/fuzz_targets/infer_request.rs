@@ -3,8 +3,8 @@
 
 #![no_main]
 
-use hermes::api::infer_json::InferRequest;
-use hermes::api::infer_reply::InferReply;
+use hermes::wire::infer_json::InferRequest;
+use hermes::wire::infer_reply::InferReply;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|body: &[u8]| {

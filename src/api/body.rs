@@ -2,13 +2,14 @@
 
 use super::error::ApiError;
 use super::granted;
-use super::infer_tensor::Reserve;
-use super::quote::quote_bytes;
-use super::size::Size;
 use super::state::Api;
 use crate::engine::Cancel;
 use crate::stream::{Grant, OverBudget};
 use crate::sys::heap::LARGE_BYTES;
+use crate::values::size::Size;
+use crate::wire::JSON_BYTES_HEADER;
+use crate::wire::infer_tensor::Reserve;
+use crate::wire::quote::quote_bytes;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use http_body_util::BodyExt;
@@ -41,9 +42,7 @@ pub struct GrantedBody {
     grant: Grant,
 }
 
-/// Bytes of JSON before binary tensor data, in requests and replies.
-pub const JSON_BYTES_HEADER: HeaderName =
-    HeaderName::from_static("inference-header-content-length");
+const JSON_BYTES: HeaderName = HeaderName::from_static(JSON_BYTES_HEADER);
 
 const JSON_TYPE: &str = "application/json";
 const FORM_TYPE: &str = "application/x-www-form-urlencoded";
@@ -78,7 +77,7 @@ pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
 /// As [`require_json`] for a body that may hold binary tensor data; returns how many bytes of it
 /// are the JSON before them, where there are any.
 pub fn require_json_or_binary(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
-    let mut lengths = headers.get_all(JSON_BYTES_HEADER).iter();
+    let mut lengths = headers.get_all(JSON_BYTES).iter();
     let Some(length) = lengths.next() else {
         return require_json(headers).map(|()| None);
     };

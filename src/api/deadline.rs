@@ -1,7 +1,7 @@
 //! How long a client will wait: the header `timeout`, or Triton's request parameter of that name.
 
 use super::error::ApiError;
-use super::quote::quote_bytes;
+use crate::wire::quote::quote_bytes;
 use axum::http::{HeaderMap, StatusCode};
 use std::future::Future;
 use std::time::Duration;

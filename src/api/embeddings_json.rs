@@ -1,9 +1,9 @@
 //! The bodies of OpenAI's embeddings call: the request read, the reply written.
 
 use super::error::ApiError;
-use super::infer_tensor::Reserve;
-use super::json::{JsonError, Scanner};
-use super::pieces::PIECE_BYTES;
+use crate::wire::PIECE_BYTES;
+use crate::wire::infer_tensor::Reserve;
+use crate::wire::json::{JsonError, Scanner};
 use hyper::body::Bytes;
 use serde_json::json;
 

@@ -1,10 +1,10 @@
 //! What a refused call answers, before a protocol gives it its shape.
 
-use super::infer_tensor::RequestError;
-use super::quote::one_line;
 use crate::engine::{EngineError, ErrorKind};
 use crate::store::StoreError;
 use crate::stream::OverBudget;
+use crate::wire::infer_tensor::RequestError;
+use crate::wire::quote::one_line;
 use axum::http::StatusCode;
 use std::error::Error;
 use std::{fmt, io};

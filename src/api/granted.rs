@@ -91,11 +91,11 @@ impl Write for ByteCount {
 #[cfg(test)]
 mod tests {
     use super::super::body;
-    use super::super::infer_tensor::Reserve;
     use super::*;
     use crate::daemon::Phase;
     use crate::engine::{Config, Keeper};
     use crate::sys::lock::lock;
+    use crate::wire::infer_tensor::Reserve;
     use std::collections::BTreeSet;
     use std::sync::Mutex;
     use tokio::sync::watch;

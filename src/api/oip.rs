@@ -5,14 +5,15 @@ use super::deadline::Deadline;
 use super::envelope::OipError;
 use super::error::ApiError;
 use super::granted;
-use super::infer_json::InferRequest;
-use super::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
-use super::infer_tensor::Reserve;
 use super::pieces::Pieces;
 use super::state::{Api, Asked, FoundModel, ModelPath, ModelPathArg, Submitted};
 use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port, Task, TextRules};
 use crate::stream::Trace;
+use crate::wire::JSON_BYTES_HEADER;
+use crate::wire::infer_json::InferRequest;
+use crate::wire::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
+use crate::wire::infer_tensor::Reserve;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -224,7 +225,7 @@ fn infer_response(done: ServedRequest) -> Response {
     let mut response = Body::new(Pieces::new(pieces, held)).into_response();
     let headers = response.headers_mut();
     if let Some(json_bytes) = json_bytes {
-        headers.insert(body::JSON_BYTES_HEADER, HeaderValue::from(json_bytes));
+        headers.insert(JSON_BYTES_HEADER, HeaderValue::from(json_bytes));
     }
     let kind = if json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

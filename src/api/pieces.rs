@@ -7,9 +7,6 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// About what one piece holds.
-pub const PIECE_BYTES: usize = 32 << 10;
-
 /// The pieces of `iterator`, and the grant for what it holds, which may be shared.
 #[derive(Debug)]
 pub struct Pieces<I, G = Grant> {

@@ -2,14 +2,14 @@
 
 use super::envelope::OipError;
 use super::error::ApiError;
-use super::quote::quote;
-use super::size::{self, Size};
 use super::state::{Api, Asked, FoundModel, ModelPathArg};
-use super::table;
 use crate::engine::{Answered, Inquiry};
 use crate::plan::{
     Alternative, Bound, Forecast, MAX_TOKENS, Plan, Planned, Profile, Skipped, Usage, Way,
 };
+use crate::values::size::{self, Size};
+use crate::wire::quote::quote;
+use crate::wire::table;
 use axum::Json;
 use axum::extract::State;
 use axum::http::Uri;

@@ -2,10 +2,10 @@
 
 use super::envelope::refuse;
 use super::error::ApiError;
-use super::quote::{method_name, quote};
 use crate::daemon::Live;
 use crate::daemon::rights::Right;
 use crate::sys::peer::Peer;
+use crate::wire::quote::{method_name, quote};
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn};
@@ -51,7 +51,7 @@ async fn check(right: Right, request: Request, next: Next) -> Response {
         Some(Peer { uid, pid, .. }) => format!("uid {uid} (pid {pid})"),
         None => "a client whom the kernel does not name".to_string(),
     };
-    let (method, place) = (method_name(method), quote(path));
+    let (method, place) = (method_name(method.as_str()), quote(path));
     log::warn!("{who} has not the right to {right}: {method} {place} is refused");
     let uid = peer.map_or("your user".to_string(), |peer| format!("uid {}", peer.uid));
     let message = format!(

@@ -2,11 +2,11 @@
 
 use super::envelope::refuse;
 use super::error::ApiError;
-use super::quote::{method_name, quote};
 use super::rights::require;
 use super::state::Api;
 use super::{install, metrics, oip, openai, plan, repository, stats, trace, versions};
 use crate::daemon::rights::Right;
+use crate::wire::quote::{method_name, quote};
 use axum::Router;
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -86,7 +86,7 @@ async fn wrong_method(request: HttpRequest) -> Response {
     let (method, path) = (request.method(), request.uri().path());
     let here = routes().filter(|(_, template, _)| is_path_of(template, path));
     let allowed: Vec<_> = here.map(|(method, ..)| method).collect();
-    let (method, place) = (method_name(method), quote(path));
+    let (method, place) = (method_name(method.as_str()), quote(path));
     let message = format!("{method} is not allowed for {place}: use {}", allowed.join(" or "));
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
     let mut response = refuse(path, error);

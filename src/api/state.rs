@@ -3,13 +3,13 @@
 use super::connections::Connections;
 use super::error::ApiError;
 use super::helpers::Helpers;
-use super::quote::quote;
 use super::tokenizer::Tokenizers;
 use crate::daemon::Phase;
 use crate::engine::{
     Cancel, Described, Engine, EngineError, Keeper, LONG_PATIENCE, Reply, Request, TICK,
 };
 use crate::store::manifest::is_model_name;
+use crate::wire::quote::quote;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use serde::Deserialize;

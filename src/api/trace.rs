@@ -3,11 +3,12 @@
 
 use super::envelope::OipError;
 use super::granted;
-use super::infer_tensor::put;
 use super::oip;
-use super::pieces::{PIECE_BYTES, Pieces};
+use super::pieces::Pieces;
 use super::state::{Api, ModelPathArg};
 use crate::stream::{Event, Trace, What};
+use crate::wire::PIECE_BYTES;
+use crate::wire::infer_tensor::put;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};

@@ -11,7 +11,6 @@ mod lifecycle;
 mod notify;
 mod pressure;
 pub mod rights;
-pub mod size;
 pub mod socket;
 mod watchdog;
 

@@ -11,9 +11,9 @@ use super::request::{PassStats, Reply, Waiting};
 use super::signature::longest_open;
 use super::stage::Stage;
 use super::stats::{CounterSet, Counters};
-use crate::graph::Array;
 use crate::stream::{Category, FlowCounters, Grant};
 use crate::sys::heap;
+use crate::wire::Array;
 use std::sync::Arc;
 use std::time::Instant;
 

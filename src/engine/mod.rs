@@ -46,7 +46,8 @@ mod trials;
 mod turns;
 mod worker;
 
-pub use crate::graph::{Array, ArrayError, sample_inputs};
+pub use crate::graph::sample_inputs;
+pub use crate::wire::{Array, ArrayError};
 pub use catalogue::Described;
 pub use config::{Config, DiskKind, EXPECTED_TOKENS, Policy};
 pub use error::{EngineError, ErrorKind};

@@ -6,12 +6,13 @@ use super::reel::Reel;
 use super::request::Cancel;
 use super::tape::{Stretch, Table};
 use crate::codec::Codec;
-use crate::graph::{Array, AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed};
+use crate::graph::{AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed, array_of};
 use crate::store::layer_file::open_row;
 use crate::stream::{
     Category, Flow, Grant, Ledger, OverBudget, OwnedFlow, StreamError, Trace, What,
 };
 use crate::sys::lock::lock;
+use crate::wire::Array;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -263,7 +264,7 @@ fn arrays(values: TVec<TValue>, outputs: &[usize]) -> TractResult<Vec<Array>> {
             false => values[*index].take(),
         };
         let value = value.context("an output is taken once")?;
-        Array::from_tensor(&value)
+        array_of(&value)
     };
     outputs.iter().enumerate().map(copy).collect()
 }

@@ -1,8 +1,8 @@
 //! What is asked of the engine, and what is answered.
 
 use super::error::EngineError;
-use crate::graph::Array;
 use crate::stream::{Grant, Trace};
+use crate::wire::Array;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;

@@ -2,7 +2,7 @@
 //! and the answers are joined again.
 
 use super::error::EngineError;
-use crate::graph::Array;
+use crate::wire::Array;
 
 /// The rows' answers for the output `name` as one array, beside each other along `axis`.
 ///

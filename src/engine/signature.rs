@@ -2,8 +2,9 @@
 
 use super::error::EngineError;
 use super::rows;
-use crate::graph::Array;
+use crate::graph::tensor_of;
 use crate::store::manifest::{Batch, Dim, MAX_ROWS, Port};
+use crate::wire::Array;
 use std::collections::HashMap;
 use tract_core::internal::*;
 
@@ -205,7 +206,7 @@ fn check_input<'a>(
 
 /// The tensor of an input.
 fn value(port: &Port, array: &Array) -> Result<TValue, EngineError> {
-    match array.to_tensor() {
+    match tensor_of(array) {
         Some(Ok(tensor)) => Ok(tensor.into_tvalue()),
         Some(Err(error)) => Err(EngineError::Internal(format!("{error:#}"))),
         None => Err(EngineError::Invalid(format!(

@@ -7,10 +7,11 @@ use super::pass::{Pass, Seat};
 use super::pressure::Pressure;
 use super::reel::Reel;
 use super::room::{Hold, Room};
-use crate::graph::{Array, Kernels};
+use crate::graph::Kernels;
 use crate::plan::{Plan, Release};
 use crate::stream::{Course, Flow, Keep, Loaded, OwnedFlow, Trace};
 use crate::sys::{affinity, panics};
+use crate::wire::Array;
 use std::sync::Arc;
 use tract_linalg::multithread::set_threading_panel_threshold;
 

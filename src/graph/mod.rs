@@ -4,7 +4,6 @@
 //! into a tract plan with streamed ops, `ops` evaluates those, `lockstep` the whole plan for several
 //! requests at once. Nothing here reads a block, knows a window or speaks HTTP.
 
-mod array;
 mod bounds;
 mod builders;
 mod check;
@@ -35,8 +34,7 @@ mod uses;
 mod vet;
 mod view;
 
-pub use array::{Array, ArrayError};
-pub use datum::{datum_of, dtype_of};
+pub use datum::{array_of, datum_of, dtype_of, tensor_of};
 pub use error::GraphError;
 pub use import::{Imported, import};
 pub use kernel::{Kernels, READ_AHEAD_BYTES};

@@ -1,8 +1,8 @@
 //! Inputs that a model accepts whatever they mean, to measure it with.
 
-use super::array::{Array, ArrayError};
 use crate::store::Dtype;
 use crate::store::manifest::{Dim, Port};
+use crate::wire::{Array, ArrayError};
 
 /// An array for each input: small ids, ones in masks, a ramp of floats; every open dimension is
 /// `tokens`.

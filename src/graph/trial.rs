@@ -3,7 +3,7 @@
 //! What tract accepts it may still not be able to compute; whoever shards a model should hear of it,
 //! not whoever asks it.
 
-use super::array::Array;
+use super::datum::{array_of, tensor_of};
 use super::error::GraphError;
 use super::import::Imported;
 use super::kernel::{Kernels, READ_AHEAD_BYTES};
@@ -16,6 +16,7 @@ use crate::codec::{self, Codec, PANEL_ROWS};
 use crate::store::Dtype;
 use crate::store::manifest::Weight;
 use crate::sys::{child, panics};
+use crate::wire::Array;
 use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
@@ -124,7 +125,7 @@ impl Trial {
             let values = inputs.iter().map(tensor).collect::<TractResult<_>>()?;
             let outcomes = self.plan.run(&self.feed, vec![values], &watch, &enter)?;
             let outputs = outcomes.into_iter().next().context("a request has an outcome")??;
-            outputs.iter().map(|value| Array::from_tensor(value)).collect()
+            outputs.iter().map(|value| array_of(value)).collect()
         };
         let ended = panics::caught(pass);
         let why = match ended {
@@ -150,7 +151,7 @@ fn is_no_fault(error: &TractError) -> bool {
 }
 
 fn tensor(array: &Array) -> TractResult<TValue> {
-    let tensor = array.to_tensor();
+    let tensor = tensor_of(array);
     Ok(tensor.with_context(|| format!("{} cannot be computed with", array.dtype))??.into_tvalue())
 }
 

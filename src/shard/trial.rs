@@ -3,10 +3,11 @@
 
 use crate::graph::skim::Skim;
 use crate::graph::{
-    Array, Choice, GraphError, Imported, ReadWeight, Sizes, Trial, Tried, sample_of_shapes,
+    Choice, GraphError, Imported, ReadWeight, Sizes, Trial, Tried, sample_of_shapes,
 };
 use crate::store::Dtype;
 use crate::store::manifest::{Batch, Port, Weight};
+use crate::wire::Array;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;

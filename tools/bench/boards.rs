@@ -7,11 +7,11 @@
 use super::setup::Subject;
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use hermes::api::size::{self, Size};
 use hermes::plan::{
     Contention, Core, Overrides, PassTime, PlanError, Profile, ReadRate, Usage, Way, Wish, plan,
 };
 use hermes::store::Store;
+use hermes::values::size::{self, Size};
 
 /// Arguments of `hermes-bench boards`.
 #[derive(Args)]

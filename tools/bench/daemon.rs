@@ -3,9 +3,9 @@
 
 use super::client::Client;
 use anyhow::{Context, Result, bail};
-use hermes::api::infer_json::InferRequest;
 use hermes::engine::Request;
 use hermes::sys::memory;
+use hermes::wire::infer_json::InferRequest;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};

@@ -3,12 +3,12 @@
 use super::setup::{self, Subject, Times};
 use anyhow::{Result, ensure};
 use clap::Args;
-use hermes::api::size;
 use hermes::engine::{Config, DiskKind, Engine, Policy};
 use hermes::plan::{
     Grouping, Overrides, Passing, PinPlace, Placement, Plan, Profile, Release, Turns, Usage, Way,
     Wish, forecast, plan,
 };
+use hermes::values::size;
 
 /// Arguments of `hermes-bench forecast`.
 #[derive(Args)]

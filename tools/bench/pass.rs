@@ -8,11 +8,11 @@ use super::reading::Reading;
 use super::setup::{self, Subject, Times};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use hermes::api::size;
 use hermes::engine::{Config, DiskKind, Engine, Reply, Request};
 use hermes::plan::Way;
 use hermes::sys::cgroup::OwnCgroup;
 use hermes::sys::memory;
+use hermes::values::size;
 use serde_json::json;
 use std::time::Instant;
 

@@ -3,8 +3,8 @@
 use super::setup::Subject;
 use anyhow::Result;
 use clap::Args;
-use hermes::api::size;
 use hermes::engine::{Config, DiskKind, Engine};
+use hermes::values::size;
 use std::time::Instant;
 
 /// Arguments of `hermes-bench profile`.

@@ -6,7 +6,7 @@
 use super::setup::Subject;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use hermes::api::size;
+use hermes::values::size;
 use serde_json::Value;
 use std::process::{Command, Stdio};
 

@@ -4,9 +4,9 @@
 use super::setup::{self, Times};
 use anyhow::{Result, ensure};
 use clap::Args;
-use hermes::api::size;
 use hermes::engine::{Config, Engine, Request};
 use hermes::stream::{Trace, What};
+use hermes::values::size;
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -3,8 +3,8 @@
 use super::setup::{self, Subject, Times};
 use anyhow::{Result, ensure};
 use clap::Args;
-use hermes::api::size;
 use hermes::engine::{Config, DiskKind, Engine, Reply, Request};
+use hermes::values::size;
 use serde_json::json;
 use std::sync::Barrier;
 use std::time::Instant;

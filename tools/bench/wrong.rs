@@ -1,9 +1,9 @@
 //! Requests that are wrong, each in its own way, as bytes, and how they are to be answered.
 
 use super::mixed::json_body;
-use hermes::api::infer_json::InferRequest;
 use hermes::engine::{Array, sample_inputs};
 use hermes::store::manifest::Manifest;
+use hermes::wire::infer_json::InferRequest;
 use serde_json::{Value, json};
 
 /// A request that is wrong.

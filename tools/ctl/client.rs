@@ -1,7 +1,7 @@
 //! A caller of hermesd, and why a call failed.
 
-use hermes::api::JSON_BYTES_HEADER;
-use hermes::daemon::config::DEFAULT_SOCKET;
+use hermes_base::values::DEFAULT_SOCKET;
+use hermes_base::wire::JSON_BYTES_HEADER;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;

@@ -2,12 +2,12 @@
 
 use super::client::{Client, ClientError};
 use super::scrape::Scrape;
-use hermes::api::size::Size;
-use hermes::api::table;
-use hermes::daemon::config::DEFAULT_STORE;
-use hermes::sys::board::{Machine, MachineCore, MemoryControl, ServiceLimit};
-use hermes::sys::disk::{Disk, read_speed};
-use hermes::sys::{affinity, map};
+use hermes_base::sys::board::{Machine, MachineCore, MemoryControl, ServiceLimit};
+use hermes_base::sys::disk::{Disk, read_speed};
+use hermes_base::sys::{affinity, map};
+use hermes_base::values::DEFAULT_STORE;
+use hermes_base::values::size::Size;
+use hermes_base::wire::table;
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -356,8 +356,8 @@ fn daemon_check(client: &Client) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hermes::sys::board::Swap;
-    use hermes::sys::disk::Device;
+    use hermes_base::sys::board::Swap;
+    use hermes_base::sys::disk::Device;
 
     /// A check's state, and words of what it found and of its fix.
     #[track_caller]

@@ -2,9 +2,9 @@
 
 use super::client::{Client, ClientError, segment};
 use super::npy;
-use hermes::api::infer_json::{InferRequest, Wanted};
-use hermes::api::infer_reply::InferReply;
-use hermes::api::tensor_json;
+use hermes_base::wire::infer_json::{InferRequest, Wanted};
+use hermes_base::wire::infer_reply::InferReply;
+use hermes_base::wire::tensor_json;
 use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;

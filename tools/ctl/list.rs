@@ -2,8 +2,8 @@
 
 use super::client::{Client, ClientError, segment};
 use super::embed::Print;
-use hermes::api::size::Size;
-use hermes::api::table;
+use hermes_base::values::size::Size;
+use hermes_base::wire::table;
 use serde_json::{Value, json};
 
 /// Asks for every model and returns what is to be printed.

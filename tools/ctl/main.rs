@@ -22,7 +22,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError, EXIT_CODES, default_socket};
 use doctor::DOCTOR_EXIT_CODES;
 use embed::Print;
-use hermes::manual;
+use hermes_base::manual;
 use infer::{InferCommand, parse_binding};
 use plan::PlanCommand;
 use repository::RepositoryCommand;
@@ -120,7 +120,7 @@ fn main() -> ExitCode {
             code
         }
         Err(error) => {
-            hermes::tell!("hermesctl: {error}");
+            hermes_base::tell!("hermesctl: {error}");
             ExitCode::from(error.exit_code())
         }
     }

@@ -1,8 +1,8 @@
 //! NumPy's .npy files to and from arrays.
 
 use super::client::ClientError;
-use hermes::engine::Array;
-use hermes::store::Dtype;
+use hermes_base::store::Dtype;
+use hermes_base::wire::Array;
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar, TypeStr};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};

@@ -2,8 +2,8 @@
 
 use super::client::{Client, ClientError, parse, segment};
 use clap::{Args, Subcommand};
-use hermes::daemon::config::{Bytes, Threads, Tokens};
-use hermes::plan::{Profile, Way};
+use hermes_base::plan::{Profile, Way};
+use hermes_base::values::{Bytes, Threads, Tokens};
 
 /// Commands about profiles and plans.
 #[derive(Clone, Debug, Subcommand)]

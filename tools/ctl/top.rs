@@ -2,9 +2,9 @@
 
 use super::client::{Client, ClientError};
 use super::scrape::{Sample, Scrape};
-use hermes::api::size::Size;
-use hermes::api::table;
-use hermes::sys::terminal::{self, Keys, Woken};
+use hermes_base::sys::terminal::{self, Keys, Woken};
+use hermes_base::values::size::Size;
+use hermes_base::wire::table;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;

@@ -4,9 +4,9 @@ use super::client::{Client, ClientError, parse, segment};
 use super::infer::parse_binding;
 use super::npy;
 use clap::Args;
-use hermes::api::infer_json::InferRequest;
-use hermes::engine::Array;
-use hermes::store::Dtype;
+use hermes_base::store::Dtype;
+use hermes_base::wire::Array;
+use hermes_base::wire::infer_json::InferRequest;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 

@@ -3,9 +3,9 @@
 use super::client::{Client, ClientError, EXIT_CODES, parse, segment};
 use super::embed::Print;
 use clap::Subcommand;
-use hermes::api::size::Size;
-use hermes::api::table;
-use hermes::store::Package;
+use hermes_base::store::Package;
+use hermes_base::values::size::Size;
+use hermes_base::wire::table;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::{Request, header};

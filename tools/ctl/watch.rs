@@ -4,8 +4,8 @@ use super::client::{Client, ClientError, segment};
 use super::top;
 use super::trace::TraceCommand;
 use clap::Subcommand;
-use hermes::api::size::Size;
-use hermes::api::table;
+use hermes_base::values::size::Size;
+use hermes_base::wire::table;
 use serde_json::{Value, json};
 
 /// Commands that watch the daemon.

@@ -2,7 +2,7 @@
 
 use super::{Effective, KEYS, Key};
 use crate::daemon::rights::Right;
-use crate::daemon::size::Size;
+use crate::values::size::Size;
 use std::fmt::Write;
 use toml::Value;
 

@@ -1,10 +1,10 @@
 //! Looking for oneself how short memory is, where nobody tells.
 
-use crate::daemon::size::Size;
 use crate::engine::Pressure;
 use crate::sys::capabilities::Capabilities;
 use crate::sys::cgroup::{Filling, MemoryCgroup};
 use crate::sys::memory::{self, MachineMemory};
+use crate::values::size::Size;
 
 /// Memory is short where the machine can give less than this part of what it has, and how far that
 /// counts. A small board may live with little for ever; work is held where the end is near.

@@ -5,7 +5,7 @@ use super::measure::Measured;
 use super::policy::{Policy, Step};
 use super::results::{Agreement, Cell, Record, Results};
 use anyhow::{Context, Result, anyhow, ensure};
-use hermes::api::size::Size;
+use hermes::values::size::Size;
 use std::fmt::Write;
 use std::str::FromStr;
 

@@ -1,7 +1,5 @@
 //! What of a client's text is worth repeating to it, and to the log.
 
-use axum::http::Method;
-
 /// Longest method that is repeated.
 const MAX_METHOD: usize = 16;
 
@@ -30,8 +28,8 @@ pub fn quote_bytes(bytes: &[u8]) -> String {
 }
 
 /// A method's name, which may be any word, where it is no longer than those there are.
-pub fn method_name(method: &Method) -> &str {
-    match method.as_str() {
+pub fn method_name(method: &str) -> &str {
+    match method {
         name if name.len() <= MAX_METHOD => name,
         _ => "this method",
     }

@@ -169,10 +169,10 @@ fn outputs(scanner: &mut Scanner<'_>) -> Result<Vec<Wanted>, RequestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::tensor_json;
-    use crate::engine::Array;
     use crate::store::Dtype;
     use crate::stream::{Category, Ledger};
+    use crate::wire::Array;
+    use crate::wire::tensor_json;
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<InferRequest, RequestError> {

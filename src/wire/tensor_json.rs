@@ -5,8 +5,8 @@
 //! may not.
 
 use super::json::{JsonError, Scanner};
-use crate::engine::Array;
 use crate::store::Dtype;
+use crate::wire::Array;
 use half::{bf16, f16};
 use serde::Serialize;
 use std::fmt::Display;

@@ -1,7 +1,7 @@
-use super::datum::{datum_of, dtype_of};
+//! Typed bytes with a shape, as they cross the engine's border.
+
 use crate::store::Dtype;
 use thiserror::Error;
-use tract_core::internal::*;
 
 /// A tensor as it crosses the engine's border: element type, shape, little-endian bytes in
 /// row-major order.
@@ -84,24 +84,6 @@ impl Array {
         let inner: usize = self.shape[axis + 1..].iter().product();
         (outer, inner * self.dtype.size())
     }
-
-    /// The tensor tract computes with; `None` for an element type it does not have.
-    pub fn to_tensor(&self) -> Option<TractResult<Tensor>> {
-        let datum = datum_of(self.dtype)?;
-        Some(Tensor::zero_dt(datum, &self.shape).map(|mut tensor| {
-            tensor.as_bytes_mut().copy_from_slice(&self.bytes);
-            tensor
-        }))
-    }
-
-    /// The array of a tensor; symbolic dimensions become 64-bit integers.
-    pub fn from_tensor(tensor: &Tensor) -> TractResult<Array> {
-        let dtype = dtype_of(tensor.datum_type())
-            .with_context(|| format!("{:?} cannot leave the engine", tensor.datum_type()))?;
-        let datum = datum_of(dtype).context("every type that leaves has a tract type")?;
-        let tensor = tensor.cast_to_dt(datum)?;
-        Ok(Array { dtype, shape: tensor.shape().to_vec(), bytes: tensor.as_bytes().to_vec() })
-    }
 }
 
 #[cfg(test)]
@@ -116,13 +98,5 @@ mod tests {
         assert!(matches!(huge, Err(ArrayError::Shape { .. })));
         let boolean = Array::new(Dtype::Bool, vec![2], vec![1, 2]);
         assert_eq!(boolean, Err(ArrayError::Bool { index: 1, value: 2 }));
-    }
-
-    #[test]
-    fn tensors_come_back_as_they_went() {
-        let array = Array::from_f32(vec![2, 2], &[1.0, -2.5, f32::NAN, 0.0]).unwrap();
-        let tensor = array.to_tensor().unwrap().unwrap();
-        assert_eq!(Array::from_tensor(&tensor).unwrap(), array);
-        assert!(Array::new(Dtype::Bf16, vec![1], vec![0; 2]).unwrap().to_tensor().is_none());
     }
 }

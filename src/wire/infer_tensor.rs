@@ -8,9 +8,9 @@
 use super::json::{JsonError, Scanner};
 use super::quote::quote;
 use super::tensor_json::{self, DataError, MAX_RANK, Nulls};
-use crate::engine::Array;
 use crate::store::Dtype;
 use crate::stream::OverBudget;
+use crate::wire::Array;
 use serde::Serialize;
 use thiserror::Error;
 

@@ -1,12 +1,12 @@
 //! The body of a reply to `infer`: written piece by piece as the client takes it, and read again
 //! by our own client. Outputs are JSON, or binary data behind the JSON where that is wanted.
 
+use super::PIECE_BYTES;
 use super::infer_tensor::{RequestError, TensorReader, Tensors, put, put_binary, put_head};
 use super::json::Scanner;
-use super::pieces::PIECE_BYTES;
 use super::tensor_json::{self, Nulls};
-use crate::engine::Array;
-use hyper::body::Bytes;
+use crate::wire::Array;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
