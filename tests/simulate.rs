@@ -4,7 +4,7 @@
 //! A seed decides all of it. `HERMES_SEED=17 cargo test --test simulate` plays one again,
 //! `HERMES_SEEDS=100000` so many. What fails is decided by block and lap, not by who comes first.
 
-use hermes::stream::{Release, Rules, Spot, Traversal, Turns, Wake, Work};
+use hermes::stream::{Dealing, Release, Rules, Spot, Traversal, Wake, Work};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, resume_unwind};
@@ -83,7 +83,7 @@ impl Random {
 struct Case {
     seed: u64,
     agents: usize,
-    turns: Turns,
+    turns: Dealing,
     release: Release,
     bytes: Vec<u64>,
     kinds: Vec<Kind>,
@@ -157,7 +157,7 @@ impl Case {
         Case {
             seed,
             agents: 1 + random.below(4) as usize,
-            turns: if random.one_in(2) { Turns::Next } else { Turns::Stride },
+            turns: if random.one_in(2) { Dealing::Next } else { Dealing::Stride },
             release,
             bytes,
             kinds,
@@ -392,10 +392,10 @@ impl Simulation {
         let lap = self.lap(unit);
         let place = lap * self.case.units.len() as u64 + unit as u64;
         let whose = match self.case.turns {
-            Turns::Next => 0,
-            Turns::Stride => agent,
+            Dealing::Next => 0,
+            Dealing::Stride => agent,
         };
-        if self.case.turns == Turns::Stride {
+        if self.case.turns == Dealing::Stride {
             assert_eq!(place % self.case.agents as u64, agent as u64, "each has its own");
         }
         let (count, last) = self.claims[whose];

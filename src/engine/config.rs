@@ -1,6 +1,6 @@
 //! How an engine is set up, and what that comes to where nothing was measured.
 
-use crate::plan::{Grouping, Overrides, PinPlace, Placement, Plan, Release, Turns, Way};
+use crate::plan::{Dealing, Grouping, Overrides, PinPlace, Placement, Plan, Release, Way};
 use crate::store::layer_file::BLOCK_BYTES;
 use crate::stream::Faults;
 use crate::sys::disk::Disk;
@@ -94,7 +94,7 @@ impl Config {
             threads: self.threads.unwrap_or(cores).max(1),
             placement: Placement::Shared,
             grouping: Grouping::Blocks,
-            turns: Turns::Next,
+            turns: Dealing::Next,
             release: Release::AfterUse,
             window_bytes,
             pin_bytes: self.pin_bytes,

@@ -99,7 +99,7 @@ impl Crew {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Grouping, PinPlace, Placement, Release, Turns, Way};
+    use crate::plan::{Dealing, Grouping, PinPlace, Placement, Release, Way};
 
     #[test]
     fn threads_beyond_two_of_each_kind_are_counted() {
@@ -121,7 +121,7 @@ mod tests {
                 threads: 2,
                 placement,
                 grouping: Grouping::Blocks,
-                turns: Turns::Next,
+                turns: Dealing::Next,
                 release: Release::AfterUse,
                 window_bytes: 0,
                 pin_bytes: 0,

@@ -5,7 +5,7 @@
 
 use super::error::EngineError;
 use crate::plan::{PinPlace, pinned_units};
-use crate::stream::{Category, Grant, Keep, Ledger, Loaded};
+use crate::stream::{BlockMemory, Category, Grant, Keep, Ledger};
 use crate::sys::lock::lock;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -19,7 +19,7 @@ struct State {
     /// Bytes of memory that each block of the tape takes.
     sizes: Vec<u64>,
     /// By index on the tape; each carries the grant of its bytes.
-    blocks: Vec<Option<Arc<Loaded>>>,
+    blocks: Vec<Option<Arc<BlockMemory>>>,
     /// Bytes granted for blocks that the running pass is to keep.
     coming: Grant,
     /// Those blocks.
@@ -42,7 +42,7 @@ impl Pins {
     }
 
     /// The pinned blocks, by index on the tape.
-    pub fn blocks(&self) -> Vec<Option<Arc<Loaded>>> {
+    pub fn blocks(&self) -> Vec<Option<Arc<BlockMemory>>> {
         self.lock().blocks.clone()
     }
 
@@ -82,13 +82,13 @@ impl Pins {
     }
 
     /// Takes the blocks that the pass has kept, and gives back what was granted for others.
-    pub fn take(&self, kept: Vec<(usize, Arc<Loaded>)>) {
+    pub fn take(&self, kept: Vec<(usize, Arc<BlockMemory>)>) {
         let mut state = self.lock();
         for (index, loaded) in kept {
             let bytes = state.sizes[index];
             if state.blocks[index].is_none() && state.coming.bytes() >= bytes {
                 let grant = state.coming.split(bytes);
-                state.blocks[index] = Some(Arc::new(Loaded::granted(loaded, grant)));
+                state.blocks[index] = Some(Arc::new(BlockMemory::granted(loaded, grant)));
             }
         }
         // Shrinking is always granted.

@@ -2,7 +2,7 @@
 
 use super::config::Policy;
 use super::tape::Tape;
-use crate::plan::{Grouping, Placement, Plan, Release, Turns, largest_unit_bytes};
+use crate::plan::{Dealing, Grouping, Placement, Plan, Release, largest_unit_bytes};
 
 impl Policy {
     /// The plan for a tape whose blocks take `held_bytes` each, where nothing was measured.
@@ -33,7 +33,7 @@ impl Policy {
                 Plan {
                     loaders: agents,
                     grouping: Grouping::Layers,
-                    turns: Turns::Stride,
+                    turns: Dealing::Stride,
                     window_bytes: (largest * (agents as u64 + 1)).min(whole_bytes),
                     ..paper
                 }

@@ -9,7 +9,7 @@ use super::reel::Reel;
 use super::room::{Hold, Room};
 use crate::graph::Kernels;
 use crate::plan::{Plan, Release};
-use crate::stream::{Course, Flow, Keep, Loaded, OwnedFlow, Trace};
+use crate::stream::{BlockMemory, Course, Flow, Keep, OwnedFlow, Trace};
 use crate::sys::{affinity, panics};
 use crate::wire::Array;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ impl Stage {
         &mut self,
         model: &Model,
         reel: &Reel,
-        pins: &[Option<Arc<Loaded>>],
+        pins: &[Option<Arc<BlockMemory>>],
         keep: Keep,
         trace: Option<Arc<Trace>>,
     ) -> Result<OwnedFlow, EngineError> {

@@ -14,7 +14,7 @@ use crate::graph::{Kernels, sample_of_shapes};
 use crate::plan::{Plan, Way, pinned_units};
 use crate::store::layer_file::BLOCK_ALIGN;
 use crate::stream::{
-    Block, Category, Grant, Keep, Loaded, StreamError, Trace, WeightSource, What,
+    Block, BlockMemory, Category, Grant, Keep, StreamError, Trace, WeightSource, What,
     load_to_stay_verified, load_verified,
 };
 use crate::sys::{affinity, heap, panics};
@@ -363,13 +363,13 @@ pub(super) type Shapes = Vec<Vec<usize>>;
 struct Rehearsal<'a> {
     model: &'a Arc<Model>,
     reel: &'a Arc<Reel>,
-    pins: &'a [Option<Arc<Loaded>>],
+    pins: &'a [Option<Arc<BlockMemory>>],
     shapes: &'a Shapes,
     cancel: &'a Cancel,
 }
 
 /// Blocks that are in memory, by index on the tape.
-type Pinned = Vec<Option<Arc<Loaded>>>;
+type Pinned = Vec<Option<Arc<BlockMemory>>>;
 
 /// Stand-ins for what a plan pins.
 fn pinned_stand_ins(

@@ -9,7 +9,7 @@ use tract_onnx::pb::type_proto;
 
 /// What is made of an open dimension.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Size {
+pub enum DimSize {
     /// Of one size from here on.
     Is(u64),
     /// The same as another one.
@@ -56,7 +56,7 @@ pub fn open_shapes(skeleton: &[u8]) -> Result<Vec<OpenShape>, String> {
 /// The skeleton with those dimensions as `sizes` has them, in every input.
 ///
 /// Errors where the skeleton is not one that [`super::skim::skim`] made.
-pub fn settle(skeleton: &[u8], sizes: &BTreeMap<String, Size>) -> Result<Vec<u8>, String> {
+pub fn settle(skeleton: &[u8], sizes: &BTreeMap<String, DimSize>) -> Result<Vec<u8>, String> {
     let mut proto = pb::ModelProto::decode(skeleton).map_err(|error| error.to_string())?;
     let graph = proto.graph.as_mut().ok_or("it holds no graph")?;
     for dim in graph.input.iter_mut().filter_map(dims_of).flatten() {
@@ -68,14 +68,14 @@ pub fn settle(skeleton: &[u8], sizes: &BTreeMap<String, Size>) -> Result<Vec<u8>
 }
 
 /// What a dimension comes to.
-fn settled(name: &str, sizes: &BTreeMap<String, Size>) -> dimension::Value {
+fn settled(name: &str, sizes: &BTreeMap<String, DimSize>) -> dimension::Value {
     let mut name = name;
     // Each step leads to another name, or a circle would be followed for ever.
     for _ in 0..=sizes.len() {
         match sizes.get(name) {
             None => break,
-            Some(Size::Is(size)) => return dimension::Value::DimValue(size.cast_signed()),
-            Some(Size::As(other)) => name = other,
+            Some(DimSize::Is(size)) => return dimension::Value::DimValue(size.cast_signed()),
+            Some(DimSize::As(other)) => name = other,
         }
     }
     dimension::Value::DimParam(name.to_string())
@@ -239,12 +239,13 @@ mod tests {
     #[test]
     fn what_is_made_of_a_dimension_holds_in_every_input() {
         let made = skeleton(&[("x", &["n", "h", "m"]), ("y", &["h", "n"])]);
-        let sizes = [("n".to_string(), Size::Is(7)), ("m".to_string(), Size::As("h".to_string()))];
+        let sizes =
+            [("n".to_string(), DimSize::Is(7)), ("m".to_string(), DimSize::As("h".to_string()))];
         let settled = settle(&made, &sizes.into()).unwrap();
         let expected: [&[&str]; 2] = [&["", "h", "h"], &["h", ""]];
         assert_eq!(names(&settled), expected);
         let circle =
-            [("n", "h"), ("h", "n")].map(|(a, b)| (a.to_string(), Size::As(b.to_string())));
+            [("n", "h"), ("h", "n")].map(|(a, b)| (a.to_string(), DimSize::As(b.to_string())));
         assert!(settle(&made, &circle.into()).is_ok());
     }
 }

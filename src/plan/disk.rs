@@ -15,7 +15,7 @@ const MOST_CPU: f64 = 0.999;
 
 /// The disk by one way of reading, in requests of one size. Bytes are those of such requests.
 #[derive(Clone, Debug)]
-pub struct Disk {
+pub struct DiskCurve {
     /// Requests in flight and bytes a microsecond, ascending.
     curve: Vec<(f64, f64)>,
     /// CPU time of loaders in microseconds for each byte, by how many loaders there are.
@@ -25,10 +25,10 @@ pub struct Disk {
     request_us: Vec<(f64, f64)>,
 }
 
-impl Disk {
+impl DiskCurve {
     /// `gaps` is the share of requests that follow a block which is not read. None where this way
     /// was not measured.
-    pub fn new(profile: &Profile, way: Way, request_bytes: u64, gaps: f64) -> Option<Disk> {
+    pub fn new(profile: &Profile, way: Way, request_bytes: u64, gaps: f64) -> Option<DiskCurve> {
         let (scattered, reads): (Vec<&ReadRate>, Vec<&ReadRate>) =
             profile.reads.iter().filter(|read| read.way == way).partition(|r| r.is_scattered);
         let mut loaders: Vec<usize> = reads.iter().map(|read| read.loaders).collect();
@@ -56,7 +56,7 @@ impl Disk {
         curve.sort_by(|a, b| a.0.total_cmp(&b.0));
         let alone = reads.iter().filter(|read| read.loaders == fewest);
         let request_us = line(alone.map(|read| (read.request_bytes as f64, time_us(read))));
-        Some(Disk { curve, cpu_us, request_bytes, request_us })
+        Some(DiskCurve { curve, cpu_us, request_bytes, request_us })
     }
 
     /// Bytes a microsecond that so many requests in flight get together. Up to the first point,
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn the_curve_gives_back_what_was_measured() {
         let profile = fixture::profile();
-        let disk = Disk::new(&profile, Way::Direct, MIB, 0.0).unwrap();
+        let disk = DiskCurve::new(&profile, Way::Direct, MIB, 0.0).unwrap();
         for read in profile.reads.iter().filter(|read| read.way == Way::Direct) {
             let rate = read.bandwidth_bytes_s / 1e6;
             let cpu = disk.cpu_us_per_byte(read.loaders);
@@ -160,7 +160,7 @@ mod tests {
             bandwidth_bytes_s: profile.reads[0].bandwidth_bytes_s / 2.0,
             ..profile.reads[0]
         });
-        let disk = Disk::new(&profile, Way::Mapped, MIB, 0.0).unwrap();
+        let disk = DiskCurve::new(&profile, Way::Mapped, MIB, 0.0).unwrap();
         close(disk.work(MIB), MIB as f64);
         close(disk.work(2 * MIB), 2.0 * MIB as f64);
         close(disk.work(MIB / 4), MIB as f64 / 2.0);
@@ -174,7 +174,7 @@ mod tests {
         let slow = along.bandwidth_bytes_s / 2.0;
         profile.reads.push(ReadRate { bandwidth_bytes_s: slow, is_scattered: true, ..along });
         let rate = |gaps: f64| {
-            let disk = Disk::new(&profile, Way::Mapped, MIB, gaps).unwrap();
+            let disk = DiskCurve::new(&profile, Way::Mapped, MIB, gaps).unwrap();
             let cpu = disk.cpu_us_per_byte(1);
             let times = (0..60).fold((0.0, 10_000.0), |(low, high), _| {
                 let rate: f64 = (low + high) / 2.0;
@@ -191,6 +191,6 @@ mod tests {
     fn a_way_that_was_not_measured_has_no_disk() {
         let mut profile = fixture::profile();
         profile.reads.retain(|read| read.way == Way::Mapped);
-        assert!(Disk::new(&profile, Way::Direct, MIB, 0.0).is_none());
+        assert!(DiskCurve::new(&profile, Way::Direct, MIB, 0.0).is_none());
     }
 }

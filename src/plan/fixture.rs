@@ -4,7 +4,7 @@ use super::board::{Board, Core};
 use super::profile::{
     BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ReadRate,
 };
-use super::{Grouping, PinPlace, Placement, Plan, Release, Turns, Way};
+use super::{Dealing, Grouping, PinPlace, Placement, Plan, Release, Way};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -76,7 +76,7 @@ pub fn plan() -> Plan {
         threads: 2,
         placement: Placement::Shared,
         grouping: Grouping::Blocks,
-        turns: Turns::Next,
+        turns: Dealing::Next,
         release: Release::AfterUse,
         window_bytes: 16 * MIB,
         pin_bytes: 0,

@@ -2,9 +2,9 @@
 //! measured or loaded. A forecast of 1,152 blocks takes a quarter of a millisecond of a server's
 //! core, and one millisecond where nothing is released before the end.
 
-use super::disk::Disk;
+use super::disk::DiskCurve;
 use super::profile::Profile;
-use super::simulate::{Span, Stay, Unit, play};
+use super::simulate::{Lapse, Stay, Unit, play};
 use super::speeds::Speeds;
 use super::{Plan, Release, Way, pinned_units};
 use std::ops::Range;
@@ -88,7 +88,7 @@ pub fn forecast(
     tokens: u64,
     passing: Passing,
 ) -> Result<Forecast, ForecastError> {
-    Tape::new(profile, plan.source, plan.threads, tokens)?.pass(plan, passing, None)
+    TapeTimes::new(profile, plan.source, plan.threads, tokens)?.pass(plan, passing, None)
 }
 
 /// The same with what everybody did when, in the order in which it ended. Units are those of the
@@ -101,19 +101,19 @@ pub fn forecast_spans(
     plan: &Plan,
     tokens: u64,
     passing: Passing,
-) -> Result<(Forecast, Vec<Span>), ForecastError> {
+) -> Result<(Forecast, Vec<Lapse>), ForecastError> {
     let mut spans = vec![];
-    let tape = Tape::new(profile, plan.source, plan.threads, tokens)?;
+    let tape = TapeTimes::new(profile, plan.source, plan.threads, tokens)?;
     let forecast = tape.pass(plan, passing, Some(&mut spans))?;
     Ok((forecast, spans))
 }
 
 /// A profile's tape as it is read one way and computed by so many threads: what all plans that do
 /// so have in common.
-pub(super) struct Tape<'a> {
+pub(super) struct TapeTimes<'a> {
     profile: &'a Profile,
     /// Without gaps.
-    disk: Disk,
+    disk: DiskCurve,
     /// By block.
     blocks: Vec<Unit>,
     bytes: Vec<u64>,
@@ -124,13 +124,13 @@ pub(super) struct Tape<'a> {
     is_rough: bool,
 }
 
-impl<'a> Tape<'a> {
+impl<'a> TapeTimes<'a> {
     pub fn new(
         profile: &'a Profile,
         way: Way,
         threads: usize,
         tokens: u64,
-    ) -> Result<Tape<'a>, ForecastError> {
+    ) -> Result<TapeTimes<'a>, ForecastError> {
         if threads == 0 {
             return Err(ForecastError::Crew);
         }
@@ -157,7 +157,7 @@ impl<'a> Tape<'a> {
                 }
             }
         }
-        Ok(Tape {
+        Ok(TapeTimes {
             profile,
             disk,
             blocks,
@@ -171,7 +171,7 @@ impl<'a> Tape<'a> {
 
     /// The same tape with loads and computations that take unevenly long, as those of a real disk
     /// and a real layer do: on it, a window shows what it is good for.
-    pub fn rough(mut self) -> Tape<'a> {
+    pub fn rough(mut self) -> TapeTimes<'a> {
         self.is_rough = true;
         roughen(self.blocks.iter_mut().map(|block| &mut block.compute_us), COMPUTE_BUMPS);
         self
@@ -182,7 +182,7 @@ impl<'a> Tape<'a> {
         &self,
         plan: &Plan,
         passing: Passing,
-        spans: Option<&mut Vec<Span>>,
+        spans: Option<&mut Vec<Lapse>>,
     ) -> Result<Forecast, ForecastError> {
         if plan.loaders == 0 {
             return Err(ForecastError::Crew);
@@ -247,9 +247,9 @@ impl<'a> Tape<'a> {
 }
 
 /// What reads so much of a tape, where a share of its requests follows a gap.
-fn disk(profile: &Profile, way: Way, gaps: f64) -> Result<Disk, ForecastError> {
+fn disk(profile: &Profile, way: Way, gaps: f64) -> Result<DiskCurve, ForecastError> {
     let request_bytes = profile.runs().map(|run| run.bytes).max().unwrap_or(1);
-    Disk::new(profile, way, request_bytes, gaps).ok_or(ForecastError::Way(way))
+    DiskCurve::new(profile, way, request_bytes, gaps).ok_or(ForecastError::Way(way))
 }
 
 /// Makes one value in so many so many times as large, and all of them so much smaller that the sum

@@ -3,7 +3,7 @@
 use super::super::fixture::{self, MIB, blocks};
 use super::super::profile::{Contention, LayerCost, ReadRate};
 use super::super::simulate::Doing;
-use super::super::{Grouping, PinPlace, Placement, Turns};
+use super::super::{Dealing, Grouping, PinPlace, Placement};
 use super::*;
 use proptest::prelude::*;
 
@@ -79,7 +79,9 @@ fn loading_agents_follow_the_closed_form() {
                 true => (24.0 / m).ceil() * load + m * compute,
                 false => load + 24.0 * compute,
             };
-            for (turns, window) in [(Turns::Next, 1), (Turns::Stride, 1), (Turns::Stride, agents)] {
+            for (turns, window) in
+                [(Dealing::Next, 1), (Dealing::Stride, 1), (Dealing::Stride, agents)]
+            {
                 let plan = Plan { turns, ..apart(agents, (agents + window) as u64) };
                 close(latency_us(&profile, &plan), expected, (agents, load, compute, turns));
             }
@@ -91,7 +93,7 @@ fn loading_agents_follow_the_closed_form() {
 #[test]
 fn a_smaller_window_is_slower_and_holds_less() {
     let profile = equal_layers(24, 4, 1000.0, 200.0);
-    let stride = |window| Plan { turns: Turns::Stride, ..apart(4, window) };
+    let stride = |window| Plan { turns: Dealing::Stride, ..apart(4, window) };
     let [small, large] =
         [4, 5].map(|window| forecast(&profile, &stride(window), 1, Passing::Later).unwrap());
     assert!(small.latency_us > 1.01 * large.latency_us, "{small:?} {large:?}");
@@ -118,7 +120,7 @@ fn the_papers_systems_are_plans() {
     let agents = Plan {
         loaders: 2,
         grouping: Grouping::Layers,
-        turns: Turns::Stride,
+        turns: Dealing::Stride,
         window_bytes: 3 * 48 * MIB,
         ..fixture::plan()
     };
@@ -151,7 +153,7 @@ fn spread_pins_keep_the_disk_at_work() {
 fn a_rough_tape_takes_as_long_in_all_and_wants_more_window() {
     let profile = equal_layers(1152, 1, 100.0, 100.0);
     let tape = |is_rough| {
-        let tape = Tape::new(&profile, Way::Mapped, 1, 1).unwrap();
+        let tape = TapeTimes::new(&profile, Way::Mapped, 1, 1).unwrap();
         if is_rough { tape.rough() } else { tape }
     };
     let latency_us = |is_rough, window| {
@@ -292,7 +294,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 threads,
                 placement: if is_apart { Placement::Apart } else { Placement::Shared },
                 grouping,
-                turns: if is_stride { Turns::Stride } else { Turns::Next },
+                turns: if is_stride { Dealing::Stride } else { Dealing::Next },
                 release: if is_at_end { Release::AtEnd } else { Release::AfterUse },
                 window_bytes: least + slack * quarter,
                 pin_bytes: pins * quarter,

@@ -22,7 +22,7 @@ mod stale;
 mod unmeasured;
 mod wish;
 
-pub use crate::stream::{Release, Turns};
+pub use crate::stream::{Dealing, Release};
 pub use advice::{Advice, Change, WhatIf, advise};
 pub use board::{Board, Core};
 pub use forecast::{Bound, Forecast, ForecastError, Passing, forecast, forecast_spans};
@@ -34,7 +34,7 @@ pub use profile::{
     Skipped, Subject,
 };
 pub use report::UnknownWay;
-pub use simulate::{Doing, Span};
+pub use simulate::{Doing, Lapse};
 pub use stale::Stale;
 pub use unmeasured::Unmeasured;
 pub use wish::{Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish};
@@ -50,7 +50,7 @@ pub struct Plan {
     pub threads: usize,
     pub placement: Placement,
     pub grouping: Grouping,
-    pub turns: Turns,
+    pub turns: Dealing,
     pub release: Release,
     /// Most bytes held of units that are not pinned.
     pub window_bytes: u64,

@@ -6,10 +6,10 @@
 //! compared on a rough tape, whose blocks take unevenly long: on an even one, a window of two
 //! blocks would do nearly always.
 
-use super::forecast::{Forecast, ForecastError, Passing, Tape, forecast};
+use super::forecast::{Forecast, ForecastError, Passing, TapeTimes, forecast};
 use super::profile::{Profile, ReadRate};
 use super::wish::{Alternative, Kind, Overrides, PlanError, Planned, Usage, Wish};
-use super::{Grouping, PinPlace, Placement, Plan, Release, Turns, Way};
+use super::{Dealing, Grouping, PinPlace, Placement, Plan, Release, Way};
 
 /// How much slower than the fastest a plan may be that takes less memory.
 const SLACK: f64 = 1.01;
@@ -51,7 +51,7 @@ pub fn plan(profile: &Profile, wish: &Wish, fixed: &Overrides) -> Result<Planned
 }
 
 /// A pass over a rough tape, with what a narrow window costs beside.
-fn rough_pass(tape: &Tape, plan: &Plan) -> Result<Forecast, ForecastError> {
+fn rough_pass(tape: &TapeTimes, plan: &Plan) -> Result<Forecast, ForecastError> {
     let mut forecast = tape.pass(plan, Passing::Later, None)?;
     if forecast.bytes_read > 0 {
         let width = plan.window_bytes.min(WIDE_BYTES) as f64 / WIDE_BYTES as f64;
@@ -139,8 +139,8 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn tape(&self, way: Way, threads: usize) -> Result<Tape<'_>, ForecastError> {
-        Ok(Tape::new(self.profile, way, threads, self.wish.tokens)?.rough())
+    fn tape(&self, way: Way, threads: usize) -> Result<TapeTimes<'_>, ForecastError> {
+        Ok(TapeTimes::new(self.profile, way, threads, self.wish.tokens)?.rough())
     }
 
     fn places(&self) -> Vec<PinPlace> {
@@ -224,7 +224,7 @@ impl Search<'_> {
 
     fn try_windows(
         &self,
-        tape: &Tape,
+        tape: &TapeTimes,
         way: Way,
         crew: CrewPlan,
         pins: PinPlace,
@@ -269,7 +269,7 @@ impl Search<'_> {
 
     fn candidate(
         &self,
-        tape: &Tape,
+        tape: &TapeTimes,
         way: Way,
         crew: CrewPlan,
         pins: PinPlace,
@@ -282,7 +282,7 @@ impl Search<'_> {
             threads: crew.threads,
             placement: crew.placement,
             grouping: self.fixed.grouping.clone().unwrap_or(Grouping::Blocks),
-            turns: self.fixed.turns.unwrap_or(Turns::Next),
+            turns: self.fixed.turns.unwrap_or(Dealing::Next),
             release: self.fixed.release.unwrap_or(Release::AfterUse),
             window_bytes,
             pin_bytes: self.fixed.pin_bytes.unwrap_or(spare),

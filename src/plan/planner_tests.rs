@@ -71,7 +71,7 @@ fn what_is_set_by_hand_stays() {
         threads: Some(1),
         placement: Some(Placement::Shared),
         grouping: Some(Grouping::Layers),
-        turns: Some(Turns::Stride),
+        turns: Some(Dealing::Stride),
         release: Some(Release::AfterUse),
         window_bytes: Some(200 * MIB),
         pin_bytes: Some(10 * MIB),
@@ -84,7 +84,7 @@ fn what_is_set_by_hand_stays() {
         threads: 1,
         placement: Placement::Shared,
         grouping: Grouping::Layers,
-        turns: Turns::Stride,
+        turns: Dealing::Stride,
         release: Release::AfterUse,
         window_bytes: 200 * MIB,
         pin_bytes: 10 * MIB,
@@ -212,7 +212,7 @@ proptest! {
         let found = plan(&profile, &wish, &Overrides::default()).unwrap();
         prop_assert!(found.granted_bytes <= wish.budget_bytes);
         let rough_us = |plan: &Plan| {
-            let tape = Tape::new(&profile, plan.source, plan.threads, tokens).unwrap().rough();
+            let tape = TapeTimes::new(&profile, plan.source, plan.threads, tokens).unwrap().rough();
             rough_pass(&tape, plan).unwrap().latency_us
         };
         let found_us = rough_us(&found.plan);

@@ -2,7 +2,7 @@
 //! change only where one of them begins or ends something.
 
 use super::speeds::{Speed, Speeds};
-use super::{Plan, Turns};
+use super::{Dealing, Plan};
 use crate::stream::{Rules, Spot, Traversal, Work};
 
 /// Work left that counts as none: a billionth of a second, and less than a byte.
@@ -42,7 +42,7 @@ pub struct Played {
 
 /// Something that took time.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Span {
+pub struct Lapse {
     pub what: Doing,
     pub start_us: f64,
     pub end_us: f64,
@@ -69,7 +69,7 @@ pub fn play(
     tail_us: f64,
     plan: &Plan,
     speeds: &Speeds,
-    spans: Option<&mut Vec<Span>>,
+    spans: Option<&mut Vec<Lapse>>,
 ) -> Played {
     let &Plan { window_bytes, turns, release, .. } = plan;
     let rules = Rules { window_bytes, turns, release, ..Rules::default() };
@@ -107,7 +107,7 @@ struct Pass<'a> {
     units: &'a [Unit],
     plan: &'a Plan,
     speeds: &'a Speeds,
-    spans: Option<&'a mut Vec<Span>>,
+    spans: Option<&'a mut Vec<Lapse>>,
     /// Each unit is a block of it.
     traversal: Traversal<()>,
     loaders: Vec<Option<Load>>,
@@ -149,7 +149,7 @@ impl Pass<'_> {
                     // It takes no time that counts.
                     Work::Release(unit, ()) => _ = self.traversal.left(unit),
                     // What is next for one is next for all.
-                    Work::Wait | Work::Done if self.plan.turns == Turns::Next => return,
+                    Work::Wait | Work::Done if self.plan.turns == Dealing::Next => return,
                     Work::Wait | Work::Done => break,
                 }
             }
@@ -257,7 +257,7 @@ impl Pass<'_> {
     fn note(&mut self, what: Doing, start_us: f64) {
         let end_us = self.now_us;
         if let Some(spans) = &mut self.spans {
-            spans.push(Span { what, start_us, end_us });
+            spans.push(Lapse { what, start_us, end_us });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! How fast loaders and compute are while so many of them are at work at once.
 
-use super::disk::Disk;
+use super::disk::DiskCurve;
 use super::profile::Profile;
 use super::{Plan, Way};
 
@@ -43,7 +43,7 @@ struct Kind {
 
 impl Speeds {
     /// The speeds of a plan's crew on the profile's cores.
-    pub fn new(profile: &Profile, plan: &Plan, disk: &Disk) -> Speeds {
+    pub fn new(profile: &Profile, plan: &Plan, disk: &DiskCurve) -> Speeds {
         let cores = profile.board.cores.len();
         let (compute_cores, loader_cores) = plan.placement.crew_cores(cores, plan.loaders);
         let compute_cores = plan.threads.min(compute_cores);
@@ -101,7 +101,7 @@ impl Speeds {
 struct CrewSpeed<'a> {
     profile: &'a Profile,
     way: Way,
-    disk: &'a Disk,
+    disk: &'a DiskCurve,
     shared_speed: f64,
     alone_speed: f64,
     shared_cores: f64,
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     fn speeds(profile: &Profile, plan: &Plan) -> Speeds {
-        Speeds::new(profile, plan, &Disk::new(profile, plan.source, MIB, 0.0).unwrap())
+        Speeds::new(profile, plan, &DiskCurve::new(profile, plan.source, MIB, 0.0).unwrap())
     }
 
     fn close(found: f64, expected: f64) {

@@ -1,7 +1,7 @@
 //! What is wished of a plan, and what the planner answers.
 
 use super::forecast::{Forecast, ForecastError};
-use super::{Grouping, PinPlace, Placement, Plan, Release, Turns, Way};
+use super::{Dealing, Grouping, PinPlace, Placement, Plan, Release, Way};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -39,7 +39,7 @@ pub struct Overrides {
     pub threads: Option<usize>,
     pub placement: Option<Placement>,
     pub grouping: Option<Grouping>,
-    pub turns: Option<Turns>,
+    pub turns: Option<Dealing>,
     pub release: Option<Release>,
     pub window_bytes: Option<u64>,
     pub pin_bytes: Option<u64>,

@@ -4,7 +4,7 @@
 use super::error::{ShardError, ensure, unfit};
 use super::order::Order;
 use super::trial::{Lengths, ROWS, Trials};
-use crate::graph::dims::{self, OpenShape, Size};
+use crate::graph::dims::{self, DimSize, OpenShape};
 use crate::graph::skim::Skim;
 use crate::graph::{self, GraphError, Imported};
 use crate::store::manifest::{Batch, Dim, MAX_ROWS, Port, Weight};
@@ -27,7 +27,7 @@ pub struct Settled {
 }
 
 /// Sizes by dimension.
-pub type Sizes = BTreeMap<String, Size>;
+pub type Sizes = BTreeMap<String, DimSize>;
 
 /// More open dimensions than any model has.
 const ROUNDS: usize = 64;
@@ -40,7 +40,10 @@ pub fn settle(skim: &Skim, weights: &[Weight], order: &Order) -> Result<Settled,
     let mut sizes = Sizes::new();
     for (given, size) in &order.dims {
         let name = known(given, &names)?;
-        ensure!(sizes.insert(name, Size::Is(*size)).is_none(), "dimension {given} is given twice");
+        ensure!(
+            sizes.insert(name, DimSize::Is(*size)).is_none(),
+            "dimension {given} is given twice"
+        );
     }
     let trials = Trials::new(skim, order.trial);
     let settling = Settling { skim, weights, open, names, trials };
@@ -82,7 +85,7 @@ impl Settling<'_> {
         let mut refused = None;
         for batch in self.choices(given, batch_axis)? {
             let mut sizes = given.clone();
-            sizes.extend(batch.iter().map(|name| (name.clone(), Size::Is(1))));
+            sizes.extend(batch.iter().map(|name| (name.clone(), DimSize::Is(1))));
             let mut attempt = match self.attempt(sizes) {
                 Ok(attempt) => attempt,
                 Err(error) => {
@@ -201,13 +204,13 @@ impl Settling<'_> {
             |name: &String, sizes: &Sizes| self.names.contains(name) && !sizes.contains_key(name);
         match &error {
             GraphError::Pinned { symbol, size } if is_free(symbol, sizes) => {
-                sizes.insert(symbol.clone(), Size::Is(*size));
+                sizes.insert(symbol.clone(), DimSize::Is(*size));
                 Ok(format!("dimension {symbol} can only be {size}: it is fixed"))
             }
             GraphError::Same { symbol, other }
                 if is_free(symbol, sizes) && is_free(other, sizes) =>
             {
-                sizes.insert(other.clone(), Size::As(symbol.clone()));
+                sizes.insert(other.clone(), DimSize::As(symbol.clone()));
                 Ok(format!("dimension {other} can only be the same as {symbol}"))
             }
             _ => Err(error.into()),
@@ -219,7 +222,7 @@ impl Settling<'_> {
     fn batch_of(&self, attempt: &Attempt, names: &BTreeSet<String>) -> Result<Batch, String> {
         let Attempt { settled: Settled { imported, sizes, .. }, lengths } = attempt;
         let mut doubled = sizes.clone();
-        doubled.extend(names.iter().map(|name| (name.clone(), Size::Is(ROWS))));
+        doubled.extend(names.iter().map(|name| (name.clone(), DimSize::Is(ROWS))));
         let skeleton = dims::settle(&self.skim.skeleton, &doubled)?;
         child::begin_step();
         let first_line =

@@ -1,7 +1,7 @@
 //! A tape that loaders and compute play together: threads, memory and time round a traversal.
 
 use super::traversal::{Rules, Spot, Traversal, Wake, Work};
-use super::{Block, Loaded, Release, StreamError, Trace, Turns, WeightSource, What};
+use super::{Block, BlockMemory, Dealing, Release, StreamError, Trace, WeightSource, What};
 use crate::sys::affinity;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,7 @@ pub struct Flow {
 }
 
 struct State {
-    traversal: Traversal<Arc<Loaded>>,
+    traversal: Traversal<Arc<BlockMemory>>,
     failure: Option<StreamError>,
 }
 
@@ -40,12 +40,12 @@ pub struct Course<'a> {
     /// What is loaded, waited for and released as one: how many blocks each unit has, their sum
     /// being all of the tape's. Each block is a unit where nothing is said.
     pub units: &'a [usize],
-    pub turns: Turns,
+    pub turns: Dealing,
     pub release: Release,
     /// How often the tape is played again after the first time; `u64::MAX` until the end.
     pub repeats: u64,
     /// Blocks that are in memory already, by index.
-    pub pins: &'a [Option<Arc<Loaded>>],
+    pub pins: &'a [Option<Arc<BlockMemory>>],
     /// Which blocks stay when they have passed. [`Flow::end`] hands them over.
     pub keep: Keep,
     /// Where to note what happens.
@@ -177,7 +177,7 @@ impl Flow {
 
     /// Ends the traversal: waits for loads under way, gives the memory of every block back, and
     /// hands over those that were to be kept.
-    pub fn end(&self) -> Vec<(usize, Arc<Loaded>)> {
+    pub fn end(&self) -> Vec<(usize, Arc<BlockMemory>)> {
         self.ended.store(true, Ordering::Release);
         let mut state = self.lock();
         state.failure.get_or_insert(StreamError::Cancelled);
@@ -266,7 +266,7 @@ impl Flow {
         agent: usize,
         agents: usize,
         missing: &mut Vec<usize>,
-    ) -> Work<Arc<Loaded>> {
+    ) -> Work<Arc<BlockMemory>> {
         let mut state = self.lock();
         loop {
             match state.traversal.next_work(agent, agents) {
@@ -283,7 +283,7 @@ impl Flow {
         }
     }
 
-    fn load(&self, missing: &[usize]) -> Result<Vec<(usize, Arc<Loaded>)>, StreamError> {
+    fn load(&self, missing: &[usize]) -> Result<Vec<(usize, Arc<BlockMemory>)>, StreamError> {
         let mut blocks = Vec::with_capacity(missing.len());
         for &index in missing {
             if self.ended.load(Ordering::Acquire) {
@@ -303,7 +303,7 @@ impl Flow {
         Ok(blocks)
     }
 
-    fn arrive(&self, unit: usize, loaded: Result<Vec<(usize, Arc<Loaded>)>, StreamError>) {
+    fn arrive(&self, unit: usize, loaded: Result<Vec<(usize, Arc<BlockMemory>)>, StreamError>) {
         self.beats.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock();
         let wake = match loaded {
@@ -318,7 +318,7 @@ impl Flow {
     }
 
     /// Compute has used a block.
-    fn give_back(&self, index: usize, loaded: Arc<Loaded>) {
+    fn give_back(&self, index: usize, loaded: Arc<BlockMemory>) {
         let mut state = self.lock();
         self.heed_revocation(&mut state);
         let (wake, last) = state.traversal.give_back(index, loaded);
@@ -371,7 +371,7 @@ impl Drop for AtWork<'_> {
 }
 
 /// Loads one block and checks its bytes against its checksum.
-pub fn load_verified(source: &dyn WeightSource, block: &Block) -> Result<Loaded, StreamError> {
+pub fn load_verified(source: &dyn WeightSource, block: &Block) -> Result<BlockMemory, StreamError> {
     verified(source, block, source.load(block)?)
 }
 
@@ -379,15 +379,15 @@ pub fn load_verified(source: &dyn WeightSource, block: &Block) -> Result<Loaded,
 pub fn load_to_stay_verified(
     source: &dyn WeightSource,
     block: &Block,
-) -> Result<Loaded, StreamError> {
+) -> Result<BlockMemory, StreamError> {
     verified(source, block, source.load_to_stay(block)?)
 }
 
 fn verified(
     source: &dyn WeightSource,
     block: &Block,
-    loaded: Loaded,
-) -> Result<Loaded, StreamError> {
+    loaded: BlockMemory,
+) -> Result<BlockMemory, StreamError> {
     let found = xxh3_64(loaded.as_ref());
     if found == block.checksum {
         return Ok(loaded);
@@ -401,7 +401,7 @@ pub struct BlockLease {
     flow: Arc<Flow>,
     index: usize,
     since: Instant,
-    pub(super) loaded: Option<Arc<Loaded>>,
+    pub(super) loaded: Option<Arc<BlockMemory>>,
 }
 
 impl AsRef<[u8]> for BlockLease {

@@ -9,7 +9,7 @@ use thiserror::Error;
 pub enum Category {
     /// Code, stacks, the allocator's own, everything there before a model is loaded.
     Process,
-    /// Loaded graphs.
+    /// BlockMemory graphs.
     Graph,
     /// Tokenizers.
     Tokenizer,

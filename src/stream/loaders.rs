@@ -70,8 +70,8 @@ impl Drop for Loaders {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Block, Category, Course, DirectSource, Faults, FaultySource, Keep, Ledger, Loaded,
-        MappedSource, ReadSource, Release, Slots, StreamError, ThrottledSource, Turns,
+        Block, BlockMemory, Category, Course, Dealing, DirectSource, Faults, FaultySource, Keep,
+        Ledger, MappedSource, ReadSource, Release, Slots, StreamError, ThrottledSource,
         WeightSource,
     };
     use super::*;
@@ -138,7 +138,7 @@ mod tests {
         fn play(
             &self,
             source: Arc<dyn WeightSource>,
-            pins: &[Option<Arc<Loaded>>],
+            pins: &[Option<Arc<BlockMemory>>],
         ) -> Result<Vec<u8>, StreamError> {
             let loaders = Loaders::start(&[0, 0]).unwrap();
             let window_bytes = 3 * source.held_bytes(&self.tape[0]);
@@ -184,7 +184,7 @@ mod tests {
             for (index, pin) in pins.iter_mut().enumerate().take(pinned) {
                 let grant = Ledger::new(0).try_grant(Category::Pins, 0).unwrap();
                 let loaded = Arc::new(source.load(&fixture.tape[index]).unwrap());
-                *pin = Some(Arc::new(Loaded::granted(loaded, grant)));
+                *pin = Some(Arc::new(BlockMemory::granted(loaded, grant)));
             }
             assert!(fixture.play(Arc::clone(&source), &pins).unwrap() == fixture.content);
             let bytes = slots.bytes() - pinned as u64 * held_bytes;
@@ -354,13 +354,13 @@ mod tests {
             counted.window_peak_bytes / held_bytes
         };
         let layers = [3, 1, 4, 4];
-        assert_eq!(check(&layers, 12, Turns::Next, Release::AtEnd, 1), 12, "PipeSwitch");
-        assert_eq!(check(&[12], 12, Turns::Next, Release::AtEnd, 1), 12, "load-all");
+        assert_eq!(check(&layers, 12, Dealing::Next, Release::AtEnd, 1), 12, "PipeSwitch");
+        assert_eq!(check(&[12], 12, Dealing::Next, Release::AtEnd, 1), 12, "load-all");
         for agents in 1..4 {
             let window = 4 * (agents as u64 + 1);
-            assert!(check(&layers, window, Turns::Stride, Release::AfterUse, agents) >= 4);
+            assert!(check(&layers, window, Dealing::Stride, Release::AfterUse, agents) >= 4);
         }
-        assert_eq!(check(&layers, 4, Turns::Next, Release::AfterUse, 2), 4);
+        assert_eq!(check(&layers, 4, Dealing::Next, Release::AfterUse, 2), 4);
     }
 
     #[test]
@@ -415,7 +415,7 @@ mod tests {
         let loaders = Loaders::start(&[0]).unwrap();
         let keep = Keep::new([true, true, false, false, false, false]);
         let window_bytes = 6 * source.held_bytes(&fixture.tape[0]);
-        let begin = |pins: &[Option<Arc<Loaded>>]| {
+        let begin = |pins: &[Option<Arc<BlockMemory>>]| {
             let course = Course { window_bytes, keep: keep.clone(), pins, ..Course::default() };
             let flow = Flow::new(Arc::clone(&source), Arc::clone(&fixture.tape), course);
             loaders.serve(&flow);
@@ -431,7 +431,8 @@ mod tests {
         let mut pins = vec![None; 6];
         flow.end().into_iter().for_each(|(index, block)| pins[index] = Some(block));
         write(0, !fixture.content[0]).unwrap();
-        let bytes = |block: &Option<Arc<Loaded>>| (**block.as_ref().unwrap()).as_ref().to_vec();
+        let bytes =
+            |block: &Option<Arc<BlockMemory>>| (**block.as_ref().unwrap()).as_ref().to_vec();
         assert!(bytes(&pins[0]) == fixture.content[..BLOCK_BYTES], "it is what was verified");
         // A change of what is pinned is none of this pass's blocks.
         let flow = begin(&pins);

@@ -21,7 +21,7 @@ pub use loaders::Loaders;
 pub use owned::OwnedFlow;
 pub use slots::Slots;
 pub use source::{
-    DirectSource, Faults, FaultySource, Loaded, MappedSource, ReadSource, ThrottledSource,
+    BlockMemory, DirectSource, Faults, FaultySource, MappedSource, ReadSource, ThrottledSource,
     WeightSource,
 };
 pub use trace::{Event, Span, Trace, What};
@@ -35,7 +35,7 @@ use thiserror::Error;
 /// Which unit a loader takes next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Turns {
+pub enum Dealing {
     /// The next that nobody has taken.
     #[default]
     Next,

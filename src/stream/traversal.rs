@@ -6,7 +6,7 @@
 //! the seam between two laps, and what is pinned stays from lap to lap.
 
 use super::window::Window;
-use super::{Release, Turns};
+use super::{Dealing, Release};
 use std::ops::Range;
 
 /// How a tape is to be played.
@@ -17,7 +17,7 @@ pub struct Rules<'a> {
     /// What is loaded, waited for and released as one: how many blocks each unit has, their sum
     /// being all of the tape's. Each block is a unit where nothing is said.
     pub units: &'a [usize],
-    pub turns: Turns,
+    pub turns: Dealing,
     pub release: Release,
     /// How often the tape is played again after the first time; `u64::MAX` until the end.
     pub repeats: u64,
@@ -67,7 +67,7 @@ pub enum Wake {
 /// and gives each back, those of a unit in any order. Anybody may end it all.
 pub struct Traversal<M> {
     window: Window,
-    turns: Turns,
+    turns: Dealing,
     release: Release,
     units: Vec<Unit>,
     blocks: Vec<BlockState<M>>,
@@ -184,8 +184,8 @@ impl<M> Traversal<M> {
             return Work::Release(block, memory);
         }
         let claim = match self.turns {
-            Turns::Next => self.window.claim(0, 1),
-            Turns::Stride => self.window.claim(agent, agents),
+            Dealing::Next => self.window.claim(0, 1),
+            Dealing::Stride => self.window.claim(agent, agents),
         };
         match claim {
             Some(unit) => {

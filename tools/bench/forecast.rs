@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use hermes::engine::{Config, DiskKind, Engine, Policy};
 use hermes::plan::{
-    Grouping, Overrides, Passing, PinPlace, Placement, Plan, Profile, Release, Turns, Usage, Way,
+    Dealing, Grouping, Overrides, Passing, PinPlace, Placement, Plan, Profile, Release, Usage, Way,
     Wish, forecast, plan,
 };
 use hermes::values::size;
@@ -160,7 +160,7 @@ fn grid(profile: &Profile) -> Vec<Plan> {
                     threads: if *placement == Placement::Apart { cores - 1 } else { cores },
                     placement: *placement,
                     grouping: Grouping::Blocks,
-                    turns: Turns::Next,
+                    turns: Dealing::Next,
                     release: Release::AfterUse,
                     window_bytes,
                     pin_bytes: tape.checked_div(pinned).unwrap_or(0),

@@ -43,7 +43,7 @@ impl fmt::Debug for Lockstep {
 }
 
 /// One request on its way through the plan.
-struct Seat {
+struct Passage {
     state: TypedSimpleState,
     /// What ended it early.
     ended: Option<TractError>,
@@ -57,7 +57,7 @@ struct Seat {
 pub type Outcomes = Vec<TractResult<TVec<TValue>>>;
 
 /// Asked before each node for each request; an error ends that request alone.
-pub type Watch<'a> = &'a (dyn Fn(usize) -> TractResult<()> + Sync);
+pub type Guard<'a> = &'a (dyn Fn(usize) -> TractResult<()> + Sync);
 
 impl Lockstep {
     /// Prepares `plan`.
@@ -105,25 +105,25 @@ impl Lockstep {
         &self,
         feed: &TapeFeed,
         requests: Vec<TVec<TValue>>,
-        watch: Watch,
+        watch: Guard,
         enter: &dyn Fn(&str) -> T,
     ) -> TractResult<Outcomes> {
         let is_alone = requests.len() == 1;
-        let seat = |inputs| Seat { is_alone, ..self.seat(feed, inputs) };
-        let mut seats: Vec<Seat> = requests.into_iter().map(seat).collect();
+        let seat = |inputs| Passage { is_alone, ..self.seat(feed, inputs) };
+        let mut seats: Vec<Passage> = requests.into_iter().map(seat).collect();
         let walked = self.walk(feed, &mut seats, watch, enter);
         if seats.len() > 1 {
             rayon::broadcast(|_| self.forget());
         }
         walked?;
-        Ok(seats.into_iter().map(Seat::finish).collect())
+        Ok(seats.into_iter().map(Passage::finish).collect())
     }
 
     fn walk<T>(
         &self,
         feed: &TapeFeed,
-        seats: &mut [Seat],
-        watch: Watch,
+        seats: &mut [Passage],
+        watch: Guard,
         enter: &dyn Fn(&str) -> T,
     ) -> TractResult<()> {
         for (step, node) in self.plan.order_without_consts().iter().enumerate() {
@@ -134,7 +134,7 @@ impl Lockstep {
                     seat.end(error);
                 }
             }
-            let mut live: Vec<&mut Seat> =
+            let mut live: Vec<&mut Passage> =
                 seats.iter_mut().filter(|seat| seat.ended.is_none()).collect();
             if live.is_empty() {
                 break;
@@ -144,7 +144,7 @@ impl Lockstep {
         Ok(())
     }
 
-    /// Lets go of what tract keeps in this thread for [`Seat::compute_beside`].
+    /// Lets go of what tract keeps in this thread for [`Passage::compute_beside`].
     fn forget(&self) {
         let mut products = self.plan.model().nodes.iter().filter(|n| n.op_is::<OptMatMul>());
         if let Some(node) = products.next() {
@@ -152,19 +152,19 @@ impl Lockstep {
         }
     }
 
-    fn seat(&self, feed: &TapeFeed, inputs: TVec<TValue>) -> Seat {
+    fn seat(&self, feed: &TapeFeed, inputs: TVec<TValue>) -> Passage {
         let set = panics::caught(|| SimpleState::new_from_inputs(&self.plan, inputs))
             .unwrap_or_else(|panic| Err(format_err!(panic)));
         match set {
             Ok(mut state) => {
                 state.turn_state.shared.insert(feed.clone());
                 self.furnish(&mut state.turn_state);
-                Seat { state, ended: None, is_alone: true, granted_bytes: None }
+                Passage { state, ended: None, is_alone: true, granted_bytes: None }
             }
             Err(error) => {
                 // The state of no inputs: it is never evaluated.
                 let state = self.plan.spawn().expect("a plan that was loaded can be spawned");
-                Seat { state, ended: Some(error), is_alone: true, granted_bytes: None }
+                Passage { state, ended: Some(error), is_alone: true, granted_bytes: None }
             }
         }
     }
@@ -186,7 +186,7 @@ impl Lockstep {
         feed: &TapeFeed,
         step: usize,
         node: &TypedNode,
-        live: &mut Vec<&mut Seat>,
+        live: &mut Vec<&mut Passage>,
     ) -> TractResult<()> {
         let flush = &self.flush[step];
         if let Some(linear) = node.op_as::<Linear>() {
@@ -271,7 +271,7 @@ impl fmt::Display for AtNode {
     }
 }
 
-impl Seat {
+impl Passage {
     fn compute(&mut self, plan: &Lockstep, node: &TypedNode, flush: &[usize]) {
         let computed = self.attempt(node, |seat| {
             let inputs = seat.take_inputs(plan, node, flush)?;
@@ -307,7 +307,7 @@ impl Seat {
     fn attempt<T>(
         &mut self,
         node: &TypedNode,
-        work: impl FnOnce(&mut Seat) -> TractResult<T>,
+        work: impl FnOnce(&mut Passage) -> TractResult<T>,
     ) -> Option<T> {
         let done = panics::caught(|| work(self)).unwrap_or_else(|panic| Err(format_err!(panic)));
         done.map_err(|error| self.end(error.context(AtNode::of(node)))).ok()

@@ -4,7 +4,7 @@
 //! past, knows no windows, caps or cache of given lengths, and answers NaN for rows of which every
 //! key is masked. Plain attention is left to it: it never holds all of the scores.
 
-use super::draft::{self, Draft};
+use super::draft::{self, Replacement};
 use super::kinds::Kinds;
 use super::{attribute, float, input, int, output};
 use tract_onnx::pb::NodeProto;
@@ -21,7 +21,7 @@ mod shown {
 pub fn attention(
     node: &NodeProto,
     kinds: &Kinds,
-    draft: Draft,
+    draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let lengths = input(node, 6);
     let window = ["left_window_size", "right_window_size"]
@@ -52,7 +52,7 @@ pub fn attention(
 pub fn multi_head(
     node: &NodeProto,
     kinds: &Kinds,
-    draft: Draft,
+    draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     if int(node, "unidirectional", 0) == 0 {
         return Ok(None);
@@ -79,7 +79,7 @@ struct Spelled<'a> {
     /// Heads of queries and of keys, where the inputs have three axes.
     heads: Option<(i64, i64)>,
     softcap: f32,
-    draft: Draft,
+    draft: Replacement,
 }
 
 impl Spelled<'_> {

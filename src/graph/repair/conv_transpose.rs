@@ -1,6 +1,6 @@
 //! ConvTranspose to a given size, of which tract takes the wrong end where it cannot be centred.
 
-use super::draft::Draft;
+use super::draft::Replacement;
 use super::kinds::Kinds;
 use super::{attribute, input, text};
 use tract_onnx::pb::NodeProto;
@@ -11,7 +11,7 @@ use tract_onnx::pb::NodeProto;
 pub fn conv_transpose(
     node: &NodeProto,
     _: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let Some(wanted) = attribute(node, "output_shape") else { return Ok(None) };
     let spatial = wanted.ints.len();

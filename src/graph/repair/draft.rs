@@ -5,18 +5,18 @@ use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, NodeProto, TensorProto};
 
 /// Gathers nodes whose names begin with that of the node they replace.
-pub struct Draft {
+pub struct Replacement {
     opset: i64,
     base: String,
     nodes: Vec<NodeProto>,
 }
 
-impl Draft {
-    pub fn of(node: &NodeProto, opset: i64) -> Draft {
+impl Replacement {
+    pub fn of(node: &NodeProto, opset: i64) -> Replacement {
         // Outputs are unique in a graph, names of nodes need not be there.
         let output = node.output.iter().find(|name| !name.is_empty());
         let base = if node.name.is_empty() { output } else { Some(&node.name) };
-        Draft { opset, base: base.cloned().unwrap_or_default(), nodes: vec![] }
+        Replacement { opset, base: base.cloned().unwrap_or_default(), nodes: vec![] }
     }
 
     /// Adds a node; the name of its output.

@@ -1,6 +1,6 @@
 //! Activations of which tract forgets the alpha.
 
-use super::draft::Draft;
+use super::draft::Replacement;
 use super::float;
 use super::kinds::Kinds;
 use tract_onnx::pb::NodeProto;
@@ -9,7 +9,7 @@ use tract_onnx::pb::NodeProto;
 pub fn swish(
     node: &NodeProto,
     _: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let alpha = float(node, "alpha", 1.0);
     if alpha == 1.0 {
@@ -27,7 +27,7 @@ pub fn swish(
 pub fn celu(
     node: &NodeProto,
     _: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let alpha = float(node, "alpha", 1.0);
     let x = &node.input[0];

@@ -1,6 +1,6 @@
 //! Gemm's factors and its addend, which tract multiplies in f32 whatever the type.
 
-use super::draft::{self, Draft};
+use super::draft::{self, Replacement};
 use super::kinds::Kinds;
 use super::{float, input, int};
 use tract_onnx::pb::NodeProto;
@@ -9,7 +9,7 @@ use tract_onnx::pb::NodeProto;
 pub fn gemm(
     node: &NodeProto,
     _: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let (alpha, beta) = (float(node, "alpha", 1.0), float(node, "beta", 1.0));
     let addend = input(node, 2).filter(|_| beta != 0.0);

@@ -1,6 +1,6 @@
 //! ReduceLogSumExp, which tract takes literally: exp overflows from 88 on.
 
-use super::draft::Draft;
+use super::draft::Replacement;
 use super::input;
 use super::kinds::Kinds;
 use tract_onnx::pb::NodeProto;
@@ -9,7 +9,7 @@ use tract_onnx::pb::NodeProto;
 pub fn log_sum_exp(
     node: &NodeProto,
     _: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let x = &node.input[0];
     let mut inputs = vec![x.as_str()];

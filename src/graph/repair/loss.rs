@@ -1,6 +1,6 @@
 //! The losses of training, which evaluations of a model keep as outputs.
 
-use super::draft::{self, Draft};
+use super::draft::{self, Replacement};
 use super::kinds::Kinds;
 use super::{attribute, input, output, text};
 use tract_onnx::pb::NodeProto;
@@ -9,7 +9,7 @@ use tract_onnx::pb::tensor_proto::DataType;
 pub fn negative_log_likelihood(
     node: &NodeProto,
     kinds: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let loss = loss(node, &node.input[0], kinds, &mut draft)?;
     Ok(Some(draft.finish_as(&loss, node)))
@@ -18,7 +18,7 @@ pub fn negative_log_likelihood(
 pub fn softmax_cross_entropy(
     node: &NodeProto,
     kinds: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let axis = draft::int("axis", 1);
     let logs = draft.node_with("LogSoftmax", &[&node.input[0]], vec![axis]);
@@ -30,7 +30,12 @@ pub fn softmax_cross_entropy(
 }
 
 /// Minus the log probability of each label, weighted by its class.
-fn loss(node: &NodeProto, logs: &str, kinds: &Kinds, draft: &mut Draft) -> Result<String, String> {
+fn loss(
+    node: &NodeProto,
+    logs: &str,
+    kinds: &Kinds,
+    draft: &mut Replacement,
+) -> Result<String, String> {
     let mut labels = node.input[1].clone();
     if kinds.kind(&labels) != Some(DataType::Int64) {
         labels = draft.cast(&labels, DataType::Int64);
@@ -59,7 +64,7 @@ fn loss(node: &NodeProto, logs: &str, kinds: &Kinds, draft: &mut Draft) -> Resul
     if let Some(weights) = &weights {
         loss = draft.node("Mul", &[&loss, weights]);
     }
-    let total = |draft: &mut Draft, op: &str, x: &str| {
+    let total = |draft: &mut Replacement, op: &str, x: &str| {
         draft.node_with(op, &[x], vec![draft::int("keepdims", 0)])
     };
     match (text(node, "reduction", "mean"), weights) {

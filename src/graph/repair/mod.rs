@@ -28,12 +28,12 @@ pub mod typed;
 
 use super::check::unsupported;
 use super::error::GraphError;
-use draft::Draft;
+use draft::Replacement;
 use kinds::Kinds;
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto};
 
 /// Rewrites one node: `None` leaves it as it is, an error says why it cannot be run.
-type Rewrite = fn(&NodeProto, &Kinds, Draft) -> Result<Option<Vec<NodeProto>>, String>;
+type Rewrite = fn(&NodeProto, &Kinds, Replacement) -> Result<Option<Vec<NodeProto>>, String>;
 
 const REWRITES: &[(&str, Rewrite)] = &[
     ("Attention", attention::attention),
@@ -87,7 +87,7 @@ fn repair_graph(graph: &mut GraphProto, opset: i64) -> Result<(), GraphError> {
         let Some((_, rewrite)) = REWRITES.iter().find(|(op, _)| *op == node.op_type) else {
             continue;
         };
-        let nodes = rewrite(node, &kinds, Draft::of(node, opset));
+        let nodes = rewrite(node, &kinds, Replacement::of(node, opset));
         rewritten.extend(nodes.map_err(|why| unsupported(node, why))?.map(|nodes| (index, nodes)));
     }
     for (index, nodes) in rewritten.into_iter().rev() {

@@ -1,6 +1,6 @@
 //! Pad with its constant in a list of one, which tract wants as a scalar.
 
-use super::draft::Draft;
+use super::draft::Replacement;
 use super::input;
 use super::kinds::Kinds;
 use tract_onnx::pb::NodeProto;
@@ -8,7 +8,7 @@ use tract_onnx::pb::NodeProto;
 pub fn pad(
     node: &NodeProto,
     kinds: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let Some(constant) = input(node, 2) else { return Ok(None) };
     if kinds.rank(constant) == Some(0) {

@@ -4,7 +4,7 @@
 //! one of `reverse` for the forward one. As the second of two directions it goes backwards. With
 //! `layout` it joins directions along the wrong axis.
 
-use super::draft::Draft;
+use super::draft::Replacement;
 use super::kinds::Kinds;
 use super::{input, int, output, text};
 use tract_onnx::pb::NodeProto;
@@ -17,7 +17,7 @@ const STATES: [usize; 2] = [5, 6];
 pub fn recurrent(
     node: &NodeProto,
     _: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let reverse = text(node, "direction", "forward") == "reverse";
     let batch_first = int(node, "layout", 0) == 1;

@@ -1,6 +1,6 @@
 //! Positions of com.microsoft's RotaryEmbedding.
 
-use super::draft::Draft;
+use super::draft::Replacement;
 use super::kinds::Kinds;
 use tract_onnx::pb::NodeProto;
 
@@ -10,7 +10,7 @@ use tract_onnx::pb::NodeProto;
 pub fn rotary(
     node: &NodeProto,
     kinds: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     if node.domain != "com.microsoft" {
         return Ok(None);

@@ -1,6 +1,6 @@
 //! SpaceToDepth with the channel first, which tract takes for the block first.
 
-use super::draft::{self, Draft};
+use super::draft::{self, Replacement};
 use super::kinds::Kinds;
 use super::{int, text};
 use tract_onnx::pb::NodeProto;
@@ -9,7 +9,7 @@ use tract_onnx::pb::NodeProto;
 pub fn space_to_depth(
     node: &NodeProto,
     _: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     if text(node, "mode", "DCR") != "CRD" {
         return Ok(None);

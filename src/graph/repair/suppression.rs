@@ -1,6 +1,6 @@
 //! How many boxes of a class NonMaxSuppression selects at most.
 
-use super::draft::Draft;
+use super::draft::Replacement;
 use super::input;
 use super::kinds::Kinds;
 use tract_onnx::pb::NodeProto;
@@ -13,7 +13,7 @@ const MOST: usize = 2;
 pub fn non_max_suppression(
     node: &NodeProto,
     _: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let most = match input(node, MOST) {
         Some(most) => {

@@ -1,7 +1,7 @@
 //! Classifiers of two classes that score one of them, as scikit-learn and XGBoost export them: tract
 //! compares the score with a nothing, and answers the other class.
 
-use super::draft::{self, Draft};
+use super::draft::{self, Replacement};
 use super::kinds::Kinds;
 use super::{attribute, int, output, text};
 use tract_onnx::pb::NodeProto;
@@ -9,7 +9,7 @@ use tract_onnx::pb::NodeProto;
 pub fn classifier(
     node: &NodeProto,
     _: &Kinds,
-    mut draft: Draft,
+    mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
     let Some(labels) = attribute(node, "classlabels_int64s").filter(|l| l.ints.len() == 2) else {
         return Ok(None);
@@ -40,7 +40,11 @@ pub fn classifier(
 }
 
 /// One linear score for two classes stands for its complement too, where tract gives its opposite.
-pub fn linear(node: &NodeProto, _: &Kinds, _: Draft) -> Result<Option<Vec<NodeProto>>, String> {
+pub fn linear(
+    node: &NodeProto,
+    _: &Kinds,
+    _: Replacement,
+) -> Result<Option<Vec<NodeProto>>, String> {
     let count = |name: &str| attribute(node, name).map(|list| list.ints.len() + list.floats.len());
     let is_one = count("intercepts").unwrap_or(1) == 1 && int(node, "multi_class", 0) == 0;
     let is_probability = text(node, "post_transform", "NONE") == "LOGISTIC";

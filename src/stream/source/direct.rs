@@ -1,6 +1,6 @@
 //! Blocks read past the page cache.
 
-use super::{Loaded, SlotBlock, WeightSource, cut_short, io_error};
+use super::{BlockMemory, SlotBlock, WeightSource, cut_short, io_error};
 use crate::stream::{Block, Slots, StreamError};
 use crate::sys::direct::DirectFile;
 use std::ops::Range;
@@ -30,7 +30,7 @@ impl DirectSource {
 }
 
 impl WeightSource for DirectSource {
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
+    fn load(&self, block: &Block) -> Result<BlockMemory, StreamError> {
         let bytes = block.bytes as usize;
         let failed = |error| {
             io_error(self.path(block.file), block.offset..block.offset + block.bytes, error)
@@ -40,7 +40,7 @@ impl WeightSource for DirectSource {
         if read.map_err(failed)? < bytes {
             return Err(failed(cut_short()));
         }
-        Ok(Loaded(Box::new(SlotBlock { slot, bytes })))
+        Ok(BlockMemory(Box::new(SlotBlock { slot, bytes })))
     }
 
     fn read(

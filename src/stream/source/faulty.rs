@@ -1,6 +1,6 @@
 //! A source that fails on purpose.
 
-use super::{AlignedBuffer, Loaded, WeightSource, cut_short, io_error};
+use super::{AlignedBuffer, BlockMemory, WeightSource, cut_short, io_error};
 use crate::stream::{Block, StreamError};
 use std::collections::HashMap;
 use std::io;
@@ -89,14 +89,14 @@ impl FaultySource {
     fn strike(
         &self,
         block: &Block,
-        load: impl FnOnce() -> Result<Loaded, StreamError>,
-    ) -> Result<Loaded, StreamError> {
+        load: impl FnOnce() -> Result<BlockMemory, StreamError>,
+    ) -> Result<BlockMemory, StreamError> {
         let dice = self.roll(block.file, block.offset..block.offset + block.bytes)?;
         let panics = dice.strikes(self.faults.panic_every, 5);
         assert!(!panics, "a loader's panic that was asked for");
         let loaded = load()?;
         match dice.strikes(self.faults.corrupt_every, 4) && block.bytes > 0 {
-            true => Ok(Loaded(Box::new(dice.corrupt(loaded.as_ref())))),
+            true => Ok(BlockMemory(Box::new(dice.corrupt(loaded.as_ref())))),
             false => Ok(loaded),
         }
     }
@@ -111,11 +111,11 @@ fn mix(mut z: u64) -> u64 {
 }
 
 impl WeightSource for FaultySource {
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
+    fn load(&self, block: &Block) -> Result<BlockMemory, StreamError> {
         self.strike(block, || self.inner.load(block))
     }
 
-    fn load_to_stay(&self, block: &Block) -> Result<Loaded, StreamError> {
+    fn load_to_stay(&self, block: &Block) -> Result<BlockMemory, StreamError> {
         self.strike(block, || self.inner.load_to_stay(block))
     }
 

@@ -1,6 +1,6 @@
 //! Blocks of the mapped file.
 
-use super::{AlignedBuffer, Loaded, Memory, SlotBlock, WeightSource, cut_short, io_error};
+use super::{AlignedBuffer, BlockMemory, Memory, SlotBlock, WeightSource, cut_short, io_error};
 use crate::stream::{Block, Slots, StreamError};
 use crate::sys::map::MappedFile;
 use std::fs::File;
@@ -91,7 +91,7 @@ impl Drop for MappedBlock {
 }
 
 impl WeightSource for MappedSource {
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
+    fn load(&self, block: &Block) -> Result<BlockMemory, StreamError> {
         let (path, file) = &self.files[block.file];
         let wanted = block.offset..block.offset + block.bytes;
         let range = usize_range(&wanted, file.len())
@@ -107,11 +107,11 @@ impl WeightSource for MappedSource {
         if is_mapped {
             held.file.populate(readable).map_err(|e| io_error(path.clone(), wanted, e))?;
         }
-        Ok(Loaded(Box::new(held)))
+        Ok(BlockMemory(Box::new(held)))
     }
 
     /// Through the page cache into a slot.
-    fn load_to_stay(&self, block: &Block) -> Result<Loaded, StreamError> {
+    fn load_to_stay(&self, block: &Block) -> Result<BlockMemory, StreamError> {
         let (path, file) = &self.files[block.file];
         let range = block.offset..block.offset + block.bytes;
         let failed = |error| io_error(path.clone(), range.clone(), error);
@@ -119,7 +119,7 @@ impl WeightSource for MappedSource {
         let mut slot = self.slots.lend(bytes + self.read_ahead_bytes).map_err(failed)?;
         file.read_at(&mut slot.buffer_mut().as_mut()[..bytes], block.offset).map_err(failed)?;
         file.drop_consumed(range.end);
-        Ok(Loaded(Box::new(SlotBlock { slot, bytes })))
+        Ok(BlockMemory(Box::new(SlotBlock { slot, bytes })))
     }
 
     fn changed_files(&self) -> Result<Vec<usize>, StreamError> {

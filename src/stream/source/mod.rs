@@ -25,11 +25,11 @@ use std::sync::Arc;
 /// memory back.
 pub trait WeightSource: Send + Sync {
     /// Loads one block, unverified.
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError>;
+    fn load(&self, block: &Block) -> Result<BlockMemory, StreamError>;
 
     /// Loads one block that is to stay when it has passed, unverified: into memory of our own,
     /// which nobody changes once it is verified.
-    fn load_to_stay(&self, block: &Block) -> Result<Loaded, StreamError> {
+    fn load_to_stay(&self, block: &Block) -> Result<BlockMemory, StreamError> {
         self.load(block)
     }
 
@@ -64,7 +64,7 @@ pub trait WeightSource: Send + Sync {
 }
 
 /// A block in memory.
-pub struct Loaded(Box<dyn Memory>);
+pub struct BlockMemory(Box<dyn Memory>);
 
 /// What holds a block's bytes.
 trait Memory: AsRef<[u8]> + Send + Sync {
@@ -72,16 +72,16 @@ trait Memory: AsRef<[u8]> + Send + Sync {
     fn leave_window(&self) {}
 }
 
-impl Loaded {
+impl BlockMemory {
     /// The block together with the grant of its bytes: both go when nobody holds it any more.
-    pub fn granted(loaded: Arc<Loaded>, grant: Grant) -> Loaded {
+    pub fn granted(loaded: Arc<BlockMemory>, grant: Grant) -> BlockMemory {
         loaded.0.leave_window();
-        Loaded(Box::new(GrantedBlock { loaded, _grant: grant }))
+        BlockMemory(Box::new(GrantedBlock { loaded, _grant: grant }))
     }
 }
 
 struct GrantedBlock {
-    loaded: Arc<Loaded>,
+    loaded: Arc<BlockMemory>,
     _grant: Grant,
 }
 
@@ -93,7 +93,7 @@ impl AsRef<[u8]> for GrantedBlock {
     }
 }
 
-impl AsRef<[u8]> for Loaded {
+impl AsRef<[u8]> for BlockMemory {
     fn as_ref(&self) -> &[u8] {
         (*self.0).as_ref()
     }

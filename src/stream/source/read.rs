@@ -1,6 +1,6 @@
 //! Blocks read through the page cache, for kernels that cannot bring in a mapping's pages.
 
-use super::{Loaded, MappedSource, WeightSource};
+use super::{BlockMemory, MappedSource, WeightSource};
 use crate::stream::{Block, StreamError};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ impl ReadSource {
 }
 
 impl WeightSource for ReadSource {
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
+    fn load(&self, block: &Block) -> Result<BlockMemory, StreamError> {
         self.files.load_to_stay(block)
     }
 

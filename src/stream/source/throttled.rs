@@ -1,6 +1,6 @@
 //! A source as slow as one likes.
 
-use super::{Loaded, WeightSource};
+use super::{BlockMemory, WeightSource};
 use crate::stream::{Block, StreamError};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -36,8 +36,8 @@ impl ThrottledSource {
     fn slowed(
         &self,
         block: &Block,
-        load: impl FnOnce() -> Result<Loaded, StreamError>,
-    ) -> Result<Loaded, StreamError> {
+        load: impl FnOnce() -> Result<BlockMemory, StreamError>,
+    ) -> Result<BlockMemory, StreamError> {
         // The real disk reads while the imitated one does.
         let done = self.queue(block.bytes);
         let loaded = load()?;
@@ -51,11 +51,11 @@ fn sleep_until(then: Instant) {
 }
 
 impl WeightSource for ThrottledSource {
-    fn load(&self, block: &Block) -> Result<Loaded, StreamError> {
+    fn load(&self, block: &Block) -> Result<BlockMemory, StreamError> {
         self.slowed(block, || self.inner.load(block))
     }
 
-    fn load_to_stay(&self, block: &Block) -> Result<Loaded, StreamError> {
+    fn load_to_stay(&self, block: &Block) -> Result<BlockMemory, StreamError> {
         self.slowed(block, || self.inner.load_to_stay(block))
     }
 
