@@ -7,11 +7,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::http::{request, response};
-use hyper::{Request, StatusCode, header};
+use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -30,6 +31,10 @@ pub enum ClientError {
         status: u16,
         /// The daemon's words.
         message: String,
+        /// The field of the request that it names, as OpenAI's protocol has it.
+        param: Option<String>,
+        /// When to try again, where it says so.
+        retry_after: Option<Duration>,
     },
     /// A file or an argument that cannot be used.
     #[error("{0}")]
@@ -191,7 +196,7 @@ impl Client {
             connection.abort();
             match head.status.is_success() {
                 true => Ok((head, body)),
-                false => Err(refused(head.status, &body)),
+                false => Err(refused(&head, &body)),
             }
         })
     }
@@ -208,13 +213,17 @@ pub fn parse(body: &[u8]) -> Result<Value, ClientError> {
 }
 
 /// The daemon's words in either protocol's shape, or the body as it is.
-fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+fn refused(head: &response::Parts, body: &[u8]) -> ClientError {
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     let message = [&value["error"]["message"], &value["error"]]
         .into_iter()
         .find_map(|message| message.as_str().map(str::to_owned))
         .unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-    ClientError::Refused { status: status.as_u16(), message }
+    let param = value["error"]["param"].as_str().map(str::to_owned);
+    let seconds = head.headers.get(header::RETRY_AFTER);
+    let seconds = seconds.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
+    let retry_after = seconds.map(Duration::from_secs);
+    ClientError::Refused { status: head.status.as_u16(), message, param, retry_after }
 }
 
 /// A name as a segment of a path.
