@@ -73,7 +73,21 @@ fn dtype(dtype: &DType) -> Result<Dtype, String> {
 /// [`ClientError::Usage`] with the path and why it cannot be written.
 pub fn write(path: &Path, array: &Array) -> Result<(), ClientError> {
     let wrong = |error: std::io::Error| ClientError::Usage(format!("{}: {error}", path.display()));
-    let descr: TypeStr = match array.dtype {
+    let shape: Vec<u64> = array.shape.iter().map(|dim| *dim as u64).collect();
+    let mut file = BufWriter::new(File::create(path).map_err(wrong)?);
+    let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(wrong);
+    put(&header(array.dtype, &shape))?;
+    put(&array.bytes)?;
+    file.flush().map_err(wrong)
+}
+
+/// Bytes before an array's values, whatever its sizes are where it has two dimensions.
+pub const HEADER_BYTES: usize = 128;
+
+/// What stands before an array's values: [`HEADER_BYTES`], or more in steps of 64 where there are so
+/// many dimensions.
+pub fn header(dtype: Dtype, shape: &[u64]) -> Vec<u8> {
+    let descr: TypeStr = match dtype {
         Dtype::Bool => "|b1",
         Dtype::Uint8 => "|u1",
         Dtype::Uint16 | Dtype::Bf16 => "<u2",
@@ -89,21 +103,18 @@ pub fn write(path: &Path, array: &Array) -> Result<(), ClientError> {
     }
     .parse()
     .expect("each of these is a type of NumPy's");
-    let shape: Vec<String> = array.shape.iter().map(|dim| format!("{dim},")).collect();
+    let shape: Vec<String> = shape.iter().map(|dim| format!("{dim},")).collect();
     let dict =
         format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", shape.join(" "));
-    // Magic, version 1.0, the dict's length; all of it padded to 64 with spaces and a newline.
-    let padding = (64 - (10 + dict.len() + 1) % 64) % 64;
-    let length = u16::try_from(dict.len() + padding + 1).expect("a shape is short");
-    let mut file = BufWriter::new(File::create(path).map_err(wrong)?);
-    let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(wrong);
-    put(b"\x93NUMPY\x01\x00")?;
-    put(&length.to_le_bytes())?;
-    put(dict.as_bytes())?;
-    put(" ".repeat(padding).as_bytes())?;
-    put(b"\n")?;
-    put(&array.bytes)?;
-    file.flush().map_err(wrong)
+    // Magic, version 1.0, the rest's length; the dict, padded with spaces, and a newline.
+    let bytes = (10 + dict.len() + 1).next_multiple_of(64).max(HEADER_BYTES);
+    let rest = u16::try_from(bytes - 10).expect("a shape is short");
+    let mut header = b"\x93NUMPY\x01\x00".to_vec();
+    header.extend(rest.to_le_bytes());
+    header.extend(dict.bytes());
+    header.resize(bytes - 1, b' ');
+    header.push(b'\n');
+    header
 }
 
 #[cfg(test)]
@@ -123,6 +134,13 @@ mod tests {
                 let back = read(&path).unwrap();
                 assert_eq!((back.dtype, back.shape, back.bytes), (dtype, array.shape, array.bytes));
             }
+        }
+    }
+
+    #[test]
+    fn the_header_of_rows_has_one_length() {
+        for (rows, width) in [(0, 0), (1, 384), (u64::MAX, u64::MAX)] {
+            assert_eq!(header(Dtype::Fp32, &[rows, width]).len(), HEADER_BYTES);
         }
     }
 
