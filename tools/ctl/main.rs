@@ -21,7 +21,7 @@ mod watch;
 use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError, EXIT_CODES, default_socket};
 use doctor::DOCTOR_EXIT_CODES;
-use embed::Print;
+use embed::{EMBED_EXIT_CODES, EmbedCommand, Print};
 use hermes_base::manual;
 use infer::{InferCommand, parse_binding};
 use plan::PlanCommand;
@@ -68,17 +68,8 @@ enum Command {
         #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
         json: Option<PathBuf>,
     },
-    /// Print the vector of a text, or how alike several texts are.
-    Embed {
-        /// Name of the model.
-        model: String,
-        /// The texts.
-        #[arg(required = true)]
-        text: Vec<String>,
-        /// Print the daemon's JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(after_help = EMBED_EXIT_CODES)]
+    Embed(EmbedCommand),
     #[command(flatten)]
     Repository(RepositoryCommand),
     #[command(flatten)]
@@ -134,7 +125,7 @@ fn run(args: Args) -> Result<(String, ExitCode), ClientError> {
     let text = match args.command {
         Command::Ls { json } => list::run(&client, print(json)),
         Command::Versions(command) => command.run(&client),
-        Command::Embed { model, text, json } => embed::run(&client, &model, &text, print(json)),
+        Command::Embed(command) => return command.run(&client),
         Command::Infer { model, input, output, request, json } => {
             let (inputs, outputs) = (input, output);
             InferCommand { model, inputs, outputs, request, json }.run(&client)

@@ -8,7 +8,7 @@ use super::ask::{Options, Served};
 use super::lines::{Format, Place};
 use crate::client::ClientError;
 use crate::npy;
-use hermes::store::Dtype;
+use hermes_base::store::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::ffi::OsString;
@@ -185,7 +185,9 @@ impl Partial {
             0 => drop(fs::remove_file(&self.partial)),
             done => {
                 let place = self.partial.display();
-                hermes::tell!("hermesctl: {done} lines are in {place}: the same command goes on");
+                hermes_base::tell!(
+                    "hermesctl: {done} lines are in {place}: the same command goes on"
+                );
             }
         }
     }

@@ -1,7 +1,9 @@
-//! `hermesctl embed`: texts to vectors, or to how alike they are.
+//! A few texts to a vector, or to how alike they are.
 
-use super::client::{Client, ClientError, parse};
-use serde_json::{Value, json};
+use super::Print;
+use super::ask::Embedder;
+use crate::client::{ClientError, parse};
+use serde_json::Value;
 
 /// Characters of a text that the table shows.
 const SHOWN_CHARACTERS: usize = 40;
@@ -12,14 +14,8 @@ const SHOWN_CHARACTERS: usize = 40;
 /// # Errors
 ///
 /// [`ClientError`].
-pub fn run(
-    client: &Client,
-    model: &str,
-    texts: &[String],
-    print: Print,
-) -> Result<String, ClientError> {
-    let body = json!({ "model": model, "input": texts }).to_string().into_bytes();
-    let reply = client.post("/v1/embeddings", body)?;
+pub fn run(embedder: &Embedder, texts: &[String], print: Print) -> Result<String, ClientError> {
+    let reply = embedder.numbers(&texts.iter().map(String::as_str).collect::<Vec<_>>())?;
     if print == Print::Json {
         return Ok(String::from_utf8_lossy(&reply).into_owned());
     }
@@ -30,15 +26,6 @@ pub fn run(
         [vector] => Ok(vector.iter().map(f64::to_string).collect::<Vec<_>>().join(" ")),
         _ => Ok(table(texts, &vectors)),
     }
-}
-
-/// How to print.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Print {
-    /// For people.
-    Human,
-    /// The daemon's reply as it is.
-    Json,
 }
 
 fn vectors(reply: &Value) -> Option<Vec<Vec<f64>>> {
