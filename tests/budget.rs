@@ -46,6 +46,35 @@ fn a_sentence_model_is_served_in_48_mib() {
     assert!(peak_kib <= BUDGET_KIB, "the peak is {peak_kib} KiB, the budget {BUDGET_KIB}");
 }
 
+/// Others take memory with each text of a call, and keep it: gigabytes after some hundreds. Here
+/// 2,048 texts of mixed length take what 64 of them take.
+#[test]
+fn many_texts_take_the_memory_of_few() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    shard(&paraphrase(), &store, "paraphrase");
+    let budget_kib = 64 << 10;
+    let text = |index: usize| "a river and a boat ".repeat([1, 2, 1, 3, 12][index % 5]);
+    let peak_kib = |count: usize| {
+        let socket = folder.path().join("hermes.sock");
+        let mut command = daemon::command(&store, &socket, &["--budget", "64MiB"]);
+        let daemon = Daemon::spawn(command.env("HERMES_PROFILES", "false"), &socket);
+        let (texts, vectors) = (folder.path().join("texts.txt"), folder.path().join("v.npy"));
+        std::fs::write(&texts, (0..count).map(text).collect::<Vec<_>>().join("\n")).unwrap();
+        let mut command = Command::new(program("hermesctl"));
+        command.arg("--socket").arg(&socket).args(["embed", "paraphrase", "--file"]);
+        let embedded = command.arg(&texts).arg("--output").arg(&vectors).output().unwrap();
+        assert!(embedded.status.success(), "{}", String::from_utf8_lossy(&embedded.stderr));
+        assert_eq!(std::fs::metadata(&vectors).unwrap().len(), 128 + 384 * 4 * count as u64);
+        daemon.status_kib("VmHWM:")
+    };
+    let (few, many) = (peak_kib(64), peak_kib(2048));
+    println!("{few} KiB for 64 texts, {many} for 2,048, of {budget_kib}");
+    assert!(many <= budget_kib, "the peak is {many} KiB, the budget {budget_kib}");
+    // The first requests are shorter than the others.
+    assert!(many <= few + 4096, "{few} KiB for 64 texts, {many} for 2,048");
+}
+
 /// The sentence model's file.
 fn paraphrase() -> PathBuf {
     let models = std::env::var_os("HERMES_MODELS")
