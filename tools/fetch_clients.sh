@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Fetch the Python packages that clients of hermesd are tested with: tools/fetch_clients.sh [DIR]
+# Fetch the Python packages that clients of hermesd are tested with, or those of another list:
+# tools/fetch_clients.sh [DIR [LIST]]
 # Default: ${CARGO_TARGET_DIR:-target}/python (160 MB there). They are put into that folder alone,
 # for this machine's python3, which needs pip; what is there already is left alone.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 dir=${1:-${CARGO_TARGET_DIR:-target}/python}
-list=tests/python/requirements.txt
+list=${2:-tests/python/requirements.txt}
 
 wanted=$(python3 --version && cat "$list")
 if [[ -f $dir/fetched && $(<"$dir/fetched") == "$wanted" ]]; then
