@@ -24,6 +24,16 @@ pub struct Daemon {
 impl Daemon {
     /// Starts hermesd on `store` and waits until it answers.
     pub fn start(store: &Path, budget_bytes: u64, variant: Option<&str>) -> Result<Daemon> {
+        Daemon::start_with(store, budget_bytes, variant, &[])
+    }
+
+    /// [`Daemon::start`] with more arguments.
+    pub fn start_with(
+        store: &Path,
+        budget_bytes: u64,
+        variant: Option<&str>,
+        more: &[&str],
+    ) -> Result<Daemon> {
         let folder = std::env::temp_dir().join(format!("hermes-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let (program, socket) = (beside_us("hermesd")?, folder.join("socket"));
@@ -31,7 +41,7 @@ impl Daemon {
         command.env("HERMES_LOG", "error").arg("--store").arg(store).arg("--socket").arg(&socket);
         command.args(["--budget", &budget_bytes.to_string()]);
         command.args(variant.into_iter().flat_map(|variant| ["--variant", variant]));
-        let child = command.spawn().with_context(|| program.display().to_string())?;
+        let child = command.args(more).spawn().with_context(|| program.display().to_string())?;
         let mut daemon = Daemon { child, folder, socket };
         let began = Instant::now();
         while daemon.client()?.get("/v2/health/live").is_err() {
@@ -56,6 +66,17 @@ impl Daemon {
         memory::process_of(self.child.id()).resident_bytes
     }
 
+    /// Time that it has spent on processors.
+    pub fn cpu_seconds(&self) -> f64 {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(path).unwrap_or_default();
+        // The name before may have spaces; utime and stime are fields 14 and 15, in hundredths
+        // (proc_pid_stat(5)).
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let ticks = fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
+        ticks.sum::<f64>() / 100.0
+    }
+
     /// The most it held.
     pub fn peak_bytes(&self) -> u64 {
         memory::process_of(self.child.id()).peak_bytes
@@ -72,7 +93,7 @@ impl Drop for Daemon {
 }
 
 /// A program of this build.
-fn beside_us(name: &str) -> Result<PathBuf> {
+pub fn beside_us(name: &str) -> Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
     match path.exists() {
         true => Ok(path),
