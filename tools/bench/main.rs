@@ -8,6 +8,7 @@ mod boards;
 #[path = "../ctl/client.rs"]
 mod client;
 mod daemon;
+mod embed;
 mod forecast;
 mod mixed;
 mod paper;
@@ -55,6 +56,8 @@ enum Command {
     Together(together::Arguments),
     /// Measure what it costs to turn from one model to another
     Switch(switch::Arguments),
+    /// Measure many documents by rate and peak memory, beside ONNX Runtime
+    Embed(embed::Arguments),
     /// Measure what the socket adds to a pass, and what idle clients hold
     Socket(socket::Arguments),
     /// Send a great many requests, some given up, and watch the daemon's memory
@@ -83,6 +86,7 @@ fn main() -> anyhow::Result<()> {
         Command::Smallest(arguments) => smallest::run(&arguments),
         Command::Together(arguments) => together::run(&arguments),
         Command::Switch(arguments) => switch::run(&arguments),
+        Command::Embed(arguments) => embed::run(&arguments),
         Command::Socket(arguments) => socket::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Paper(arguments) => paper::run(&arguments),

@@ -8,9 +8,9 @@
 mod chart;
 mod disks;
 mod gantt;
-mod ink;
+pub mod ink;
 pub mod measure;
-mod output;
+pub mod output;
 mod plot;
 mod policy;
 mod results;
