@@ -1,14 +1,20 @@
-//! Sizes as users write them: `64MiB`, `1.5 GiB`, `65536`.
+//! Sizes as users write them: `64MiB`, `64M`, `1.5 GiB`, `65536`. One parser for the config, the
+//! environment, the command lines and queries.
 
 use std::fmt;
 use thiserror::Error;
 
-/// Units, largest first; decimal ones are refused so that nobody gets 5 % less than expected.
-const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+/// Units, largest first. All are powers of 1024, as systemd's `MemoryMax=` and the kernel have them,
+/// whichever of their three names is written: a size here is one of memory.
+const UNITS: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// A text that is no size.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{text:?} is not a size: write bytes, or a number and KiB, MiB or GiB, such as 64MiB")]
+#[error(
+    "{text:?} is not a size: write bytes, or a number and K, M or G, such as 64M, 64MB or 64MiB, \
+     which are the same (powers of 1024)"
+)]
 pub struct SizeError {
     text: String,
 }
@@ -18,7 +24,7 @@ pub struct SizeError {
 /// # Errors
 ///
 /// [`SizeError`] for anything but a number, with a fraction if there is a unit, and one of the
-/// units `B`, `KiB`, `MiB`, `GiB` in any case; and for more than `u64` holds.
+/// units `B`, `K`, `KB`, `KiB` and so on to `T`, in any case; and for more than `u64` holds.
 pub fn parse(text: &str) -> Result<u64, SizeError> {
     let refuse = || SizeError { text: text.to_owned() };
     let trimmed = text.trim();
@@ -27,7 +33,7 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
     let unit = unit.trim_start();
     let scale = match unit {
         "" => 1,
-        _ => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(refuse)?.1,
+        _ => UNITS.iter().find(|(name, _)| is_called(name, unit)).ok_or_else(refuse)?.1,
     };
     if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(scale).ok_or_else(refuse);
@@ -44,6 +50,13 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
     whole.checked_mul(scale).and_then(|bytes| bytes.checked_add(part)).ok_or_else(refuse)
 }
 
+/// Whether `text` stands for the unit `name`: `MiB` is also called `MB` and `M`.
+fn is_called(name: &str, text: &str) -> bool {
+    let (first, rest) = name.split_at(1);
+    let is = |called: &str| called.eq_ignore_ascii_case(text);
+    is(name) || rest == "iB" && (is(first) || is(&format!("{first}B")))
+}
+
 /// Writes a size as people read it: `64 MiB`, `1.5 GiB`, `300 B`.
 #[derive(Clone, Copy, Debug)]
 pub struct Size(
@@ -53,7 +66,7 @@ pub struct Size(
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, scale) = UNITS.iter().find(|(_, s)| self.0 >= *s).unwrap_or(&UNITS[3]);
+        let (unit, scale) = UNITS.iter().find(|(_, s)| self.0 >= *s).unwrap_or(&UNITS[4]);
         if self.0.is_multiple_of(*scale) {
             write!(f, "{} {unit}", self.0 / scale)
         } else {
@@ -76,9 +89,19 @@ mod tests {
         check("1.5GiB", Some(3 << 29));
         check("7B", Some(7));
         check("1KiB", Some(1024));
+        for same in ["64M", "64m", "64MB", "64mb", "64 Mb", "65536K", "65536kB", "0.0625g"] {
+            check(same, Some(64 << 20));
+        }
+        check("2T", Some(2 << 40));
+        check("1.5 gb", Some(3 << 29));
         check("", None);
         check("MiB", None);
-        check("64MB", None);
+        check("M", None);
+        check("64Mi", None);
+        check("64Mbit", None);
+        check("64BiB", None);
+        check("64BB", None);
+        check("64Ki B", None);
         check("-1", None);
         check("1.5", None);
         check("1.", None);
@@ -96,5 +119,6 @@ mod tests {
         check(300, "300 B");
         check(64 << 20, "64 MiB");
         check(3 << 29, "1.5 GiB");
+        check(1 << 40, "1 TiB");
     }
 }

@@ -29,7 +29,7 @@ pub enum PlanCommand {
 pub struct PlanArgs {
     /// Name of the model.
     model: String,
-    /// Bytes that the daemon may hold: 64MiB, 1GiB.
+    /// Memory that the daemon may hold: 64M, 1.5GiB (powers of 1024).
     #[arg(long)]
     budget: Option<Bytes>,
     /// Tokens of each request.
@@ -47,7 +47,7 @@ pub struct PlanArgs {
     /// Compute threads.
     #[arg(long)]
     threads: Option<Threads>,
-    /// Bytes of weights in memory ahead of and under compute.
+    /// Size of the weights in memory ahead of and under compute: 16M.
     #[arg(long)]
     window: Option<Bytes>,
     /// Print the daemon's JSON.

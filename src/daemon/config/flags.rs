@@ -14,10 +14,11 @@ pub struct Flags {
     /// Unix socket to serve [default: /run/hermes/hermes.sock].
     #[arg(long)]
     pub socket: Option<PathBuf>,
-    /// Bytes that the whole process may hold: 64MiB, 1GiB [default: half of what there is].
+    /// Memory that the whole process may hold: 64M, 1.5GiB (powers of 1024) [default: half of what
+    /// there is].
     #[arg(long)]
     pub budget: Option<Bytes>,
-    /// Bytes of weights in memory ahead of and under compute [default: planned].
+    /// Size of the weights in memory ahead of and under compute: 16M [default: planned].
     #[arg(long)]
     pub window: Option<Bytes>,
     /// Compute threads [default: planned].

@@ -407,7 +407,7 @@ mod tests {
         check("load = []", "c.toml:1: there is no key \"load\": did you mean \"rights.load\"?");
         check("colour = 1", "c.toml:1: there is no key \"colour\"; the keys are store, socket");
         check("[store]\nx = 1", "c.toml:2: there is no key \"store.x\"");
-        check("\n\nbudget = \"64MB\"", "c.toml:3: \"64MB\" is not a size");
+        check("\n\nbudget = \"64Mbit\"", "c.toml:3: \"64Mbit\" is not a size");
         check("budget = -1", "c.toml:1: invalid value: integer `-1`, expected a size");
         check("budget = true", "c.toml:1: invalid type: boolean `true`, expected a size");
         check("threads = 0", "c.toml:1: 0 threads: give 1 to 255");
