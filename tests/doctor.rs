@@ -2,10 +2,12 @@
 
 mod common;
 
+use common::programs::program;
 use common::served::{hermesctl, serve};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 const STATES: [&str; 3] = ["ok", "note", "problem"];
 
@@ -78,6 +80,22 @@ fn a_store_that_is_not_there_is_named() {
     let (code, text, error) = hermesctl("none".as_ref(), &["doctor", "--store", "/none/store"]);
     assert_eq!((code, text.as_str()), (2, ""));
     assert!(error.contains("/none/store: no such folder"), "{error}");
+}
+
+#[test]
+fn the_store_of_the_environment_is_looked_at() {
+    let store = tempfile::tempdir().unwrap();
+    let doctor = |store: &Path| {
+        let mut command = Command::new(program("hermesctl"));
+        command.args(["--socket", "none", "doctor", "--json"]).env("HERMES_STORE", store);
+        command.output().unwrap()
+    };
+    let report: Value = serde_json::from_slice(&doctor(store.path()).stdout).unwrap();
+    let seen = Path::new(found(&report, "store"));
+    assert_eq!(seen, store.path().canonicalize().unwrap());
+    let refused = doctor("/none/store".as_ref());
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("HERMES_STORE"));
 }
 
 #[test]

@@ -4,6 +4,8 @@ use super::{
     served::{lock_model, serve},
 };
 use crate::sys::file::open_regular;
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 use std::{
     fs::{self, File, OpenOptions},
     io,
@@ -67,6 +69,20 @@ pub fn staging(store_dir: &Path) -> Result<Staging, StoreError> {
     let lock = lock_new(&root).map_err(|e| StoreError::io("lock", &root, e))?;
     fs::create_dir(&content).map_err(|e| StoreError::io("create", &content, e))?;
     Ok(Staging { root, content, _lock: lock })
+}
+
+/// Refuses a store that this process may not write, or not make where it is missing.
+///
+/// # Errors
+/// The system's.
+pub fn check_writable(store_dir: &Path) -> Result<(), StoreError> {
+    let there = store_dir.ancestors().find(|folder| folder.exists());
+    let there = there.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let allowed = match there.is_dir() {
+        true => access(there, AccessFlags::W_OK | AccessFlags::X_OK),
+        false => Err(Errno::ENOTDIR),
+    };
+    allowed.map_err(|e| StoreError::io("write to", store_dir, e.into()))
 }
 
 /// Makes a folder, and those above it, where they are missing; no loss of power takes one away that
@@ -216,10 +232,7 @@ fn place(store_dir: &Path, staging_dir: &Path, target: &Path) -> Result<(), Stor
 #[cfg(target_env = "gnu")]
 fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
     use crate::sys::capabilities::{Capabilities, Feature};
-    use nix::{
-        errno::Errno,
-        fcntl::{AT_FDCWD, RenameFlags, renameat2},
-    };
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
     if !Capabilities::get().has(Feature::Exchange) {
         return Ok(false);
     }

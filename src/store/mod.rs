@@ -28,7 +28,7 @@ pub use demand::{Demand, TOKENIZER_BYTES_PER_BYTE};
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
 pub use folder::{ModelDir, Serving, Store, check_room};
-pub use install::{Staging, install, staging};
+pub use install::{Staging, check_writable, install, staging};
 pub use layer_file::block_rows;
 pub use package::Package;
 pub use rehearsal::Rehearsal;

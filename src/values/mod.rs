@@ -7,6 +7,7 @@ use crate::plan::MAX_TOKENS;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::num::NonZeroU8;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// The socket, if nothing else is said.
@@ -14,6 +15,14 @@ pub const DEFAULT_SOCKET: &str = "/run/hermes/hermes.sock";
 
 /// The store, if nothing else is said.
 pub const DEFAULT_STORE: &str = "/var/lib/hermes";
+
+/// Name of the variable that says where the store is.
+const STORE_VARIABLE: &str = "HERMES_STORE";
+
+/// The store that `$HERMES_STORE` names, for programs that read no config.
+pub fn named_store() -> Option<PathBuf> {
+    std::env::var_os(STORE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
 
 /// A number of threads: 1 to 255, beyond any board's cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

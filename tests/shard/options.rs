@@ -110,10 +110,14 @@ fn the_threshold_decides_what_is_streamed() {
     };
     let (all, some, none) = (count("1024"), count("65536"), count("1000000000"));
     assert!(all >= some && some > 0 && none == 0, "{all} {some} {none}");
+    place.build(&["--version", "64K", "--threshold", "64K"]);
+    assert_eq!(place.inspect("64K")["weights"].as_array().unwrap().len(), some);
     // Below, axes and shapes would leave the graph, which cannot be run without them.
-    let output = place.command(&["--threshold", "1023"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    assert!(stderr(&output).contains("1023 is not in 1024.."), "{}", stderr(&output));
+    for (least, why) in [("1023", "1023 bytes are less than 1024"), ("1Kb/s", "is not a size")] {
+        let output = place.command(&["--threshold", least]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(why), "{}", stderr(&output));
+    }
 }
 
 #[test]
@@ -170,11 +174,48 @@ fn an_embedding_is_an_output_that_fits() {
 
 #[test]
 fn wrong_usage_has_exit_code_2() {
-    for arguments in [&["build"][..], &["cut"], &["build", "m.onnx"], &["verify", "--store", "s"]] {
+    for arguments in [&["build"][..], &["cut"], &["inspect"], &["verify", "--store", "s"]] {
         let output = tool().args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     }
     let place = Place::new();
     let output = place.tool("inspect", &[]);
     check_refusal(&output, &[place.store().to_str().unwrap(), "No such file"]);
+}
+
+/// Each command wanted --store, also where there is but one store, and a build that was not to write
+/// there said so at its end.
+#[test]
+fn the_store_is_the_variables_or_the_services() {
+    let place = Place::with_linear();
+    let run = |store: Option<&str>, arguments: &[&str]| {
+        let mut command = tool();
+        command.args(arguments).env_remove("HERMES_STORE");
+        command.envs(store.map(|store| ("HERMES_STORE", store))).output().unwrap()
+    };
+    let (model, store) = (place.model(), place.store());
+    let (model, store) = (model.to_str().unwrap(), store.to_str().unwrap());
+    let built = run(Some(store), &["build", model, "--name", "small"]);
+    assert!(built.status.success(), "{}", stderr(&built));
+    place.check_sound("1");
+    for command in ["inspect", "verify"] {
+        let output = run(Some(store), &[command, "small"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        // What the command line says counts more.
+        let output = run(Some(store), &[command, "small", "--store", "/none/other"]);
+        check_refusal(&output, &["/none/other: No such file"]);
+        assert!(!stderr(&output).contains("HERMES_STORE"), "{}", stderr(&output));
+        let output = run(Some("/none/store"), &[command, "small"]);
+        check_refusal(&output, &["/none/store", "that HERMES_STORE names", "--store DIR"]);
+    }
+    let help = run(None, &["build", "--help"]);
+    assert!(stdout(&help).contains("[default: $HERMES_STORE or /var/lib/hermes]"));
+    // Not even root makes a folder below a file.
+    let below = format!("{model}/store");
+    for command in ["build", "install"] {
+        let output = run(Some(&below), &[command, model, "--force"]);
+        let words =
+            ["cannot write to ", &below, "Not a directory", "HERMES_STORE", "sudo -u hermes"];
+        check_refusal(&output, &words);
+    }
 }

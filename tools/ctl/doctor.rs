@@ -5,7 +5,7 @@ use super::scrape::Scrape;
 use hermes_base::sys::board::{Machine, MachineCore, MemoryControl, ServiceLimit};
 use hermes_base::sys::disk::{Disk, read_speed};
 use hermes_base::sys::{affinity, map};
-use hermes_base::values::DEFAULT_STORE;
+use hermes_base::values::{DEFAULT_STORE, named_store};
 use hermes_base::values::size::Size;
 use hermes_base::wire::table;
 use serde::Serialize;
@@ -83,17 +83,20 @@ pub struct Diagnosis {
     pub is_well: bool,
 }
 
-/// Looks at this machine, at the disk of `store` (by default [`DEFAULT_STORE`]), which it reads for
-/// a second, and at the client's daemon, which need not run.
+/// Looks at this machine, at the disk of `store` (by default the one of `$HERMES_STORE`, then
+/// [`DEFAULT_STORE`]), which it reads for a second, and at the client's daemon, which need not run.
 ///
 /// # Errors
 ///
 /// [`ClientError::Usage`] where `store` was named and is no folder.
 pub fn run(client: &Client, store: Option<&Path>, json: bool) -> Result<Diagnosis, ClientError> {
-    let folder = store.unwrap_or(DEFAULT_STORE.as_ref());
-    if store.is_some() && !folder.is_dir() {
-        let text =
-            format!("{}: no such folder; --store is the one with the models", folder.display());
+    let named = store.map(Path::to_owned).or_else(named_store);
+    let folder = named.as_deref().unwrap_or(DEFAULT_STORE.as_ref());
+    if named.is_some() && !folder.is_dir() {
+        let text = format!(
+            "{}: no such folder; --store, else HERMES_STORE, is the one with the models",
+            folder.display()
+        );
         return Err(ClientError::Usage(text));
     }
     let root = Path::new("/");

@@ -3,10 +3,12 @@
 use super::interrupt;
 use super::rehearsal;
 use super::report::{self, Progress};
+use super::store::StoreOption;
 use anyhow::Result;
-use clap::{Args, value_parser};
+use clap::Args;
 use hermes::graph::skim::THRESHOLD_BYTES;
 use hermes::shard::{Named, Order, Source};
+use hermes::values::size;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -17,9 +19,8 @@ pub struct Options {
     /// The ONNX model, or the folder of a repository with one; external data is looked for beside
     /// it, the tokenizer and the configs there or above `onnx`
     model: PathBuf,
-    /// Folder of the store, made where it is missing
-    #[arg(long)]
-    store: PathBuf,
+    #[command(flatten)]
+    store: StoreOption,
     /// Name of the model; by default the file's, or its repository's where the file is `model.onnx`
     #[arg(long)]
     name: Option<String>,
@@ -29,9 +30,9 @@ pub struct Options {
     /// Precisions to store, best first; f32 keeps the source's own
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     variants: Vec<String>,
-    /// Bytes from which a tensor is streamed; smaller ones stay in the graph, as axes and shapes
-    /// must
-    #[arg(long, default_value_t = THRESHOLD_BYTES, value_parser = value_parser!(u64).range(1024..))]
+    /// Size from which a tensor is streamed, such as 4096 or 64K; smaller ones stay in the graph, as
+    /// axes and shapes must
+    #[arg(long, value_name = "SIZE", default_value_t = THRESHOLD_BYTES, value_parser = threshold)]
     threshold: u64,
     /// tokenizer.json of a text model; by default the one beside the model
     #[arg(long)]
@@ -67,7 +68,7 @@ impl Options {
     pub fn order(&self) -> Order {
         Order {
             model: self.model.clone(),
-            store: self.store.clone(),
+            store: self.store.path(),
             name: self.name.clone(),
             version: self.version.clone(),
             variants: self.variants.clone(),
@@ -89,6 +90,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     interrupt::begin()?;
     let order = options.order();
     order.check()?;
+    options.store.writable()?;
     let draft = rehearsal::of_build()?;
     draft.notes.iter().filter(|_| !options.json).for_each(|note| hermes::tell!("{note}"));
     let source = Source::read(&order)?;
@@ -97,6 +99,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let installed = draft.write(&order, source, &progress)?;
     progress.finish();
     report::built(&installed, started.elapsed(), options.json)
+}
+
+/// Below the least, axes and shapes would leave the graph, which cannot be run without them.
+fn threshold(text: &str) -> Result<u64, String> {
+    const LEAST_BYTES: u64 = 1024;
+    match size::parse(text).map_err(|error| error.to_string())? {
+        bytes if bytes >= LEAST_BYTES => Ok(bytes),
+        bytes => {
+            Err(format!("{bytes} bytes are less than {LEAST_BYTES}, the least that is allowed"))
+        }
+    }
 }
 
 fn parse_dim(text: &str) -> Result<(String, u64), String> {

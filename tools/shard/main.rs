@@ -5,18 +5,20 @@ mod install;
 mod interrupt;
 mod rehearsal;
 mod report;
+mod store;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use hermes::engine;
 use hermes::manual;
 use hermes::shard::ShardError;
-use hermes::store::{Store, StoreError};
+use hermes::store::StoreError;
 use hermes::sys::child;
 use hermes::sys::file::ignore_size_signal;
 use hermes::sys::heap::CountingAllocator;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use store::StoreOption;
 
 #[global_allocator]
 static HEAP: CountingAllocator = CountingAllocator;
@@ -41,9 +43,8 @@ enum Command {
         /// Folder of a version, or a tar of one with manifest.json first
         #[arg(value_name = "DIR|TAR")]
         source: PathBuf,
-        /// Folder of the store
-        #[arg(long)]
-        store: PathBuf,
+        #[command(flatten)]
+        store: StoreOption,
         /// Replace a version of the same name
         #[arg(long)]
         force: bool,
@@ -55,9 +56,8 @@ enum Command {
     Inspect {
         /// Name of the model
         model: String,
-        /// Folder of the store
-        #[arg(long)]
-        store: PathBuf,
+        #[command(flatten)]
+        store: StoreOption,
         /// Version; the current one by default
         #[arg(long)]
         version: Option<String>,
@@ -69,9 +69,8 @@ enum Command {
     Verify {
         /// Name of the model
         model: String,
-        /// Folder of the store
-        #[arg(long)]
-        store: PathBuf,
+        #[command(flatten)]
+        store: StoreOption,
         /// Version; the current one by default
         #[arg(long)]
         version: Option<String>,
@@ -123,26 +122,13 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Build(options) => build::run(&options),
         Command::Install { source, store, force, json } => {
-            install::run(&source, &store, force, json)
+            install::run(&source, &store.writable()?, force, json)
         }
         Command::Inspect { model, store, version, json } => {
-            report::inspect(&open(&store, &model, version.as_deref())?, json)
+            report::inspect(&store.open(&model, version.as_deref())?, json)
         }
         Command::Verify { model, store, version, json } => {
-            report::verify(&open(&store, &model, version.as_deref())?, json)
+            report::verify(&store.open(&model, version.as_deref())?, json)
         }
     }
-}
-
-fn open(
-    store: &std::path::Path,
-    model: &str,
-    version: Option<&str>,
-) -> Result<hermes::store::ModelDir> {
-    let opened = Store::open(store)?;
-    let dir = match version {
-        Some(version) => opened.version(model, version),
-        None => opened.current(model),
-    };
-    dir.with_context(|| format!("model {model} in {}", store.display()))
 }
