@@ -7,11 +7,12 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// The header. A bare number is microseconds, as it is in Triton's parameter.
+/// The header. A bare number is refused but for 0, which is for ever: who writes 5 means seconds,
+/// and Triton's parameter of this name is in microseconds.
 const HEADER: &str = "timeout";
 
 /// Units of the header and their microseconds.
-const UNITS: [(&str, u64); 4] = [("us", 1), ("ms", 1_000), ("s", 1_000_000), ("", 1)];
+const UNITS: [(&str, u64); 3] = [("us", 1), ("ms", 1_000), ("s", 1_000_000)];
 
 /// A time by which a request must be answered, if any.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +36,10 @@ impl Deadline {
         let timeout_us = value.to_str().ok().and_then(parse).filter(|_| values.next().is_none());
         let timeout_us = timeout_us.ok_or_else(|| {
             let value = quote_bytes(value.as_bytes());
-            let message = format!("header {HEADER} {value} is not a time such as 500ms, 2s or us");
+            let message = format!(
+                "header {HEADER} {value} is not a time: write a whole number and its unit, such as \
+                 5s, 500ms or 250us"
+            );
             ApiError::invalid(message).closing()
         })?;
         Ok(deadline.within(timeout_us))
@@ -79,8 +83,11 @@ fn parse(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let (_, scale) = UNITS.iter().find(|(name, _)| *name == unit.trim_start())?;
-    number.parse::<u64>().ok()?.checked_mul(*scale)
+    let number = number.parse::<u64>().ok()?;
+    match UNITS.iter().find(|(name, _)| *name == unit.trim_start()) {
+        Some((_, scale)) => number.checked_mul(*scale),
+        None => (number == 0 && unit.is_empty()).then_some(0),
+    }
 }
 
 #[cfg(test)]
@@ -90,13 +97,12 @@ mod tests {
     #[test]
     fn times_have_units() {
         let check = |text: &str, expected: Option<u64>| assert_eq!(parse(text), expected, "{text}");
-        check("1500", Some(1500));
         check("500ms", Some(500_000));
         check(" 2 s ", Some(2_000_000));
         check("7us", Some(7));
         check("0", Some(0));
         for wrong in
-            ["", "ms", "-1", "1.5s", "1m", "1 h", "99999999999999999999", "20000000000000s"]
+            ["", "ms", "-1", "5", "1500", "0 h", "1.5s", "1m", "1 h", "99999999999999999999s"]
         {
             check(wrong, None);
         }
@@ -113,9 +119,9 @@ mod tests {
             assert_eq!(deadline.limit, expected.map(Duration::from_micros));
         };
         check("0", 0, None);
-        check("5", 0, Some(5));
+        check("5us", 0, Some(5));
         check("0", 5, Some(5));
-        check("5", 7, Some(5));
+        check("5us", 7, Some(5));
         check("7ms", 5, Some(5));
     }
 }

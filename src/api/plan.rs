@@ -5,7 +5,8 @@ use super::error::ApiError;
 use super::state::{Api, Asked, FoundModel, ModelPathArg};
 use crate::engine::{Answered, Inquiry};
 use crate::plan::{
-    Alternative, Bound, Forecast, MAX_TOKENS, Plan, Planned, Profile, Skipped, Usage, Way,
+    Alternative, Bound, Forecast, MAX_TOKENS, PinPlace, Placement, Plan, Planned, Profile, Skipped,
+    Usage, Way,
 };
 use crate::values::size::{self, Size};
 use crate::wire::quote::quote;
@@ -22,6 +23,9 @@ const PARAMETERS: [&str; 7] = ["budget", "tokens", "use", "source", "loaders", "
 
 /// Most bytes of a budget or a window: beyond any board's, and far from what overflows.
 const MAX_BYTES: u64 = 1 << 40;
+
+/// Width of what people read.
+const COLUMNS: usize = 80;
 
 /// Most threads, of either kind.
 const MAX_THREADS: u64 = 255;
@@ -159,31 +163,63 @@ fn text(answered: &Answered) -> String {
             format!("Compute is the bound: it takes {compute}, reading {io}.")
         }
     };
-    let row = |name: String, plan: &Plan, forecast: &Forecast| {
-        [
+    let mut figures = vec![["", "LATENCY", "STALL", "READ", "HELD"].map(str::to_owned)];
+    let mut ways =
+        vec![["", "SOURCE", "LOADERS", "CORES", "THREADS", "WINDOW", "PINS"].map(str::to_owned)];
+    let mut add = |name: String, plan: &Plan, forecast: &Forecast| {
+        ways.push(way(&name, plan));
+        figures.push([
             name,
             ms(forecast.latency_us),
             ms(forecast.stall_us),
             Size(forecast.bytes_read).to_string(),
             Size(forecast.peak_bytes).to_string(),
-            plan.to_string(),
-        ]
+        ]);
     };
-    let head = ["", "LATENCY", "STALL", "READ", "HELD", "HOW"].map(str::to_owned);
-    let mut rows = vec![head, row("plan".to_owned(), plan, forecast)];
+    add("plan".to_owned(), plan, forecast);
     for Alternative { plan, forecast, differs_in } in alternatives {
-        rows.push(row(differs_in.to_string(), plan, forecast));
+        add(differs_in.to_string(), plan, forecast);
     }
     let Profile { model, version, variant, skipped, .. } = &**profile;
-    let skipped =
-        skipped.iter().map(|Skipped { what, why }| format!("not measured: {what}: {why}\n"));
+    let skipped = skipped.iter().map(|Skipped { what, why }| {
+        table::wrapped(&format!("not measured: {what}: {why}"), COLUMNS) + "\n"
+    });
     let skipped: String = skipped.collect();
     let (tokens, usage, budget) = (wish.tokens, wish.usage, Size(*budget_bytes));
-    format!(
+    let about = format!(
         "{model} {version} ({variant}), passes of {tokens} tokens, {usage} use, a budget of \
-         {budget}.\n{bound}\n\n{}\n{skipped}\n{advice}",
-        table::lines(&rows)
+         {budget}."
+    );
+    format!(
+        "{}\n{bound}\n\n{}\n\n{}\n{skipped}\n{}",
+        table::wrapped(&about, COLUMNS),
+        table::lines(&figures),
+        table::lines(&ways),
+        table::wrapped(&advice.to_string(), COLUMNS)
     )
+}
+
+/// How a plan's passes are played, as a row.
+fn way(name: &str, plan: &Plan) -> [String; 7] {
+    let Plan { source, loaders, threads, placement, window_bytes, pin_bytes, pins, .. } = plan;
+    let placement = match placement {
+        Placement::Shared => "shared",
+        Placement::Apart => "apart",
+    };
+    let pins = match (pin_bytes, pins) {
+        (0, _) => "none".to_owned(),
+        (bytes, PinPlace::Head) => format!("{}, head", Size(*bytes)),
+        (bytes, PinPlace::Spread) => format!("{}, spread", Size(*bytes)),
+    };
+    [
+        name.to_owned(),
+        source.to_string(),
+        loaders.to_string(),
+        placement.to_owned(),
+        threads.to_string(),
+        Size(*window_bytes).to_string(),
+        pins,
+    ]
 }
 
 #[cfg(test)]
@@ -215,8 +251,8 @@ mod tests {
         };
         check("colour=1", "parameter \"colour\": it is unknown: there are budget, tokens, use,");
         check("budget", "parameter \"budget\": \"\" is not a size: write bytes");
-        check("budget=64MB", "parameter \"budget\": \"64MB\" is not a size");
-        check("window=9999GiB", "parameter \"window\": 9999GiB is more than 1024 GiB");
+        check("budget=64Mbit", "parameter \"budget\": \"64Mbit\" is not a size");
+        check("window=9999GiB", "parameter \"window\": 9999GiB is more than 1 TiB");
         check("tokens=0", "parameter \"tokens\": \"0\" is no number from 1 to 1000000");
         check("threads=256", "parameter \"threads\": \"256\" is no number from 1 to 255");
         check("loaders=-1", "parameter \"loaders\": \"-1\" is no number from 1 to 255");

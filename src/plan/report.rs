@@ -72,13 +72,13 @@ impl fmt::Display for Profile {
         }
         writeln!(
             f,
-            "\nlayer                               MiB    decode us     fixed us   us a token    error"
+            "\nlayer                         MiB   decode us   fixed us  us a token     error"
         )?;
         for layer in &self.layers {
             let bytes: u64 = layer.blocks.iter().map(|run| run.bytes * run.count as u64).sum();
             writeln!(
                 f,
-                "{:<30}{:>9.1}{:>13.0}{:>13.0}{:>13.1}{:>8.0} %",
+                "{:<24}{:>9.1}{:>12.0}{:>11.0}{:>12.1}{:>8.0} %",
                 layer.name,
                 bytes as f64 / f64::from(1 << 20),
                 layer.decode_us,

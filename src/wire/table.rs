@@ -12,6 +12,24 @@ pub fn lines<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// `text` in lines of at most `columns` characters, as far as its words allow.
+pub fn wrapped(text: &str, columns: usize) -> String {
+    let (mut lines, mut width) = (String::with_capacity(text.len()), 0);
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if width > 0 && width + 1 + length > columns {
+            lines.push('\n');
+            width = 0;
+        } else if width > 0 {
+            lines.push(' ');
+            width += 1;
+        }
+        lines.push_str(word);
+        width += length;
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -20,5 +38,14 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [["A", "LONG", "C"], ["bbb", "", "c"]].map(|row| row.map(str::to_owned));
         assert_eq!(lines(&rows), "A    LONG  C\nbbb        c");
+    }
+
+    #[test]
+    fn lines_end_before_they_are_too_long() {
+        let check = |text: &str, expected: &str| assert_eq!(wrapped(text, 9), expected);
+        check("", "");
+        check("one two three", "one two\nthree");
+        check("seventeen-letters a  b", "seventeen-letters\na b");
+        check("four five", "four five");
     }
 }

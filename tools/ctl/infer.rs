@@ -23,8 +23,19 @@ pub struct InferCommand {
     pub outputs: Vec<(String, PathBuf)>,
     /// A request body to send as it is, in place of the inputs.
     pub request: Option<PathBuf>,
-    /// Where the reply's JSON goes: `-` is standard output.
-    pub json: Option<PathBuf>,
+    /// What becomes of the reply.
+    pub show: Show,
+}
+
+/// What becomes of a reply, beside the outputs that are saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Show {
+    /// It is summed up.
+    Summary,
+    /// Its JSON is printed.
+    Json,
+    /// Its JSON is written to a file.
+    File(PathBuf),
 }
 
 impl InferCommand {
@@ -50,16 +61,14 @@ impl InferCommand {
                 .ok_or_else(|| broken(format!("the reply has no output {name:?}")))?;
             npy::write(file, array)?;
         }
-        match &self.json {
-            Some(file) if file.as_os_str() == "-" => {
-                Ok(String::from_utf8_lossy(&reply).into_owned())
-            }
-            Some(file) => {
+        match &self.show {
+            Show::Json => Ok(String::from_utf8_lossy(&reply).into_owned()),
+            Show::File(file) => {
                 fs::write(file, &reply)
                     .map_err(|error| ClientError::Usage(format!("{}: {error}", file.display())))?;
                 Ok(String::new())
             }
-            None => Ok(summary(&parsed)),
+            Show::Summary => Ok(summary(&parsed)),
         }
     }
 
@@ -77,7 +86,7 @@ impl InferCommand {
         let wanted = |name: &String| Wanted { name: name.clone(), binary: None };
         request.outputs = self.outputs.iter().map(|(name, _)| wanted(name)).collect();
         // Who wants JSON wants to see the values.
-        request.binary_output = self.json.is_none();
+        request.binary_output = self.show == Show::Summary;
         let (body, json_bytes) = request.encode();
         Ok((body, Some(json_bytes)))
     }

@@ -23,7 +23,7 @@ use client::{Client, ClientError, EXIT_CODES, default_socket};
 use doctor::DOCTOR_EXIT_CODES;
 use embed::{EMBED_EXIT_CODES, EmbedCommand, Print};
 use hermes_base::manual;
-use infer::{InferCommand, parse_binding};
+use infer::{InferCommand, Show, parse_binding};
 use plan::PlanCommand;
 use repository::RepositoryCommand;
 use std::io::Write;
@@ -64,9 +64,12 @@ enum Command {
         /// A request body (Open Inference Protocol v2) to send in place of the inputs.
         #[arg(long, value_name = "FILE", conflicts_with = "input")]
         request: Option<PathBuf>,
-        /// Write the daemon's JSON to FILE, or print it where no FILE is given.
-        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-        json: Option<PathBuf>,
+        /// Write the daemon's JSON to FILE in place of printing anything.
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        reply: Option<PathBuf>,
+        /// Print the daemon's JSON.
+        #[arg(long)]
+        json: bool,
     },
     #[command(after_help = EMBED_EXIT_CODES)]
     Embed(EmbedCommand),
@@ -83,7 +86,7 @@ enum Command {
     /// Needs neither root nor a daemon. Reads the store's disk for a second.
     #[command(after_help = DOCTOR_EXIT_CODES)]
     Doctor {
-        /// Folder of the models, whose disk is read [default: /var/lib/hermes].
+        /// Folder of the models, whose disk is read [default: $HERMES_STORE or /var/lib/hermes].
         #[arg(long, value_name = "DIR")]
         store: Option<PathBuf>,
         /// Print JSON.
@@ -126,9 +129,13 @@ fn run(args: Args) -> Result<(String, ExitCode), ClientError> {
         Command::Ls { json } => list::run(&client, print(json)),
         Command::Versions(command) => command.run(&client),
         Command::Embed(command) => return command.run(&client),
-        Command::Infer { model, input, output, request, json } => {
-            let (inputs, outputs) = (input, output);
-            InferCommand { model, inputs, outputs, request, json }.run(&client)
+        Command::Infer { model, input, output, request, reply, json } => {
+            let show = match (reply, json) {
+                (Some(file), _) => Show::File(file),
+                (None, true) => Show::Json,
+                (None, false) => Show::Summary,
+            };
+            InferCommand { model, inputs: input, outputs: output, request, show }.run(&client)
         }
         Command::Repository(command) => command.run(&client),
         Command::Plan(command) => command.run(&client),
