@@ -34,9 +34,15 @@ fn metadata_and_health_follow_the_protocol() {
         assert_eq!(model["inputs"][0]["shape"], json!([1, -1, 4]));
         assert_eq!(model["parameters"]["state"], "unloaded");
     }
-    let (status, ready) = daemon.get("/v2/models/linear/ready");
-    assert_eq!((status, &ready["ready"]), (200, &json!(true)));
-    assert_eq!(daemon.get("/v2/models/linear").1["parameters"]["state"], "ready");
+    for loaded in [false, true] {
+        let expected = json!({"name": "linear", "ready": true, "loaded": loaded});
+        for path in ["/v2/models/linear/ready", "/v2/models/linear/versions/1/ready"] {
+            assert_eq!(daemon.get(path), (200, expected.clone()));
+        }
+        let state = if loaded { "ready" } else { "unloaded" };
+        assert_eq!(daemon.get("/v2/models/linear").1["parameters"]["state"], state);
+        daemon.load("linear");
+    }
     check_error(&daemon.get("/v2/models/linear/versions/2"), 404, "it serves");
     check_error(&daemon.get("/v2/models/linear/versions/2/ready"), 404, "no version");
 }
@@ -306,7 +312,7 @@ fn a_client_that_goes_away_cancels_its_pass() {
     let served = served();
     let daemon = &served.daemon;
     let request = slow_request().to_string();
-    assert_eq!(daemon.get("/v2/models/slow/ready").0, 200);
+    daemon.load("slow");
     let outcomes =
         |outcome| format!("hermes_requests_total{{model=\"slow\",outcome=\"{outcome}\"}}");
     for round in 1..=4 {
@@ -596,7 +602,7 @@ fn a_daemon_takes_over_where_one_was_killed() {
 #[test]
 fn what_runs_is_finished_before_the_end() {
     let mut served = served();
-    assert_eq!(served.daemon.get("/v2/models/slow/ready").0, 200);
+    served.daemon.load("slow");
     let input = json!({"name": "x", "datatype": "FP32", "shape": [1, 64, 1024],
                        "data": vec![0; 64 * 1024]});
     let request = json!({"inputs": [input]}).to_string();
@@ -636,6 +642,17 @@ fn hermesctl_lists_infers_and_embeds() {
     let (_, text, _) = hermesctl(socket, &["infer", "linear", "--input", &input, "--json"]);
     let reply: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(reply["outputs"].as_array().unwrap().len(), 2);
+    let file = path("reply.json");
+    let (code, text, _) =
+        hermesctl(socket, &["infer", "linear", "--input", &input, "--reply", &file]);
+    assert_eq!((code, &*text), (0, ""));
+    let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(written["outputs"], reply["outputs"]);
+    // It took what came next for a file, and wrote over it.
+    let (code, _, error) = hermesctl(socket, &["infer", "--json", "linear", "--input", &input]);
+    assert_eq!(code, 0, "{error}");
+    let taken = ["infer", "linear", "--input", &input, "--json", &file];
+    assert_eq!(hermesctl(socket, &taken).0, 2);
 
     let (code, text, _) = hermesctl(socket, &["embed", "words", "cat"]);
     assert_eq!((code, text.split_whitespace().count()), (0, 4));

@@ -129,11 +129,12 @@ fn every_declared_metric_moves() {
     wrong["inputs"][0]["name"] = json!("z");
     let reply = daemon.post("/v2/models/linear/infer", &wrong.to_string());
     check_error(&reply, 400, "\"z\"");
-    assert_eq!(daemon.get("/v2/models/broken/ready").0, 200);
+    daemon.load("broken");
     look(&mut seen);
     let request = linear_request().to_string();
     let reply = daemon.post("/v2/models/broken/infer", &request);
     check_error(&reply, 500, "broken");
+    check_error(&daemon.get("/v2/models/broken/ready"), 503, "\"broken\" is not ready");
     look(&mut seen);
 
     // A pass long enough to be seen from outside.

@@ -6,7 +6,7 @@ use super::envelope::OipError;
 use super::error::ApiError;
 use super::granted;
 use super::pieces::Pieces;
-use super::state::{Api, Asked, FoundModel, ModelPath, ModelPathArg, Submitted};
+use super::state::{Api, ModelPath, ModelPathArg, Submitted};
 use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port, Task, TextRules};
 use crate::stream::Trace;
@@ -17,7 +17,7 @@ use crate::wire::infer_tensor::Reserve;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Body as _;
 use serde::{Serialize, Serializer};
@@ -70,23 +70,29 @@ pub async fn model_metadata(
     Ok(described.await?)
 }
 
-/// `GET /v2/models/{model}/ready`: loads the model if need be, since a request would. HEAD only
-/// looks.
+/// `GET /v2/models/{model}/ready`: whether a request to the model would be taken, as far as is known.
+/// A model that is not loaded is ready, since a request loads it, and is not loaded for the question.
 pub async fn model_ready(
     State(api): State<Arc<Api>>,
-    method: Method,
     path: ModelPathArg,
 ) -> Result<Json<Value>, OipError> {
-    let FoundModel { model, .. } = api.find(path).await?;
-    if !api.engine.is_ready(&model) {
-        // A question that changes something would be none.
-        if method == Method::HEAD {
-            let message = format!("model {model:?} is not loaded: GET loads it");
-            return Err(ApiError::unavailable(message).into());
+    let path = ModelPath::of(path)?;
+    let ready = api.look(move |api| {
+        let manifest = api.manifest(&path)?;
+        let model = &manifest.model;
+        // Triton's clients look at the status alone: whatever is in the way is one of not ready.
+        let not_ready =
+            |why: String| ApiError::unavailable(format!("model {model:?} is not ready: {why}"));
+        if !api.is_ready() {
+            return Err(not_ready("the daemon takes no requests".to_owned()));
         }
-        Asked::new(|reply| api.engine.request_ready(&model, reply)).wait().await?;
-    }
-    Ok(Json(json!({ "name": model, "ready": true })))
+        let loaded = api
+            .engine
+            .check_takes(&manifest)
+            .map_err(|error| not_ready(ApiError::from(error).message))?;
+        Ok(json!({ "name": model, "ready": true, "loaded": loaded }))
+    });
+    Ok(Json(ready.await?))
 }
 
 /// `POST /v2/models/{model}/infer`.

@@ -21,8 +21,7 @@ const INFER: Option<Right> = Some(Right::Infer);
 const LOAD: Option<Right> = Some(Right::Load);
 const INSTALL: Option<Right> = Some(Right::Install);
 
-/// All routes; `openapi.json` beside this file describes each. Asking whether a model is ready loads it, as
-/// inferring does.
+/// All routes; `openapi.json` beside this file describes each.
 #[rustfmt::skip]
 const ROUTES: &[Route] = &[
     ("GET", "/v2", None, || get(oip::server_metadata)),
@@ -30,13 +29,13 @@ const ROUTES: &[Route] = &[
     ("GET", "/v2/health/ready", None, || get(oip::ready)),
     ("GET", "/v2/models/stats", None, || get(stats::models)),
     ("GET", "/v2/models/{model}", None, || get(oip::model_metadata)),
-    ("GET", "/v2/models/{model}/ready", INFER, || get(oip::model_ready)),
+    ("GET", "/v2/models/{model}/ready", None, || get(oip::model_ready)),
     ("POST", "/v2/models/{model}/infer", INFER, || post(oip::infer)),
     ("POST", "/v2/models/{model}/trace", INFER, || post(trace::trace)),
     ("GET", "/v2/models/{model}/plan", None, || get(plan::plan)),
     ("GET", "/v2/models/{model}/stats", None, || get(stats::model)),
     ("GET", "/v2/models/{model}/versions/{version}", None, || get(oip::model_metadata)),
-    ("GET", "/v2/models/{model}/versions/{version}/ready", INFER, || get(oip::model_ready)),
+    ("GET", "/v2/models/{model}/versions/{version}/ready", None, || get(oip::model_ready)),
     ("POST", "/v2/models/{model}/versions/{version}/infer", INFER, || post(oip::infer)),
     ("GET", "/v2/models/{model}/versions/{version}/stats", None, || get(stats::model)),
     ("GET", "/v2/repository/index", None, || get(repository::index)),

@@ -11,8 +11,6 @@ use std::sync::Arc;
 pub enum Command {
     /// Loads a model, anew where it is loaded.
     Load(String, Answer<Arc<Model>>),
-    /// Loads a model where it is not loaded.
-    Ready(String, Answer<Arc<Model>>),
     /// Unloads a model; every byte it held is given back.
     Unload(String, Answer<()>),
     /// Plays a model's tape, computing nothing.
@@ -30,7 +28,7 @@ impl Command {
     /// Answers it with an error.
     pub fn refuse(self, error: EngineError) {
         match self {
-            Command::Load(_, answer) | Command::Ready(_, answer) => answer.give(Err(error)),
+            Command::Load(_, answer) => answer.give(Err(error)),
             Command::Unload(_, answer) => answer.give(Err(error)),
             Command::Play(_, answer) => answer.give(Err(error)),
             Command::Profile(_, answer) => answer.give(Err(error)),

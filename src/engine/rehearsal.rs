@@ -179,6 +179,20 @@ impl Rehearsals {
         }
     }
 
+    /// How the import of a version went, where it was tried.
+    fn known(&self, dir: &ModelDir) -> Option<Rehearsal> {
+        let graph = dir.manifest.graph.checksum;
+        Rehearsal::read(&dir.path, graph).or_else(|| lock(&self.known).get(&graph).cloned())
+    }
+
+    /// Fails where it is known that a version cannot be loaded; tries nothing.
+    pub fn check_refusal(&self, dir: &ModelDir) -> Result<(), EngineError> {
+        match self.known(dir) {
+            Some(Rehearsal::Refused { why }) if self.is_on => Err(unfit(dir, why)),
+            _ => Ok(()),
+        }
+    }
+
     /// Forgets that a version could not be loaded: it is tried anew.
     pub fn forget_refusal(&self, dir: &ModelDir) -> Result<(), EngineError> {
         let graph = dir.manifest.graph.checksum;
@@ -200,10 +214,7 @@ impl Rehearsals {
         if !self.is_on {
             return Ok(None);
         }
-        let graph = dir.manifest.graph.checksum;
-        let known =
-            Rehearsal::read(&dir.path, graph).or_else(|| lock(&self.known).get(&graph).cloned());
-        match known {
+        match self.known(dir) {
             Some(Rehearsal::Done { peak_bytes }) => Ok(Some(peak_bytes)),
             Some(Rehearsal::Refused { why }) => Err(unfit(dir, why)),
             None => {

@@ -123,6 +123,32 @@ impl Engine {
         self.0.room.residents.get(model).is_some_and(|model| model.check_service().is_ok())
     }
 
+    /// Whether a request to the model that is served so would be taken, as far as is known without
+    /// loading it; says whether it is loaded.
+    ///
+    /// # Errors
+    ///
+    /// What it would be refused for: a model that is out of service, or a graph that was tried and is
+    /// not to be imported.
+    pub fn check_takes(&self, described: &Described) -> Result<bool, EngineError> {
+        let manifest = &described.manifest;
+        let loaded = self.0.room.residents.get(&manifest.model);
+        match loaded.filter(|loaded| loaded.dir.manifest.version == manifest.version) {
+            Some(loaded) => loaded.check_service().map(|()| true),
+            None => {
+                let dir = self.dir_of(described)?;
+                self.0.library.rehearsals.check_refusal(&dir).map(|()| false)
+            }
+        }
+    }
+
+    /// The folder of a version that is described.
+    fn dir_of(&self, described: &Described) -> Result<ModelDir, EngineError> {
+        let manifest = Arc::clone(&described.manifest);
+        let path = self.0.library.store.model_path(&manifest.model)?.join(&manifest.version);
+        Ok(ModelDir { path, manifest })
+    }
+
     /// Loads a model, anew where it is loaded already, and waits for it.
     pub fn load(&self, model: &str) -> Result<Arc<Model>, EngineError> {
         self.ask(|answer| Command::Load(model.to_string(), answer))
@@ -189,9 +215,8 @@ impl Engine {
     /// # Errors
     /// The system's.
     pub fn forget_refusal(&self, model: &str) -> Result<(), EngineError> {
-        let manifest = self.manifest(model)?.manifest;
-        let path = self.0.library.store.model_path(&manifest.model)?.join(&manifest.version);
-        self.0.library.rehearsals.forget_refusal(&ModelDir { path, manifest })
+        let dir = self.dir_of(&self.manifest(model)?)?;
+        self.0.library.rehearsals.forget_refusal(&dir)
     }
 
     /// Plays a model's tape without computing, as fast as the loaders go: the time a pass needs
@@ -214,15 +239,6 @@ impl Engine {
         reply: impl FnOnce(Result<Arc<Model>, EngineError>) + Send + 'static,
     ) {
         self.0.room.inbox.command(Command::Load(model.to_string(), Answer::new(reply)));
-    }
-
-    /// Loads a model where it is not loaded; as [`Engine::request_load`].
-    pub fn request_ready(
-        &self,
-        model: &str,
-        reply: impl FnOnce(Result<Arc<Model>, EngineError>) + Send + 'static,
-    ) {
-        self.0.room.inbox.command(Command::Ready(model.to_string(), Answer::new(reply)));
     }
 
     /// As [`Engine::unload`], without waiting; as [`Engine::request_load`].

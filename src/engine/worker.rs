@@ -77,7 +77,6 @@ impl Worker {
                 let loaded = guarded("loading", || self.loading().load(&name));
                 Answer::give_all(answer, others, loaded);
             }
-            Command::Ready(name, answer) => answer.give(self.serving(&name)),
             Command::Unload(name, answer) => {
                 self.stage.room().unload(&name);
                 self.stage.hold.rest();

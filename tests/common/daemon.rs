@@ -61,6 +61,12 @@ impl Daemon {
         self.connect().post(path, body).reply()
     }
 
+    /// Has a model loaded.
+    pub fn load(&self, model: &str) {
+        let (status, reply) = self.post(&format!("/v2/repository/models/{model}/load"), "");
+        assert_eq!(status, 200, "{reply}");
+    }
+
     /// The process's number.
     pub fn id(&self) -> u32 {
         self.child.id()
