@@ -10,6 +10,7 @@ mod draft;
 mod embedder;
 mod encode;
 mod error;
+mod foreign;
 mod layers;
 mod makers;
 mod order;

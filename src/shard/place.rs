@@ -2,6 +2,7 @@
 //! transformers, optimum and sentence-transformers lay them out.
 
 use super::error::{ShardError, ensure, unfit};
+use super::foreign::Foreign;
 use super::layers;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -90,11 +91,18 @@ fn find_in(folder: &Path) -> Result<PathBuf, ShardError> {
     found.sort();
     match &found[..] {
         [model] => Ok(model.clone()),
-        [] => Err(unfit!(
-            "{} has no ONNX file, nor has its folder {ONNX_FOLDER}\n\
-             export the model there (optimum-cli export onnx), or name its file",
-            folder.display()
-        )),
+        [] => {
+            let none =
+                format!("{} has no ONNX file, nor has its folder {ONNX_FOLDER}", folder.display());
+            Err(match Foreign::in_folder(folder) {
+                Some((name, Foreign { what, advice })) => {
+                    unfit!("{none}; {name} is {what}\n{advice}")
+                }
+                None => unfit!(
+                    "{none}\nexport the model there (optimum-cli export onnx), or name its file"
+                ),
+            })
+        }
         several => Err(unfit!(
             "{} has several ONNX files: name one of {}",
             folder.display(),

@@ -1,11 +1,12 @@
 //! A model's files, as far as they are read before anything is made of them.
 
 use super::error::{ShardError, unfit};
+use super::foreign::Foreign;
 use super::order::Order;
 use super::place::Place;
-use crate::graph::skim::{self, Skim};
+use crate::graph::skim::{self, Skim, SkimError};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Name of the tokenizer's file, beside a model and in a version.
 pub(super) const TOKENIZER_NAME: &str = "tokenizer.json";
@@ -38,7 +39,8 @@ impl Source {
     pub fn read(order: &Order) -> Result<Source, ShardError> {
         let place = Place::of(&order.model)?;
         let name = order.check_at(&place)?;
-        let skim = skim::skim(&place.model, order.threshold_bytes)?;
+        let skim = skim::skim(&place.model, order.threshold_bytes);
+        let skim = skim.map_err(|error| told(error, &place.model))?;
         let tokenizer = read_tokenizer(order, &place)?;
         let file = place.model.file_name().map(|name| name.to_string_lossy().into_owned());
         let Place { folder, .. } = place;
@@ -57,6 +59,16 @@ impl TokenizerFile {
                 self.path.display()
             )),
         }
+    }
+}
+
+/// Why a file could not be skimmed: what it is, where it is no ONNX model at all.
+fn told(error: SkimError, model: &Path) -> ShardError {
+    match Foreign::of(model) {
+        Some(Foreign { what, advice }) => {
+            unfit!("{}: not an ONNX model: it is {what}\n{advice}", model.display())
+        }
+        None => error.into(),
     }
 }
 

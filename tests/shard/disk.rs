@@ -90,10 +90,10 @@ fn a_store_that_cannot_be_written_is_named() {
     std::fs::write(place.store(), "a file").unwrap();
     let store = place.store();
     let store = store.to_str().unwrap();
-    place.refuse(&[], &["cannot create", store]);
+    place.refuse(&[], &["cannot write to", store]);
     std::fs::remove_file(store).unwrap();
     let Some(_mount) = Mount::new(place.store(), "size=8m,ro") else { return };
-    place.refuse(&[], &["cannot create", store, "Read-only file system"]);
+    place.refuse(&[], &["cannot write to", store, "Read-only file system"]);
 }
 
 /// Names in the store's folder that belong to builds.

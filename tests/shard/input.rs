@@ -2,10 +2,11 @@
 
 use super::common::small_store::{node, output};
 use super::model::{linear, linear_outside, linear_then, linear_with, weight};
-use super::{Place, check_refusal, files, stderr};
+use super::{Place, check_refusal, files, stderr, tool};
 use hermes::shard::{Draft, Order, Source};
 use hermes::store::Dtype;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -26,6 +27,84 @@ fn what_is_no_onnx_model_is_told_with_its_offset() {
     check(&[0xff; 100], &["a number that does not end at offset 0"]);
     check(&[], &["the file is empty"]);
     check(&[0x08, 0x08], &["it holds no graph"]);
+}
+
+/// Beginnings of files that people have in place of an ONNX model, and what they are told.
+fn foreign_files() -> Vec<(&'static str, Vec<u8>, [&'static str; 2])> {
+    let zip = |name: &str| [b"PK\x03\x04\x00\x00\x08\x08", &[0; 22][..], name.as_bytes()].concat();
+    let safetensors = b"{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}";
+    let length = (safetensors.len() as u64).to_le_bytes();
+    let tensor = [&length[..], safetensors, &[0; 4]].concat();
+    let saved_model = b"\x08\x01\x12\x14\x0a\x12\x1a\x05\x32\x05serve\x32\x05train";
+    let core_ml = b"\x08\x04\x12\x30\x0a\x10com.github.apple.coremltools.version";
+    let graph_def = b"\x0a\x10\x0a\x01x\x12\x0bPlaceholder";
+    let page = "\n<!DOCTYPE html><html><head><title>404</title></head></html>".repeat(9);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 133466304\n";
+    let openvino = "<?xml version=\"1.0\"?>\n<net name=\"bert\" version=\"11\"></net>\n";
+    vec![
+        ("model.gguf", b"GGUF\x03\0\0\0\x23\x01".to_vec(), ["GGUF", "optimum-cli export onnx"]),
+        ("model.safetensors", tensor, ["safetensors", "optimum-cli export onnx"]),
+        ("pytorch_model.bin", zip("archive/data.pkl"), ["PyTorch", "torch.onnx.export"]),
+        ("script.pt", zip("net/constants.pkl"), ["TorchScript", "torch.onnx.export"]),
+        ("old.pth", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j".to_vec(), ["pickle", "torch.onnx.export"]),
+        ("model.tflite", b"\x1c\0\0\0TFL3\x14\0".to_vec(), ["TensorFlow Lite", "--tflite FILE"]),
+        ("model.h5", b"\x89HDF\r\n\x1a\n\0\0".to_vec(), ["Keras", "--keras FILE"]),
+        ("model.keras", zip("model.weights.h5"), ["Keras", "format=\"onnx\""]),
+        ("saved_model.pb", saved_model.to_vec(), ["SavedModel", "--saved-model FOLDER"]),
+        ("frozen.pb", graph_def.to_vec(), ["GraphDef", "--graphdef FILE"]),
+        ("model.mlmodel", core_ml.to_vec(), ["Core ML", "onnxmltools"]),
+        (
+            "package.zip",
+            zip("a.mlpackage/Data/com.apple/model.mlmodel"),
+            ["Core ML", "onnxmltools"],
+        ),
+        ("model.xml", openvino.into(), ["OpenVINO", "export the model that it was made of"]),
+        ("model.ort", b"\x18\0\0\0ORTM\0\0".to_vec(), ["ONNX Runtime's own format", "no way back"]),
+        ("model.onnx", pointer.into(), ["pointer of Git LFS", "git lfs pull"]),
+        ("model.onnx", page.into(), ["HTML page", "/resolve/"]),
+        ("model.onnx", b"{\"error\":\"denied\"}".to_vec(), ["JSON", "download it again"]),
+        ("model.onnx", vec![0; 4096], ["not finished", "download it again"]),
+        ("model.onnx.gz", b"\x1f\x8b\x08\0\0\0\0\0".to_vec(), ["gzip", "unpack it"]),
+        ("model.zip", zip("model.onnx"), ["zip archive", "unpack it"]),
+    ]
+}
+
+/// Each was refused as "wire type 7 at offset 0", with the advice to export the model again.
+#[test]
+fn files_of_other_kinds_are_told_with_the_way_to_an_onnx_file() {
+    for (name, content, [what, advice]) in foreign_files() {
+        let place = Place::new();
+        fs::write(place.path(name), content).unwrap();
+        let build = |model: &Path| {
+            let mut command = tool();
+            command.arg("build").arg(model).arg("--store").arg(place.store());
+            command
+        };
+        let path = place.path(name);
+        let words = [path.to_str().unwrap(), "not an ONNX model: it is ", what, advice];
+        place.refuse_command(build(&path), &words);
+        // In a folder it is found by its name.
+        if !name.starts_with("model.onnx") {
+            let words = ["has no ONNX file", name, what, advice];
+            place.refuse_command(build(place.folder.path()), &words);
+        }
+        assert!(!place.store().exists());
+    }
+}
+
+/// What is not known to be anything else is told by its offset; a model that begins like others'
+/// messages is a model.
+#[test]
+fn models_by_exporters_of_other_frameworks_are_models() {
+    let place = Place::new();
+    let mut model = linear();
+    model.producer_name = "tf2onnx coremltools serve".to_string();
+    place.save(&model);
+    place.build(&[]);
+    let whole = fs::read(place.model()).unwrap();
+    fs::write(place.model(), &whole[..whole.len() / 2]).unwrap();
+    place
+        .refuse(&["--force"], &["not an ONNX model: ", "at offset", "copy it again if it was cut"]);
 }
 
 #[test]
@@ -263,6 +342,11 @@ fn external_data_is_as_long_as_the_model_says() {
     check_outside(&at("-1"), 65_536, &["external offset \"-1\" is not a number"]);
     let length = [("location", "weights.bin"), ("length", "65532")];
     check_outside(&length, 65_536, &["tensor \"W\"", "takes 65536 bytes", "65532"]);
+    let place = Place::new();
+    place.save(&linear_outside(&[("location", "weights.bin")]).0);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 65536\n";
+    fs::write(place.path("weights.bin"), pointer).unwrap();
+    place.refuse(&[], &["tensor \"W\"", "weights.bin", "pointer of Git LFS", "git lfs pull"]);
     let missing = [("location", "elsewhere.bin")];
     check_outside(&missing, 65_536, &["tensor \"W\"", "elsewhere.bin", "No such file"]);
 }

@@ -292,8 +292,13 @@ impl Files {
             }
         };
         if offset.checked_add(bytes).is_none_or(|end| end > length) {
+            let is = if is_pointer(&path) {
+                " and is a pointer of Git LFS in place of the file: fetch it by git lfs pull"
+            } else {
+                ""
+            };
             let what = format!(
-                "it takes {bytes} bytes at offset {offset} of \"{name}\", which has {length}"
+                "it takes {bytes} bytes at offset {offset} of \"{name}\", which has {length}{is}"
             );
             return Err(self.error(tensor, what));
         }
@@ -326,4 +331,12 @@ impl Files {
     pub fn error(&self, tensor: &TensorFields, what: String) -> SkimError {
         SkimError::Tensor { path: self.path.clone(), tensor: tensor.name.clone(), what }
     }
+}
+
+/// Whether a repository was copied without what Git LFS keeps elsewhere.
+fn is_pointer(path: &Path) -> bool {
+    const START: &[u8] = b"version https://git-lfs.github.com/spec/";
+    let mut head = [0; START.len()];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut head, 0));
+    read.is_ok() && head == START
 }
