@@ -209,7 +209,14 @@ impl StoreError {
                 "free some room (hermesctl gc removes old versions) or give another store"
             }
             StoreError::Replaced { .. } => "mount its disk again, or restart with another --store",
-            StoreError::InUse { .. } => "serve another with hermesctl use before",
+            StoreError::InUse { path } => {
+                let model = path.parent().and_then(Path::file_name).unwrap_or_default();
+                let model = model.to_string_lossy();
+                return Some(format!(
+                    "serve another before by hermesctl use {model} VERSION, or remove all of the \
+                     model by hermesctl rm {model}"
+                ));
+            }
             StoreError::NoPrevious { model } => {
                 return Some(format!("name one: hermesctl use {model} VERSION"));
             }

@@ -191,6 +191,14 @@ impl ModelDir {
         Ok(ModelDir { path: path.to_owned(), manifest: Arc::new(manifest) })
     }
 
+    /// Bytes of the files in its folder.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn bytes(&self) -> Result<u64, StoreError> {
+        tree_bytes(&self.path)
+    }
+
     /// Opens the layer file of layer `layer` in variant `variant`, checked against the manifest.
     ///
     /// # Errors

@@ -189,8 +189,14 @@ pub fn install(
     }
     built.check_files()?;
     sync_tree(staging_dir)?;
-    create(&model_path)?;
-    let lock = lock_model(&model_path)?;
+    let lock = loop {
+        create(&model_path)?;
+        match lock_model(&model_path) {
+            // The model was removed in between.
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            locked => break locked?,
+        }
+    };
     if !force && fs::symlink_metadata(&target).is_ok() {
         return Err(StoreError::Exists { path: target });
     }

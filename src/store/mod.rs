@@ -34,4 +34,4 @@ pub use package::Package;
 pub use rehearsal::Rehearsal;
 pub use served::Served;
 pub use verify::Problem;
-pub use versions::{Collected, Removed, Role, VersionInfo};
+pub use versions::{Collected, Removed, RemovedModel, Role, VersionInfo};

@@ -7,6 +7,7 @@ use crate::sys::file;
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -80,11 +81,50 @@ pub(super) fn remove_unfinished(model_path: &Path) -> Result<(), StoreError> {
 
 /// Waits until nobody else changes which versions a model has, or which is served; lasts until
 /// the file is dropped or the process dies (flock(2), on the folder itself).
+///
+/// # Errors
+/// The system's; [`io::ErrorKind::NotFound`] where the model was removed meanwhile.
 pub(super) fn lock_model(model_path: &Path) -> Result<File, StoreError> {
-    let lock = || {
+    let lock = || loop {
         let folder = File::open(model_path)?;
         folder.lock()?;
-        Ok(folder)
+        // Who held it before may have taken the folder away.
+        let (locked, there) = (folder.metadata()?, fs::metadata(model_path)?);
+        if (locked.dev(), locked.ino()) == (there.dev(), there.ino()) {
+            return Ok(folder);
+        }
     };
     lock().map_err(|e| StoreError::io("lock", model_path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever waited for the lock of a model that was removed got that of a folder out of sight, and
+    /// wrote into the model that had come in its place without one.
+    #[test]
+    fn the_lock_is_that_of_the_folder_that_is_there() {
+        let store = tempfile::tempdir().unwrap();
+        let (model, gone) = (store.path().join("model"), store.path().join("gone"));
+        fs::create_dir(&model).unwrap();
+        let held = lock_model(&model).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                loop {
+                    // Between the two there is none.
+                    if let Ok(lock) = lock_model(&model) {
+                        return lock.metadata().unwrap().ino();
+                    }
+                }
+            });
+            fs::rename(&model, &gone).unwrap();
+            fs::create_dir(&model).unwrap();
+            drop(held);
+            assert_eq!(waiting.join().unwrap(), fs::metadata(&model).unwrap().ino());
+        });
+        fs::remove_dir(&model).unwrap();
+        let error = lock_model(&model).unwrap_err().to_string();
+        assert!(error.contains("No such file"), "{error}");
+    }
 }

@@ -23,6 +23,15 @@ pub enum Role {
 }
 
 impl Role {
+    /// What a version is where these are served.
+    pub fn of(version: &str, served: Option<&Served>) -> Role {
+        match served {
+            Some(served) if served.current == version => Role::Current,
+            Some(served) if served.previous.as_deref() == Some(version) => Role::Previous,
+            _ => Role::Spare,
+        }
+    }
+
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -57,6 +66,17 @@ pub struct Removed {
     pub bytes: u64,
 }
 
+/// A model that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedModel {
+    /// Its name.
+    pub model: String,
+    /// Names of the versions that it had.
+    pub versions: Vec<String>,
+    /// Bytes that its files had.
+    pub bytes: u64,
+}
+
 /// What [`Store::collect`] removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
@@ -83,17 +103,17 @@ impl Store {
     pub fn list(&self, model: &str) -> Result<Vec<VersionInfo>, StoreError> {
         let folder = self.model_path(model)?;
         let served = Served::read(&folder).ok();
-        let role = |version: &str| match &served {
-            Some(served) if served.current == version => Role::Current,
-            Some(served) if served.previous.as_deref() == Some(version) => Role::Previous,
-            _ => Role::Spare,
-        };
         let mut list = Vec::new();
         for version in self.versions(model)? {
             let bytes = tree_bytes(&folder.join(&version))?;
             let dir = self.version(model, &version).ok();
             let created_s = dir.map(|dir| dir.manifest.provenance.created_s);
-            list.push(VersionInfo { role: role(&version), version, bytes, created_s });
+            list.push(VersionInfo {
+                role: Role::of(&version, served.as_ref()),
+                version,
+                bytes,
+                created_s,
+            });
         }
         // Versions built in the same second are told apart by name.
         list.sort_by_key(|info| Reverse((info.created_s, info.version.clone())));
@@ -173,6 +193,29 @@ impl Store {
         Ok(Removed { model: model.to_owned(), version: version.to_owned(), bytes })
     }
 
+    /// Removes a model with all its versions and what is known of them, out of sight in one step.
+    /// Who has its files open keeps them.
+    ///
+    /// # Errors
+    /// No such model, or a folder that is none; the system's.
+    pub fn remove_model(&self, model: &str) -> Result<RemovedModel, StoreError> {
+        self.confirm()?;
+        let folder = self.model_path(model)?;
+        let bin = Bin::new(self.path())?;
+        let lock = lock_model(&folder)?;
+        let versions = self.versions(model)?;
+        if versions.is_empty() && Served::read(&folder).is_err() {
+            let what = format!("model {model}");
+            return Err(StoreError::Missing { store: self.path().to_owned(), what, model: None });
+        }
+        let bytes = bin.take(&folder)?;
+        drop(lock);
+        if let Err(error) = bin.empty() {
+            log::warn!("files of model {model} stay until the next build or collection: {error}");
+        }
+        Ok(RemovedModel { model: model.to_owned(), versions, bytes })
+    }
+
     /// Removes of every model the versions that are neither served nor were before, nor among its
     /// `keep` newest, and what interrupted builds left behind. A model whose served version
     /// is lost or cannot be believed is left alone: each of the others may be the only good copy.
@@ -229,9 +272,9 @@ impl Bin {
         staging(store).map(Bin)
     }
 
-    /// Takes a version's folder out of the store; says how many bytes it had.
-    fn take(&self, version_path: &Path) -> Result<u64, StoreError> {
-        let bytes = tree_bytes(version_path)?;
+    /// Takes a version's or model's folder out of the store; says how many bytes it had.
+    fn take(&self, path: &Path) -> Result<u64, StoreError> {
+        let bytes = tree_bytes(path)?;
         let mut number = 0;
         let place = loop {
             let place: PathBuf = self.0.path().join(number.to_string());
@@ -240,9 +283,9 @@ impl Bin {
             }
             number += 1;
         };
-        let result = fs::rename(version_path, place);
-        result.map_err(|e| StoreError::io("remove", version_path, e))?;
-        sync(version_path.parent().unwrap_or(version_path))?;
+        let result = fs::rename(path, place);
+        result.map_err(|e| StoreError::io("remove", path, e))?;
+        sync(path.parent().unwrap_or(path))?;
         Ok(bytes)
     }
 
