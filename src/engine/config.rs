@@ -1,13 +1,27 @@
 //! How an engine is set up, and what that comes to where nothing was measured.
 
+use super::error::EngineError;
 use crate::plan::{Dealing, Grouping, Overrides, PinPlace, Placement, Plan, Release, Way};
 use crate::store::layer_file::BLOCK_BYTES;
+use crate::store::manifest::Manifest;
 use crate::stream::Faults;
 use crate::sys::disk::Disk;
 use std::path::PathBuf;
 
 /// Tokens that requests are expected to have, where nobody says.
 pub const EXPECTED_TOKENS: u64 = 128;
+
+/// A variant that a model has.
+pub(super) fn checked_variant(manifest: &Manifest, wanted: &str) -> Result<String, EngineError> {
+    match manifest.variants.iter().any(|known| known == wanted) {
+        true => Ok(wanted.to_owned()),
+        false => Err(EngineError::UnknownVariant {
+            model: manifest.model.clone(),
+            variant: wanted.to_owned(),
+            known: manifest.variants.clone(),
+        }),
+    }
+}
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]
@@ -28,6 +42,8 @@ pub struct Config {
     pub source: Option<Way>,
     /// Variant of every model; by default each model's best.
     pub variant: Option<String>,
+    /// Whether a model that lacks it is served in its best instead of being refused.
+    pub best_instead: bool,
     /// Most bytes of each model's tape that stay in memory; the ledger grants fewer where the
     /// budget has other uses.
     pub pin_bytes: u64,
@@ -54,6 +70,7 @@ impl Config {
             threads: None,
             loaders: None,
             variant: None,
+            best_instead: false,
             source: None,
             pin_bytes: u64::MAX,
             policy: Policy::Tape,
@@ -62,6 +79,19 @@ impl Config {
             tokens: EXPECTED_TOKENS,
             disk: DiskKind::Board,
             rehearses: false,
+        }
+    }
+
+    /// The variant in which a model is served.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::UnknownVariant`], unless its best is taken instead.
+    pub(super) fn variant_of(&self, manifest: &Manifest) -> Result<String, EngineError> {
+        let best = manifest.variants.first().map_or("f32", String::as_str);
+        match checked_variant(manifest, self.variant.as_deref().unwrap_or(best)) {
+            Err(_) if self.best_instead => Ok(best.to_owned()),
+            checked => checked,
         }
     }
 

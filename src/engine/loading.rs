@@ -86,13 +86,14 @@ impl Loading<'_> {
     }
 
     fn try_load(&self, dir: ModelDir, manifest_bytes: u64) -> Result<Model, EngineError> {
-        let Config { variant, disk, policy, .. } = &self.planner.config;
+        let Config { disk, policy, .. } = &self.planner.config;
+        let variant = self.planner.config.variant_of(&dir.manifest)?;
         let (library, hold) = (self.library(), &self.stage.hold);
         let serving = library.store.serving(&dir.manifest.model)?;
         let rehearsed_bytes =
             library.rehearsals.rehearsed(&dir, self.room(), hold.window_bytes())?;
         let terms = Terms {
-            variant: variant.as_deref(),
+            variant: &variant,
             disk: *disk,
             policy,
             base: self.planner.base_plan(self.stage),
@@ -112,6 +113,16 @@ impl Loading<'_> {
                 window_bytes,
                 block_bytes,
             });
+        }
+        if let Some(wanted) = &self.planner.config.variant
+            && *wanted != loaded.variant
+        {
+            log::warn!(
+                "model {} has no variant {wanted}: it is served in {}, its best; shard it with \
+                 --variants {wanted} to have it",
+                loaded.name(),
+                loaded.variant
+            );
         }
         log::info!(
             "model {} version {} ({}) is ready: {} MiB of tape ({}), {} KiB resident",

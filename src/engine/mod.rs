@@ -54,7 +54,7 @@ pub use error::{EngineError, ErrorKind};
 pub use keepers::Keeper;
 pub use known::{Answered, Inquiry, Known};
 pub use model::Model;
-pub use needs::needed_bytes;
+pub use needs::{Budget, budgets};
 pub use pressure::Pressure;
 pub use request::{Cancel, PassStats, Reply, Request};
 pub use room::{LONG_PATIENCE, Room, TICK};

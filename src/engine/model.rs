@@ -1,6 +1,6 @@
 //! A loaded model: its graph in memory, its tape on disk.
 
-use super::config::{DiskKind, Policy};
+use super::config::{DiskKind, Policy, checked_variant};
 use super::error::EngineError;
 use super::needs::loading_bytes;
 use super::reel::{Cut, Reel};
@@ -8,7 +8,7 @@ use super::signature::Signature;
 use super::standing::Standing;
 use crate::graph::{self, Footprint, GraphError, Imported, Lockstep, WeightUse};
 use crate::plan::{Plan, Profile};
-use crate::store::manifest::{Dim, Manifest};
+use crate::store::manifest::Dim;
 use crate::store::{ModelDir, Serving};
 use crate::stream::{Category, Grant, Ledger, Slots, StreamError};
 use crate::sys::heap;
@@ -42,8 +42,8 @@ pub struct Model {
 
 /// What models of an engine are loaded with.
 pub(super) struct Terms<'a> {
-    /// The manifest's first where it is none.
-    pub variant: Option<&'a str>,
+    /// One that it has.
+    pub variant: &'a str,
     pub disk: DiskKind,
     pub policy: &'a Policy,
     /// The plan where nothing was measured, which the policy may change.
@@ -68,7 +68,7 @@ impl Model {
     ) -> Result<Model, EngineError> {
         let Terms { variant, disk, policy, ref base, slots, idle_bytes, ledger, .. } = *terms;
         let manifest = &dir.manifest;
-        let variant = pick_variant(manifest, variant)?;
+        let variant = variant.to_owned();
         let measured_bytes = manifest.loading_bytes.max(terms.rehearsed_bytes);
         let expected = loading_bytes(manifest.graph.bytes, measured_bytes);
         let mut grant = ledger.try_grant(Category::Graph, expected.saturating_sub(idle_bytes))?;
@@ -196,7 +196,7 @@ impl Model {
             let text = format!("a plan of {} layers for {layers}", plan.variants.len());
             return Err(EngineError::Invalid(text));
         }
-        plan.variants.iter().map(|variant| pick_variant(manifest, Some(variant))).collect()
+        plan.variants.iter().map(|variant| checked_variant(manifest, variant)).collect()
     }
 
     /// What was measured of it on this board.
@@ -293,21 +293,6 @@ impl Model {
             false => 0,
         }
     }
-}
-
-pub(super) fn pick_variant(
-    manifest: &Manifest,
-    wanted: Option<&str>,
-) -> Result<String, EngineError> {
-    let variant = wanted.or(manifest.variants.first().map(String::as_str)).unwrap_or("f32");
-    if manifest.variants.iter().any(|known| known == variant) {
-        return Ok(variant.to_string());
-    }
-    Err(EngineError::UnknownVariant {
-        model: manifest.model.clone(),
-        variant: variant.to_string(),
-        known: manifest.variants.clone(),
-    })
 }
 
 /// Reads and imports the graph, which has to have the manifest's inputs and outputs.

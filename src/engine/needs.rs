@@ -1,6 +1,8 @@
 //! What loading a model and serving a request take, as far as a manifest tells. Pure.
 
+use crate::store::manifest::Dim;
 use crate::store::{Demand, Store};
+use serde::Serialize;
 
 /// What a request holds besides its inputs: its connection, names, figures.
 pub(super) const REQUEST_BYTES: u64 = 64 << 10;
@@ -63,9 +65,36 @@ pub(super) fn needed_by_any(store: &Store, length: u64) -> u64 {
 /// Heap that a parsed manifest holds for each byte of its text; measured, 1.5 to 1.8.
 const MANIFEST_BYTES_PER_BYTE: u64 = 2;
 
+/// A budget in which requests of a length are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Budget {
+    /// Of each open dimension; none where there is no such.
+    pub length: Option<u64>,
+    pub bytes: u64,
+}
+
+/// The smallest budgets that would do, by the length of requests, where the process itself holds so
+/// many bytes; none for what an older program built, which does not tell what passes take.
+pub fn budgets(demand: &Demand, process_bytes: u64) -> Vec<Budget> {
+    const LENGTHS: [Option<u64>; 3] = [Some(16), Some(128), Some(512)];
+    let mut dims = demand.inputs.iter().flat_map(|port| &port.shape);
+    let is_open = dims.any(|dim| matches!(dim, Dim::Symbol(_)));
+    let lengths = if is_open { &LENGTHS[..] } else { &[None] };
+    let of = |length: &Option<u64>| {
+        let each = length.unwrap_or(1);
+        let needed = needed_bytes(demand, demand.inputs_bytes(each), each);
+        let bytes = process_bytes.saturating_add(needed);
+        Budget { length: *length, bytes: bytes.checked_next_multiple_of(1 << 20).unwrap_or(bytes) }
+    };
+    match demand.needs {
+        Some(_) => lengths.iter().map(of).collect(),
+        None => vec![],
+    }
+}
+
 /// What serving a request takes beside the process itself, loading the model among it, where its
 /// inputs take so many bytes and its longest open dimension has this length.
-pub fn needed_bytes(demand: &Demand, inputs_bytes: u64, length: u64) -> u64 {
+pub(super) fn needed_bytes(demand: &Demand, inputs_bytes: u64, length: u64) -> u64 {
     let needs = demand.needs.as_ref();
     let graph_bytes = held_by_graph(needs.map_or(0, |needs| needs.graph_bytes));
     let pass_bytes = needs.map_or(0, |needs| needs.pass_bytes(length));

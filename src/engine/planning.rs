@@ -4,7 +4,7 @@ use super::config::{Config, DiskKind, Policy};
 use super::error::EngineError;
 use super::known::{Known, PlanTerms};
 use super::library::Library;
-use super::model::{Model, pick_variant};
+use super::model::Model;
 use super::pressure::Pressure;
 use super::profiler::{self, Profiler};
 use super::stage::{Stage, guarded};
@@ -302,7 +302,7 @@ impl Planner {
         let loaded = stage.room().residents.get(name).filter(|model| model.serving == serving);
         let variant = match &loaded {
             Some(model) => model.variant.clone(),
-            None => pick_variant(&manifest, self.config.variant.as_deref())?,
+            None => self.config.variant_of(&manifest)?,
         };
         let profile = match &loaded {
             Some(model) => model.profile(),

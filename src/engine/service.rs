@@ -18,6 +18,7 @@ use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::turns::QUEUE_LIMIT;
 use super::worker::Worker;
 use crate::plan::Profile;
+use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Store};
 use crate::stream::{Category, Ledger};
 use crate::sys::lock::lock;
@@ -48,6 +49,7 @@ struct Handle {
     room: Arc<Room>,
     library: Arc<Library>,
     counters: Arc<CounterSet>,
+    config: Config,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -80,13 +82,14 @@ impl Engine {
         let rehearsals = Rehearsals::new(config.rehearses);
         let library = Arc::new(Library { store, rehearsals, room: Arc::clone(&room) });
         let counters = Arc::<CounterSet>::default();
+        let kept = config.clone();
         let worker = Worker::start(config, Arc::clone(&library), Arc::clone(&counters), hold)?;
         let thread = std::thread::Builder::new()
             .name("engine".to_string())
             .spawn(move || worker.serve())
             .map_err(EngineError::Thread)?;
         let thread = Mutex::new(Some(thread));
-        Ok(Engine(Arc::new(Handle { room, library, counters, thread })))
+        Ok(Engine(Arc::new(Handle { room, library, counters, config: kept, thread })))
     }
 
     /// Names of the store's models.
@@ -140,6 +143,20 @@ impl Engine {
                 self.0.library.rehearsals.check_refusal(&dir).map(|()| false)
             }
         }
+    }
+
+    /// The variant in which a model is served, or would be.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::UnknownVariant`], unless its best is served instead.
+    pub fn variant_of(&self, manifest: &Manifest) -> Result<String, EngineError> {
+        self.0.config.variant_of(manifest)
+    }
+
+    /// The variant in which models are to be served, where one is named.
+    pub fn wanted_variant(&self) -> Option<&str> {
+        self.0.config.variant.as_deref()
     }
 
     /// The folder of a version that is described.

@@ -2,10 +2,10 @@
 
 use super::interrupt;
 use anyhow::Result;
-use hermes::engine::{PROCESS_BYTES, needed_bytes};
+use hermes::engine::{Budget, PROCESS_BYTES, budgets};
 use hermes::shard::Watch;
 use hermes::store::layer_file::Layout;
-use hermes::store::manifest::{Dim, MAX_ROWS, Manifest};
+use hermes::store::manifest::{MAX_ROWS, Manifest};
 use hermes::store::{Demand, ModelDir};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -150,8 +150,10 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     }
     hermes::say!("graph    {:.1} MiB", mib(manifest.graph.bytes));
     tell_text(manifest, "");
-    if let Ok(demand) = Demand::read(&dir.path) {
-        budgets(&demand);
+    let demand = Demand::read(&dir.path).ok();
+    for Budget { length, bytes } in demand.iter().flat_map(|own| budgets(own, PROCESS_BYTES)) {
+        let requests = length.map(|length| format!(" for requests of length {length}"));
+        hermes::say!("budget   {} MiB would do{}", bytes >> 20, requests.unwrap_or_default());
     }
     hermes::say!("\nlayers in tape order");
     for (index, layer) in manifest.layers.iter().enumerate() {
@@ -179,22 +181,6 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The smallest budgets that would do, by the length of requests.
-fn budgets(demand: &Demand) {
-    const LENGTHS: [u64; 3] = [16, 128, 512];
-    let needed = |length| needed_bytes(demand, demand.inputs_bytes(length), length);
-    let budget = |length| mib(PROCESS_BYTES + needed(length)).ceil();
-    let is_open = demand.inputs.iter().flat_map(|port| &port.shape);
-    match is_open.into_iter().any(|dim| matches!(dim, Dim::Symbol(_))) {
-        _ if demand.needs.is_none() => {}
-        false => hermes::say!("budget   {} MiB would do", budget(1)),
-        true => LENGTHS.iter().for_each(|length| {
-            let budget = budget(*length);
-            hermes::say!("budget   {budget} MiB would do for requests of length {length}");
-        }),
-    }
 }
 
 /// Checks every checksum.

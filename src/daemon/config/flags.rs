@@ -30,7 +30,8 @@ pub struct Flags {
     /// How blocks are read: mapped, or direct (past the page cache) [default: planned].
     #[arg(long)]
     pub source: Option<Way>,
-    /// Variant of the weights to serve, such as f32 or q8 [default: the best the model has].
+    /// Variant of the weights to serve, such as f32 or q8; a model that lacks it is served in its best
+    /// [default: the best each model has].
     #[arg(long)]
     pub variant: Option<Variant>,
     /// Tokens that requests are expected to have, which plans are made for [default: 128].

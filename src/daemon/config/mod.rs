@@ -112,6 +112,7 @@ impl Settings {
             profile_folder: None,
             rehearses: true,
             variant: self.variant.as_ref().map(|variant| variant.0.clone()),
+            best_instead: true,
             ..Config::new(&self.store, budget_bytes)
         }
     }
