@@ -190,6 +190,10 @@ fn answers_are_as_described() {
     caller.call("POST", &format!("{repository}/use"), r#"{"version":"3"}"#, 200);
     caller.call("POST", &format!("{repository}/use"), r#"{"version":"9"}"#, 404);
     let version = format!("{repository}/versions/{{version}}");
+    for args in [["linear", "1"], ["linear", "3"], ["words", "1"]] {
+        caller.call_with("GET", &version, args, "application/json", "", 200);
+    }
+    caller.call_with("GET", &version, ["linear", "9"], "application/json", "", 404);
     caller.call("DELETE", &version, "", 200);
     caller.call("DELETE", &version, "", 404);
     caller.call_with("DELETE", &version, ["linear", "3"], "application/json", "", 409);
@@ -205,7 +209,11 @@ fn answers_are_as_described() {
     }
     caller.call("POST", "/v1/embeddings", r#"{"model":"words","input":""}"#, 400);
     caller.call("POST", "/v1/embeddings", r#"{"model":"nobody","input":"cat"}"#, 404);
-    caller.call("GET", "/metrics", "", 200);
+    for path in ["/metrics"] {
+        caller.call("GET", path, "", 200);
+    }
+    caller.call("DELETE", repository, "", 200);
+    caller.call("DELETE", repository, "", 404);
 
     let forgotten: Vec<_> = described().difference(&caller.answered).cloned().collect();
     assert!(forgotten.is_empty(), "not tried: {forgotten:?}");

@@ -797,6 +797,74 @@ fn a_pass_ends_with_the_version_that_it_began_with() {
     assert_eq!(first(&board.daemon.post(path, &request)), Some(1.0), "the third's");
 }
 
+/// A model that nobody wanted any more had to be removed by hand, below a daemon that had it loaded.
+#[test]
+fn a_model_is_removed_with_all_that_is_of_it() {
+    let store = linear_store(2);
+    small_store::write(store.path(), small_store::log());
+    fs::create_dir(store.path().join("backup")).unwrap();
+    fs::write(store.path().join("backup/file"), "not a model's").unwrap();
+    let board = board(store);
+    let store = board.store.path();
+    assert_eq!(board.answers(), 2.0);
+    let advice = ["is the served version", "hermesctl use linear VERSION", "hermesctl rm linear"];
+    board.refuses(&["rm", "linear/2"], 1, &[&advice[..], &["409"]].concat());
+    assert!(board.says(&["rm", "linear/1"]).starts_with("removed linear version 1 ("));
+    board.refuses(&["rm", "linear/1"], 1, &["no version 1", "404"]);
+    assert_eq!(board.answers(), 2.0);
+    let bytes = tree(&store.join("linear")).iter().map(|(_, bytes)| bytes).sum::<u64>();
+    let reply = board.json(&["rm", "linear", "--json"]);
+    assert_eq!((&reply["model"], &reply["versions"]), (&json!("linear"), &json!(["2"])));
+    assert!(reply["bytes"].as_u64().unwrap() >= bytes, "{reply}");
+    assert_eq!(board.says(&["ps"]), "no model is loaded\n");
+    assert_eq!(board.daemon.get("/v2/models/linear").0, 404);
+    assert_eq!(board.daemon.post("/v2/models/linear/infer", "{}").0, 404);
+    board.refuses(&["rm", "linear"], 1, &["no model linear", "404"]);
+    // Whatever else lies in the store's folder stays.
+    board.refuses(&["rm", "backup"], 1, &["no model backup", "404"]);
+    for name in ["..", "%2e%2e", ".staging-1-0", "log/..", "log/current"] {
+        board.refuses(&["rm", name], 1, &["is no name of"]);
+    }
+    board.refuses(&["rm", "log/1"], 1, &["is the served version"]);
+    let mut names: Vec<_> = fs::read_dir(store).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["backup", "log"]);
+    // It may come again.
+    let (_elsewhere, folder) = folder_of(small_store::scaled_linear(3.0), "2");
+    board.says(&["install", folder.to_str().unwrap()]);
+    assert_eq!(board.answers(), 3.0);
+    assert!(board.says(&["rm", "linear"]).starts_with("removed linear with its versions: 2 ("));
+}
+
+/// A pass has its files open: it ends as it began, and whoever waits behind it is told.
+#[test]
+fn a_model_may_be_removed_under_a_pass() {
+    let store = tempfile::tempdir().unwrap();
+    small_store::write(store.path(), small_store::slow_identity(SLOW_PRODUCTS));
+    let board = board(store);
+    let input = json!({"name": "x", "datatype": "FP32", "shape": [1, 16, 1024],
+                       "data": vec![1.0; 1024 * 16]});
+    let request = json!({ "inputs": [input] }).to_string();
+    let path = "/v2/models/slow/infer";
+    board.daemon.load("slow");
+    let mut running = board.daemon.connect().post(path, &request);
+    wait_for_pass(&board.daemon);
+    let pass = Frozen::new(board.daemon.id(), &["engine", "compute"]);
+    let asked = "DELETE /v2/repository/models/slow HTTP/1.1\r\nhost: h\r\n\r\n";
+    let mut removing = board.daemon.connect().send(asked);
+    let start = Instant::now();
+    while board.store.path().join("slow").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it stays");
+        std::thread::yield_now();
+    }
+    let mut late = board.daemon.connect().post(path, &request);
+    drop(pass);
+    assert_eq!(running.reply().1["outputs"][0]["data"][0], 1.0);
+    assert_eq!(removing.reply().0, 200);
+    assert_eq!(late.reply().0, 404);
+    assert_eq!(board.says(&["ps"]), "no model is loaded\n");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

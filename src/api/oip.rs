@@ -5,10 +5,11 @@ use super::deadline::Deadline;
 use super::envelope::OipError;
 use super::error::ApiError;
 use super::granted;
+use super::metadata::{ServedIn, metadata};
 use super::pieces::Pieces;
 use super::state::{Api, ModelPath, ModelPathArg, Submitted};
 use crate::engine::{Cancel, Reply, Request};
-use crate::store::manifest::{Dim, MAX_ROWS, Manifest, Port, Task, TextRules};
+use crate::store::manifest::Manifest;
 use crate::stream::Trace;
 use crate::wire::JSON_BYTES_HEADER;
 use crate::wire::infer_json::InferRequest;
@@ -20,9 +21,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Body as _;
-use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// `GET /v2`.
@@ -65,7 +64,9 @@ pub async fn model_metadata(
     let described = api.look(move |api| {
         let manifest = api.manifest(&path)?;
         let ready = api.engine.is_ready(&manifest.model);
-        granted::json(&api.engine, &metadata(&manifest, ready))
+        let variant = api.engine.variant_of(&manifest)?;
+        let served = ServedIn::new(&variant, api.engine.wanted_variant());
+        granted::json(&api.engine, &metadata(&manifest, ready, served))
     });
     Ok(described.await?)
 }
@@ -236,105 +237,4 @@ fn infer_response(done: ServedRequest) -> Response {
     let kind = if json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
-}
-
-/// What `GET /v2/models/{model}` answers.
-#[derive(Serialize)]
-struct ModelMetadata<'a, I, O> {
-    name: &'a str,
-    versions: [&'a str; 1],
-    platform: &'static str,
-    inputs: I,
-    outputs: O,
-    parameters: ModelParameters<'a>,
-}
-
-#[derive(Serialize)]
-struct TensorMetadata {
-    name: String,
-    datatype: &'static str,
-    /// -1 for a size that each request chooses.
-    shape: Vec<i64>,
-    parameters: TensorParameters,
-}
-
-#[derive(Serialize)]
-struct TensorParameters {
-    /// The shape with the symbols' names: equal names mean equal sizes.
-    symbolic_shape: Vec<Dim>,
-}
-
-/// What Hermes knows beyond the protocol.
-#[derive(Serialize)]
-struct ModelParameters<'a> {
-    state: &'static str,
-    /// Bytes on disk by variant.
-    variant_bytes: BTreeMap<&'a str, u64>,
-    variants: &'a [String],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    task: Option<&'a Task>,
-    /// What the makers say about texts, and what of it was guessed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<&'a TextRules>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    batch: Option<BatchMetadata<'a>>,
-}
-
-/// The axis along which a request may bring several rows.
-#[derive(Serialize)]
-struct BatchMetadata<'a> {
-    /// As in `symbolic_shape`.
-    name: &'a str,
-    /// Rows that a request may bring.
-    limit: usize,
-}
-
-/// The metadata of a model, which borrow whatever has no limit.
-fn metadata(manifest: &Manifest, ready: bool) -> impl Serialize + '_ {
-    let mut variant_bytes = BTreeMap::new();
-    for layer in &manifest.layers {
-        for (variant, entry) in &layer.files {
-            *variant_bytes.entry(variant.as_str()).or_default() += entry.bytes;
-        }
-    }
-    let batch = manifest.batch.as_ref();
-    ModelMetadata {
-        name: &manifest.model,
-        versions: [&*manifest.version],
-        platform: "hermes_onnx",
-        inputs: TensorList(manifest.given_inputs()),
-        outputs: TensorList(manifest.answered_outputs()),
-        parameters: ModelParameters {
-            state: if ready { "ready" } else { "unloaded" },
-            variant_bytes,
-            variants: &manifest.variants,
-            task: manifest.task.as_ref(),
-            text: manifest.text.as_ref(),
-            batch: batch.map(|batch| BatchMetadata { name: &batch.name, limit: MAX_ROWS }),
-        },
-    }
-}
-
-/// Tensors that are described one after the other.
-struct TensorList<I>(I);
-
-impl<I: Iterator<Item = Port> + Clone> Serialize for TensorList<I> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.clone().map(TensorMetadata::new))
-    }
-}
-
-impl TensorMetadata {
-    fn new(port: Port) -> TensorMetadata {
-        let size = |dim: &Dim| match dim {
-            Dim::Fixed(size) => i64::try_from(*size).unwrap_or(-1),
-            Dim::Symbol(_) => -1,
-        };
-        TensorMetadata {
-            shape: port.shape.iter().map(size).collect(),
-            name: port.name,
-            datatype: port.dtype.name(),
-            parameters: TensorParameters { symbolic_shape: port.shape },
-        }
-    }
 }

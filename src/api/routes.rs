@@ -4,7 +4,7 @@ use super::envelope::refuse;
 use super::error::ApiError;
 use super::rights::require;
 use super::state::Api;
-use super::{install, metrics, oip, openai, plan, repository, stats, trace, versions};
+use super::{install, metrics, oip, openai, plan, repository, show, stats, trace, versions};
 use crate::daemon::rights::Right;
 use crate::wire::quote::{method_name, quote};
 use axum::Router;
@@ -48,6 +48,8 @@ const ROUTES: &[Route] = &[
     ("POST", "/v2/repository/models/{model}/use", INSTALL, || post(versions::use_version)),
     ("POST", "/v2/repository/models/{model}/rollback", INSTALL, || post(versions::roll_back)),
     ("GET", "/v2/repository/models/{model}/versions", None, || get(versions::list)),
+    ("DELETE", "/v2/repository/models/{model}", INSTALL, || delete(versions::remove_model)),
+    ("GET", "/v2/repository/models/{model}/versions/{version}", None, || get(show::show)),
     ("DELETE", "/v2/repository/models/{model}/versions/{version}", INSTALL, || delete(versions::remove)),
     ("GET", "/v1/models", None, || get(openai::models)),
     ("GET", "/v1/models/{model}", None, || get(openai::model)),

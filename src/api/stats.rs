@@ -16,7 +16,7 @@ pub async fn models(State(api): State<Arc<Api>>) -> Result<Json<Value>, OipError
             // A version that was removed after its last request is not worth an error.
             let manifest = api.engine.manifest(&model.name);
             let version = manifest.map(|manifest| manifest.version.clone()).unwrap_or_default();
-            describe(&model, &version)
+            describe(&model, &version, api.engine.wanted_variant())
         };
         Ok(api.engine.stats().models.into_iter().map(of).collect::<Vec<_>>())
     });
@@ -33,12 +33,13 @@ pub async fn model(
     models.retain(|model| model.name == name);
     let none = || ModelStats { name, loaded: None, counted: Counted::default() };
     let model = models.pop().unwrap_or_else(none);
-    Ok(Json(json!({ "model_stats": [describe(&model, &version)] })))
+    let described = describe(&model, &version, api.engine.wanted_variant());
+    Ok(Json(json!({ "model_stats": [described] })))
 }
 
 /// A model's figures. Triton counts the time of a pass for each of its requests; ours counts it
 /// once, which is what the board spent.
-fn describe(model: &ModelStats, version: &str) -> Value {
+fn describe(model: &ModelStats, version: &str, wanted: Option<&str>) -> Value {
     let ModelStats { name, loaded, counted } = model;
     let duration = |count: u64, us: u64| json!({ "count": count, "ns": us.saturating_mul(1000) });
     let state = match loaded {
@@ -46,6 +47,7 @@ fn describe(model: &ModelStats, version: &str) -> Value {
         Some(loaded) if loaded.in_service => "ready",
         Some(_) => "failed",
     };
+    let variant = loaded.as_ref().map(|loaded| &*loaded.variant);
     json!({
         "name": name,
         "version": loaded.as_ref().map_or(version, |loaded| &loaded.version),
@@ -61,7 +63,8 @@ fn describe(model: &ModelStats, version: &str) -> Value {
         },
         "hermes": {
             "state": state,
-            "variant": loaded.as_ref().map(|loaded| &loaded.variant),
+            "variant": variant,
+            "wanted_variant": wanted.filter(|wanted| variant.is_some_and(|name| name != *wanted)),
             "tape_bytes": loaded.as_ref().map_or(0, |loaded| loaded.tape_bytes),
             "graph_bytes": loaded.as_ref().map_or(0, |loaded| loaded.graph_bytes),
             "pinned_bytes": loaded.as_ref().map_or(0, |loaded| loaded.pinned_bytes),

@@ -5,8 +5,8 @@ use super::envelope::OipError;
 use super::error::ApiError;
 use super::state::{Api, Asked};
 use crate::engine::{Engine, Keeper};
-use crate::store::Removed;
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
+use crate::store::{Removed, RemovedModel};
 use crate::stream::{Category, Grant};
 use axum::Json;
 use axum::body::Body;
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-type PathArg<T> = Result<Path<T>, PathRejection>;
+pub(super) type PathArg<T> = Result<Path<T>, PathRejection>;
 
 /// A version that has become current, and what the engine was told of it at once: the next request
 /// meets it, a pass that runs ends with the old one.
@@ -65,7 +65,7 @@ impl Takeover {
 }
 
 /// A grant for parsing the manifests of these models' versions, one after the other.
-fn grant_parsing(api: &Api, models: &[String]) -> Result<Grant, ApiError> {
+pub(super) fn grant_parsing(api: &Api, models: &[String]) -> Result<Grant, ApiError> {
     let store = api.engine.store();
     // What cannot be looked at is told by whoever parses it.
     let bytes = models.iter().map(|model| store.largest_manifest_bytes(model).unwrap_or(0));
@@ -145,6 +145,26 @@ pub async fn remove(
     Ok(Json(removed.await?))
 }
 
+/// `DELETE /v2/repository/models/{model}`: all of its versions. A pass that runs ends with the files
+/// that it has open; what waits for the model is answered 404.
+pub async fn remove_model(
+    State(api): State<Arc<Api>>,
+    path: PathArg<String>,
+) -> Result<Json<Value>, OipError> {
+    let model = name(path)?;
+    let removing = api.help(move |api, _| {
+        let removed = api.engine.store().remove_model(&model)?;
+        api.tokenizers.forget(&model);
+        // Nothing can load it again by now.
+        let told = Asked::new(|reply| api.engine.request_unload(&model, reply));
+        Ok((removed, told))
+    });
+    let (RemovedModel { model, versions, bytes }, mut told) = removing.await?;
+    told.wait().await?;
+    log::info!("model {model} is removed, with its versions {}", versions.join(", "));
+    Ok(Json(json!({ "model": model, "versions": versions, "bytes": bytes })))
+}
+
 /// What `POST /v2/repository/gc` takes.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,7 +200,7 @@ fn describe(removed: &Removed) -> Value {
     json!({ "model": model, "version": version, "bytes": bytes })
 }
 
-fn name<T>(path: PathArg<T>) -> Result<T, ApiError> {
+pub(super) fn name<T>(path: PathArg<T>) -> Result<T, ApiError> {
     let Path(name) = path.map_err(|_| ApiError::not_found("the path's names are not UTF-8"))?;
     Ok(name)
 }

@@ -1,5 +1,7 @@
 //! What `build`, `inspect` and `verify` say, to people and to programs.
 
+use super::common::daemon::{Daemon, command};
+use super::common::served::hermesctl;
 use super::{Place, check_refusal, stderr, stdout, tool};
 use hermes::store::layer_file::LayerFile;
 use serde_json::{Value, json};
@@ -52,7 +54,7 @@ fn help_tells_what_the_tool_is_and_its_exit_codes() {
     assert!(help.contains("Exit codes: 0 done, 1 refused or failed, 2 usage"), "{help}");
     let code = |arguments: &[&str]| tool().args(arguments).output().unwrap().status;
     assert_eq!(code(&["inspect", "nobody", "--store", "/none"]).code(), Some(1));
-    assert_eq!(code(&["inspect", "nobody"]).code(), Some(2));
+    assert_eq!(code(&["inspect"]).code(), Some(2));
     assert_eq!(code(&[]).code(), Some(2));
 }
 
@@ -206,4 +208,64 @@ fn what_nobody_reads_is_printed_quietly() {
     let mut build = place.command(&["--force"]);
     build.stdout(writer.try_clone().unwrap()).stderr(writer);
     assert_eq!(build.status().unwrap().code(), Some(0));
+}
+
+/// A daemon that was told to serve q4 refused each model without it, and what is known of a model was
+/// spread over five commands and a manifest.
+#[test]
+fn hermesctl_shows_what_was_built_and_in_what_it_is_served() {
+    let place = Place::with_synth(&["bert-tiny"]);
+    place.build(&["--variants", "f32,q8"]);
+    let socket = place.path("s");
+    let log = fs::File::create(place.path("log")).unwrap();
+    let mut command = command(&place.store(), &socket, &["--budget", "96MB", "--variant", "q4"]);
+    let daemon = Daemon::spawn(command.stderr(log), &socket);
+    daemon.load("small");
+    let said = |arguments: &[&str]| {
+        let (code, output, error) = hermesctl(&socket, arguments);
+        assert_eq!(code, 0, "{arguments:?}: {error}");
+        output
+    };
+    let warning = "model small has no variant q4: it is served in f32, its best";
+    assert!(fs::read_to_string(place.path("log")).unwrap().contains(warning));
+    for command in ["ls", "ps"] {
+        assert!(said(&[command]).contains("f32 (no q4)"), "{command}: {}", said(&[command]));
+    }
+    let text = said(&["show", "small"]);
+    let inspected = stdout(&place.tool("inspect", &[]));
+    let of = |word: &str| inspected.lines().filter(|line| line.starts_with(word)).count();
+    let lines = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
+    assert!(text.starts_with("small version 1: ready, served in f32 (no q4)\n"), "{text}");
+    for word in ["input ", "output ", "batch ", "budget "] {
+        assert_eq!(lines(word), of(word), "{word}: {text}\n{inspected}");
+    }
+    let has = |line: &str| text.lines().any(|told| told.trim_start().starts_with(line));
+    for line in [
+        "from      model.onnx (",
+        "variant   f32 ",
+        "variant   q8 ",
+        "graph.onnx ",
+        "6 files of 3 layers",
+    ] {
+        assert!(has(line), "{line:?} is not in {text}");
+    }
+    assert!(has("version   1 ("), "{text}");
+
+    let shown: Value = serde_json::from_str(&said(&["show", "small/1", "--json"])).unwrap();
+    assert_eq!((&shown["variant"], &shown["wanted_variant"]), (&json!("f32"), &json!("q4")));
+    assert_eq!((&shown["state"], &shown["role"]), (&json!("ready"), &json!("current")));
+    let manifest = place.inspect("1");
+    let files = shown["files"].as_array().unwrap();
+    assert_eq!(files[0]["bytes"], manifest["graph"]["bytes"]);
+    assert_eq!(files.len(), 1 + 2 * manifest["layers"].as_array().unwrap().len());
+    let on_disk = |file: &Value| {
+        let path = place.store().join("small/1").join(file["path"].as_str().unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().len(), file["bytes"], "{path:?}");
+    };
+    files.iter().for_each(on_disk);
+    assert_eq!(shown["versions"][0]["bytes"], shown["bytes"]);
+    for (what, words) in [("small/2", "no version 2"), ("nobody", "no model nobody")] {
+        let (code, _, error) = hermesctl(&socket, &["show", what]);
+        assert!(code == 1 && error.contains(words), "{error}");
+    }
 }

@@ -28,12 +28,21 @@ pub fn run(client: &Client, print: Print) -> Result<String, ClientError> {
 }
 
 fn describe(models: &[Value]) -> String {
-    let head = ["MODEL", "VERSION", "STATE", "TASK", "VARIANTS"].map(str::to_owned);
-    let rows: Vec<[String; 5]> = std::iter::once(head).chain(models.iter().map(row)).collect();
+    let head = ["MODEL", "VERSION", "STATE", "TASK", "SERVED IN", "VARIANTS"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = std::iter::once(head).chain(models.iter().map(row)).collect();
     table::lines(&rows)
 }
 
-fn row(model: &Value) -> [String; 5] {
+/// The variant that a model is served in, and the one that it lacks.
+pub fn served_in(told: &Value) -> String {
+    let variant = told["variant"].as_str().unwrap_or("-");
+    match told["wanted_variant"].as_str() {
+        Some(wanted) => format!("{variant} (no {wanted})"),
+        None => variant.to_owned(),
+    }
+}
+
+fn row(model: &Value) -> [String; 6] {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let parameters = &model["parameters"];
     let variants = parameters["variants"].as_array().into_iter().flatten().map(|variant| {
@@ -46,6 +55,7 @@ fn row(model: &Value) -> [String; 5] {
         text(&model["versions"][0]),
         text(&parameters["state"]),
         text(&parameters["task"]["kind"]),
+        served_in(parameters),
         variants.collect::<Vec<_>>().join(", "),
     ]
 }

@@ -13,6 +13,7 @@ mod repository;
 // Tests read all of it.
 #[allow(dead_code)]
 mod scrape;
+mod show;
 mod top;
 mod trace;
 mod versions;
@@ -48,6 +49,15 @@ enum Command {
     /// List the models.
     Ls {
         /// Print the daemon's JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that is known of a model: inputs, variants, budgets, texts, files, versions.
+    Show {
+        /// Name of the model, or of the model and one of its versions [default: the served one].
+        #[arg(value_name = "MODEL[/VERSION]")]
+        what: String,
+        /// Print the daemon's JSON, and the versions.
         #[arg(long)]
         json: bool,
     },
@@ -127,6 +137,7 @@ fn run(args: Args) -> Result<(String, ExitCode), ClientError> {
     let print = |json: bool| if json { Print::Json } else { Print::Human };
     let text = match args.command {
         Command::Ls { json } => list::run(&client, print(json)),
+        Command::Show { what, json } => show::run(&client, &what, print(json)),
         Command::Versions(command) => command.run(&client),
         Command::Embed(command) => return command.run(&client),
         Command::Infer { model, input, output, request, reply, json } => {

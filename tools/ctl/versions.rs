@@ -1,4 +1,4 @@
-//! hermesctl's commands for versions: install, versions, use, rollback, gc.
+//! hermesctl's commands for versions: install, versions, use, rollback, rm, gc.
 
 use super::client::{Client, ClientError, EXIT_CODES, parse, segment};
 use super::embed::Print;
@@ -64,6 +64,19 @@ pub enum VersionsCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Remove a model with all its versions, or one version that is not served.
+    ///
+    /// It is not asked whether you are sure. A model that is loaded is unloaded; a pass that runs
+    /// ends with the files that it has open.
+    #[command(after_help = EXIT_CODES)]
+    Rm {
+        /// Name of the model, or of the model and one of its versions.
+        #[arg(value_name = "MODEL[/VERSION]")]
+        what: String,
+        /// Print the daemon's JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove versions that are neither served nor were before, and what broken builds left.
     #[command(after_help = EXIT_CODES)]
     Gc {
@@ -103,6 +116,14 @@ impl VersionsCommand {
             VersionsCommand::Rollback { model, json } => {
                 let reply = client.post(&path(model, "rollback"), Vec::new())?;
                 print(&parse(&reply)?, *json, served)
+            }
+            VersionsCommand::Rm { what, json } => {
+                let path = match model_and_version(what) {
+                    (model, None) => format!("/v2/repository/models/{}", segment(model)),
+                    (model, Some(version)) => version_path(model, version),
+                };
+                let (_, reply) = client.call(Request::delete(path), Vec::new())?;
+                print(&parse(&reply)?, *json, removed)
             }
             VersionsCommand::Gc { keep, json } => {
                 let body = json!({ "keep": keep }).to_string().into_bytes();
@@ -145,6 +166,31 @@ fn list(reply: &Value) -> String {
     table::lines(&rows)
 }
 
+/// The parts of `MODEL[/VERSION]`.
+pub fn model_and_version(text: &str) -> (&str, Option<&str>) {
+    match text.split_once('/') {
+        Some((model, version)) => (model, Some(version)),
+        None => (text, None),
+    }
+}
+
+/// Where a version is, served or not.
+pub fn version_path(model: &str, version: &str) -> String {
+    format!("/v2/repository/models/{}/versions/{}", segment(model), segment(version))
+}
+
+fn removed(reply: &Value) -> String {
+    let (model, bytes) = (text(&reply["model"]), Size(reply["bytes"].as_u64().unwrap_or(0)));
+    let versions = reply["versions"].as_array().into_iter().flatten().map(text);
+    match reply["version"].as_str() {
+        Some(version) => format!("removed {model} version {version} ({bytes})"),
+        None => {
+            let versions = versions.collect::<Vec<_>>().join(", ");
+            format!("removed {model} with its versions: {versions} ({bytes})")
+        }
+    }
+}
+
 fn collected(reply: &Value) -> String {
     let size = |value: &Value| Size(value["bytes"].as_u64().unwrap_or(0));
     let mut lines = Vec::new();
@@ -164,7 +210,7 @@ fn collected(reply: &Value) -> String {
 }
 
 /// The day and minute of a time in seconds since the epoch, in the calendar of the last 400 years.
-fn date(seconds: u64) -> String {
+pub fn date(seconds: u64) -> String {
     const DAYS_IN_400_YEARS: u64 = 146_097;
     let (days, minutes) = (seconds / 86_400, seconds % 86_400 / 60);
     let is_leap = |year: u64| {

@@ -1,6 +1,7 @@
 //! `hermesctl ps`, `stats`, `top` and `trace`: what the daemon does and has done.
 
 use super::client::{Client, ClientError, segment};
+use super::list::served_in;
 use super::top;
 use super::trace::TraceCommand;
 use clap::Subcommand;
@@ -93,7 +94,7 @@ fn loaded(models: &[Value]) -> String {
         rows.push([
             text(&model["name"]),
             text(&model["version"]),
-            text(&own["variant"]),
+            served_in(own),
             text(&own["state"]),
             size("tape_bytes"),
             size("graph_bytes"),

@@ -1,0 +1,129 @@
+//! `hermesctl show`: all that is known of a model, or of one of its versions.
+
+use super::client::{Client, ClientError, segment};
+use super::embed::Print;
+use super::list::served_in;
+use super::versions::{date, model_and_version, version_path};
+use hermes::api::size::Size;
+use serde_json::{Value, json};
+
+/// Asks for `MODEL` or `MODEL/VERSION` and returns what is to be printed.
+///
+/// # Errors
+///
+/// [`ClientError`].
+pub fn run(client: &Client, what: &str, print: Print) -> Result<String, ClientError> {
+    let (model, version) = model_and_version(what);
+    let path = format!("/v2/repository/models/{}/versions", segment(model));
+    let list = client.get(&path)?;
+    let versions = list["versions"].as_array().cloned().unwrap_or_default();
+    let served = versions.iter().find(|version| version["role"] == "current");
+    let served = served.and_then(|version| version["version"].as_str());
+    let Some(version) = version.or(served) else {
+        let text = format!("{model} serves no version: name one of hermesctl versions {model}");
+        return Err(ClientError::Usage(text));
+    };
+    let mut shown = client.get(&version_path(model, version))?;
+    match print {
+        Print::Json => {
+            shown["versions"] = json!(versions);
+            Ok(shown.to_string())
+        }
+        Print::Human => Ok(describe(&shown, &versions)),
+    }
+}
+
+fn describe(shown: &Value, versions: &[Value]) -> String {
+    let mut lines = vec![headline(shown)];
+    let mut tell = |name: &str, words: String| lines.push(format!("{name:<9} {words}"));
+    let from = &shown["provenance"];
+    let (source, producer) = (text(&from["source"]), text(&from["producer"]));
+    let built = date(from["created_s"].as_u64().unwrap_or(0));
+    tell("from", format!("{source} ({}, {producer}), {built} UTC", size(&from["source_bytes"])));
+    for (name, ports) in [("input", "inputs"), ("output", "outputs")] {
+        each(&shown[ports]).for_each(|port| tell(name, describe_port(port)));
+    }
+    if let Some(name) = shown["batch"]["name"].as_str() {
+        tell("batch", format!("{name}, at most {} rows a request", shown["batch"]["limit"]));
+    }
+    if let Some(kind) = shown["task"]["kind"].as_str() {
+        let (output, pooling) = (text(&shown["task"]["output"]), text(&shown["task"]["pooling"]));
+        tell("task", format!("{kind} of {output}, pooling {pooling}"));
+    }
+    describe_text(&shown["text"]).into_iter().for_each(|(name, words)| tell(name, words));
+    for variant in each(&shown["variants"]) {
+        let error = variant["relative_error"].as_f64().unwrap_or(0.0);
+        let (name, size) = (text(&variant["name"]), size(&variant["bytes"]).to_string());
+        let mark = if variant["name"] == shown["variant"] { ", served" } else { "" };
+        tell("variant", format!("{name:5} {size:>10}, error of the worst layer {error:.5}{mark}"));
+    }
+    for budget in each(&shown["budgets"]) {
+        let length = budget["length"].as_u64();
+        let requests = length.map(|length| format!(" for requests of length {length}"));
+        tell("budget", format!("{}{}", size(&budget["bytes"]), requests.unwrap_or_default()));
+    }
+    tell("files", format!("{} in all", size(&shown["bytes"])));
+    let is_layer = |file: &&Value| text(&file["path"]).starts_with("layers/");
+    for file in each(&shown["files"]).filter(|file| !is_layer(file)) {
+        tell("", format!("{} {}", text(&file["path"]), size(&file["bytes"])));
+    }
+    let count = each(&shown["files"]).filter(is_layer).count();
+    tell("", format!("{count} files of {} layers, one for each variant", shown["layers"]));
+    for version in versions {
+        let role = match text(&version["role"]) {
+            "spare" => String::new(),
+            role => format!(", {role}"),
+        };
+        let (name, size) = (text(&version["version"]), size(&version["bytes"]));
+        tell("version", format!("{name} ({size}){role}"));
+    }
+    lines.join("\n")
+}
+
+fn headline(shown: &Value) -> String {
+    let (model, version) = (text(&shown["model"]), text(&shown["version"]));
+    let state = text(&shown["state"]);
+    match text(&shown["role"]) {
+        "current" => format!("{model} version {version}: {state}, served in {}", served_in(shown)),
+        "previous" => format!("{model} version {version}: served before"),
+        _ => format!("{model} version {version}: not served"),
+    }
+}
+
+fn describe_port(port: &Value) -> String {
+    let dims = each(&port["parameters"]["symbolic_shape"]);
+    let dims: Vec<String> =
+        dims.map(|dim| dim.as_str().map_or_else(|| dim.to_string(), str::to_owned)).collect();
+    format!("{} {} [{}]", text(&port["name"]), text(&port["datatype"]), dims.join(", "))
+}
+
+/// What the makers say of texts, and what of it was guessed.
+fn describe_text(rules: &Value) -> Vec<(&'static str, String)> {
+    let mut lines = vec![];
+    if let Some(most) = rules["max_tokens"].as_u64() {
+        let longer = match rules["truncates"].as_bool() {
+            Some(true) => "longer ones are cut",
+            _ => "longer ones are refused",
+        };
+        lines.push(("text", format!("at most {most} tokens, {longer}")));
+    }
+    for prompt in each(&rules["prompts"]) {
+        let is_default = prompt["name"] == rules["default_prompt"];
+        let mark = if is_default { ", by default" } else { "" };
+        lines.push(("prompt", format!("{} {}{mark}", text(&prompt["name"]), prompt["text"])));
+    }
+    lines.extend(each(&rules["sources"]).map(|line| ("text", text(line).to_owned())));
+    lines
+}
+
+fn each(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn size(value: &Value) -> Size {
+    Size(value.as_u64().unwrap_or(0))
+}
