@@ -5,7 +5,7 @@ mod common;
 
 use common::daemon::Daemon;
 use common::schema::Schemas;
-use common::served::linear_request;
+use common::served::{linear_request, served};
 use common::small_store;
 use hermes::api::routes;
 use hermes::store::Package;
@@ -209,7 +209,7 @@ fn answers_are_as_described() {
     }
     caller.call("POST", "/v1/embeddings", r#"{"model":"words","input":""}"#, 400);
     caller.call("POST", "/v1/embeddings", r#"{"model":"nobody","input":"cat"}"#, 404);
-    for path in ["/metrics"] {
+    for path in ["/metrics", "/docs", "/openapi.json"] {
         caller.call("GET", path, "", 200);
     }
     caller.call("DELETE", repository, "", 200);
@@ -240,4 +240,42 @@ fn requests_are_as_described() {
     check(&|r| drop(r.as_object_mut().unwrap().remove("inputs")), "request lacks \"inputs\"");
     let embeddings = json!({"model": "words", "input": [1, 2], "encoding_format": "base64"});
     schemas.check(schema("EmbeddingsRequest"), &embeddings, "request").unwrap();
+}
+
+/// What could be asked was known to those alone who had the sources.
+#[test]
+fn the_description_is_served_to_people_and_programs() {
+    let served = served();
+    let get = |path: &str, accept: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\naccept: {accept}\r\n\r\n");
+        let (status, head, body) = served.daemon.connect().send(request).response();
+        assert_eq!(status, 200, "{head}");
+        (head, String::from_utf8(body).unwrap())
+    };
+    let (_, document) = get("/openapi.json", "*/*");
+    assert_eq!(serde_json::from_str::<Value>(&document).unwrap(), *DOCUMENT);
+    let (head, text) = get("/docs", "*/*");
+    assert!(head.contains("content-type: text/plain"), "{head}");
+    for (method, path, right) in routes() {
+        let right = right.map_or(String::new(), |right| format!("   (right: {right})"));
+        assert!(text.contains(&format!("\n{method} {path}{right}\n")), "{method} {path}");
+    }
+    assert!(!text.contains('<') && text.is_ascii());
+    assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+
+    let (head, page) = get("/docs", "text/html,application/xhtml+xml,*/*;q=0.8");
+    assert!(head.contains("content-type: text/html"), "{head}");
+    assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    assert!(!page.contains("<script") && !page.contains("src="));
+    for link in page.split("href=\"").skip(1) {
+        let target = link.split('"').next().unwrap();
+        let is_there = match target.strip_prefix('#') {
+            Some(name) => page.contains(&format!("id=\"{name}\"")),
+            None => target == "/openapi.json",
+        };
+        assert!(is_there, "{target}");
+    }
+    let (status, unknown) = served.daemon.get("/v2/modles");
+    assert!(status == 404 && unknown.to_string().contains("GET /docs lists"), "{unknown}");
 }

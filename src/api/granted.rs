@@ -67,11 +67,23 @@ pub fn json(engine: &Engine, value: &impl Serialize) -> Result<Response, ApiErro
     let grant = engine.room().grant(Category::Request, bytes as u64, 0)?;
     let mut text = Vec::with_capacity(bytes);
     serde_json::to_writer(&mut text, value).map_err(failed)?;
-    let body = Body::new(Pieces::new(iter::once(Bytes::from(text)), grant));
-    let json = HeaderValue::from_static("application/json");
+    Ok(reply(text, HeaderValue::from_static("application/json"), grant))
+}
+
+/// A text of the type `kind`.
+///
+/// # Errors
+///
+/// Those of the ledger.
+pub fn text(engine: &Engine, text: Vec<u8>, kind: HeaderValue) -> Result<Response, ApiError> {
+    let grant = engine.room().grant(Category::Request, text.capacity() as u64, 0)?;
+    Ok(reply(text, kind, grant))
+}
+
+fn reply(text: Vec<u8>, kind: HeaderValue, grant: Grant) -> Response {
     let headers =
-        [(header::CONTENT_TYPE, json), (header::CONTENT_LENGTH, HeaderValue::from(bytes))];
-    Ok((headers, body).into_response())
+        [(header::CONTENT_TYPE, kind), (header::CONTENT_LENGTH, HeaderValue::from(text.len()))];
+    (headers, Body::new(Pieces::new(iter::once(Bytes::from(text)), grant))).into_response()
 }
 
 /// Counts what is written to it.

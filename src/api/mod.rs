@@ -8,6 +8,7 @@ mod activity;
 mod body;
 mod connections;
 mod deadline;
+mod docs;
 mod embed;
 pub mod embeddings_json;
 mod envelope;

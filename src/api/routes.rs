@@ -4,7 +4,7 @@ use super::envelope::refuse;
 use super::error::ApiError;
 use super::rights::require;
 use super::state::Api;
-use super::{install, metrics, oip, openai, plan, repository, show, stats, trace, versions};
+use super::{docs, install, metrics, oip, openai, plan, repository, show, stats, trace, versions};
 use crate::daemon::rights::Right;
 use crate::wire::quote::{method_name, quote};
 use axum::Router;
@@ -55,6 +55,8 @@ const ROUTES: &[Route] = &[
     ("GET", "/v1/models/{model}", None, || get(openai::model)),
     ("POST", "/v1/embeddings", INFER, || post(openai::embeddings)),
     ("GET", "/metrics", None, || get(metrics::metrics)),
+    ("GET", "/docs", None, || get(docs::page)),
+    ("GET", "/openapi.json", None, || get(docs::document)),
 ];
 
 /// Method and path of each route, and the right that a caller needs.
@@ -79,7 +81,7 @@ pub fn router(api: Arc<Api>) -> Router {
 async fn unknown_path(request: HttpRequest) -> Response {
     let path = quote(request.uri().path());
     let error =
-        ApiError::not_found(format!("there is nothing at {path}; openapi.json lists all there is"));
+        ApiError::not_found(format!("there is nothing at {path}; GET /docs lists all there is"));
     refuse(request.uri().path(), error)
 }
 
