@@ -3,10 +3,9 @@
 use super::envelope::OipError;
 use super::error::ApiError;
 use super::granted;
-use super::routes::routes;
 use super::state::Api;
-use super::table::wrapped;
 use crate::stream::Category;
+use crate::wire::table::wrapped;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -75,14 +74,16 @@ impl Page<'_> {
         self.link("/openapi.json", "/openapi.json");
         self.words("\n\n");
         self.paragraph(&document["components"]["responses"]["Error"]["description"], 0);
-        for (method, path, right) in routes() {
-            self.words("\n");
-            self.anchor(&format!("{method} {path}"), "");
-            if let Some(right) = right {
-                self.words(&format!("   (right: {right})"));
+        for (path, operations) in fields(&document["paths"]) {
+            for (method, operation) in fields(operations) {
+                self.words("\n");
+                self.anchor(&format!("{} {path}", method.to_uppercase()), "");
+                if let Some(right) = operation["x-hermes-right"].as_str() {
+                    self.words(&format!("   (right: {right})"));
+                }
+                self.words("\n");
+                self.operation(operation);
             }
-            self.words("\n");
-            self.operation(&document["paths"][path][method.to_lowercase()]);
         }
         self.words("\n\nWhat is sent and answered; * marks what is always there.\n");
         for (name, schema) in fields(&document["components"]["schemas"]) {

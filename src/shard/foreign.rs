@@ -74,8 +74,9 @@ fn look(path: &Path) -> io::Result<(Vec<u8>, Vec<u8>, u64)> {
     let bytes = file.metadata()?.len();
     let mut head = vec![];
     (&file).take(LOOK_BYTES).read_to_end(&mut head)?;
-    let mut tail = vec![0; bytes.min(LOOK_BYTES) as usize];
-    file.read_exact_at(&mut tail, bytes - tail.len() as u64)?;
+    let tail_bytes = bytes.min(LOOK_BYTES);
+    let mut tail = vec![0; tail_bytes as usize];
+    file.read_exact_at(&mut tail, bytes - tail_bytes)?;
     Ok((head, tail, bytes))
 }
 

@@ -4,7 +4,7 @@ use super::client::{Client, ClientError, segment};
 use super::embed::Print;
 use super::list::served_in;
 use super::versions::{date, model_and_version, version_path};
-use hermes::api::size::Size;
+use hermes_base::values::size::Size;
 use serde_json::{Value, json};
 
 /// Asks for `MODEL` or `MODEL/VERSION` and returns what is to be printed.

@@ -5,9 +5,10 @@ use super::wire::{Value, WireFile};
 use super::{SkimError, field};
 use crate::store::Dtype;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use tract_onnx::pb::TensorProto;
 
