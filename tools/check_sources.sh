@@ -27,7 +27,7 @@ for file in "${files[@]}"; do
 done
 
 # Hosts that may be named: licences, papers, conventions, this machine.
-allowed='localhost|127\.0\.0\.1|github\.com|(www\.)?apache\.org|arxiv\.org|keepachangelog\.com|semver\.org|www\.w3\.org'
+allowed='localhost|127\.0\.0\.1|(git-lfs\.)?github\.com|(www\.)?apache\.org|arxiv\.org|keepachangelog\.com|semver\.org|www\.w3\.org'
 urls=$(grep -nEo 'https?://[A-Za-z0-9.-]+\.[A-Za-z]+[^ )">]*' "${text[@]}" |
     grep -vE "https?://($allowed)([/:]|$)" || true)
 [[ -z $urls ]] || complain "hosts that are not on this check's list" "$urls"
