@@ -3,7 +3,8 @@ use super::{
     folder::{checked, checked_model, is_plain_folder, refuse_link, sync, tree_bytes},
     served::{lock_model, serve},
 };
-use crate::sys::file::open_regular;
+use crate::sys::capabilities::{Capabilities, Feature};
+use crate::sys::file::{self, open_regular};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use std::{
@@ -235,24 +236,17 @@ fn place(store_dir: &Path, staging_dir: &Path, target: &Path) -> Result<(), Stor
 }
 
 /// Exchanges two folders in one step; `false` where the file system cannot.
-#[cfg(target_env = "gnu")]
 fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
-    use crate::sys::capabilities::{Capabilities, Feature};
-    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
     if !Capabilities::get().has(Feature::Exchange) {
         return Ok(false);
     }
-    match renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE) {
+    match file::exchange(one, other) {
         Ok(()) => Ok(true),
-        Err(Errno::EINVAL | Errno::ENOSYS) => Ok(false),
-        Err(e) => Err(e.into()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
-}
-
-/// Exchanges two folders in one step; the C library offers no such call.
-#[cfg(not(target_env = "gnu"))]
-fn exchange(_one: &Path, _other: &Path) -> io::Result<bool> {
-    Ok(false)
 }
 
 /// Syncs every file and folder below `folder`, and itself.

@@ -79,15 +79,17 @@ fn alignment(file: &File) -> io::Result<usize> {
     }
     // SAFETY: an all-zero statx is a value of the type: it is integers throughout.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // By its number: the C library has had this call since 2.28.
     // SAFETY: the descriptor is open for as long as `file` is borrowed, the path is an empty C
     // string, and `found` is ours to be written.
     let asked = unsafe {
-        libc::statx(
+        libc::syscall(
+            libc::SYS_statx,
             file.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
             libc::STATX_DIOALIGN,
-            &mut found,
+            std::ptr::from_mut(&mut found),
         )
     };
     if asked != 0 || found.stx_mask & libc::STATX_DIOALIGN == 0 {

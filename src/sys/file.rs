@@ -2,8 +2,10 @@
 //! them is read than is told before, and nothing is written through them.
 
 use std::cell::Cell;
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -91,6 +93,28 @@ pub fn replace(path: &Path, next: &Path, content: &[u8]) -> io::Result<()> {
     })
 }
 
+/// Exchanges the names of two files or folders in one step (renameat2(2), RENAME_EXCHANGE).
+///
+/// # Errors
+/// The system's; `EINVAL` and `ENOSYS` where the file system or the kernel cannot.
+pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    let name = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
+    let (one, other) = (name(one)?, name(other)?);
+    // By its number: the C library has had this call since 2.28.
+    // SAFETY: the names are C strings, and there for as long as the call takes.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            libc::AT_FDCWD,
+            one.as_ptr(),
+            libc::AT_FDCWD,
+            other.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Has all that was written to the file or folder `path` on the disk: what a folder holds are the
 /// names in it.
 ///
@@ -158,6 +182,22 @@ mod tests {
     fn who_renounced_files_is_told() {
         renounce();
         let _ = read_regular(Path::new("/dev/null"), 1);
+    }
+
+    #[test]
+    fn names_are_exchanged_or_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("one"), "1").unwrap();
+        fs::create_dir(path("other")).unwrap();
+        match exchange(&path("one"), &path("other")) {
+            Ok(()) => assert_eq!(fs::read(path("other")).unwrap(), b"1"),
+            // A file system that cannot.
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EINVAL)),
+        }
+        let error = exchange(&path("one"), &path("none")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(fs::symlink_metadata(path("one")).is_ok());
     }
 
     /// A link or a pipe under the name that a file is written by was written to.
