@@ -26,5 +26,6 @@ pub mod passed;
 pub mod peer;
 pub mod pressure;
 pub mod refaults;
+pub mod tcp;
 pub mod terminal;
 pub mod threads;

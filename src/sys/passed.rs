@@ -1,25 +1,28 @@
 //! File descriptors that whoever started this process passed to it.
 
+use super::lock::lock;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
 
-/// Whether the descriptor was taken.
-static TAKEN: AtomicBool = AtomicBool::new(false);
+/// The descriptors that were taken.
+static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
-/// Takes the descriptor that the process was started with, once.
+/// Takes a descriptor that the process was started with, once.
 ///
 /// # Errors
-/// The kernel's where it is not open; [`io::ErrorKind::AlreadyExists`] at the second call.
+/// The kernel's where it is not open; [`io::ErrorKind::AlreadyExists`] where it was taken.
 ///
 /// # Panics
 /// For standard input, output and error, which the standard library owns.
 pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
     assert!(fd > 2, "descriptor {fd} is a standard stream");
-    if TAKEN.swap(true, Ordering::AcqRel) {
+    let mut taken = lock(&TAKEN);
+    if taken.contains(&fd) {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is in use already"));
     }
+    taken.push(fd);
     // SAFETY: it is only borrowed for fcntl, which tells whether it is open, and has it closed in
     // programs that this one starts.
     fcntl(unsafe { BorrowedFd::borrow_raw(fd) }, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
