@@ -5,6 +5,7 @@
 //! loop that `api` serves on is the only thing they share.
 
 pub mod activation;
+pub mod address;
 pub mod config;
 pub mod journal;
 mod lifecycle;
@@ -12,6 +13,7 @@ mod notify;
 mod pressure;
 pub mod rights;
 pub mod socket;
+pub mod token;
 mod watchdog;
 
 pub use lifecycle::{Control, Lifecycle, LifecycleError, Live, Phase};
