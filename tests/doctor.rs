@@ -108,4 +108,5 @@ fn a_daemon_that_answers_is_told_with_its_budget() {
     assert_eq!(daemon["state"], "ok");
     let words = daemon["found"].as_str().unwrap();
     assert!(words.contains(env!("CARGO_PKG_VERSION")) && words.contains("96 MiB"), "{words}");
+    assert!(words.ends_with(&format!("it serves unix:{}", socket.display())), "{words}");
 }

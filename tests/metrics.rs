@@ -29,8 +29,9 @@ const IN_FLIGHT: usize = 16;
 const FIRST_BLOCK: u64 = 64 << 10;
 
 /// Metrics that stand for a setting, and stay.
-const SETTINGS: [&str; 4] = [
+const SETTINGS: [&str; 5] = [
     "hermes_build_info",
+    "hermes_listening",
     "hermes_budget_bytes",
     "hermes_waiting_requests_limit",
     "hermes_window_bytes",

@@ -222,17 +222,15 @@ fn what_is_passed_must_be_a_listening_socket() {
     let folder = tempfile::tempdir().unwrap();
     let null = || File::open("/dev/null").unwrap();
     let said = refusal(&mut activated(folder.path(), null()));
-    assert!(said.contains("a file and no socket; hermesd.socket must have"), "{said}");
+    assert!(said.contains("descriptor 3 is a file and no socket; hermesd.socket may"), "{said}");
     let (stream, _far) = UnixStream::pair().unwrap();
     let said = refusal(&mut activated(folder.path(), stream));
     assert!(said.contains("a socket that does not listen"), "{said}");
-    let said = refusal(activated(folder.path(), null()).env("COUNT", "2"));
-    assert!(said.contains("2 sockets were passed"), "{said}");
 }
 
 /// hermesd as the service manager starts it, with `passed` as descriptor 3.
 fn activated(folder: &Path, passed: impl Into<OwnedFd>) -> Command {
-    let script = "LISTEN_PID=$$ LISTEN_FDS=${COUNT-1} exec \"$@\" 3<&0 4<&0 </dev/null";
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\" 3<&0 </dev/null";
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_hermesd"), "--budget", "96MiB"]);
     command.arg("--store").arg(STORE.path()).arg("--socket").arg(folder.join("own"));

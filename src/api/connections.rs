@@ -9,6 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// of moments, and what the kernel holds of replies.
 pub const CONNECTION_BYTES: u64 = 64 << 10;
 
+/// What the kernel holds, for a connection by a port, of what the client has sent and nobody has
+/// taken yet; that of a Unix socket is the client's.
+pub const UNTAKEN_BYTES: usize = 64 << 10;
+
 /// Connections granted at the start, so that the daemon can always say why it is busy; half of them
 /// are for root and the daemon's own user alone.
 pub const RESERVED_CONNECTIONS: usize = 8;
@@ -20,6 +24,8 @@ pub enum Who {
     Keeper,
     /// Another user.
     User(u32),
+    /// Whoever comes by a port: all of them together are one user.
+    Tcp,
     /// Somebody whom the kernel does not name.
     Unknown,
 }
@@ -88,6 +94,7 @@ impl Connections {
             Who::User(_) | Who::Unknown if own < free => {
                 self.place(&mut state, RESERVED_CONNECTIONS / 2)
             }
+            Who::Tcp if own < free => self.port_place(),
             _ => Err(format!("{own} connections of this user are open, {free} are free")),
         };
         let place = place.or_else(|why| {
@@ -95,6 +102,11 @@ impl Connections {
             let evicted = match who {
                 Who::Keeper => state.evict(|_| true),
                 _ if own > 0 => state.evict(|of| of == who),
+                // The other's place is smaller.
+                Who::Tcp => state.evict(|of| Some(of) == greatest).and_then(|place| {
+                    state.give_back(place);
+                    self.port_place().ok()
+                }),
                 _ => state.evict(|of| Some(of) == greatest),
             };
             evicted.ok_or(why)
@@ -134,6 +146,15 @@ impl Connections {
             return Ok(GrantedPlace { is_reserved: true, _grant: None });
         }
         match self.ledger.try_grant(Category::Request, CONNECTION_BYTES) {
+            Ok(grant) => Ok(GrantedPlace { is_reserved: false, _grant: Some(grant) }),
+            Err(error) => Err(format!("no room: {error}")),
+        }
+    }
+
+    /// A place for a connection by a port, of which none is reserved.
+    fn port_place(&self) -> Result<GrantedPlace, String> {
+        let bytes = CONNECTION_BYTES + UNTAKEN_BYTES as u64;
+        match self.ledger.try_grant(Category::Request, bytes) {
             Ok(grant) => Ok(GrantedPlace { is_reserved: false, _grant: Some(grant) }),
             Err(error) => Err(format!("no room: {error}")),
         }
@@ -235,6 +256,38 @@ mod tests {
         // Its own makes room for its next.
         let _next = admit(Who::User(1)).unwrap();
         assert!(user.activity.is_ended());
+    }
+
+    /// Nobody tells whose programs come by a port: with a share each, they would leave none to users.
+    #[test]
+    fn all_who_come_by_ports_are_one_user_without_a_reserve() {
+        let places = 64;
+        let connections = connections(places);
+        let busy = fill(&connections, Who::Tcp, 64);
+        let bytes = CONNECTION_BYTES + UNTAKEN_BYTES as u64;
+        assert_eq!(busy.len() as u64, places * CONNECTION_BYTES / bytes);
+        assert_eq!(connections.lock().reserved, 0);
+        connections.admit(Who::Tcp, 64).unwrap_err();
+        let user = connections.admit(Who::User(1), 64).unwrap();
+        connections.admit(Who::Keeper, 64).unwrap();
+        drop((busy, user));
+        assert_eq!(connections.ledger.free_bytes(), places * CONNECTION_BYTES);
+        let idle: Vec<Admission> =
+            (0..40).map(|_| connections.admit(Who::Tcp, 64).unwrap()).collect();
+        assert!(idle.iter().filter(|of| !of.activity.is_ended()).count() <= 32);
+    }
+
+    /// Users who had taken all places shut the first client over TCP out.
+    #[test]
+    fn an_idle_user_makes_room_for_a_port() {
+        let connections = connections(64);
+        let admit = |who| connections.admit(who, 4).unwrap();
+        let first = [admit(Who::User(1)), admit(Who::User(1))];
+        let _others = [admit(Who::User(2)), admit(Who::User(3))];
+        let _port = admit(Who::Tcp);
+        assert_eq!(first.iter().filter(|of| of.activity.is_ended()).count(), 1);
+        drop(first);
+        assert_eq!(connections.lock().reserved, 2);
     }
 
     #[test]

@@ -43,8 +43,11 @@ impl IntoResponse for OpenAiError {
             true => "invalid_request_error",
             false => "server_error",
         };
-        let is_model = error.status == StatusCode::NOT_FOUND && error.param == Some("model");
-        let code = is_model.then_some("model_not_found");
+        let code = match (error.status, error.param) {
+            (StatusCode::NOT_FOUND, Some("model")) => Some("model_not_found"),
+            (StatusCode::UNAUTHORIZED, _) => Some("invalid_api_key"),
+            _ => None,
+        };
         let body = json!({ "error": {
             "message": error.message,
             "type": kind,
@@ -71,6 +74,10 @@ fn error_response(error: &ApiError, body: Vec<u8>) -> Response {
     let headers = response.headers_mut();
     if error.close {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if error.status == StatusCode::UNAUTHORIZED {
+        let bearer = HeaderValue::from_static("Bearer realm=\"hermes\"");
+        headers.insert(header::WWW_AUTHENTICATE, bearer);
     }
     if error.status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

@@ -142,7 +142,7 @@ mod tests {
         let store = tempfile::tempdir().unwrap();
         let engine = Engine::start(Config::new(store.path(), 256 << 20)).unwrap();
         let (_phase, follow) = watch::channel(Phase::Serving);
-        let api = Api::new(engine.clone(), follow);
+        let api = Api::new(engine.clone(), follow, vec![]);
         let busy = Arc::new(Busy::default());
         let keeper: Arc<dyn Keeper> = Arc::clone(&busy) as _;
         engine.add_keeper(Arc::downgrade(&keeper));

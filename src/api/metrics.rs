@@ -5,6 +5,7 @@
 
 use super::envelope::OipError;
 use super::state::Api;
+use crate::daemon::address::Address;
 use crate::engine::{Counted, EngineStats, Loaded, Pressure};
 use crate::stream::{Category, Ledger};
 use crate::sys::heap;
@@ -43,6 +44,7 @@ struct Snapshot<'a> {
     process: ProcessMemory,
     refaults: Option<Refaults>,
     connections: usize,
+    addresses: &'a [Address],
 }
 
 const METRICS: &[Metric] = &[
@@ -151,6 +153,11 @@ const METRICS: &[Metric] = &[
             }
         },
     ),
+    gauge("hermes_listening", "Always 1; the label is an address that is served.", |from, to| {
+        for address in from.addresses {
+            to.put(&[("address", &address.to_string())], 1.0);
+        }
+    }),
     gauge("hermes_connections", "Connections that are open.", |from, to| {
         to.put(&[], from.connections as f64);
     }),
@@ -217,6 +224,7 @@ pub async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, OipError> 
             process: memory::process(),
             refaults: refaults(),
             connections: api.connections.count(),
+            addresses: &api.addresses,
         }))
     });
     let kind = HeaderValue::from_static(CONTENT_TYPE);

@@ -1,4 +1,4 @@
-//! HTTP and JSON: the Open Inference Protocol v2 and OpenAI's embeddings on a Unix socket.
+//! HTTP and JSON: the Open Inference Protocol v2 and OpenAI's embeddings on Unix sockets and ports.
 //!
 //! Requests are bounded, parsed into [`crate::engine::Request`]s and answered from the engine's
 //! callbacks; on the event loop nothing opens, reads or lists a file. Nothing below this module knows
@@ -6,6 +6,7 @@
 
 mod activity;
 mod body;
+mod caller;
 mod connections;
 mod deadline;
 mod docs;
@@ -13,9 +14,11 @@ mod embed;
 pub mod embeddings_json;
 mod envelope;
 mod error;
+mod gate;
 mod granted;
 mod helpers;
 mod install;
+mod listeners;
 mod metadata;
 mod metrics;
 mod oip;

@@ -2,16 +2,19 @@
 //! end.
 
 use super::activity::{Activity, WatchedBody};
-use super::connections::{CONNECTION_BYTES, RESERVED_CONNECTIONS, Who};
-use super::rights::Caller;
+use super::caller::Caller;
+use super::connections::{CONNECTION_BYTES, RESERVED_CONNECTIONS};
+use super::envelope;
+use super::gate;
+use super::listeners::{AcceptError, Arrival, Duplex, Listeners};
 use super::routes::router;
 use super::stall::WriteDeadline;
 use super::state::Api;
+use crate::daemon::listener::Listener;
 use crate::daemon::{Control, Phase};
 use crate::engine::Engine;
 use crate::stream::{Category, OverBudget};
 use crate::sys::file_limit;
-use crate::sys::peer::{Peer, bound_unread, is_keeper};
 use crate::values::size::Size;
 use axum::Router;
 use axum::extract::Request as HttpRequest;
@@ -20,17 +23,13 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -73,7 +72,7 @@ const FILES_SHARE: u64 = 2;
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// The kernel refused the listener.
-    #[error("cannot serve the socket: {0}")]
+    #[error("cannot serve a socket: {0}")]
     Listener(#[from] io::Error),
     /// Not even a few connections fit.
     #[error("no room for connections: {0}")]
@@ -91,24 +90,24 @@ pub enum ServeError {
     },
 }
 
-/// Serves `engine` on `listener` until the phase of `control` is another than serving, then drains:
+/// Serves `engine` on `listeners` until the phase of `control` is another than serving, then drains:
 /// requests that run may end until the drain's deadline, or until the phase is cancelling.
 ///
 /// # Errors
 ///
 /// [`ServeError`] before the first connection; later trouble is logged and survived.
 pub async fn serve(
-    listener: StdListener,
+    listeners: Vec<Listener>,
     engine: Engine,
     control: Control,
 ) -> Result<(), ServeError> {
-    listener.set_nonblocking(true)?;
-    let listener = UnixListener::from_std(listener)?;
+    let addresses = listeners.iter().map(|listener| listener.address.clone()).collect();
+    let listeners = Listeners::new(listeners)?;
     let reserved = RESERVED_CONNECTIONS as u64 * CONNECTION_BYTES;
     let _reserved = engine.ledger().try_grant(Category::Process, reserved)?;
     let files = files_for_connections()?;
-    let (limit, api) =
-        (connection_limit(&engine, files), Api::new(engine.clone(), control.phase.clone()));
+    let limit = connection_limit(&engine, files);
+    let api = Api::new(engine.clone(), control.phase.clone(), addresses);
     log::info!("serving: up to {limit} connections, bodies up to {}", Size(api.body_limit_bytes()));
     if (limit as u64) < connection_limit(&engine, u64::MAX) as u64 {
         log::warn!(
@@ -118,7 +117,7 @@ pub async fn serve(
     }
     let (router, connections) = (router(Arc::clone(&api)), JoinSet::new());
     let mut server = Server { engine, api, router, control, files, connections };
-    server.accept(listener).await;
+    server.accept(listeners).await;
     log::info!("stopping: {} connections are open", server.connections.len());
     server.drain().await;
     Ok(())
@@ -141,13 +140,6 @@ fn files_for_connections() -> Result<u64, ServeError> {
     Ok(share)
 }
 
-/// Whether somebody wants to be accepted: without a descriptor to spare accept(2) fails before it
-/// looks.
-fn is_awaited(listener: &UnixListener) -> bool {
-    let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-    poll(&mut ready, PollTimeout::ZERO).is_ok_and(|count| count > 0)
-}
-
 struct Server {
     engine: Engine,
     api: Arc<Api>,
@@ -159,13 +151,13 @@ struct Server {
 }
 
 impl Server {
-    async fn accept(&mut self, listener: UnixListener) {
+    async fn accept(&mut self, mut listeners: Listeners) {
         let mut phase = self.control.phase.clone();
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => self.admit(stream),
-                    Err(error) => self.make_room(&listener, &error).await,
+                accepted = listeners.accept() => match accepted {
+                    Ok(arrival) => self.admit(arrival),
+                    Err(refused) => self.make_room(&refused).await,
                 },
                 Some(_) = self.connections.join_next() => {}
                 () = reaches(&mut phase, Phase::Draining) => return,
@@ -174,8 +166,8 @@ impl Server {
     }
 
     /// Where file descriptors are short, an idle connection has one, and gives it up for who waits.
-    async fn make_room(&mut self, listener: &UnixListener, error: &io::Error) {
-        if is_awaited(listener) {
+    async fn make_room(&mut self, AcceptError { is_awaited, error }: &AcceptError) {
+        if *is_awaited {
             log::warn!("cannot accept a connection: {error}");
             if self.api.connections.end_one() {
                 // Not another one before this one's descriptor is there.
@@ -186,25 +178,18 @@ impl Server {
         sleep(ACCEPT_PAUSE).await;
     }
 
-    fn admit(&mut self, stream: UnixStream) {
-        let peer = Peer::of(&stream);
-        if let Err(error) = &peer {
-            log::warn!("the kernel does not tell who connects: {error}");
-        }
-        let who = match &peer {
-            Ok(peer) if is_keeper(peer.uid) => Who::Keeper,
-            Ok(peer) => Who::User(peer.uid),
-            Err(_) => Who::Unknown,
-        };
+    fn admit(&mut self, arrival: Arrival) {
+        let (who, remote) = arrival.client();
         let limit = connection_limit(&self.engine, self.files);
         let admission = match self.api.connections.admit(who, limit) {
             Ok(admission) => admission,
-            Err(why) => return refuse(&stream, &format!("{why}; up to {limit} are; try again")),
+            Err(why) => return refuse(&arrival, &format!("{why}; up to {limit} are; try again")),
         };
-        if let Err(error) = bound_unread(&stream, UNREAD_BYTES) {
-            return refuse(&stream, &format!("the socket's buffer cannot be bounded: {error}"));
+        if let Err(error) = arrival.bound_unread(UNREAD_BYTES) {
+            return refuse(&arrival, &format!("the socket's buffer cannot be bounded: {error}"));
         }
-        let caller = Caller::new(peer.ok(), self.control.live.clone());
+        let caller = Caller::new(remote, self.control.live.clone());
+        let stream = arrival.into_stream();
         let (router, phase) = (self.router.clone(), self.control.phase.clone());
         self.connections.spawn(async move {
             tokio::select! {
@@ -231,7 +216,7 @@ impl Server {
 
 /// Serves one connection to its end; dropping the future cancels what it asked for.
 async fn connection(
-    stream: UnixStream,
+    stream: Box<dyn Duplex>,
     router: Router,
     caller: Caller,
     mut phase: watch::Receiver<Phase>,
@@ -240,12 +225,16 @@ async fn connection(
     let router = TowerToHyperService::new(router);
     let serving = Arc::clone(activity);
     let service = hyper::service::service_fn(move |mut request: HttpRequest<Incoming>| {
+        let admitted = gate::admit(&caller, request.uri(), request.headers());
         request.extensions_mut().insert(caller.clone());
         let (activity, service) = (Arc::clone(&serving), Activity::begin(&serving));
         let router = router.clone();
         Box::pin(async move {
             activity.written().await;
-            let response = router.call(request).await?;
+            let response = match admitted {
+                Ok(()) => router.call(request).await?,
+                Err(error) => envelope::refuse(request.uri().path(), error),
+            };
             Ok::<_, Infallible>(response.map(|body| WatchedBody::new(body, service)))
         })
     });
@@ -279,7 +268,7 @@ async fn reaches(follow: &mut watch::Receiver<Phase>, phase: Phase) {
 }
 
 /// Throws away what the client still sends, so that it is not cut off before it has read why.
-async fn linger(mut stream: UnixStream) {
+async fn linger(mut stream: Box<dyn Duplex>) {
     if stream.shutdown().await.is_err() {
         return;
     }
@@ -291,7 +280,7 @@ async fn linger(mut stream: UnixStream) {
 }
 
 /// Answers a connection that is not served.
-fn refuse(stream: &UnixStream, message: &str) {
+fn refuse(arrival: &Arrival, message: &str) {
     log::warn!("a connection is refused: {message}");
     let body = serde_json::json!({ "error": message }).to_string();
     let response = format!(
@@ -300,5 +289,5 @@ fn refuse(stream: &UnixStream, message: &str) {
         body.len()
     );
     // A new socket's buffer takes this much at once; a client that has gone needs no answer.
-    let _ = stream.try_write(response.as_bytes());
+    let _ = arrival.try_write(response.as_bytes());
 }

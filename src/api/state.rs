@@ -5,6 +5,7 @@ use super::error::ApiError;
 use super::helpers::Helpers;
 use super::tokenizer::Tokenizers;
 use crate::daemon::Phase;
+use crate::daemon::address::Address;
 use crate::engine::{
     Cancel, Described, Engine, EngineError, Keeper, LONG_PATIENCE, Reply, Request, TICK,
 };
@@ -32,13 +33,16 @@ pub struct Api {
     pub installs: Installs,
     /// Who is connected.
     pub connections: Arc<Connections>,
+    /// Where it listens.
+    pub addresses: Vec<Address>,
     /// How far the daemon has come.
     phase: watch::Receiver<Phase>,
 }
 
 impl Api {
-    /// The handlers' state for `engine`, while the daemon goes through its phases.
-    pub fn new(engine: Engine, phase: watch::Receiver<Phase>) -> Arc<Api> {
+    /// The handlers' state for `engine`, while the daemon listens at `addresses` and goes through its
+    /// phases.
+    pub fn new(engine: Engine, phase: watch::Receiver<Phase>, addresses: Vec<Address>) -> Arc<Api> {
         let tokenizers = Arc::new(Tokenizers::default());
         let keeper: Arc<dyn Keeper> = Arc::clone(&tokenizers) as _;
         engine.add_keeper(Arc::downgrade(&keeper));
@@ -48,6 +52,7 @@ impl Api {
             tokenizers,
             helpers: Helpers::default(),
             installs: Installs::default(),
+            addresses,
             phase,
         })
     }
@@ -229,7 +234,7 @@ mod tests {
         let store = tempfile::tempdir().unwrap();
         let engine = Engine::start(Config::new(store.path(), 256 << 20)).unwrap();
         let (phase, follow) = watch::channel(Phase::Serving);
-        let api = Api::new(engine.clone(), follow);
+        let api = Api::new(engine.clone(), follow, vec![]);
         assert!(api.is_ready());
         for (now, is_ready) in
             [(Phase::Draining, false), (Phase::Cancelling, false), (Phase::Serving, true)]

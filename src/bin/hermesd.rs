@@ -4,7 +4,8 @@ use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, Parser};
 use hermes::api;
 use hermes::daemon::config::{self, ConfigSources, Effective, Flags};
-use hermes::daemon::{Lifecycle, activation, journal};
+use hermes::daemon::listen::Listening;
+use hermes::daemon::{Lifecycle, journal};
 use hermes::engine::{Engine, rehearsal};
 use hermes::manual;
 use hermes::sys::capabilities::Capabilities;
@@ -95,7 +96,7 @@ fn serve(sources: ConfigSources, effective: Effective) -> Result<()> {
     let context = runtime.enter();
     let mut lifecycle = Lifecycle::new(sources, effective)?;
     drop(context);
-    let (listener, socket) = activation::listen(&settings.socket)?;
+    let Listening { listeners, files } = settings.listen()?;
     let control = lifecycle.control();
     // Of the code that was needed to start, most will not be needed again.
     code::release();
@@ -104,11 +105,11 @@ fn serve(sources: ConfigSources, effective: Effective) -> Result<()> {
         tokio::select! {
             // The server first: the lifecycle begins by saying that it serves.
             biased;
-            served = api::serve(listener, engine.clone(), control) => served,
+            served = api::serve(listeners, engine.clone(), control) => served,
             () = lifecycle.run(&engine) => Ok(()),
         }
     })?;
-    drop(socket);
+    drop(files);
     // Beside the helper threads, whatever they do.
     runtime.shutdown_background();
     let (ended, end) = std::sync::mpsc::channel();

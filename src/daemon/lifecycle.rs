@@ -5,6 +5,7 @@ use super::journal;
 use super::notify::Manager;
 use super::pressure::PressureWatch;
 use super::rights::Rights;
+use super::token::Token;
 use super::watchdog::Watchdog;
 use crate::engine::{Engine, ModelStats, Pressure, Progress};
 use crate::values::size::Size;
@@ -41,6 +42,8 @@ pub enum Phase {
 pub struct Live {
     /// Who may do what.
     pub rights: Arc<Rights>,
+    /// What TCP clients have to send, where that is anything.
+    pub token: Option<Token>,
     /// Time for running requests to end.
     pub drain: Duration,
 }
@@ -48,7 +51,11 @@ pub struct Live {
 impl Live {
     fn of(effective: &Effective) -> Live {
         let settings = &effective.settings;
-        Live { rights: Arc::new(settings.rights.clone()), drain: settings.drain_deadline() }
+        Live {
+            rights: Arc::new(settings.rights.clone()),
+            token: effective.token.clone(),
+            drain: settings.drain_deadline(),
+        }
     }
 }
 

@@ -36,18 +36,22 @@ pub struct Rights {
 }
 
 impl Default for Rights {
-    /// Whoever can connect may infer; only root and the daemon's own user may change what is
-    /// served.
+    /// Whoever can connect may infer, over TCP too; only root and the daemon's own user may change
+    /// what is served.
     fn default() -> Rights {
         let keepers = || vec![Principal::root(), Principal::own()];
-        Rights { infer: vec![Principal::everyone()], load: keepers(), install: keepers() }
+        Rights {
+            infer: vec![Principal::everyone(), Principal::tcp()],
+            load: keepers(),
+            install: keepers(),
+        }
     }
 }
 
 impl Rights {
     /// Whether a client has a right.
-    pub fn allow(&self, right: Right, peer: &Peer) -> bool {
-        self.list(right).iter().any(|principal| principal.is(peer))
+    pub fn allow(&self, right: Right, client: Client<'_>) -> bool {
+        self.list(right).iter().any(|principal| principal.is(client))
     }
 
     /// The list of a right, as it is written in the config.
@@ -64,7 +68,16 @@ impl Rights {
     }
 }
 
-/// An entry of a list: `*`, `self`, a user's name or number, `@` and a group's name or number.
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub enum Client<'a> {
+    /// A process of this machine, as the kernel knows it.
+    Process(&'a Peer),
+    /// Whoever reached a port, and sent the token where one is asked for.
+    Tcp,
+}
+
+/// An entry of a list: `*` for every user, `tcp` for every TCP client, `self`, a user's name or number, `@` and a group's name or number.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 struct Principal {
@@ -75,6 +88,7 @@ struct Principal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meant {
     Everyone,
+    Tcp,
     User(u32),
     Group(u32),
 }
@@ -82,6 +96,10 @@ enum Meant {
 impl Principal {
     fn everyone() -> Principal {
         Principal { text: "*".to_string(), who: Meant::Everyone }
+    }
+
+    fn tcp() -> Principal {
+        Principal { text: "tcp".to_string(), who: Meant::Tcp }
     }
 
     fn root() -> Principal {
@@ -92,11 +110,14 @@ impl Principal {
         Principal { text: "self".to_string(), who: Meant::User(geteuid().as_raw()) }
     }
 
-    fn is(&self, peer: &Peer) -> bool {
-        match self.who {
-            Meant::Everyone => true,
-            Meant::User(uid) => peer.uid == uid,
-            Meant::Group(gid) => peer.is_in(gid),
+    /// Nobody whom the kernel knows is meant by `tcp`, and nobody else by the other entries: what was
+    /// granted to all users of a machine is not granted to its network when a port is opened.
+    fn is(&self, client: Client<'_>) -> bool {
+        match (self.who, client) {
+            (Meant::Tcp, Client::Tcp) | (Meant::Everyone, Client::Process(_)) => true,
+            (Meant::User(uid), Client::Process(peer)) => peer.uid == uid,
+            (Meant::Group(gid), Client::Process(peer)) => peer.is_in(gid),
+            _ => false,
         }
     }
 }
@@ -109,6 +130,7 @@ impl TryFrom<String> for Principal {
             Some(group) => Meant::Group(group_id(group)?),
             None => match text.as_str() {
                 "*" => return Ok(Principal::everyone()),
+                "tcp" => return Ok(Principal::tcp()),
                 "self" => return Ok(Principal::own()),
                 user => Meant::User(user_id(user)?),
             },
@@ -117,7 +139,7 @@ impl TryFrom<String> for Principal {
     }
 }
 
-const FORMS: &str = "write \"*\", \"self\", a user's name or number, or @ and a group's";
+const FORMS: &str = "write \"*\", \"tcp\", \"self\", a user's name or number, or @ and a group's";
 
 fn user_id(user: &str) -> Result<u32, String> {
     if let Ok(uid) = user.parse() {
@@ -152,8 +174,12 @@ mod tests {
     fn check(entry: &str, peer: &Peer, expected: bool) {
         let infer = vec![Principal::try_from(entry.to_string()).unwrap()];
         let rights = Rights { infer, load: vec![], install: vec![] };
-        assert_eq!(rights.allow(Right::Infer, peer), expected, "{entry} for {peer:?}");
-        assert!(!rights.allow(Right::Load, peer), "an empty list allows nobody");
+        let client = Client::Process(peer);
+        assert_eq!(rights.allow(Right::Infer, client), expected, "{entry} for {peer:?}");
+        assert_eq!(rights.allow(Right::Infer, Client::Tcp), entry == "tcp", "{entry}");
+        for client in [client, Client::Tcp] {
+            assert!(!rights.allow(Right::Load, client), "an empty list allows nobody");
+        }
     }
 
     #[test]
@@ -169,16 +195,20 @@ mod tests {
         check("root", &peer(0, 8, &[]), true);
         check("@root", &peer(7, 0, &[]), true);
         check("self", &peer(geteuid().as_raw(), 8, &[]), true);
+        check("tcp", &client, false);
+        check("tcp", &peer(0, 0, &[]), false);
     }
 
     #[test]
     fn only_keepers_change_what_is_served_by_default() {
         let rights = Rights::default();
         let stranger = peer(u32::MAX - 1, 0, &[0]);
-        assert!(rights.allow(Right::Infer, &stranger));
-        assert!(!rights.allow(Right::Load, &stranger));
-        assert!(!rights.allow(Right::Install, &stranger));
-        assert!(rights.allow(Right::Install, &peer(0, 1, &[])));
+        for client in [Client::Process(&stranger), Client::Tcp] {
+            assert!(rights.allow(Right::Infer, client));
+            assert!(!rights.allow(Right::Load, client));
+            assert!(!rights.allow(Right::Install, client));
+        }
+        assert!(rights.allow(Right::Install, Client::Process(&peer(0, 1, &[]))));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::programs::program;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,6 +12,9 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How `/metrics` tells a port.
+const LISTENING: &str = "hermes_listening{address=\"tcp:";
 
 /// A running daemon, killed on drop.
 pub struct Daemon {
@@ -49,6 +53,23 @@ impl Daemon {
         let stream = UnixStream::connect(&self.socket).expect("hermesd accepts");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Connection { reader: BufReader::new(stream) }
+    }
+
+    /// A new connection to a port of the daemon.
+    pub fn connect_port(&self, port: u16) -> Connection {
+        Connection::to(("127.0.0.1", port))
+    }
+
+    /// The ports that the daemon serves, in the order of their addresses' text.
+    pub fn ports(&self) -> Vec<u16> {
+        let request = "GET /metrics HTTP/1.1\r\nhost: h\r\n\r\n";
+        let (_, _, body) = self.connect().send(request).response();
+        let text = String::from_utf8(body).unwrap();
+        let lines = text.lines().filter_map(|line| line.strip_prefix(LISTENING));
+        let port = |line: &str| line.split('"').next()?.rsplit(':').next()?.parse().ok();
+        let mut lines: Vec<&str> = lines.collect();
+        lines.sort_unstable();
+        lines.into_iter().filter_map(port).collect()
     }
 
     /// One request on a connection of its own.
@@ -141,6 +162,22 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// A connection to a port: it is read from and written to by the calls of any other.
+    pub fn to(address: impl ToSocketAddrs) -> Connection {
+        let stream = TcpStream::connect(address).expect("hermesd accepts");
+        let stream = UnixStream::from(OwnedFd::from(stream));
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Connection { reader: BufReader::new(stream) }
+    }
+
+    /// What a browser, a program or nobody in particular sends: a method and a path, headers.
+    pub fn ask(self, request: &str, headers: &[(&str, &str)], body: &str) -> Connection {
+        let length = ("content-length", &*body.len().to_string());
+        let lines = headers.iter().chain([&length]).map(|(name, value)| format!("{name}: {value}"));
+        let lines = lines.collect::<Vec<_>>().join("\r\n");
+        self.send(format!("{request} HTTP/1.1\r\n{lines}\r\n\r\n{body}"))
+    }
+
     /// Sends bytes as they are.
     pub fn send(mut self, bytes: impl AsRef<[u8]>) -> Connection {
         self.reader.get_mut().write_all(bytes.as_ref()).expect("hermesd reads");

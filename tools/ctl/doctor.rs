@@ -348,7 +348,11 @@ fn daemon_check(client: &Client) -> Check {
         let metrics = Scrape::parse(&client.get_text("/metrics")?).map_err(ClientError::Broken)?;
         let version = server["version"].as_str().unwrap_or("of an unknown version").to_owned();
         let budget = Size(metrics.sum("hermes_budget_bytes") as u64);
-        Ok(format!("hermesd {version} answers at {}, budget {budget}", client.socket().display()))
+        let listening = metrics.named("hermes_listening");
+        let addresses = listening.filter_map(|sample| sample.labels.get("address").cloned());
+        let addresses = addresses.collect::<Vec<_>>().join(", ");
+        let socket = client.socket().display();
+        Ok(format!("hermesd {version} answers at {socket}, budget {budget}; it serves {addresses}"))
     };
     match asked() {
         Ok(found) => ok(NAME, found),

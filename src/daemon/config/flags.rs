@@ -1,5 +1,6 @@
 //! The command line's share of the settings.
 
+use super::super::address::Addresses;
 use super::{Bytes, Threads, Tokens, Variant};
 use crate::plan::Way;
 use serde::Serialize;
@@ -11,9 +12,16 @@ pub struct Flags {
     /// Folder that hermes-shard built models into [default: /var/lib/hermes].
     #[arg(long)]
     pub store: Option<PathBuf>,
-    /// Unix socket to serve [default: /run/hermes/hermes.sock].
+    /// Unix socket to serve [default: /run/hermes/hermes.sock, where --listen says nothing].
     #[arg(long)]
     pub socket: Option<PathBuf>,
+    /// Addresses to serve, with commas between: unix:/path, tcp:127.0.0.1:8000 [default: the socket].
+    #[arg(long, value_name = "ADDRESSES")]
+    pub listen: Option<Addresses>,
+    /// File with the token that TCP clients have to send [default: none is asked for].
+    #[arg(long, value_name = "FILE")]
+    #[serde(rename = "token-file")]
+    pub token_file: Option<PathBuf>,
     /// Memory that the whole process may hold: 64M, 1.5GiB (powers of 1024) [default: half of what
     /// there is].
     #[arg(long)]

@@ -12,6 +12,7 @@ pub use flags::Flags;
 pub use read::{ConfigError, ConfigSources, Effective};
 pub use show::show;
 
+use super::address::Addresses;
 use super::rights::Rights;
 use crate::codec;
 use crate::engine::{Config, EXPECTED_TOKENS, Engine, EngineError};
@@ -20,7 +21,7 @@ use crate::sys::{capabilities::Capabilities, memory};
 use crate::values::{Bytes, DEFAULT_SOCKET, DEFAULT_STORE, Threads, Tokens, size};
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -39,8 +40,13 @@ const BLIND_BUDGET_BYTES: u64 = 64 << 20;
 pub struct Settings {
     /// Folder of the store.
     pub store: PathBuf,
-    /// Unix socket to serve.
-    pub socket: PathBuf,
+    /// Unix socket to serve; [`Settings::socket`] has the default.
+    pub socket: Option<PathBuf>,
+    /// What is served beside it.
+    pub listen: Option<Addresses>,
+    /// File with the token that TCP clients have to send.
+    #[serde(rename = "token-file")]
+    pub token_file: Option<PathBuf>,
     /// Bytes that the process may hold; [`Settings::budget`] has the default.
     pub budget: Option<Bytes>,
     /// Bytes of tape ahead of and under compute.
@@ -69,7 +75,9 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             store: DEFAULT_STORE.into(),
-            socket: DEFAULT_SOCKET.into(),
+            socket: None,
+            listen: None,
+            token_file: None,
             budget: None,
             window: None,
             threads: None,
@@ -86,6 +94,12 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The Unix socket to serve: what is set, else the default where `listen` says nothing.
+    pub fn socket(&self) -> Option<&Path> {
+        let default = self.listen.is_none().then_some(Path::new(DEFAULT_SOCKET));
+        self.socket.as_deref().or(default)
+    }
+
     /// Bytes that the process may hold: what is set, else half of what the machine can give now,
     /// within three quarters of the cgroup's limit, since the page cache is charged there too.
     pub fn budget_bytes(&self) -> u64 {
@@ -161,9 +175,11 @@ const fn live(name: &'static str, default: &'static str) -> Key {
 }
 
 /// All keys.
-pub const KEYS: [Key; 15] = [
+pub const KEYS: [Key; 17] = [
     key("store", ""),
-    key("socket", ""),
+    key("socket", "none, as listen says what is served"),
+    key("listen", "the socket alone"),
+    live("token-file", "none, no token is asked for"),
     live("budget", "half of what the machine can give"),
     key("window", "planned, or chosen from the budget"),
     key("threads", "planned, or one a core"),
@@ -182,7 +198,7 @@ pub const KEYS: [Key; 15] = [
 impl Key {
     /// The environment variable that sets it.
     pub fn variable(&self) -> String {
-        format!("HERMES_{}", self.name.replace('.', "_").to_uppercase())
+        format!("HERMES_{}", self.name.replace(['.', '-'], "_").to_uppercase())
     }
 }
 

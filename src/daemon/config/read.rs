@@ -1,5 +1,7 @@
 //! Reading and merging: every value with its origin, every error with its place.
 
+use super::super::address::Addresses;
+use super::super::token::Token;
 use super::{DEFAULT_PATH, KEYS, Key, Settings};
 use crate::sys::capabilities::WITHOUT;
 use serde::Serialize;
@@ -104,6 +106,7 @@ impl ConfigSources {
             settings: Settings::default(),
             files: vec![],
             warnings: vec![],
+            token: None,
             values: BTreeMap::new(),
         };
         let path = self.path.clone().unwrap_or_else(|| DEFAULT_PATH.into());
@@ -137,6 +140,8 @@ pub struct Effective {
     pub files: Vec<PathBuf>,
     /// What is odd but no error.
     pub warnings: Vec<String>,
+    /// What `token-file` holds.
+    pub token: Option<Token>,
     values: BTreeMap<&'static str, (Value, Origin)>,
 }
 
@@ -162,8 +167,10 @@ impl Effective {
         }
         let is_live = |name: &str| KEYS.iter().any(|key| key.is_live && key.name == name);
         self.values.extend(newer.values.into_iter().filter(|(name, _)| is_live(name)));
-        let Settings { budget, drain, log, rights, .. } = newer.settings;
-        self.settings = Settings { budget, drain, log, rights, ..self.settings.clone() };
+        self.token = newer.token;
+        let Settings { token_file, budget, drain, log, rights, .. } = newer.settings;
+        let settings = self.settings.clone();
+        self.settings = Settings { token_file, budget, drain, log, rights, ..settings };
     }
 
     /// Goes back to the budget of `older`.
@@ -220,7 +227,7 @@ impl Effective {
             }
             return Ok(());
         };
-        let value = match key.name.starts_with("rights.") {
+        let value = match key.name.starts_with("rights.") || key.name == "listen" {
             true => {
                 let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
                 Value::Array(parts.map(Value::from).collect())
@@ -249,16 +256,29 @@ impl Effective {
     fn finish(&mut self) -> Result<(), ConfigError> {
         let values = self.values.iter().map(|(name, (value, _))| (*name, value.clone()));
         self.settings = nest(values).try_into().expect("each value was checked when it was added");
-        let Settings { budget: Some(budget), window: Some(window), .. } = &self.settings else {
-            return Ok(());
+        let wrong = |name: &str, message: String| {
+            Err(ConfigError::Wrong { origin: self.values[name].1.clone(), message })
         };
-        if window.0 >= budget.0 {
+        if let Settings { budget: Some(budget), window: Some(window), .. } = &self.settings
+            && window.0 >= budget.0
+        {
             let message = format!(
                 "a window of {} bytes does not fit into the budget of {} bytes ({})",
                 window.0, budget.0, self.values["budget"].1
             );
-            let origin = self.values["window"].1.clone();
-            return Err(ConfigError::Wrong { origin, message });
+            return wrong("window", message);
+        }
+        let mut listen = self.settings.listen.iter().flat_map(Addresses::iter);
+        let Some(path) = &self.settings.token_file else {
+            // Whoever scans a network finds what asks nobody for anything.
+            return listen.find(|address| address.is_open()).map_or(Ok(()), |open| {
+                let message = format!("other machines may reach {open}: set token-file too");
+                wrong("listen", message)
+            });
+        };
+        match Token::read(path) {
+            Ok(token) => self.token = Some(token),
+            Err(error) => return wrong("token-file", error.to_string()),
         }
         Ok(())
     }

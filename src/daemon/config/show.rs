@@ -42,7 +42,7 @@ fn default_of(effective: &Effective, key: &Key) -> Option<Value> {
     let list = |right| settings.rights.texts(right).into();
     Some(match key.name {
         "store" => settings.store.to_string_lossy().into_owned().into(),
-        "socket" => settings.socket.to_string_lossy().into_owned().into(),
+        "socket" => settings.socket()?.to_string_lossy().into_owned().into(),
         "tokens" => i64::try_from(settings.tokens.0).unwrap_or(i64::MAX).into(),
         "profiles" => settings.profiles.into(),
         "drain" => i64::from(settings.drain).into(),
