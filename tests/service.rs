@@ -644,6 +644,61 @@ fn the_unit_is_hardened_to_half_a_point() {
     assert!(level.parse::<f64>().unwrap() <= 0.5, "{text}");
 }
 
+/// Keys of units that systemd 237 does not know, by its NEWS.
+const NEWER_THAN_237: [&str; 10] = [
+    "MemoryPressureWatch",
+    "PrivateMounts",
+    "ProcSubset",
+    "ProtectClock",
+    "ProtectHostname",
+    "ProtectKernelLogs",
+    "ProtectProc",
+    "RestrictFileSystems",
+    "RestrictSUIDSGID",
+    "NotifyReloadSignal",
+];
+
+/// Groups of system calls that systemd 237 knows.
+const GROUPS_OF_237: [&str; 11] = [
+    "@basic-io",
+    "@file-system",
+    "@io-event",
+    "@ipc",
+    "@network-io",
+    "@privileged",
+    "@process",
+    "@resources",
+    "@signal",
+    "@sync",
+    "@timer",
+];
+
+/// JetPack 4 has systemd 237. What it does not know it leaves out with a warning, and so it would be
+/// with @system-service: of the list of what is allowed nothing was left but two calls.
+#[test]
+fn the_units_are_for_systemd_237() {
+    let service = include_str!("../systemd/hermesd.service");
+    let lines = || service.lines().filter(|line| !line.starts_with('#'));
+    let keys = lines().filter_map(|line| Some(line.split_once('=')?.0));
+    for key in keys.filter(|key| NEWER_THAN_237.contains(key)) {
+        let is_told = service.lines().any(|line| line.starts_with('#') && line.contains(key));
+        assert!(is_told, "{key}= is newer than 237: the unit does not say since when");
+    }
+    let known: Vec<&str> = lines()
+        .filter_map(|line| line.strip_prefix("SystemCallFilter="))
+        .flat_map(|value| value.trim_start_matches('~').split(' '))
+        .filter(|word| *word != "@system-service")
+        .collect();
+    for group in known.iter().filter(|word| word.starts_with('@')) {
+        assert!(GROUPS_OF_237.contains(group), "{group} is not known to be in systemd 237");
+    }
+    // Of what a pass, a socket and a file need.
+    let needed = ["@basic-io", "@file-system", "@io-event", "@network-io", "@process", "@signal"];
+    for needed in needed.iter().chain(&["brk", "ioctl", "madvise", "mprotect", "getrandom"]) {
+        assert!(known.contains(needed), "without @system-service {needed} is denied");
+    }
+}
+
 #[test]
 fn the_units_are_understood() {
     let folder = tempfile::tempdir().unwrap();
