@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::daemon::Daemon;
+use common::daemon::{Daemon, command};
 use common::frozen::Frozen;
-use common::scrape::Scrape;
+use common::scrape::{Sample, Scrape};
 use common::served::{check_alive, check_error, linear_request, served, slow_request};
 use common::small_store::{self, SmallModel};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,12 +29,13 @@ const IN_FLIGHT: usize = 16;
 const FIRST_BLOCK: u64 = 64 << 10;
 
 /// Metrics that stand for a setting, and stay.
-const SETTINGS: [&str; 5] = [
+const SETTINGS: [&str; 6] = [
     "hermes_build_info",
     "hermes_listening",
     "hermes_budget_bytes",
     "hermes_waiting_requests_limit",
     "hermes_window_bytes",
+    "process_start_time_seconds",
 ];
 
 /// Metrics that only the kernel's or the machine's memory moves.
@@ -179,7 +180,7 @@ fn every_declared_metric_moves() {
     let moving = declared.iter().map(|line| line.split(' ').next().unwrap());
     let unmoved: Vec<_> = moving
         .filter(|name| !SETTINGS.contains(name) && !MACHINE.contains(name))
-        .filter(|name| !seen.moved(name, None))
+        .filter(|name| !seen.moved(name, None) && !seen.moved(&format!("{name}_count"), None))
         .collect();
     assert!(unmoved.is_empty(), "these never moved: {unmoved:?}");
     for outcome in ["answered", "failed", "cancelled", "refused"] {
@@ -214,17 +215,116 @@ fn the_metrics_are_of_prometheus_format() {
         assert!(!help.is_empty() && families.insert(name), "{name}");
         let kind = lines.next().unwrap().strip_prefix(&format!("# TYPE {name} ")).unwrap();
         assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
-        assert!(matches!(kind, "counter" | "gauge"), "{name} is a {kind}");
+        assert!(matches!(kind, "counter" | "gauge" | "histogram"), "{name} is a {kind}");
+        let parts: &[&str] = match kind {
+            "histogram" => &["_bucket", "_sum", "_count"],
+            _ => &[""],
+        };
         let mut samples = BTreeSet::new();
         while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
             let (sample, value) = line.rsplit_once(' ').unwrap();
             assert!(value.parse::<f64>().unwrap() >= 0.0, "{line}");
-            assert_eq!(sample.split('{').next(), Some(name), "{line}");
+            let part = sample.split('{').next().unwrap().strip_prefix(name);
+            assert!(part.is_some_and(|part| parts.contains(&part)), "{line}");
             assert!(samples.insert(sample), "{line} is there twice");
         }
     }
     let scrape = Scrape::parse(&text).unwrap();
-    assert!(scrape.samples().iter().all(|sample| families.contains(&*sample.name)));
+    let family = |name: &str| {
+        ["_bucket", "_sum", "_count"].iter().find_map(|part| {
+            name.strip_suffix(part).filter(|name| families.contains(name)).map(str::to_owned)
+        })
+    };
+    for sample in scrape.samples() {
+        let is_known = families.contains(&*sample.name) || family(&sample.name).is_some();
+        assert!(is_known, "{sample:?}");
+    }
+    check_histogram(&scrape, TIMES);
+}
+
+/// Buckets rise with their bounds up to the last, which has all.
+fn check_histogram(scrape: &Scrape, name: &str) {
+    let mut buckets: BTreeMap<_, Vec<(f64, f64)>> = BTreeMap::new();
+    for sample in scrape.named(&format!("{name}_bucket")) {
+        let mut labels = sample.labels.clone();
+        let bound = labels.remove("le").unwrap();
+        let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().unwrap() };
+        buckets.entry(labels).or_default().push((bound, sample.value));
+    }
+    assert!(!buckets.is_empty());
+    for (labels, buckets) in &buckets {
+        let is_rising = |pair: &[(f64, f64)]| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1;
+        assert!(buckets.windows(2).all(is_rising), "{labels:?}: {buckets:?}");
+        let value = |part: &str| {
+            let name = format!("{name}_{part}");
+            let mut samples = scrape.named(&name).filter(|sample| sample.labels == *labels);
+            samples.next().unwrap().value
+        };
+        assert_eq!(buckets.last(), Some(&(f64::INFINITY, value("count"))), "{labels:?}");
+        assert!(value("sum") > 0.0, "{labels:?}");
+    }
+}
+
+/// The metric of requests' times.
+const TIMES: &str = "hermes_http_request_duration_seconds";
+
+/// A sample of the answers' and times' metrics: its value by its labels.
+fn of_route(scrape: &Scrape, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let has = |sample: &&Sample| {
+        labels.iter().all(|(label, value)| sample.labels.get(*label).is_some_and(|v| v == value))
+    };
+    scrape.named(name).filter(has).map(|sample| sample.value).sum()
+}
+
+/// Paths and names that clients invent are no labels: each would be a series for ever.
+#[test]
+fn requests_are_counted_and_timed_by_route_and_model() {
+    let (store, folder) = (store(), tempfile::tempdir().unwrap());
+    let log = folder.path().join("log");
+    let mut command = command(store.path(), &folder.path().join("s"), &["--budget", "48MiB"]);
+    command.env("HERMES_LOG", "debug").stderr(fs::File::create(&log).unwrap());
+    let daemon = Daemon::spawn(&mut command, &folder.path().join("s"));
+    (0..3).for_each(|_| check_alive(&daemon));
+    let words = json!({"model": "words", "input": ["cat", "dog"]}).to_string();
+    assert_eq!(daemon.post("/v1/embeddings", &words).0, 200);
+    check_error(&daemon.post("/v2/models/linear/infer", "{}"), 400, "inputs");
+    for number in 0..50 {
+        assert_eq!(daemon.get(&format!("/invented-{number}")).0, 404);
+        assert_eq!(daemon.get(&format!("/v2/models/invented-{number}")).0, 404);
+        assert_eq!(daemon.post(&format!("/v2/models/invented-{number}/infer"), "{}").0, 404);
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    let text = text(&daemon);
+    assert!(!text.contains("invented"), "{text}");
+    let scrape = Scrape::parse(&text).unwrap();
+    let answers = |method: &str, route: &str, status: &str| {
+        let labels = [("method", method), ("route", route), ("status", status)];
+        of_route(&scrape, "hermes_http_responses_total", &labels)
+    };
+    let infer = "/v2/models/{model}/infer";
+    assert_eq!(answers("POST", infer, "200"), 3.0);
+    assert_eq!(answers("POST", infer, "400"), 1.0);
+    assert_eq!(answers("POST", infer, "404"), 50.0);
+    assert_eq!(answers("GET", "/v2/models/{model}", "404"), 50.0);
+    assert_eq!(answers("other", "other", "404"), 50.0);
+    assert_eq!(answers("POST", "/v1/embeddings", "200"), 1.0);
+    let times = |part: &str, route: &str, model: &str| {
+        let labels = [("route", route), ("model", model)];
+        of_route(&scrape, &format!("{TIMES}_{part}"), &labels)
+    };
+    assert_eq!(times("count", infer, "linear"), 3.0);
+    assert_eq!(times("count", infer, ""), 51.0);
+    assert_eq!(times("count", "/v1/embeddings", "words"), 1.0);
+    assert!(times("sum", infer, "linear") > 0.0);
+    check_histogram(&scrape, TIMES);
+    let start = scrape.sum("process_start_time_seconds");
+    assert!(start <= now && start > now - PATIENCE.as_secs_f64(), "{start} of {now}");
+
+    let log = fs::read_to_string(log).unwrap();
+    let line = log.lines().find(|line| line.contains("POST /v2/models/{model}/infer 200 "));
+    let line = line.unwrap_or_else(|| panic!("no request is in the log:\n{log}"));
+    let words: Vec<&str> = line.split_whitespace().rev().collect();
+    assert!(line.contains(" bytes ") && words[1] == "(pid" && words[4] == "us", "{line}");
 }
 
 #[test]

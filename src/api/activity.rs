@@ -1,5 +1,6 @@
 //! What a connection does: whether it serves a request, whether its client takes what is written.
 
+use super::traffic::Exchange;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -90,16 +91,17 @@ impl Drop for InService {
     }
 }
 
-/// A reply's body, and the service that lasts as long.
+/// A reply's body, the service that lasts as long, and what is told of it then.
 pub struct WatchedBody<B> {
     body: B,
+    exchange: Exchange,
     _service: InService,
 }
 
 impl<B> WatchedBody<B> {
-    /// `body`, with which `service` ends.
-    pub fn new(body: B, service: InService) -> WatchedBody<B> {
-        WatchedBody { body, _service: service }
+    /// `body`, with which `exchange` and `service` end.
+    pub fn new(body: B, exchange: Exchange, service: InService) -> WatchedBody<B> {
+        WatchedBody { body, exchange, _service: service }
     }
 }
 
@@ -111,7 +113,13 @@ impl<B: Body<Data = Bytes> + Unpin> Body for WatchedBody<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(piece) = frame.data_ref()
+        {
+            self.exchange.write(piece);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

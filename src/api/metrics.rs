@@ -5,6 +5,7 @@
 
 use super::envelope::OipError;
 use super::state::Api;
+use super::traffic::{BOUNDS_US, Figures, Times};
 use crate::daemon::address::Address;
 use crate::engine::{Counted, EngineStats, Loaded, Pressure};
 use crate::stream::{Category, Ledger};
@@ -16,6 +17,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// The format's content type.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -35,6 +37,8 @@ enum MetricKind {
     Counter,
     /// Rise and fall.
     Gauge,
+    /// Count what was no larger than each of some bounds.
+    Histogram,
 }
 
 /// What the metrics are read from, at one moment.
@@ -43,6 +47,8 @@ struct Snapshot<'a> {
     ledger: &'a Ledger,
     process: ProcessMemory,
     refaults: Option<Refaults>,
+    traffic: Figures,
+    begin: SystemTime,
     connections: usize,
     addresses: &'a [Address],
 }
@@ -153,6 +159,32 @@ const METRICS: &[Metric] = &[
             }
         },
     ),
+    counter(
+        "hermes_http_responses_total",
+        "Answers, by route and status; route other where a method or a path leads nowhere.",
+        |from, to| {
+            for (((method, route), status), count) in &from.traffic.answers {
+                let status = status.to_string();
+                let labels = [("method", *method), ("route", *route), ("status", &*status)];
+                to.put(&labels, *count as f64);
+            }
+        },
+    ),
+    histogram(
+        "hermes_http_request_duration_seconds",
+        "Time from a request's head to the last byte of its answer, by route and, where one \
+         computed the answer, by model.",
+        |from, to| {
+            for (((method, route), model), times) in &from.traffic.times {
+                let model = model.as_deref().unwrap_or("");
+                to.put_times(&[("method", method), ("route", route), ("model", model)], times);
+            }
+        },
+    ),
+    gauge("process_start_time_seconds", "When the daemon began to serve.", |from, to| {
+        let since = from.begin.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        to.put(&[], since.as_secs_f64());
+    }),
     gauge("hermes_listening", "Always 1; the label is an address that is served.", |from, to| {
         for address in from.addresses {
             to.put(&[("address", &address.to_string())], 1.0);
@@ -173,6 +205,10 @@ const fn gauge(name: &'static str, help: &'static str, read: ReadMetric) -> Metr
     Metric { name, kind: MetricKind::Gauge, help, read }
 }
 
+const fn histogram(name: &'static str, help: &'static str, read: ReadMetric) -> Metric {
+    Metric { name, kind: MetricKind::Histogram, help, read }
+}
+
 impl Snapshot<'_> {
     fn loaded(&self) -> impl Iterator<Item = (&str, &Loaded)> {
         let models = self.stats.models.iter();
@@ -188,7 +224,13 @@ struct Samples<'a> {
 
 impl Samples<'_> {
     fn put(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.put_part("", labels, value);
+    }
+
+    /// A sample of the metric's, under its name and `suffix`.
+    fn put_part(&mut self, suffix: &str, labels: &[(&str, &str)], value: f64) {
         self.text.push_str(self.name);
+        self.text.push_str(suffix);
         for (index, (name, label)) in labels.iter().enumerate() {
             let label = label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
             let open = if index == 0 { '{' } else { ',' };
@@ -196,6 +238,20 @@ impl Samples<'_> {
         }
         let close = if labels.is_empty() { "" } else { "}" };
         writeln!(self.text, "{close} {value}").expect("a string takes every write");
+    }
+
+    /// A histogram's samples: what took no longer than each bound, all together, how many.
+    fn put_times(&mut self, labels: &[(&str, &str)], times: &Times) {
+        let mut bounds = BOUNDS_US.iter().map(|bound_us| seconds(*bound_us).to_string());
+        let mut count = 0;
+        for counted in times.counts {
+            count += counted;
+            let bound = bounds.next().unwrap_or_else(|| "+Inf".to_owned());
+            let labels = [labels, &[("le", &*bound)]].concat();
+            self.put_part("_bucket", &labels, count as f64);
+        }
+        self.put_part("_sum", labels, seconds(times.sum_us));
+        self.put_part("_count", labels, count as f64);
     }
 
     fn put_counted(&mut self, from: &Snapshot<'_>, value: impl Fn(&Counted) -> f64) {
@@ -223,6 +279,8 @@ pub async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, OipError> 
             ledger: api.engine.ledger(),
             process: memory::process(),
             refaults: refaults(),
+            traffic: api.traffic.figures(),
+            begin: api.traffic.begin,
             connections: api.connections.count(),
             addresses: &api.addresses,
         }))
@@ -237,6 +295,7 @@ fn render(snapshot: &Snapshot<'_>) -> String {
         let kind = match kind {
             MetricKind::Counter => "counter",
             MetricKind::Gauge => "gauge",
+            MetricKind::Histogram => "histogram",
         };
         writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}")
             .expect("a string takes every write");
@@ -263,6 +322,8 @@ mod tests {
         for metric in METRICS {
             let is_counter = matches!(metric.kind, MetricKind::Counter);
             assert_eq!(metric.name.ends_with("_total"), is_counter, "{}", metric.name);
+            let is_histogram = matches!(metric.kind, MetricKind::Histogram);
+            assert_eq!(metric.name.ends_with("_duration_seconds"), is_histogram);
             assert!(metric.help.ends_with('.') && !metric.help.contains(['\n', '\\']));
             assert_eq!(METRICS.iter().filter(|other| other.name == metric.name).count(), 1);
         }

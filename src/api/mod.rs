@@ -35,6 +35,7 @@ mod state;
 mod stats;
 mod tokenizer;
 mod trace;
+mod traffic;
 mod versions;
 mod vocabulary;
 

@@ -8,6 +8,7 @@ use super::granted;
 use super::metadata::{ServedIn, metadata};
 use super::pieces::Pieces;
 use super::state::{Api, ModelPath, ModelPathArg, Submitted};
+use super::traffic::AnsweredBy;
 use crate::engine::{Cancel, Reply, Request};
 use crate::store::manifest::Manifest;
 use crate::stream::Trace;
@@ -15,11 +16,11 @@ use crate::wire::JSON_BYTES_HEADER;
 use crate::wire::infer_json::InferRequest;
 use crate::wire::infer_reply::{ReplyHead, ReplyParameters, ReplyPieces};
 use crate::wire::infer_tensor::Reserve;
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use hyper::body::Body as _;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -104,7 +105,8 @@ pub async fn infer(
     body: Body,
 ) -> Result<Response, OipError> {
     let done = run(&api, path, &headers, body, None).await?;
-    Ok(infer_response(done))
+    let by = AnsweredBy(done.model.as_str().into());
+    Ok((Extension(by), infer_response(done)).into_response())
 }
 
 /// A request that was served.

@@ -11,16 +11,17 @@ use super::helpers;
 use super::pieces::Pieces;
 use super::state::{Api, ModelPath, Submitted};
 use super::tokenizer::Asker;
+use super::traffic::AnsweredBy;
 use crate::engine::{Cancel, Described};
 use crate::store::manifest::Manifest;
 use crate::stream::Grant;
 use crate::wire::infer_tensor::Reserve;
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -101,10 +102,11 @@ pub async fn embeddings(
     let (texts, mut grant) = deadline.bound(tokenized).await?;
     let token_count = texts.iter().map(|text| text.tokens.len()).sum();
     let vectors = deadline.bound(embed(&api, embedding, texts, dimensions, &mut grant)).await?;
+    let by = Extension(AnsweredBy(model.as_str().into()));
     let pieces = EmbeddingPieces::new(vectors, encoding, model, token_count);
     let json = HeaderValue::from_static("application/json");
     let body = Body::new(Pieces::new(pieces, grant));
-    Ok(([(header::CONTENT_TYPE, json)], body).into_response())
+    Ok((by, [(header::CONTENT_TYPE, json)], body).into_response())
 }
 
 /// A text in the model's tokens.

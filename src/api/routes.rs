@@ -9,7 +9,7 @@ use crate::daemon::rights::Right;
 use crate::wire::quote::{method_name, quote};
 use axum::Router;
 use axum::extract::Request as HttpRequest;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{MethodRouter, delete, get, post};
 use std::sync::Arc;
@@ -64,6 +64,16 @@ pub fn routes() -> impl Iterator<Item = (&'static str, &'static str, Option<Righ
     ROUTES.iter().map(|(method, path, right, _)| (*method, *path, *right))
 }
 
+/// Method and template of the route that a request leads to, of which there are finitely many;
+/// "other" twice where it leads nowhere. HEAD leads where GET does.
+pub fn labels(method: &Method, path: &str) -> (&'static str, &'static str) {
+    let method = if method == Method::HEAD { "GET" } else { method.as_str() };
+    let here = routes().filter(|(of, template, _)| *of == method && is_path_of(template, path));
+    // A fixed name comes before one that may be any.
+    let nearest = here.min_by_key(|(_, template, _)| template.matches('{').count());
+    nearest.map_or(("other", "other"), |(method, template, _)| (method, template))
+}
+
 /// The router of all routes.
 pub fn router(api: Arc<Api>) -> Router {
     let add = |router: Router<_>, (_, path, right, handler): &Route| match right {
@@ -101,7 +111,9 @@ async fn wrong_method(request: HttpRequest) -> Response {
 
 /// Whether `path` is one that `template` stands for.
 fn is_path_of(template: &str, path: &str) -> bool {
-    let is_same = |(part, segment): (&str, &str)| part == segment || part.starts_with('{');
+    let is_same = |(part, segment): (&str, &str)| {
+        part == segment || part.starts_with('{') && !segment.is_empty()
+    };
     template.split('/').count() == path.split('/').count()
         && template.split('/').zip(path.split('/')).all(is_same)
 }
@@ -110,6 +122,24 @@ fn is_path_of(template: &str, path: &str) -> bool {
 mod tests {
     use super::*;
     use crate::store::manifest::is_model_name;
+
+    #[test]
+    fn each_route_leads_to_itself() {
+        for (method, path, _) in routes() {
+            let some = path.replace("{model}", "m").replace("{version}", "7");
+            assert_eq!(labels(&method.parse().unwrap(), &some), (method, path));
+        }
+        assert_eq!(labels(&Method::HEAD, "/v2"), ("GET", "/v2"));
+        for (method, path) in [
+            (Method::GET, "/"),
+            (Method::GET, "/v2/models/"),
+            (Method::GET, "/v2/models/a/b/c"),
+            (Method::PUT, "/v2"),
+            (Method::OPTIONS, "*"),
+        ] {
+            assert_eq!(labels(&method, path), ("other", "other"), "{path}");
+        }
+    }
 
     /// The metadata of a model called `stats` were the statistics of all models.
     #[test]

@@ -7,9 +7,10 @@ use super::connections::{CONNECTION_BYTES, RESERVED_CONNECTIONS};
 use super::envelope;
 use super::gate;
 use super::listeners::{AcceptError, Arrival, Duplex, Listeners};
-use super::routes::router;
+use super::routes::{self, router};
 use super::stall::WriteDeadline;
 use super::state::Api;
+use super::traffic::{Exchange, Traffic};
 use crate::daemon::listener::Listener;
 use crate::daemon::{Control, Phase};
 use crate::engine::Engine;
@@ -191,9 +192,10 @@ impl Server {
         let caller = Caller::new(remote, self.control.live.clone());
         let stream = arrival.into_stream();
         let (router, phase) = (self.router.clone(), self.control.phase.clone());
+        let traffic = Arc::clone(&self.api.traffic);
         self.connections.spawn(async move {
             tokio::select! {
-                () = connection(stream, router, caller, phase, &admission.activity) => {}
+                () = connection(stream, router, traffic, caller, phase, &admission.activity) => {}
                 () = admission.activity.ended() => log::debug!("an idle connection is ended"),
             }
         });
@@ -218,6 +220,7 @@ impl Server {
 async fn connection(
     stream: Box<dyn Duplex>,
     router: Router,
+    traffic: Arc<Traffic>,
     caller: Caller,
     mut phase: watch::Receiver<Phase>,
     activity: &Arc<Activity>,
@@ -225,6 +228,8 @@ async fn connection(
     let router = TowerToHyperService::new(router);
     let serving = Arc::clone(activity);
     let service = hyper::service::service_fn(move |mut request: HttpRequest<Incoming>| {
+        let route = routes::labels(request.method(), request.uri().path());
+        let mut exchange = Exchange::begin(&traffic, caller.remote.clone(), route);
         let admitted = gate::admit(&caller, request.uri(), request.headers());
         request.extensions_mut().insert(caller.clone());
         let (activity, service) = (Arc::clone(&serving), Activity::begin(&serving));
@@ -235,7 +240,8 @@ async fn connection(
                 Ok(()) => router.call(request).await?,
                 Err(error) => envelope::refuse(request.uri().path(), error),
             };
-            Ok::<_, Infallible>(response.map(|body| WatchedBody::new(body, service)))
+            exchange.answer(response.status(), response.extensions().get());
+            Ok::<_, Infallible>(response.map(|body| WatchedBody::new(body, exchange, service)))
         })
     });
     let mut connection = http1::Builder::new()

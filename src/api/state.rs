@@ -4,6 +4,7 @@ use super::connections::Connections;
 use super::error::ApiError;
 use super::helpers::Helpers;
 use super::tokenizer::Tokenizers;
+use super::traffic::Traffic;
 use crate::daemon::Phase;
 use crate::daemon::address::Address;
 use crate::engine::{
@@ -33,6 +34,8 @@ pub struct Api {
     pub installs: Installs,
     /// Who is connected.
     pub connections: Arc<Connections>,
+    /// What was asked and answered.
+    pub traffic: Arc<Traffic>,
     /// Where it listens.
     pub addresses: Vec<Address>,
     /// How far the daemon has come.
@@ -52,6 +55,7 @@ impl Api {
             tokenizers,
             helpers: Helpers::default(),
             installs: Installs::default(),
+            traffic: Arc::default(),
             addresses,
             phase,
         })

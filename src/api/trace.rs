@@ -6,9 +6,11 @@ use super::granted;
 use super::oip;
 use super::pieces::Pieces;
 use super::state::{Api, ModelPathArg};
+use super::traffic::AnsweredBy;
 use crate::stream::{Event, Trace, What};
 use crate::wire::PIECE_BYTES;
 use crate::wire::infer_tensor::put;
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -42,7 +44,8 @@ pub async fn trace(
     });
     let body = Body::new(Pieces::new(TracePieces::new(&about, events), grant));
     let json = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, json)], body).into_response())
+    let by = Extension(AnsweredBy(done.model.into()));
+    Ok((by, [(header::CONTENT_TYPE, json)], body).into_response())
 }
 
 /// A trace's text, piece by piece.
