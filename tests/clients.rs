@@ -4,12 +4,14 @@ mod common;
 
 use common::programs::program;
 use common::python;
-use common::served::{check_alive, check_error, hermesctl, served};
+use common::served::{check_alive, check_error, hermesctl, serve, served};
 use common::skip::skip;
 use hermes::stream::Category;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Permissions;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -34,6 +36,37 @@ fn openais_python_client_is_a_client() {
     assert_eq!(seen["unknown"], unknown);
     assert_eq!(seen["empty"], json!({"status": 400, "code": null, "param": "input"}));
     assert_eq!(seen["slow"], json!({"status": 504, "code": null, "param": null}));
+}
+
+/// Only the Unix socket was served, which most programs that take a URL cannot reach.
+#[test]
+fn programs_that_know_only_a_url_are_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    let token = "0123456789abcdef";
+    std::fs::write(&path, token).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    let arguments = ["--budget", "96MiB", "--window", "8MiB", "--listen", "tcp:127.0.0.1:0"];
+    let with_token = [&arguments[..], &["--token-file", path.to_str().unwrap()]].concat();
+    for (arguments, token) in [(&arguments[..], None), (&with_token, Some(token))] {
+        let served = serve(arguments);
+        let url = format!("http://127.0.0.1:{}", served.daemon.ports()[0]);
+        let given: Vec<&str> = [&*url].into_iter().chain(token).collect();
+        let seen = python::run("port_clients.py", &given);
+        assert_eq!(seen["cat"].as_array().unwrap().len(), 4);
+        assert_eq!(seen["ready"], json!([true, true, true]));
+        assert_eq!((&seen["server"], &seen["inputs"]), (&json!("hermes"), &json!("x")));
+        let expected = json!([[[20.0, 120.0, 220.0]]]);
+        assert_eq!((&seen["y"], &seen["y_in_text"]), (&expected, &expected));
+        let load = seen["load"].as_str().unwrap();
+        assert!(load.contains("has not the right to load"), "{load}");
+        assert_eq!(seen["kind"], "text/plain; version=0.0.4; charset=utf-8");
+        let types = &seen["types"];
+        assert_eq!(types["hermes_http_request_duration_seconds"], "histogram");
+        assert_eq!(types["hermes_http_responses"], "counter");
+        assert_eq!(types["process_start_time_seconds"], "gauge");
+        assert!(seen["timed"].as_f64().unwrap() > 4.0);
+    }
 }
 
 #[test]
