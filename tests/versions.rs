@@ -809,7 +809,14 @@ fn a_model_is_removed_with_all_that_is_of_it() {
     assert_eq!(board.answers(), 2.0);
     let advice = ["is the served version", "hermesctl use linear VERSION", "hermesctl rm linear"];
     board.refuses(&["rm", "linear/2"], 1, &[&advice[..], &["409"]].concat());
+    // What was measured of a version goes with it, and nothing of another's.
+    let measured = |version: &str| store.join(format!("linear/linear.{version}.profile.json"));
+    for version in ["1.f32", "1.q8", "1.2.f32", "2.f32"] {
+        fs::write(measured(version), "{}").unwrap();
+    }
     assert!(board.says(&["rm", "linear/1"]).starts_with("removed linear version 1 ("));
+    let left = ["1.f32", "1.q8", "1.2.f32", "2.f32"].map(|version| measured(version).exists());
+    assert_eq!(left, [false, false, true, true]);
     board.refuses(&["rm", "linear/1"], 1, &["no version 1", "404"]);
     assert_eq!(board.answers(), 2.0);
     let bytes = tree(&store.join("linear")).iter().map(|(_, bytes)| bytes).sum::<u64>();

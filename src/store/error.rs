@@ -42,6 +42,9 @@ pub enum FormatError {
     },
 }
 
+/// What is done with a store before anything else.
+pub(super) const OPEN_STORE: &str = "open the store";
+
 /// Why a file or folder of the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -219,6 +222,11 @@ impl StoreError {
             }
             StoreError::NoPrevious { model } => {
                 return Some(format!("name one: hermesctl use {model} VERSION"));
+            }
+            StoreError::Io { action: OPEN_STORE, source, .. }
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                "hermes-shard build makes a store; --store or HERMES_STORE names another"
             }
             StoreError::Io { .. } | StoreError::Misuse { .. } => return None,
         };

@@ -1,5 +1,6 @@
 use super::{
     StoreError,
+    error::OPEN_STORE,
     layer_file::{LayerFile, TensorEntry, open_file},
     manifest::{CURRENT_NAME, FileEntry, MANIFEST_NAME, Manifest, Weight, is_model_name, is_name},
 };
@@ -31,7 +32,7 @@ impl Store {
     /// # Errors
     /// The system's, where there is no such folder.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
-        fs::read_dir(path).map_err(|e| StoreError::io("open the store", path, e))?;
+        fs::read_dir(path).map_err(|e| StoreError::io(OPEN_STORE, path, e))?;
         Ok(Store { path: path.to_owned(), identity: identity(path)? })
     }
 

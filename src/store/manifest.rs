@@ -20,7 +20,7 @@ pub(super) const CURRENT_NAME: &str = "current";
 
 /// Ends of the names of profiles, and of what tells that there can be none: they lie in the model's
 /// folder too.
-const PLAN_SUFFIXES: [&str; 2] = [".profile.json", ".unmeasured.json"];
+pub(super) const PLAN_SUFFIXES: [&str; 2] = [".profile.json", ".unmeasured.json"];
 
 /// Limit of a model's or version's name.
 pub const MAX_NAME_BYTES: usize = 128;

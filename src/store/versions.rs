@@ -2,6 +2,7 @@ use super::{
     ModelDir, Store, StoreError,
     folder::{checked, sync, tree_bytes},
     install::{Staging, clean, staging},
+    manifest::PLAN_SUFFIXES,
     served::{Served, lock_model, remove_unfinished, serve},
 };
 use std::{
@@ -188,6 +189,7 @@ impl Store {
             Served { previous: None, ..served }.write(&folder)?;
         }
         let bytes = bin.take(&path)?;
+        forget_measures(&folder, model, version);
         drop(lock);
         bin.empty()?;
         Ok(Removed { model: model.to_owned(), version: version.to_owned(), bytes })
@@ -257,9 +259,28 @@ impl Store {
         let spare = versions.into_iter().filter(|info| info.role == Role::Spare);
         for info in spare.filter(|info| !newest.contains(&info.version)) {
             let bytes = bin.take(&folder.join(&info.version))?;
+            forget_measures(&folder, model, &info.version);
             removed.push(Removed { model: model.to_owned(), version: info.version, bytes });
         }
         Ok(())
+    }
+}
+
+/// Removes what was measured of a version that is gone. What cannot be removed harms nobody: it is
+/// of a version that there is not.
+fn forget_measures(model_path: &Path, model: &str, version: &str) {
+    let is_its_own = |name: &str| {
+        let rest = name.strip_prefix(&format!("{model}.{version}."));
+        let variant = rest.and_then(|rest| PLAN_SUFFIXES.iter().find_map(|s| rest.strip_suffix(s)));
+        // With a dot in it, it is of a version whose name goes on.
+        variant.is_some_and(|variant| !variant.contains('.'))
+    };
+    for entry in fs::read_dir(model_path).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_its_own)
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            log::warn!("{} stays: {error}", entry.path().display());
+        }
     }
 }
 
