@@ -608,6 +608,9 @@ fn a_store_that_cannot_be_read_is_refused() {
     let is_root = fs::metadata(&store).unwrap().uid() == 0;
     let said = refusal(if is_root { &mut command } else { &mut plain });
     assert!(said.contains("store: Permission denied"), "{said}");
+    let nowhere = folder.path().join("none");
+    let said = refusal(&mut self::command(&nowhere, &socket, &["--budget", "96MiB"]));
+    assert!(said.contains("No such file") && said.contains("build makes a store"), "{said}");
     assert!(!socket.exists(), "the socket of a daemon that did not start");
 }
 

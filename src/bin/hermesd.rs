@@ -6,7 +6,7 @@ use hermes::api;
 use hermes::daemon::config::{self, ConfigSources, Effective, Flags};
 use hermes::daemon::listen::Listening;
 use hermes::daemon::{Lifecycle, journal};
-use hermes::engine::{Engine, rehearsal};
+use hermes::engine::{Engine, EngineError, rehearsal};
 use hermes::manual;
 use hermes::sys::capabilities::Capabilities;
 use hermes::sys::{child, code, file, heap, panics};
@@ -58,7 +58,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The library's errors tell their causes themselves.
-            log::error!("{error}");
+            let advice = error.downcast_ref::<EngineError>().and_then(EngineError::advice);
+            let advice = advice.map_or(String::new(), |advice| format!("\n{advice}"));
+            log::error!("{error}{advice}");
             ExitCode::FAILURE
         }
     }

@@ -131,6 +131,9 @@ fn a_tokenizer_that_is_none_is_refused() {
     refuse("missing.json", &["cannot read", "No such file"]);
     fs::write(place.path("cut.json"), "{\"version\":\"1.0\",\"model\":{").unwrap();
     refuse("cut.json", &["is no tokenizer.json", "line 1"]);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 711661\n";
+    fs::write(place.path("pointer.json"), pointer).unwrap();
+    refuse("pointer.json", &["is no tokenizer.json: it is a pointer of Git LFS", "git lfs pull"]);
     fs::write(place.path("other.json"), "{\"vocab_size\": 30522}").unwrap();
     refuse("other.json", &["is no tokenizer.json"]);
     fs::write(place.path("binary.json"), [0xff; 64]).unwrap();
@@ -204,9 +207,12 @@ fn the_store_is_the_variables_or_the_services() {
         // What the command line says counts more.
         let output = run(Some(store), &[command, "small", "--store", "/none/other"]);
         check_refusal(&output, &["/none/other: No such file"]);
-        assert!(!stderr(&output).contains("HERMES_STORE"), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("that HERMES_STORE"), "{}", stderr(&output));
         let output = run(Some("/none/store"), &[command, "small"]);
-        check_refusal(&output, &["/none/store", "that HERMES_STORE names", "--store DIR"]);
+        check_refusal(
+            &output,
+            &["/none/store", "that HERMES_STORE names", "--store or HERMES_STORE"],
+        );
     }
     let help = run(None, &["build", "--help"]);
     assert!(stdout(&help).contains("[default: $HERMES_STORE or /var/lib/hermes]"));

@@ -53,7 +53,7 @@ impl StoreOption {
         let path = self.path();
         let store = Store::open(&path).map_err(|error| match self.why() {
             "" => anyhow::Error::from(error),
-            why => anyhow::anyhow!("{error}{why}\nname another by --store DIR or HERMES_STORE=DIR"),
+            why => anyhow::anyhow!("{error}{why}\n{}", error.advice().unwrap_or_default()),
         })?;
         let dir = match version {
             Some(version) => store.version(model, version),
