@@ -173,6 +173,8 @@ fn a_graph_is_tried_once() {
     let (status, reply) = infer(&daemon, "linear", input);
     assert_eq!(status, 500);
     assert!(reply["error"].as_str().unwrap().contains("on a whim"), "{reply}");
+    let (status, reply) = daemon.get("/v2/models/linear/ready");
+    assert!(status == 503 && reply.to_string().contains("on a whim"), "{reply}");
     assert_eq!(daemon.post("/v2/repository/models/linear/load", "").0, 200);
     check_alive(&daemon);
     assert_eq!(Rehearsal::read(&dir.path, dir.manifest.graph.checksum), Some(known));

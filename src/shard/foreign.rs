@@ -31,6 +31,8 @@ const OPTIMUM: &str = "export the model that it belongs to: optimum-cli export o
                        FOLDER_OR_NAME OUT, or torch.onnx.export in code";
 const TORCH: &str = "load it in Python and call torch.onnx.export(model, example, \"model.onnx\"), or \
                      for a model of Hugging Face: optimum-cli export onnx --model FOLDER_OR_NAME OUT";
+const PULL: &str =
+    "fetch the file itself: git lfs install && git lfs pull, in the folder of the repository";
 const UNPACK: &str = "unpack it and give the .onnx file in it";
 const AGAIN: &str = "download it again; of a page for people take the link to the file itself (on \
                      Hugging Face /resolve/ in place of /blob/), with curl -fL";
@@ -53,6 +55,12 @@ impl Foreign {
     pub fn of(path: &Path) -> Option<Foreign> {
         let Ok((head, tail, bytes)) = look(path) else { return None };
         by_magic(&head, bytes).or_else(|| by_text(&head)).or_else(|| by_content(&head, &tail))
+    }
+
+    /// What lies at `path` in place of a text that was not fetched: a pointer of Git LFS, or a page.
+    pub fn in_place_of_text(path: &Path) -> Option<Foreign> {
+        let is_page = |found: &Foreign| found.advice == AGAIN && !found.what.starts_with("a JSON");
+        Foreign::of(path).filter(|found| found.advice == PULL || is_page(found))
     }
 
     /// What lies in a folder in which there is no ONNX file, by name.
@@ -143,10 +151,7 @@ fn by_text(head: &[u8]) -> Option<Foreign> {
     let start = head.iter().position(|byte| !b"\xef\xbb\xbf \t\r\n".contains(byte))?;
     let text = String::from_utf8_lossy(&head[start..head.len().min(start + 4096)]).to_lowercase();
     if text.starts_with("version https://git-lfs.github.com/spec/") {
-        return foreign(
-            "a pointer of Git LFS in place of the file",
-            "fetch the file itself: git lfs install && git lfs pull, in the folder of the repository",
-        );
+        return foreign("a pointer of Git LFS in place of the file", PULL);
     }
     if text.starts_with("<!doctype html") || text.starts_with("<html") {
         return foreign("an HTML page, not the file that was to be downloaded", AGAIN);

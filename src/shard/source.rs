@@ -51,14 +51,17 @@ impl Source {
 impl TokenizerFile {
     /// Tries that it is one.
     pub(super) fn check(&self) -> Result<(), ShardError> {
-        match tokenizers::Tokenizer::from_bytes(&self.bytes) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(unfit!(
-                "{} is no tokenizer.json: {error}\n\
-                 give the one that belongs to the model with --tokenizer FILE",
-                self.path.display()
-            )),
-        }
+        let path = self.path.display();
+        let Err(error) = tokenizers::Tokenizer::from_bytes(&self.bytes) else { return Ok(()) };
+        Err(match Foreign::in_place_of_text(&self.path) {
+            Some(Foreign { what, advice }) => {
+                unfit!("{path} is no tokenizer.json: it is {what}\n{advice}")
+            }
+            None => unfit!(
+                "{path} is no tokenizer.json: {error}\n\
+                 give the one that belongs to the model with --tokenizer FILE"
+            ),
+        })
     }
 }
 
