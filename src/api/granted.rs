@@ -36,11 +36,13 @@ pub async fn grant(api: &Arc<Api>, bytes: u64) -> Result<Grant, ApiError> {
 /// Those of the ledger.
 pub async fn enlarge(api: &Arc<Api>, grant: &mut Grant, bytes: u64) -> Result<(), ApiError> {
     let end = Instant::now() + LONG_PATIENCE;
+    let mut claim = None;
     loop {
         let Err(refused) = grant.resize(bytes) else { return Ok(()) };
         if !refused.can_fit() {
             return Err(refused.into());
         }
+        claim.get_or_insert_with(|| api.engine.ledger().claim(refused.need_bytes));
         let is_last = Instant::now() >= end || !api.engine.is_alive();
         let give_way = move |api: &Arc<Api>| {
             let room = api.engine.room();

@@ -138,6 +138,10 @@ impl Admission<'_> {
                     .map_err(Refusal::Error)?
             }
             seats => {
+                // Whoever waits for room has waited for the last pass already.
+                if together_bytes > self.stage.room().ledger.unclaimed_bytes() {
+                    return Err(Refusal::Later);
+                }
                 for seat in &mut *seats {
                     let together_bytes = seat.together_bytes;
                     seat.grant.resize(together_bytes).map_err(|_| Refusal::Later)?;

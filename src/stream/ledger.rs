@@ -125,6 +125,8 @@ struct Counts {
     returns: u64,
     /// Threads that wait for that.
     waiting: usize,
+    /// What is waited for.
+    claimed_bytes: u64,
 }
 
 impl Counts {
@@ -141,7 +143,13 @@ impl Counts {
 impl Ledger {
     /// An empty ledger.
     pub fn new(budget_bytes: u64) -> Arc<Ledger> {
-        let counts = Counts { budget_bytes, held: Default::default(), returns: 0, waiting: 0 };
+        let counts = Counts {
+            budget_bytes,
+            held: Default::default(),
+            returns: 0,
+            waiting: 0,
+            claimed_bytes: 0,
+        };
         Arc::new(Ledger { counts: Mutex::new(counts), returned: Condvar::new() })
     }
 
@@ -202,6 +210,18 @@ impl Ledger {
         self.lock().free_bytes()
     }
 
+    /// The same but what somebody waits for: whoever can do with less leaves that alone.
+    pub fn unclaimed_bytes(&self) -> u64 {
+        let counts = self.lock();
+        counts.free_bytes().saturating_sub(counts.claimed_bytes)
+    }
+
+    /// Tells that somebody waits for so much, as long as the claim is there.
+    pub fn claim(self: &Arc<Ledger>, bytes: u64) -> Claim {
+        self.lock().claimed_bytes += bytes;
+        Claim { ledger: Arc::clone(self), bytes }
+    }
+
     /// Whether more is held than a budget that has become smaller.
     pub fn is_exceeded(&self) -> bool {
         let counts = self.lock();
@@ -240,6 +260,21 @@ impl Ledger {
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
         // Every update is one addition: a panic elsewhere leaves the counts true.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes that somebody waits for; dropping it ends that.
+#[derive(Debug)]
+pub struct Claim {
+    ledger: Arc<Ledger>,
+    bytes: u64,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut counts = self.ledger.lock();
+        counts.claimed_bytes -= self.bytes;
+        self.ledger.tell(&mut counts);
     }
 }
 
@@ -492,6 +527,21 @@ mod tests {
         ledger.try_grant(Category::Tokenizer, 30).unwrap();
         ledger.wait_for_return(returns, FOREVER);
         ledger.wait_for_return(ledger.returns(), Duration::ZERO);
+    }
+
+    /// Passes that follow each other took whatever was free with more seats, so that a body of 256
+    /// KiB found no room for five seconds.
+    #[test]
+    fn what_is_waited_for_is_free_and_not_for_everybody() {
+        let ledger = Ledger::new(100);
+        let mut held = ledger.try_grant(Category::Activations, 80).unwrap();
+        let claims = [30, 50].map(|bytes| ledger.claim(bytes));
+        assert_eq!((ledger.free_bytes(), ledger.unclaimed_bytes()), (20, 0));
+        held.resize(10).unwrap();
+        assert_eq!((ledger.free_bytes(), ledger.unclaimed_bytes()), (90, 10));
+        let _granted = ledger.try_grant(Category::Request, 50).unwrap();
+        drop(claims);
+        assert_eq!((ledger.free_bytes(), ledger.unclaimed_bytes()), (40, 40));
     }
 
     #[test]

@@ -85,9 +85,10 @@ impl Hold {
         self.room.window_bytes.store(self.window.bytes(), Ordering::Relaxed);
     }
 
-    /// Gives back what passes have left in the heap, where it is much.
+    /// Gives back what passes have left in the heap, where it is much, and counts what the process
+    /// has come to take: requests of many kinds run more code than passes alone.
     pub fn settle_losses(&mut self) {
-        if self.lost_bytes() > LOST_BYTES {
+        if self.lost_bytes() > LOST_BYTES || self.own_bytes() > self.process.bytes() {
             heap::trim();
             self.settle();
         }
@@ -105,26 +106,33 @@ impl Hold {
     /// held for nothing else counts as the process's, and what a pass adds to it; what nobody uses
     /// gives way.
     fn settle(&mut self) {
-        // Where the program does not count, what is resident may be anybody's.
-        if heap::live_bytes() == 0 {
+        let own_bytes = self.own_bytes().next_multiple_of(SETTLED_BYTES);
+        if own_bytes == 0 {
             return;
+        }
+        let wanted = self.process_bytes.max(own_bytes + LOST_BYTES);
+        while self.process.resize(wanted).is_err() {
+            if !self.room.spare_room("") {
+                log::debug!("{own_bytes} bytes are held for nothing else, {wanted} have no room");
+                let there = self.process.bytes() + self.room.ledger.free_bytes();
+                let _ = self.process.resize(there.min(wanted));
+                return;
+            }
+        }
+    }
+
+    /// What is resident between passes and held for nothing else. None where the program does not
+    /// count: then it may be anybody's.
+    fn own_bytes(&self) -> u64 {
+        if heap::live_bytes() == 0 {
+            return 0;
         }
         // Pins are in slots.
         let held = [Category::Graph, Category::Tokenizer, Category::Request];
         let held_bytes: u64 =
             held.map(|category| self.room.ledger.held_bytes(category)).iter().sum();
         let known_bytes = held_bytes + self.slots.bytes() + heap::kept_bytes();
-        let lost_bytes = memory::process().resident_bytes.saturating_sub(known_bytes);
-        let lost_bytes = lost_bytes.next_multiple_of(SETTLED_BYTES);
-        let wanted = self.process_bytes.max(lost_bytes + LOST_BYTES);
-        while self.process.resize(wanted).is_err() {
-            if !self.room.spare_room("") {
-                log::debug!("{lost_bytes} bytes are held for nothing else, {wanted} have no room");
-                let there = self.process.bytes() + self.room.ledger.free_bytes();
-                let _ = self.process.resize(there.min(wanted));
-                return;
-            }
-        }
+        memory::process().resident_bytes.saturating_sub(known_bytes)
     }
 
     /// A grant for the first request of a pass, which holds `own_bytes` with its model; whatever
@@ -250,7 +258,7 @@ impl Hold {
     /// of what is free: those of all sizes find the next of their size in up to four times the room
     /// that those in use take at once.
     pub fn keep_freed(&self, granted_bytes: u64) -> Option<Grant> {
-        let spare_bytes = (3 * granted_bytes).min(self.room.ledger.free_bytes() / SPARE_SHARE);
+        let spare_bytes = (3 * granted_bytes).min(self.room.ledger.unclaimed_bytes() / SPARE_SHARE);
         let spare = self.room.ledger.try_grant(Category::Activations, spare_bytes).ok();
         heap::keep_within(granted_bytes + spare.as_ref().map_or(0, Grant::bytes));
         spare

@@ -208,9 +208,11 @@ impl Room {
         cancel: &Cancel,
     ) -> Result<(), OverBudget> {
         let mut wait = Wait::new(LONG_PATIENCE);
+        let mut claim = None;
         loop {
             let returns = self.ledger.returns();
             let Err(refused) = grant.resize(bytes) else { return Ok(()) };
+            claim.get_or_insert_with(|| self.ledger.claim(refused.need_bytes));
             let refused = refused.beside(own_bytes);
             if refused.can_fit() && self.spare_room("") {
                 continue;
