@@ -64,6 +64,33 @@ inside() {
     check "it was the watchdog" is_logged "Watchdog timeout"
     check "and answers the same again" answers
 
+    # A port, by the socket unit alone.
+    mkdir -p /etc/systemd/system/hermesd.socket.d
+    printf '[Socket]\nListenStream=127.0.0.1:8000\n' >/etc/systemd/system/hermesd.socket.d/port.conf
+    # As an old systemd has the list of system calls, which does not know this set.
+    sed '/^SystemCallFilter=@system-service/d' /usr/local/lib/systemd/system/hermesd.service \
+        >/etc/systemd/system/hermesd.service
+    systemctl daemon-reload
+    systemctl stop hermesd.socket hermesd.service
+    check "a port is opened" systemctl start hermesd.socket
+    scrapes() {
+        curl -sf http://127.0.0.1:8000/metrics |
+            grep -F 'hermes_listening{address="tcp:127.0.0.1:8000"} 1'
+    }
+    check "a client of the port starts the service, and is answered" scrapes
+    check "and answers the same by the parts of @system-service" answers
+    has_no_network() { ! nsenter --target "$(property MainPID)" --net curl -s http://127.0.0.1:8000; }
+    check "the service has no network of its own" has_no_network
+    echo 'listen = ["tcp:127.0.0.1:8001"]' >/etc/hermes/hermesd.toml
+    systemctl restart hermesd || true
+    check "a port that the unit denies is told with what to do" eventually \
+        is_logged "as a service, hermesd takes ports from hermesd.socket"
+    echo 'drain = 60' >/etc/hermes/hermesd.toml
+    rm /etc/systemd/system/hermesd.service
+    systemctl daemon-reload
+    systemctl reset-failed hermesd
+    check "and answers once more" eventually answers
+
     # Asked before the service is told to stop, answered while it does.
     text=$(printf 'The weights of the model stream through a window. %.0s' {1..40})
     for number in {1..60}; do

@@ -68,8 +68,6 @@ impl Listeners {
             }
             Socket::Tcp(socket) => {
                 socket.set_nonblocking(true)?;
-                // Of a Unix socket the kernel holds as much for the client, as the client's.
-                tcp::prepare(&socket, UNTAKEN_BYTES / 2)?;
                 let socket = TcpListener::from_std(socket)?;
                 Ok(Listening::Tcp { socket, is_open: address.is_open() })
             }
@@ -150,7 +148,8 @@ impl Arrival {
         }
     }
 
-    /// Bounds what the kernel holds of replies: [`bound_unread`].
+    /// Bounds what the kernel holds of replies, [`bound_unread`], and of what came by a port: that of
+    /// a Unix socket is the client's.
     ///
     /// # Errors
     ///
@@ -158,7 +157,10 @@ impl Arrival {
     pub fn bound_unread(&self, bytes: usize) -> io::Result<()> {
         match self {
             Arrival::Unix(stream) => bound_unread(stream, bytes),
-            Arrival::Tcp { stream, .. } => bound_unread(stream, bytes),
+            Arrival::Tcp { stream, .. } => {
+                bound_unread(stream, bytes)?;
+                tcp::prepare(stream, UNTAKEN_BYTES / 2)
+            }
         }
     }
 

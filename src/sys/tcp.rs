@@ -12,14 +12,13 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 /// Questions without an answer after which it is gone.
 const PROBES: libc::c_int = 3;
 
-/// Prepares a listening socket for what is to hold for each of its connections, which inherit it:
-/// the kernel holds at most twice `unread_bytes` of what a client has sent and nobody has read, by
-/// its own count; small messages are sent at once; and a client whose machine or cable is gone is
-/// given up after half a minute.
+/// Prepares a connection: the kernel holds at most twice `unread_bytes` of what the client has sent
+/// and nobody has read, by its own count; small messages are sent at once; and a client whose machine
+/// or cable is gone is given up after half a minute.
 ///
 /// # Errors
 /// The kernel's.
-pub fn prepare(listener: &impl AsFd, unread_bytes: usize) -> io::Result<()> {
+pub fn prepare(socket: &impl AsFd, unread_bytes: usize) -> io::Result<()> {
     let bytes = libc::c_int::try_from(unread_bytes).map_err(io::Error::other)?;
     let interval_s = libc::c_int::try_from(PROBE_INTERVAL.as_secs()).map_err(io::Error::other)?;
     let patience_ms = 1000 * interval_s * PROBES;
@@ -33,7 +32,7 @@ pub fn prepare(listener: &impl AsFd, unread_bytes: usize) -> io::Result<()> {
         // Also what was sent and is not acknowledged.
         (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, patience_ms),
     ] {
-        set(listener, level, name, value)?;
+        set(socket, level, name, value)?;
     }
     Ok(())
 }
@@ -61,11 +60,11 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn connections_inherit_what_the_listener_has() {
+    fn what_a_port_holds_of_a_client_is_bounded() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        prepare(&listener, 32 << 10).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (connection, _) = listener.accept().unwrap();
+        prepare(&connection, 32 << 10).unwrap();
         assert_eq!(getsockopt(&connection, sockopt::RcvBuf).unwrap(), 64 << 10);
         assert!(getsockopt(&connection, sockopt::KeepAlive).unwrap());
         assert!(connection.nodelay().unwrap());
