@@ -317,7 +317,10 @@ fn what_cannot_be_listened_on_is_told_with_its_key() {
     set_token(folder.path(), "short");
     assert!(refusal(&mut check()).contains("is no token: it must be one line"));
     set_token(folder.path(), TOKEN);
-    assert!(check().output().unwrap().status.success());
+    let good = check().args(["--listen", "unix:/a,tcp:127.0.0.1:1"]).output().unwrap();
+    let said = String::from_utf8(good.stderr).unwrap();
+    assert!(said.ends_with("is served at unix:/a, tcp:127.0.0.1:1\n"), "{said}");
+    assert!(good.status.success());
 }
 
 #[test]

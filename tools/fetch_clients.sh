@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetch the Python packages that clients of hermesd are tested with, or those of another list:
 # tools/fetch_clients.sh [DIR [LIST]]
-# Default: ${CARGO_TARGET_DIR:-target}/python (160 MB there). They are put into that folder alone,
+# Default: ${CARGO_TARGET_DIR:-target}/python (185 MB there). They are put into that folder alone,
 # for this machine's python3, which needs pip; what is there already is left alone.
 set -euo pipefail
 

@@ -75,7 +75,13 @@ fn run(args: &Args) -> Result<()> {
     }
     if args.check_config {
         let (files, models) = (effective.files.len(), effective.settings.try_engine()?);
-        hermes::tell!("the config is good: {files} files were read, the store has {models} models");
+        let addresses: Vec<String> =
+            effective.settings.addresses().iter().map(ToString::to_string).collect();
+        hermes::tell!(
+            "the config is good: {files} files were read, the store has {models} models; without \
+             passed sockets it is served at {}",
+            addresses.join(", ")
+        );
     }
     if args.print_config || args.check_config {
         return Ok(());

@@ -64,14 +64,31 @@ impl Settings {
             }
             log::info!("listening on {}, which was passed", listener.address);
         }
-        let own = self.socket().filter(|_| !is_passed).map(|path| Address::Unix(path.to_owned()));
-        let wanted = own.into_iter().chain(self.listen.iter().flat_map(Addresses::iter).cloned());
-        for address in wanted {
+        let own = self.own_address().filter(|_| !is_passed);
+        for address in own.into_iter().chain(self.listen_addresses()) {
             if listening.listeners.iter().all(|listener| listener.address != address) {
                 listening.open(address)?;
             }
         }
         Ok(listening)
+    }
+}
+
+impl Settings {
+    /// What is listened on where nothing is passed.
+    pub fn addresses(&self) -> Vec<Address> {
+        let mut addresses: Vec<Address> = self.own_address().into_iter().collect();
+        let own = addresses.first().cloned();
+        addresses.extend(self.listen_addresses().filter(|other| own.as_ref() != Some(other)));
+        addresses
+    }
+
+    fn own_address(&self) -> Option<Address> {
+        self.socket().map(|path| Address::Unix(path.to_owned()))
+    }
+
+    fn listen_addresses(&self) -> impl Iterator<Item = Address> {
+        self.listen.iter().flat_map(Addresses::iter).cloned()
     }
 }
 
