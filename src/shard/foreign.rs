@@ -33,6 +33,8 @@ const TORCH: &str = "load it in Python and call torch.onnx.export(model, example
                      for a model of Hugging Face: optimum-cli export onnx --model FOLDER_OR_NAME OUT";
 const PULL: &str =
     "fetch the file itself: git lfs install && git lfs pull, in the folder of the repository";
+const PICKLE: &str = "load it in Python and call torch.onnx.export(model, example, \"model.onnx\"), \
+                      or for scikit-learn skl2onnx.to_onnx";
 const UNPACK: &str = "unpack it and give the .onnx file in it";
 const AGAIN: &str = "download it again; of a page for people take the link to the file itself (on \
                      Hugging Face /resolve/ in place of /blob/), with curl -fL";
@@ -65,6 +67,9 @@ impl Foreign {
 
     /// What lies in a folder in which there is no ONNX file, by name.
     pub fn in_folder(folder: &Path) -> Option<(String, Foreign)> {
+        if folder.extension().is_some_and(|end| end == "mlpackage") {
+            return Some(("it".to_owned(), CORE_ML?));
+        }
         let entries = fs::read_dir(folder).ok()?;
         let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         files.sort();
@@ -115,7 +120,7 @@ fn by_magic(head: &[u8], bytes: u64) -> Option<Foreign> {
         );
     }
     if head.len() >= 2 && head[0] == 0x80 && (2..=5).contains(&head[1]) {
-        return foreign("a Python pickle, as torch.save wrote before PyTorch 1.6", TORCH);
+        return foreign("a Python pickle, as scikit-learn and PyTorch before 1.6 save", PICKLE);
     }
     let packed: [(&[u8], &'static str); 5] = [
         (b"\x1f\x8b", "a gzip archive"),
@@ -153,7 +158,7 @@ fn by_text(head: &[u8]) -> Option<Foreign> {
     if text.starts_with("version https://git-lfs.github.com/spec/") {
         return foreign("a pointer of Git LFS in place of the file", PULL);
     }
-    if text.starts_with("<!doctype html") || text.starts_with("<html") {
+    if text.starts_with('<') && (text.contains("<!doctype html") || text.contains("<html")) {
         return foreign("an HTML page, not the file that was to be downloaded", AGAIN);
     }
     if text.starts_with("<?xml") || text.starts_with("<net") {
@@ -168,7 +173,16 @@ fn by_text(head: &[u8]) -> Option<Foreign> {
     if text.starts_with("{\"") || text.starts_with("{\n") || text.starts_with("{\r") {
         return foreign("a JSON text: a config, an index of weights, or a server's error", AGAIN);
     }
-    None
+    let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    match head[start..].iter().all(is_text) {
+        true if text.contains("ir_version") => foreign(
+            "an ONNX model written as text",
+            "make it binary in Python: onnx.save(onnx.parser.parse_model(text), \"model.onnx\"), or \
+             google.protobuf.text_format for .pbtxt",
+        ),
+        true => foreign("a text, such as a server's error", AGAIN),
+        false => None,
+    }
 }
 
 /// By what is in archives, and in protobuf messages of others.
@@ -184,6 +198,7 @@ fn by_content(head: &[u8], tail: &[u8]) -> Option<Foreign> {
                 "load it with Keras 3 and call model.export(\"model.onnx\", format=\"onnx\")",
             ),
             _ if has(b".mlmodel") => CORE_ML,
+            _ if has(b".npy") => foreign("NumPy arrays (.npz)", "give the .onnx file of the model"),
             _ => foreign("a zip archive", UNPACK),
         };
     }

@@ -22,7 +22,7 @@ fn what_is_no_onnx_model_is_told_with_its_offset() {
             &[&["model.onnx: not an ONNX model", "export the model again"], words].concat(),
         );
     };
-    check(b"# a shell script, perhaps\n", &["wire type 3 at offset 0"]);
+    check(b"#\0\x01\x02", &["wire type 3 at offset 0"]);
     check(b"\x89PNG\r\n\x1a\n", &["at offset 0"]);
     check(&[0xff; 100], &["a number that does not end at offset 0"]);
     check(&[], &["the file is empty"]);
@@ -63,6 +63,10 @@ fn foreign_files() -> Vec<(&'static str, Vec<u8>, [&'static str; 2])> {
         ("model.onnx", pointer.into(), ["pointer of Git LFS", "git lfs pull"]),
         ("model.onnx", page.into(), ["HTML page", "/resolve/"]),
         ("model.onnx", b"{\"error\":\"denied\"}".to_vec(), ["JSON", "download it again"]),
+        ("model.onnx", b"Not Found\n".to_vec(), ["a text", "download it again"]),
+        ("model.onnx", b"<ir_version: 8>\nf (x) => (y) {}\n".to_vec(), ["as text", "parse_model"]),
+        ("model.onnx", b"<!-- a --><html></html>".to_vec(), ["HTML page", "/resolve/"]),
+        ("model.zip", zip("arr_0.npy"), ["NumPy", "give the .onnx file"]),
         ("model.onnx", vec![0; 4096], ["not finished", "download it again"]),
         ("model.onnx.gz", b"\x1f\x8b\x08\0\0\0\0\0".to_vec(), ["gzip", "unpack it"]),
         ("model.zip", zip("model.onnx"), ["zip archive", "unpack it"]),
@@ -72,6 +76,11 @@ fn foreign_files() -> Vec<(&'static str, Vec<u8>, [&'static str; 2])> {
 /// Each was refused as "wire type 7 at offset 0", with the advice to export the model again.
 #[test]
 fn files_of_other_kinds_are_told_with_the_way_to_an_onnx_file() {
+    let place = Place::new();
+    fs::create_dir(place.path("a.mlpackage")).unwrap();
+    let mut command = tool();
+    command.arg("build").arg(place.path("a.mlpackage")).arg("--store").arg(place.store());
+    place.refuse_command(command, &["has no ONNX file", "it is a Core ML model", "onnxmltools"]);
     for (name, content, [what, advice]) in foreign_files() {
         let place = Place::new();
         fs::write(place.path(name), content).unwrap();
