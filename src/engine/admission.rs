@@ -7,7 +7,7 @@ use super::needs::REQUEST_BYTES;
 use super::pass::{Pass, Seat};
 use super::planning::Performed;
 use super::pressure::Pressure;
-use super::request::{PassStats, Reply, Waiting};
+use super::request::{Class, Line, PassStats, Reply, Waiting};
 use super::signature::longest_open;
 use super::stage::Stage;
 use super::stats::{CounterSet, Counters};
@@ -29,6 +29,8 @@ pub(super) struct Admission<'a> {
 /// A request that was admitted to a pass.
 struct Admitted {
     waiting: Waiting,
+    /// How long it is.
+    tokens: u64,
     /// One for each row of its batch.
     seats: Vec<Seat>,
     /// Bytes they hold once they share the pass.
@@ -45,11 +47,11 @@ enum Refusal {
 }
 
 impl Admission<'_> {
-    /// One pass for the requests that wait for a model, as many as fit. What is returned is to be
-    /// compared with what was forecast.
-    pub fn pass(&mut self, model: &Arc<Model>) -> Option<Performed> {
+    /// One pass for the requests that wait in a model's line, as many as fit. What is returned is to
+    /// be compared with what was forecast.
+    pub fn pass(&mut self, model: &Arc<Model>, line: &Line) -> Option<Performed> {
         let mut seats = vec![];
-        self.admit(model, &mut seats);
+        self.admit(model, line, &mut seats);
         let first = seats.first()?;
         let trace = first.waiting.request.trace.clone();
         let began = Instant::now();
@@ -60,13 +62,13 @@ impl Admission<'_> {
                 // In their order, the first in front: it is told, the others find out themselves.
                 let inbox = &self.stage.room().inbox;
                 seats.into_iter().rev().for_each(|seat| inbox.put_back(seat.waiting));
-                self.fail_next(model.name(), error);
+                self.fail_next(line, error);
                 return None;
             }
         };
         // Until the first block is there, others may join: they cost no waiting.
         if !reel.blocks().is_empty() && flow.wait_for(0).is_ok() {
-            self.admit(model, &mut seats);
+            self.admit(model, line, &mut seats);
         }
         let granted_bytes: u64 = seats.iter().map(|seat| seat.grant.bytes()).sum();
         let spare = self.stage.hold.keep_freed(granted_bytes);
@@ -79,14 +81,21 @@ impl Admission<'_> {
         performed
     }
 
-    /// Admits requests for `model` in their order; those that cannot be served are answered.
-    fn admit(&mut self, model: &Arc<Model>, seats: &mut Vec<Admitted>) {
+    /// Admits requests of a line in their order; those that cannot be served are answered.
+    fn admit(&mut self, model: &Arc<Model>, line: &Line, seats: &mut Vec<Admitted>) {
         let counters = self.counters.of(model.name());
         let traced = |waiting: &Waiting| waiting.request.trace.is_some();
         while count(seats) < MAX_SEATS
             && !seats.first().is_some_and(|first| traced(&first.waiting))
-            && let Some(waiting) = self.stage.room().inbox.pop(model.name())
+            && let Some(waiting) = self.stage.room().inbox.pop(line)
         {
+            let tokens = model.signature.longest_open(&waiting.request.inputs);
+            let is_over = line.class == Class::Bulk
+                && !seats.is_empty()
+                && tokens_of(seats).saturating_add(tokens) > model.pace.tokens();
+            if is_over {
+                return self.stage.room().inbox.put_back(waiting);
+            }
             // A trace is of a pass of its own.
             if traced(&waiting) && !seats.is_empty() {
                 return self.stage.room().inbox.put_back(waiting);
@@ -98,7 +107,7 @@ impl Admission<'_> {
             }
             match self.seat(model, &waiting, seats) {
                 Ok((taken, together_bytes, grant)) => {
-                    seats.push(Admitted { waiting, seats: taken, together_bytes, grant });
+                    seats.push(Admitted { waiting, tokens, seats: taken, together_bytes, grant });
                 }
                 Err(Refusal::Later) => return self.stage.room().inbox.put_back(waiting),
                 Err(Refusal::Error(error)) => {
@@ -162,6 +171,7 @@ impl Admission<'_> {
         let Pass { model, reel, flow, .. } = pass;
         let room = self.stage.room();
         let counters = self.counters.of(model.name());
+        let all_tokens = tokens_of(&admitted);
         let mut asked = vec![];
         let mut seats = vec![];
         // Of one that has the pass to itself.
@@ -189,6 +199,9 @@ impl Admission<'_> {
         }
         let counted = flow.counters();
         count_pass(&counters, latency_us, asked.len(), counted);
+        if asked.first().is_some_and(|(waiting, ..)| waiting.class == Class::Bulk) {
+            model.pace.learn(all_tokens, latency_us, counted.stall_us);
+        }
         if let Some(failure) = failure.filter(|_| !room.pulse.stopping.is_cancelled()) {
             model.fail(&failure);
         }
@@ -254,26 +267,31 @@ impl Admission<'_> {
     /// Tells the next request for a model that cannot be loaded. The others that wait find out for
     /// themselves: it may be another cause by then. A budget that is named is one in which the
     /// request is answered, too.
-    pub fn fail_unloaded(&self, name: &str, library: &Library, error: EngineError) {
-        let EngineError::OverBudget(refused) = error else { return self.fail_next(name, error) };
+    pub fn fail_unloaded(&self, line: &Line, library: &Library, error: EngineError) {
+        let EngineError::OverBudget(refused) = error else { return self.fail_next(line, error) };
         let inbox = &self.stage.room().inbox;
-        let Some(waiting) = inbox.pop(name) else { return };
+        let Some(waiting) = inbox.pop(line) else { return };
         let inputs = &waiting.request.inputs;
-        let least_bytes = library.least_budget_bytes(name, |demand| {
+        let least_bytes = library.least_budget_bytes(&line.model, |demand| {
             let inputs_bytes = inputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
             (inputs_bytes, longest_open(&demand.inputs, inputs))
         });
         inbox.put_back(waiting);
-        self.fail_next(name, refused.at_least(least_bytes).into());
+        self.fail_next(line, refused.at_least(least_bytes).into());
     }
 
-    fn fail_next(&self, name: &str, error: EngineError) {
-        let Some(waiting) = self.stage.room().inbox.pop(name) else { return };
-        if let Some(counters) = self.counters.known(name) {
+    fn fail_next(&self, line: &Line, error: EngineError) {
+        let Some(waiting) = self.stage.room().inbox.pop(line) else { return };
+        if let Some(counters) = self.counters.known(&line.model) {
             Counters::add(&counters.failed, 1);
         }
         waiting.answer.give(Err(error));
     }
+}
+
+/// Tokens of the requests in a pass.
+fn tokens_of(admitted: &[Admitted]) -> u64 {
+    admitted.iter().fold(0, |sum, admitted| sum.saturating_add(admitted.tokens))
 }
 
 /// Seats of the requests in a pass.

@@ -3,7 +3,7 @@
 use super::command::Command;
 use super::error::EngineError;
 use super::model::Model;
-use super::request::{Answer, Cancel, Waiting};
+use super::request::{Answer, Cancel, Line, Waiting};
 use super::turns::{Left, Turn, Turns};
 use crate::sys::lock::lock;
 use std::collections::BTreeSet;
@@ -170,9 +170,9 @@ impl Inbox {
         leisure
     }
 
-    /// The next request for `model`.
-    pub fn pop(&self, model: &str) -> Option<Waiting> {
-        lock(&self.state).turns.pop(model)
+    /// The next request of a line.
+    pub fn pop(&self, line: &Line) -> Option<Waiting> {
+        lock(&self.state).turns.pop(line)
     }
 
     /// Puts a request back where it came from.

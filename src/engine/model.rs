@@ -3,6 +3,7 @@
 use super::config::{DiskKind, Policy, checked_variant};
 use super::error::EngineError;
 use super::needs::loading_bytes;
+use super::pace::Pace;
 use super::reel::{Cut, Reel};
 use super::signature::Signature;
 use super::standing::Standing;
@@ -33,6 +34,8 @@ pub struct Model {
     ledger: Arc<Ledger>,
     reel: Mutex<Arc<Reel>>,
     standing: Mutex<Standing>,
+    /// How many tokens of those that are one of many share a pass.
+    pub(super) pace: Pace,
     /// When it was used last.
     used: AtomicU64,
     /// Of the graph's bytes, those that lie between what is used of the heap.
@@ -104,6 +107,7 @@ impl Model {
             ledger: Arc::clone(ledger),
             reel: Mutex::new(Arc::new(reel)),
             standing: Mutex::default(),
+            pace: Pace::default(),
             used: AtomicU64::default(),
             holes_bytes: took.holes_bytes,
             graph: grant,

@@ -1,54 +1,50 @@
-//! Who is served next: models take turns, a model's requests keep their order. Pure: no clock, no
+//! Who is served next: lines take turns, the requests of a line keep their order. Pure: no clock, no
 //! thread.
 
 use std::collections::VecDeque;
 
-/// Waiting requests, at most `limit` of them, in a line for each model.
+/// Waiting requests in lines.
 #[derive(Debug)]
-pub struct Queue<T> {
-    limit: usize,
-    /// Models with waiting requests, the next to be served first.
-    lines: VecDeque<(String, VecDeque<T>)>,
+pub struct Queue<L, T> {
+    /// Lines in which requests wait, the next to be served first.
+    lines: VecDeque<(L, VecDeque<T>)>,
 }
 
-impl<T> Queue<T> {
-    /// An empty queue.
-    pub fn new(limit: usize) -> Queue<T> {
-        Queue { limit, lines: VecDeque::new() }
+impl<L, T> Default for Queue<L, T> {
+    fn default() -> Queue<L, T> {
+        Queue { lines: VecDeque::new() }
     }
+}
 
+impl<L: Clone + PartialEq, T> Queue<L, T> {
     /// Requests that wait.
     pub fn len(&self) -> usize {
         self.lines.iter().map(|(_, line)| line.len()).sum()
     }
 
-    /// Models that requests wait for.
-    pub fn models(&self) -> impl Iterator<Item = &String> {
-        self.lines.iter().map(|(name, _)| name)
+    /// Lines with how many wait in each.
+    pub fn lines(&self) -> impl Iterator<Item = (&L, usize)> {
+        self.lines.iter().map(|(name, line)| (name, line.len()))
     }
 
-    /// Appends a request to its model's line, or gives it back where the queue is full.
-    pub fn push(&mut self, model: &str, request: T) -> Result<(), T> {
-        if self.len() >= self.limit {
-            return Err(request);
-        }
-        match self.lines.iter_mut().find(|(name, _)| name == model) {
+    /// Appends a request to its line.
+    pub fn push(&mut self, name: L, request: T) {
+        match self.lines.iter_mut().find(|(other, _)| *other == name) {
             Some((_, line)) => line.push_back(request),
-            None => self.lines.push_back((model.to_string(), VecDeque::from([request]))),
+            None => self.lines.push_back((name, VecDeque::from([request]))),
         }
-        Ok(())
     }
 
-    /// The model whose turn it is; it goes to the end of the models that wait.
-    pub fn next_model(&mut self) -> Option<String> {
+    /// The line whose turn it is; it goes to the end.
+    pub fn next_line(&mut self) -> Option<L> {
         let (name, line) = self.lines.pop_front()?;
         self.lines.push_back((name.clone(), line));
         Some(name)
     }
 
-    /// The first request of a model's line.
-    pub fn pop(&mut self, model: &str) -> Option<T> {
-        let at = self.lines.iter().position(|(name, _)| name == model)?;
+    /// The first request of a line.
+    pub fn pop(&mut self, name: &L) -> Option<T> {
+        let at = self.lines.iter().position(|(other, _)| other == name)?;
         let (_, line) = &mut self.lines[at];
         let request = line.pop_front();
         if line.is_empty() {
@@ -57,11 +53,11 @@ impl<T> Queue<T> {
         request
     }
 
-    /// Puts a request back at the head of its model's line, whatever the limit.
-    pub fn put_back(&mut self, model: &str, request: T) {
-        match self.lines.iter_mut().find(|(name, _)| name == model) {
+    /// Puts a request back at the head of its line.
+    pub fn put_back(&mut self, name: L, request: T) {
+        match self.lines.iter_mut().find(|(other, _)| *other == name) {
             Some((_, line)) => line.push_front(request),
-            None => self.lines.push_back((model.to_string(), VecDeque::from([request]))),
+            None => self.lines.push_back((name, VecDeque::from([request]))),
         }
     }
 
@@ -84,47 +80,45 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn models_take_turns_and_requests_keep_their_order() {
-        let mut queue = Queue::new(8);
-        for (model, request) in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("b", 6)] {
-            queue.push(model, request).unwrap();
+    fn lines_take_turns_and_requests_keep_their_order() {
+        let mut queue = Queue::default();
+        for (line, request) in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("b", 6)] {
+            queue.push(line, request);
         }
         let mut served = vec![];
-        while let Some(model) = queue.next_model() {
-            served.push((model.clone(), queue.pop(&model).unwrap()));
+        while let Some(line) = queue.next_line() {
+            served.push((line, queue.pop(&line).unwrap()));
         }
-        let expected = [("a", 1), ("b", 4), ("c", 5), ("a", 2), ("b", 6), ("a", 3)];
-        assert_eq!(served, expected.map(|(model, request)| (model.to_string(), request)));
+        assert_eq!(served, [("a", 1), ("b", 4), ("c", 5), ("a", 2), ("b", 6), ("a", 3)]);
         assert_eq!(queue.len(), 0);
     }
 
     #[test]
-    fn a_full_queue_gives_back_and_gone_requests_make_room() {
-        let mut queue = Queue::new(2);
-        queue.push("a", 1).unwrap();
-        queue.push("b", 2).unwrap();
-        assert_eq!(queue.push("a", 3), Err(3));
+    fn what_is_gone_leaves_its_line_and_what_is_put_back_comes_first() {
+        let mut queue = Queue::default();
+        queue.push("a", 1);
+        queue.push("b", 2);
         assert_eq!(queue.remove(|request| *request == 1), [1]);
-        queue.push("a", 3).unwrap();
+        queue.push("a", 3);
         queue.put_back("a", 0);
-        assert_eq!((queue.len(), queue.pop("a"), queue.pop("a")), (3, Some(0), Some(3)));
+        assert_eq!(queue.lines().collect::<Vec<_>>(), [(&"b", 1), (&"a", 2)]);
+        assert_eq!((queue.len(), queue.pop(&"a"), queue.pop(&"a")), (3, Some(0), Some(3)));
     }
 
     proptest! {
-        /// No model waits for more turns than there are other models.
+        /// No line waits for more turns than there are other lines.
         #[test]
         fn nobody_starves(requests in prop::collection::vec(0usize..5, 1..60)) {
-            let mut queue = Queue::new(100);
-            for model in &requests {
-                queue.push(&model.to_string(), ()).unwrap();
+            let mut queue = Queue::default();
+            for line in &requests {
+                queue.push(*line, ());
             }
             let mut since = [0; 5];
-            while let Some(model) = queue.next_model() {
-                queue.pop(&model).unwrap();
-                let served: usize = model.parse().unwrap();
-                for (model, since) in since.iter_mut().enumerate() {
-                    *since = if model == served { 0 } else { *since + 1 };
-                    let waits = queue.lines.iter().any(|(name, _)| *name == model.to_string());
+            while let Some(served) = queue.next_line() {
+                queue.pop(&served).unwrap();
+                for (line, since) in since.iter_mut().enumerate() {
+                    *since = if line == served { 0 } else { *since + 1 };
+                    let waits = queue.lines().any(|(name, _)| *name == line);
                     prop_assert!(!waits || *since < 5);
                 }
             }

@@ -115,16 +115,39 @@ impl<T> Drop for Answer<T> {
     }
 }
 
+/// How a request is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// By itself.
+    Interactive,
+    /// As one of many, by a client that waits for all of them.
+    Bulk,
+}
+
+/// Where requests wait for their pass. Lines take turns, so that whoever has many requests of a
+/// model keeps nobody waiting who has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub model: String,
+    pub class: Class,
+}
+
 /// A request that waits for its pass.
 pub struct Waiting {
     pub request: Request,
+    pub class: Class,
     pub answer: Answer<Reply>,
     pub since: Instant,
 }
 
 impl Waiting {
     /// A request that waits from now on.
-    pub fn new(request: Request, answer: Answer<Reply>) -> Waiting {
-        Waiting { request, answer, since: Instant::now() }
+    pub fn new(request: Request, class: Class, answer: Answer<Reply>) -> Waiting {
+        Waiting { request, class, answer, since: Instant::now() }
+    }
+
+    /// Where it waits.
+    pub fn line(&self) -> Line {
+        Line { model: self.request.model.clone(), class: self.class }
     }
 }

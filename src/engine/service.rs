@@ -12,7 +12,7 @@ use super::model::Model;
 use super::needs::{SMALLEST_WINDOW_BYTES, needed_by_any};
 use super::pressure::Pressure;
 use super::rehearsal::Rehearsals;
-use super::request::{Answer, PassStats, Reply, Request, Waiting};
+use super::request::{Answer, Class, PassStats, Reply, Request, Waiting};
 use super::room::{Hold, Room};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::turns::QUEUE_LIMIT;
@@ -194,7 +194,17 @@ impl Engine {
         request: Request,
         reply: impl FnOnce(Result<Reply, EngineError>) + Send + 'static,
     ) {
-        let waiting = Waiting::new(request, Answer::new(reply));
+        self.submit_as(Class::Interactive, request, reply);
+    }
+
+    /// As [`Engine::submit`], with those of its class.
+    pub fn submit_as(
+        &self,
+        class: Class,
+        request: Request,
+        reply: impl FnOnce(Result<Reply, EngineError>) + Send + 'static,
+    ) {
+        let waiting = Waiting::new(request, class, Answer::new(reply));
         for (waiting, error) in self.0.room.inbox.submit(waiting) {
             if let Some(counters) = self.0.counters.known(&waiting.request.model) {
                 let counter = match error {

@@ -78,6 +78,11 @@ impl Signature {
         Signature { inputs, outputs, batch }
     }
 
+    /// The longest size that inputs of the model give an open dimension, 1 where there is none.
+    pub fn longest_open(&self, inputs: &[(String, Array)]) -> u64 {
+        longest_open(&self.inputs, inputs)
+    }
+
     /// Checks a request against the model's inputs.
     pub fn check_inputs<'a>(
         &'a self,

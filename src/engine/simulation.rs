@@ -1,12 +1,12 @@
 //! Turns and memory, by chance: requests, loads, unloads, budgets, pressure and cancels come while
 //! passes are under way, and somebody who does as the engine's thread takes turns. Everybody is
-//! answered once and in order, models take turns, and what is granted fits the budget.
+//! answered once and in order, lines take turns, and what is granted fits the budget.
 //!
 //! `HERMES_SEED` and `HERMES_SEEDS` are those of `tests/simulate.rs`.
 
 use super::command::Command;
 use super::error::EngineError;
-use super::request::{Answer, Cancel, PassStats, Reply, Request, Waiting};
+use super::request::{Answer, Cancel, Class, Line, PassStats, Reply, Request, Waiting};
 use super::turns::{Left, Turn, Turns};
 use crate::stream::{Category, Grant, Ledger};
 use std::collections::BTreeMap;
@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 const SEEDS: u64 = 1000;
 
 const MODELS: usize = 4;
+
+/// Lines of requests: two for each model.
+const LINES: usize = 2 * MODELS;
 
 /// Requests that share a pass.
 const SEATS: usize = 5;
@@ -58,21 +61,21 @@ struct Simulation {
     ledger: Arc<Ledger>,
     held_bytes: u64,
     told: Told,
-    /// The number and model of each that waits or is served, and its way to be cancelled.
+    /// The number and line of each that waits or is served, and its way to be cancelled.
     requests: Vec<(usize, usize, Cancel)>,
     /// What each needs.
     needs: BTreeMap<usize, u64>,
     /// Loaded models, with when they were used.
     models: BTreeMap<usize, (u64, Grant)>,
     graph_bytes: [u64; MODELS],
-    /// Requests of the pass under way, which ends after some steps.
+    /// Requests of the pass under way with their line; it ends after some steps.
     pass: Vec<(usize, Waiting, Grant)>,
     steps_left: u64,
     replies: Vec<Reply>,
     received: Arc<Mutex<Vec<Reply>>>,
-    /// By model: the request that waits longest, and passes of others since it does.
-    since: [(Option<usize>, usize); MODELS],
-    last: [usize; MODELS],
+    /// By line: the request that waits longest, and passes of others since it does.
+    since: [(Option<usize>, usize); LINES],
+    last: [usize; LINES],
     is_held: bool,
     /// Trials that are left, and who waits for them.
     trials: u64,
@@ -97,8 +100,8 @@ impl Simulation {
             steps_left: 0,
             replies: vec![],
             received: Arc::default(),
-            since: [(None, 0); MODELS],
-            last: [0; MODELS],
+            since: [(None, 0); LINES],
+            last: [0; LINES],
             is_held: false,
             trials: 0,
             measured: None,
@@ -207,8 +210,11 @@ impl Simulation {
             }
             6 => self.replies.clear(),
             // More than may wait.
-            7 if self.below(100) == 0 => (0..300).for_each(|_| self.submit(model)),
-            _ => self.submit(model),
+            7 if self.below(100) == 0 => (0..300).for_each(|_| self.submit(2 * model)),
+            _ => {
+                let class = self.below(2) as usize;
+                self.submit(2 * model + class);
+            }
         }
     }
 
@@ -218,7 +224,7 @@ impl Simulation {
         }
     }
 
-    fn submit(&mut self, model: usize) {
+    fn submit(&mut self, line: usize) {
         let cancel = Cancel::new();
         let received = Arc::clone(&self.received);
         let (number, told) = self.answer::<()>();
@@ -229,15 +235,16 @@ impl Simulation {
         let bytes = 1 + self.below(60);
         self.needs.insert(number, bytes);
         let request = Request {
-            model: model.to_string(),
+            model: (line / 2).to_string(),
             inputs: vec![],
             // Whose it is, for those who look at it.
             outputs: vec![number.to_string()],
             cancel: cancel.clone(),
             trace: None,
         };
-        self.requests.push((number, model, cancel));
-        for (waiting, error) in self.turns.submit(Waiting::new(request, answer)) {
+        self.requests.push((number, line, cancel));
+        let class = if line % 2 == 0 { Class::Interactive } else { Class::Bulk };
+        for (waiting, error) in self.turns.submit(Waiting::new(request, class, answer)) {
             self.refuse(waiting, error);
         }
     }
@@ -286,9 +293,9 @@ impl Simulation {
                 self.measured = Some(command);
             }
             Turn::Command(_) => {}
-            Turn::Pass(model) => {
+            Turn::Pass(line) => {
                 assert!(!self.is_held, "requests are held");
-                self.begin_pass(model.parse().unwrap());
+                self.begin_pass(&line);
             }
             Turn::Trial => {
                 self.trials -= 1;
@@ -330,21 +337,22 @@ impl Simulation {
         grant.map(|grant| self.models.insert(model, (uses, grant))).is_some()
     }
 
-    fn begin_pass(&mut self, model: usize) {
+    fn begin_pass(&mut self, line: &Line) {
+        let model = line.model.parse().unwrap();
+        let at = 2 * model + usize::from(line.class == Class::Bulk);
         for (other, since) in self.since.iter_mut().enumerate() {
             let mut waiting = self.requests.iter().filter(|(_, of, _)| *of == other);
             let first = waiting.next().map(|(number, ..)| *number);
-            let waits = other != model && first.is_some() && since.0 == first;
+            let waits = other != at && first.is_some() && since.0 == first;
             *since = (first, if waits { since.1 + 1 } else { 0 });
-            assert!(since.1 < MODELS, "model {other} waits while others have their passes");
+            assert!(since.1 < LINES, "line {other} waits while others have their passes");
         }
-        let name = model.to_string();
         if !self.models.contains_key(&model) && !self.load(model) {
-            let waiting = self.turns.pop(&name).expect("a turn has a request");
+            let waiting = self.turns.pop(line).expect("a turn has a request");
             return self.refuse(waiting, EngineError::Cancelled);
         }
         while self.pass.len() < SEATS
-            && let Some(waiting) = self.turns.pop(&name)
+            && let Some(waiting) = self.turns.pop(line)
         {
             if waiting.request.cancel.is_cancelled() {
                 self.refuse(waiting, EngineError::Cancelled);
@@ -356,7 +364,7 @@ impl Simulation {
                 false => self.ledger.try_grant(Category::Activations, bytes).ok(),
             };
             match granted {
-                Some(grant) => self.pass.push((model, waiting, grant)),
+                Some(grant) => self.pass.push((at, waiting, grant)),
                 None if self.pass.is_empty() => self.refuse(waiting, EngineError::Cancelled),
                 None => {
                     self.turns.put_back(waiting);
@@ -371,11 +379,11 @@ impl Simulation {
     }
 
     fn finish_pass(&mut self) {
-        for (model, waiting, mut grant) in std::mem::take(&mut self.pass) {
+        for (line, waiting, mut grant) in std::mem::take(&mut self.pass) {
             let number = number(&waiting);
             self.requests.retain(|(other, ..)| *other != number);
-            assert!(self.last[model] <= number, "requests keep their order");
-            self.last[model] = number;
+            assert!(self.last[line] <= number, "requests keep their order");
+            self.last[line] = number;
             let mut held = grant.split(grant.bytes() / 3);
             held.turn_into(Category::Request);
             waiting.answer.give(Ok(Reply {

@@ -4,13 +4,16 @@ use super::command::Command;
 use super::error::EngineError;
 use super::model::Model;
 use super::queue::Queue;
-use super::request::{Answer, Waiting};
+use super::request::{Answer, Class, Line, Waiting};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Requests that may wait, for all models together.
+/// Requests that may wait, for all models together, those that are one of many aside.
 pub const QUEUE_LIMIT: usize = 256;
+
+/// Of requests that are one of many, those that may wait.
+pub const BULK_LIMIT: usize = 128;
 
 /// Commands that may wait.
 const COMMAND_LIMIT: usize = 256;
@@ -21,8 +24,8 @@ const QUIET: Duration = Duration::from_millis(100);
 /// What is done next.
 pub enum Turn {
     Command(Command),
-    /// A pass for the requests of this model.
-    Pass(String),
+    /// A pass for the requests of this line.
+    Pass(Line),
     /// A trial of a model that somebody waits for to be measured.
     Trial,
     /// What there is time for while nothing waits.
@@ -58,10 +61,10 @@ impl Lane {
 }
 
 /// Commands, requests and trials that wait. Each of the three comes by turns, so that none puts off
-/// another for ever; models take turns among themselves.
+/// another for ever; lines of requests take turns among themselves.
 pub struct Turns {
     commands: VecDeque<Command>,
-    queue: Queue<Waiting>,
+    queue: Queue<Line, Waiting>,
     /// Whether requests wait although the engine is idle.
     is_held: bool,
     is_measuring: bool,
@@ -76,7 +79,7 @@ impl Default for Turns {
     fn default() -> Turns {
         Turns {
             commands: VecDeque::new(),
-            queue: Queue::new(QUEUE_LIMIT),
+            queue: Queue::default(),
             is_held: false,
             is_measuring: false,
             last: Lane::Trial,
@@ -94,7 +97,7 @@ impl Turns {
 
     /// Models that requests wait for.
     pub fn models(&self) -> BTreeSet<String> {
-        self.queue.models().cloned().collect()
+        self.queue.lines().map(|(line, _)| line.model.clone()).collect()
     }
 
     /// Whether anything is to be done that somebody waits for.
@@ -105,14 +108,21 @@ impl Turns {
     /// Has a request wait. Returns those that do not, and why: the one that finds the queue full,
     /// or cancelled ones that made room for it.
     pub fn submit(&mut self, waiting: Waiting) -> Vec<(Waiting, EngineError)> {
-        let model = waiting.request.model.clone();
-        let Err(waiting) = self.queue.push(&model, waiting) else { return vec![] };
-        let gone = self.queue.remove(|waiting| waiting.request.cancel.is_cancelled());
-        let mut told: Vec<_> = gone.into_iter().map(|w| (w, EngineError::Cancelled)).collect();
-        if let Err(waiting) = self.queue.push(&model, waiting) {
-            told.push((waiting, EngineError::Busy { limit: QUEUE_LIMIT }));
+        let (class, mut told) = (waiting.class, vec![]);
+        if self.is_full(class) {
+            let gone = self.queue.remove(|waiting| waiting.request.cancel.is_cancelled());
+            told.extend(gone.into_iter().map(|waiting| (waiting, EngineError::Cancelled)));
+        }
+        match self.is_full(class) {
+            true => told.push((waiting, EngineError::Busy { limit: limit_of(class) })),
+            false => self.queue.push(waiting.line(), waiting),
         }
         told
+    }
+
+    fn is_full(&self, class: Class) -> bool {
+        let waiting = self.queue.lines().filter(|(line, _)| line.class == class);
+        waiting.map(|(_, count)| count).sum::<usize>() >= limit_of(class)
     }
 
     /// Has a command wait. Returns one that cannot, and why.
@@ -178,7 +188,7 @@ impl Turns {
                 self.commands.remove(at).map(Turn::Command)
             }
             Lane::Pass if self.is_held => None,
-            Lane::Pass => self.queue.next_model().map(Turn::Pass),
+            Lane::Pass => self.queue.next_line().map(Turn::Pass),
             Lane::Trial => self.is_measuring.then_some(Turn::Trial),
         }
     }
@@ -198,20 +208,27 @@ impl Turns {
         self.idle_at
     }
 
-    /// The next request for `model`.
-    pub fn pop(&mut self, model: &str) -> Option<Waiting> {
-        self.queue.pop(model)
+    /// The next request of a line.
+    pub fn pop(&mut self, line: &Line) -> Option<Waiting> {
+        self.queue.pop(line)
     }
 
     /// Puts a request back where it came from.
     pub fn put_back(&mut self, waiting: Waiting) {
-        let model = waiting.request.model.clone();
-        self.queue.put_back(&model, waiting);
+        self.queue.put_back(waiting.line(), waiting);
     }
 
     /// Everything that waits.
     pub fn drain(&mut self) -> (Vec<Command>, Vec<Waiting>) {
         (self.commands.drain(..).collect(), self.queue.remove(|_| true))
+    }
+}
+
+/// Requests of a class that may wait.
+fn limit_of(class: Class) -> usize {
+    match class {
+        Class::Interactive => QUEUE_LIMIT,
+        Class::Bulk => BULK_LIMIT,
     }
 }
 
@@ -222,6 +239,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn request(model: &str) -> Waiting {
+        of_class(model, Class::Interactive)
+    }
+
+    fn of_class(model: &str, class: Class) -> Waiting {
         let request = Request {
             model: model.to_string(),
             inputs: vec![],
@@ -229,7 +250,7 @@ mod tests {
             cancel: Cancel::new(),
             trace: None,
         };
-        Waiting::new(request, Answer::new(drop))
+        Waiting::new(request, class, Answer::new(drop))
     }
 
     fn unload() -> Command {
@@ -248,7 +269,11 @@ mod tests {
             Some(Turn::Command(Command::Profile(..))) => "profile",
             Some(Turn::Command(Command::Recall(..))) => "recall",
             Some(Turn::Command(_)) => "command",
-            Some(Turn::Pass(model)) => turns.pop(&model).map_or("no request", |_| "pass"),
+            Some(Turn::Pass(line)) => match turns.pop(&line).map(|waiting| waiting.class) {
+                Some(Class::Interactive) => "pass",
+                Some(Class::Bulk) => "bulk",
+                None => "no request",
+            },
             Some(Turn::Trial) => "trial",
             Some(Turn::Idle) => "idle",
         };
@@ -280,6 +305,27 @@ mod tests {
         assert!(!turns.is_busy(), "requests are held");
         turns.hold(false);
         check(&mut turns, now, Left::Nothing, &["pass", "nothing"]);
+    }
+
+    /// Who asked about one text waited behind the thousand of somebody else.
+    #[test]
+    fn one_of_many_lets_others_go_in_between() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        let come = |turns: &mut Turns, class| {
+            assert!(turns.submit(of_class("m", class)).is_empty());
+        };
+        (0..4).for_each(|_| come(&mut turns, Class::Bulk));
+        check(&mut turns, now, Left::Nothing, &["bulk"]);
+        come(&mut turns, Class::Interactive);
+        come(&mut turns, Class::Interactive);
+        check(&mut turns, now, Left::Nothing, &["bulk", "pass", "bulk", "pass", "bulk"]);
+        assert_eq!(turns.models().len(), 0);
+        // Each has places of its own.
+        (0..BULK_LIMIT).for_each(|_| come(&mut turns, Class::Bulk));
+        let refused = turns.submit(of_class("n", Class::Bulk));
+        assert!(matches!(refused[..], [(_, EngineError::Busy { limit: BULK_LIMIT })]));
+        (0..QUEUE_LIMIT).for_each(|_| come(&mut turns, Class::Interactive));
+        assert_eq!(turns.submit(request("m")).len(), 1);
     }
 
     /// While a model was measured, a smaller budget, an unload, a load and a plan waited for the

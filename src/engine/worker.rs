@@ -10,7 +10,7 @@ use super::loading::Loading;
 use super::measuring::Measuring;
 use super::model::Model;
 use super::planning::Planner;
-use super::request::Answer;
+use super::request::{Answer, Line};
 use super::room::Hold;
 use super::stage::{Stage, guarded};
 use super::stats::CounterSet;
@@ -64,7 +64,7 @@ impl Worker {
         match turn {
             Turn::Idle => return self.measuring.use_leisure(&mut self.stage, &mut self.planner),
             Turn::Trial => self.measuring.go_on(&mut self.stage, &mut self.planner),
-            Turn::Pass(name) => self.pass(&name),
+            Turn::Pass(line) => self.pass(&line),
             Turn::Command(command) => self.obey(command),
         }
         false
@@ -101,15 +101,16 @@ impl Worker {
         }
     }
 
-    /// One pass for the requests that wait for `name`.
-    fn pass(&mut self, name: &str) {
+    /// One pass for the requests of a line.
+    fn pass(&mut self, line: &Line) {
+        let name = &line.model;
         let serving = self.serving(name);
         let mut admission = Admission { stage: &mut self.stage, counters: &self.counters };
         let model = match serving {
             Ok(model) => model,
-            Err(error) => return admission.fail_unloaded(name, &self.planner.library, error),
+            Err(error) => return admission.fail_unloaded(line, &self.planner.library, error),
         };
-        let Some(performed) = admission.pass(&model) else { return };
+        let Some(performed) = admission.pass(&model, line) else { return };
         let judged = guarded("judging a profile", || {
             self.planner.judge(&self.stage, &model, &performed);
             Ok(())
