@@ -334,7 +334,7 @@ fn a_vocabulary_may_have_holes() {
     small_store::write(store.path(), small_store::words_with_holes());
     let daemon = Daemon::start(store.path(), &store.path().join("s"), &["--budget", "96MiB"]);
     let ask = |model: &str, input: Value| {
-        let body = json!({"model": model, "input": input}).to_string();
+        let body = json!({"model": model, "input": input, "tokenizer": model}).to_string();
         daemon.post("/v1/embeddings", &body)
     };
     let (status, plain) = ask("words", json!("car cat"));
@@ -399,9 +399,9 @@ fn embeddings_follow_openai() {
         (&json!(3), &cat["data"][0]["embedding"])
     );
     assert_eq!(four["usage"]["prompt_tokens"], 5);
-    let tokens = ask(json!({"model": "words", "input": [[1], [2, 3]]}));
+    let tokens = ask(json!({"model": "words", "input": [[1], [2, 3]], "tokenizer": "words"}));
     assert_eq!(tokens["data"][1]["embedding"], data[1]["embedding"]);
-    let base64 = ask(json!({"model": "words", "input": [1], "encoding_format": "base64"}));
+    let base64 = ask(json!({"model": "words", "input": "cat", "encoding_format": "base64"}));
     assert_eq!(base64["data"][0]["embedding"].as_str().unwrap().len(), 24);
     // tokenizer.json says six tokens.
     let long = ask(json!({"model": "words", "input": "cat ".repeat(50)}));
@@ -419,7 +419,14 @@ fn embeddings_follow_openai() {
     check(json!({"model": "linear", "input": "a"}), 400, json!("model"), json!(null));
     check(json!({"model": "words", "input": ""}), 400, json!("input"), json!(null));
     check(json!({"model": "words", "input": []}), 400, json!("input"), json!(null));
-    check(json!({"model": "words", "input": [[1], [4]]}), 400, json!("input"), json!(null));
+    check(
+        json!({"model": "words", "input": [[1], [4]], "tokenizer": "words"}),
+        400,
+        json!("input"),
+        json!(null),
+    );
+    let many = json!({"model": "words", "input": vec!["cat"; 2049]});
+    check(many, 400, json!("input"), json!(null));
     check(json!({"model": "words", "input": "a".repeat(70_000)}), 400, json!("input"), json!(null));
     check(
         json!({"model": "words", "input": "a", "dimensions": 5}),

@@ -75,6 +75,33 @@ fn many_texts_take_the_memory_of_few() {
     assert!(many <= few + 4096, "{few} KiB for 64 texts, {many} for 2,048");
 }
 
+/// A call of some hundred documents is one padded batch elsewhere, and costs gigabytes.
+#[test]
+fn two_thousand_texts_at_once_take_the_memory_of_sixty() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    shard(&paraphrase(), &store, "paraphrase");
+    let text = |index: usize| "a river ".repeat([1, 2, 1, 9][index % 4]);
+    let peak = |count: usize| {
+        let socket = folder.path().join("hermes.sock");
+        let daemon = Daemon::start(&store, &socket, &["--budget", "64MiB", "--profiles", "false"]);
+        let texts: Vec<String> = (0..count).map(text).collect();
+        for _ in 0..(256 / count).max(1) {
+            let body =
+                json!({ "model": "paraphrase", "input": texts, "encoding_format": "base64" });
+            let (status, reply) = daemon.post("/v1/embeddings", &body.to_string());
+            assert_eq!(status, 200, "{reply}");
+            assert_eq!(reply["data"].as_array().unwrap().len(), count);
+        }
+        daemon.status_kib("VmHWM:")
+    };
+    let (few, many) = (peak(64), peak(2048));
+    println!("peak {few} KiB with 64 texts at once, {many} with 2048");
+    assert!(many <= 64 << 10, "the peak is {many} KiB");
+    // The texts themselves, their tokens and vectors, and what one run differs from another by.
+    assert!(many <= few + (8 << 10), "{few} KiB with 64 texts at once, {many} with 2048");
+}
+
 /// The sentence model's file.
 fn paraphrase() -> PathBuf {
     let models = std::env::var_os("HERMES_MODELS")

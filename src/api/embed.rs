@@ -1,4 +1,4 @@
-//! From tokens to a model's inputs, and from its output to one unit vector.
+//! From tokens to a model's inputs, and from its output to one vector.
 
 use super::error::ApiError;
 use crate::engine::{Array, Cancel, Reply, Request};
@@ -15,6 +15,8 @@ pub struct Embedding {
     inputs: Vec<(String, Dtype, InputRole)>,
     output: String,
     pooling: Pooling,
+    /// Whether vectors are scaled to length one.
+    normalizes: bool,
     /// Values of the output's vectors, where its shape says.
     width: Option<usize>,
 }
@@ -25,18 +27,19 @@ enum InputRole {
     Tokens,
     /// Ones: a text is never padded.
     Mask,
-    /// Zeros: a text is one segment.
+    /// Zeros, but where a tokenizer tells its special tokens by their segment.
     Segment,
     Positions,
 }
 
 impl Embedding {
-    /// Reads from the manifest what the model needs.
+    /// Reads from the manifest what the model needs. Whether vectors are scaled to length one is as
+    /// its makers say where nobody else does.
     ///
     /// # Errors
     ///
     /// 400 for a model that is not for embeddings, or has an input that text cannot fill.
-    pub fn new(manifest: &Manifest) -> Result<Embedding, ApiError> {
+    pub fn new(manifest: &Manifest, normalize: Option<bool>) -> Result<Embedding, ApiError> {
         let refuse = |what: String| {
             ApiError::invalid(format!("model {:?} {what}", manifest.model)).about("model")
         };
@@ -69,7 +72,9 @@ impl Embedding {
         });
         let (model, version) = (manifest.model.clone(), manifest.version.clone());
         let output = output.clone();
-        Ok(Embedding { model, version, inputs, output, pooling: *pooling, width })
+        let keeps_length = manifest.text.as_ref().is_some_and(|text| text.keeps_length);
+        let normalizes = normalize.unwrap_or(!keeps_length);
+        Ok(Embedding { model, version, inputs, output, pooling: *pooling, normalizes, width })
     }
 
     /// Refuses more dimensions than the vectors have, where that is known before.
@@ -84,8 +89,14 @@ impl Embedding {
         }
     }
 
-    /// The request for one text.
-    pub fn request(&self, tokens: &[u32]) -> Result<Request, ApiError> {
+    /// What a text of so many tokens holds until it is answered, and its vector.
+    pub fn request_bytes(&self, tokens: usize) -> usize {
+        let inputs = self.inputs.iter().map(|(_, dtype, _)| dtype.size()).sum::<usize>();
+        tokens * inputs + self.width.unwrap_or(0) * size_of::<f32>()
+    }
+
+    /// The request for one text; `segments` has that of each token, or nothing.
+    pub fn request(&self, tokens: &[u32], segments: &[u32]) -> Result<Request, ApiError> {
         let mut inputs = Vec::with_capacity(self.inputs.len());
         for (name, dtype, role) in &self.inputs {
             let mut bytes = Vec::with_capacity(tokens.len() * dtype.size());
@@ -93,7 +104,7 @@ impl Embedding {
                 let value = match role {
                     InputRole::Tokens => u64::from(*token),
                     InputRole::Mask => 1,
-                    InputRole::Segment => 0,
+                    InputRole::Segment => segments.get(position).map_or(0, |s| u64::from(*s)),
                     InputRole::Positions => position as u64,
                 };
                 // No value reaches the sign bit: little-endian, the low bytes are the narrow one.
@@ -107,7 +118,7 @@ impl Embedding {
         Ok(Request { model, inputs, outputs, cancel: Cancel::new(), trace: None })
     }
 
-    /// The unit vector of a reply to `text`, cut to so many dimensions.
+    /// The vector of a reply to `text`, cut to so many dimensions.
     ///
     /// # Errors
     ///
@@ -139,13 +150,62 @@ impl Embedding {
             }
             pooled.truncate(wanted);
         }
-        normalize(pooled).ok_or_else(|| wrong("a value is not finite".to_owned()))
+        let scaled = if self.normalizes { normalize(pooled) } else { finite(pooled) };
+        scaled.ok_or_else(|| wrong("a value is not finite".to_owned()))
     }
 }
 
 fn too_many(wanted: usize, width: usize) -> ApiError {
     let message = format!("{wanted} dimensions are wanted; the model's vectors have {width}");
     ApiError::invalid(message).about("dimensions")
+}
+
+/// The vectors of several texts, beside each other.
+#[derive(Debug, Default)]
+pub struct Vectors {
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl Vectors {
+    /// So many, each of so many values, to be put.
+    pub fn new(count: usize, width: usize) -> Vectors {
+        Vectors { values: vec![0.0; count * width], width }
+    }
+
+    /// Bytes that they hold.
+    pub fn bytes_of(count: usize, width: usize) -> u64 {
+        (count * width * size_of::<f32>()) as u64
+    }
+
+    /// Bytes that these hold.
+    pub fn held_bytes(&self) -> u64 {
+        (self.values.capacity() * size_of::<f32>()) as u64
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Puts the one of number `index`.
+    ///
+    /// # Errors
+    ///
+    /// 500 for one of another length than the others.
+    pub fn put(&mut self, index: usize, vector: &[f32]) -> Result<(), ApiError> {
+        if vector.len() != self.width {
+            let message = format!("vectors of {} and of {} values", self.width, vector.len());
+            return Err(ApiError::internal(message));
+        }
+        self.values[index * self.width..][..self.width].copy_from_slice(vector);
+        Ok(())
+    }
+
+    /// The one of number `index`, where there is one.
+    pub fn get(&self, index: usize) -> Option<&[f32]> {
+        self.values.chunks_exact(self.width.max(1)).nth(index)
+    }
 }
 
 /// How long a text is.
@@ -182,7 +242,8 @@ fn pool(array: &Array, pooling: Pooling, text: Measure) -> Result<Vec<f32>, Stri
         Pooling::None if is_one && width > 0 => Ok(values),
         Pooling::None => Err(unsuited(shape, pooling, text)),
         _ if !is_rows || width == 0 || count == 0 => Err(unsuited(shape, pooling, text)),
-        Pooling::Cls => Ok(values[..width].to_vec()),
+        // The first that is pooled at all.
+        Pooling::Cls => Ok(values[text.skipped * width..][..width].to_vec()),
         Pooling::LastToken => Ok(values[values.len() - width..].to_vec()),
         Pooling::Max => {
             let mut largest = vec![f32::NEG_INFINITY; width];
@@ -216,6 +277,11 @@ fn floats(array: &Array) -> Result<Vec<f32>, String> {
         }
         dtype => return Err(format!("{dtype} is no vector")),
     })
+}
+
+/// `None` for what is not finite.
+fn finite(vector: Vec<f32>) -> Option<Vec<f32>> {
+    vector.iter().all(|value| value.is_finite()).then_some(vector)
 }
 
 /// Scales to length one, as OpenAI's vectors are; `None` for what is not finite.
@@ -284,7 +350,7 @@ mod tests {
                         Pooling::Mean => sum(column, &mask) / kept,
                         Pooling::MeanSqrtLen => sum(column, &mask) / kept.sqrt(),
                         Pooling::WeightedMean => sum(column, &weigh) / weights,
-                        Pooling::Cls => value(0, column),
+                        Pooling::Cls => value(skipped, column),
                         Pooling::LastToken => value(tokens - 1, column),
                         _ => (skipped..tokens).map(|row| value(row, column)).fold(f64::MIN, f64::max),
                     };

@@ -1,5 +1,6 @@
 //! The bodies of OpenAI's embeddings call: the request read, the reply written.
 
+use super::embed::Vectors;
 use super::error::ApiError;
 use crate::wire::PIECE_BYTES;
 use crate::wire::infer_tensor::Reserve;
@@ -9,6 +10,17 @@ use serde_json::json;
 
 /// Most inputs of a request, as with OpenAI.
 const MAX_INPUTS: usize = 2048;
+
+/// Fields of other servers that would change the vectors, and what says the same here.
+const UNHEEDED: [(&str, &str); 7] = [
+    ("input_type", "name a prompt of the model by \"prompt_name\""),
+    ("task", "name a prompt of the model by \"prompt_name\""),
+    ("prompt", "put it before the texts, or name one of the model by \"prompt_name\""),
+    ("instruction", "put it before the texts, or name a prompt by \"prompt_name\""),
+    ("truncate_prompt_tokens", "\"truncate\" cuts texts where the model ends"),
+    ("truncation_direction", "\"truncate\" may be \"START\" or \"END\""),
+    ("add_special_tokens", "send tokens where texts are not to have them"),
+];
 
 /// Most digits of a number that are repeated in an error.
 const MAX_NUMBER: usize = 40;
@@ -53,10 +65,14 @@ pub struct EmbeddingsRequest {
     pub encoding: Encoding,
     /// How many values of each vector; all where it is none.
     pub dimensions: Option<usize>,
+    /// Whether vectors are scaled to length one; as the makers say where it is none.
+    pub normalize: Option<bool>,
     /// What happens to a text that is too long; as the makers say where it is none.
     pub cut: Option<Cut>,
     /// Name of the prompt that goes before each text; the makers' default where it is none.
     pub prompt_name: Option<String>,
+    /// Name of the model whose tokenizer made the inputs that are tokens, where that is said.
+    pub tokenizer: Option<String>,
 }
 
 /// What happens to a text that is too long.
@@ -107,23 +123,40 @@ impl EmbeddingsRequest {
     fn read(text: &[u8], ask: &mut Ask<'_>) -> Result<EmbeddingsRequest, InputRefusal> {
         let mut scanner = Scanner::new(text);
         let (mut model, mut inputs, mut encoding) = (None, None, Encoding::Float);
-        let (mut dimensions, mut cut, mut prompt_name) = (None, None, None);
+        let (mut dimensions, mut normalize, mut cut) = (None, None, None);
+        let (mut prompt_name, mut tokenizer) = (None, None);
         scanner.object(|scanner, key| -> Result<(), InputRefusal> {
             match key {
                 "model" => model = Some(scanner.string()?.into_owned()),
                 "input" => inputs = Some(read_inputs(scanner, ask)?),
                 "encoding_format" => encoding = read_encoding(scanner)?,
                 "dimensions" => dimensions = Some(read_dimensions(scanner)?),
+                "normalize" => normalize = Some(read_flag(scanner)?),
                 "truncate" => cut = Some(read_cut(scanner)?),
                 "prompt_name" => prompt_name = Some(scanner.string()?.into_owned()),
-                _ => drop(scanner.skip()?),
+                "tokenizer" => tokenizer = Some(scanner.string()?.into_owned()),
+                key => match UNHEEDED.into_iter().find(|(name, _)| *name == key) {
+                    Some((name, instead)) => {
+                        return Err(refuse(name, format!("\"{name}\" is not heeded: {instead}")));
+                    }
+                    None => drop(scanner.skip()?),
+                },
             }
             Ok(())
         })?;
         scanner.end()?;
         let model = model.ok_or_else(|| refuse("model", "\"model\" is missing"))?;
         let inputs = inputs.ok_or_else(|| refuse("input", "\"input\" is missing"))?;
-        Ok(EmbeddingsRequest { model, inputs, encoding, dimensions, cut, prompt_name })
+        Ok(EmbeddingsRequest {
+            model,
+            inputs,
+            encoding,
+            dimensions,
+            normalize,
+            cut,
+            prompt_name,
+            tokenizer,
+        })
     }
 }
 
@@ -139,6 +172,14 @@ fn read_dimensions(scanner: &mut Scanner<'_>) -> Result<usize, InputRefusal> {
     let text = std::str::from_utf8(scanner.skip()?).unwrap_or_default();
     let number = text.parse().ok().filter(|number| *number > 0);
     number.ok_or_else(|| refuse("dimensions", "\"dimensions\" is not a whole number from 1 on"))
+}
+
+fn read_flag(scanner: &mut Scanner<'_>) -> Result<bool, InputRefusal> {
+    match scanner.skip()? {
+        b"true" => Ok(true),
+        b"false" => Ok(false),
+        _ => Err(refuse("normalize", "\"normalize\" is neither true nor false")),
+    }
 }
 
 /// As the servers of others have it: a boolean, or which end goes.
@@ -222,7 +263,9 @@ fn read_tokens(scanner: &mut Scanner<'_>, ask: &mut Ask<'_>) -> Result<Input, In
 /// A reply body, piece by piece.
 #[derive(Debug)]
 pub struct EmbeddingPieces {
-    vectors: std::iter::Enumerate<std::vec::IntoIter<Vec<f32>>>,
+    vectors: Vectors,
+    /// The next.
+    index: usize,
     encoding: Encoding,
     model: String,
     token_count: usize,
@@ -233,18 +276,18 @@ pub struct EmbeddingPieces {
 impl EmbeddingPieces {
     /// The body for the vectors of a request.
     pub fn new(
-        vectors: Vec<Vec<f32>>,
+        vectors: Vectors,
         encoding: Encoding,
         model: String,
         token_count: usize,
     ) -> EmbeddingPieces {
-        let vectors = vectors.into_iter().enumerate();
         let head = "{\"object\":\"list\",\"data\":[";
-        EmbeddingPieces { vectors, encoding, model, token_count, head, ended: false }
+        EmbeddingPieces { vectors, index: 0, encoding, model, token_count, head, ended: false }
     }
 
     fn step(&mut self, text: &mut Vec<u8>) {
-        let Some((index, vector)) = self.vectors.next() else {
+        let index = self.index;
+        let Some(vector) = self.vectors.get(index) else {
             self.ended = true;
             let (model, count) = (json!(self.model), self.token_count);
             let tail = format!(
@@ -252,12 +295,13 @@ impl EmbeddingPieces {
             );
             return text.extend(tail.bytes());
         };
+        self.index += 1;
         let comma = if index > 0 { "," } else { "" };
         let head = format!("{comma}{{\"object\":\"embedding\",\"index\":{index},\"embedding\":");
         text.extend(head.bytes());
         match self.encoding {
             Encoding::Float => {
-                serde_json::to_writer(&mut *text, &vector).expect("a vector takes every write");
+                serde_json::to_writer(&mut *text, vector).expect("a vector takes every write");
             }
             Encoding::Base64 => {
                 let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -367,6 +411,8 @@ mod tests {
         check("{\"model\":\"m\",\"truncate\":1}", Some("truncate"), "is none of");
         check("{\"model\":\"m\",\"input\":null}", Some("input"), "is missing");
         check("{\"encoding_format\":\"hex\"}", Some("encoding_format"), "neither");
+        check("{\"input_type\":\"query\"}", Some("input_type"), "prompt_name");
+        check("{\"normalize\":1}", Some("normalize"), "neither true nor false");
     }
 
     /// Clients made of dataclasses write `null` for each field that nobody set.
@@ -376,7 +422,7 @@ mod tests {
             |text: &str| EmbeddingsRequest::parse(text.as_bytes(), &mut |_| Ok(())).unwrap();
         let bare = parse(r#"{"model":"m","input":"a"}"#);
         let nulls = r#"{"model":"m","input":"a","encoding_format":null,"dimensions":null,
-            "truncate":null,"prompt_name":null,"user":null}"#;
+            "truncate":null,"prompt_name":null,"tokenizer":null,"user":null,"normalize":null}"#;
         assert_eq!(parse(nulls), bare);
         assert_eq!((bare.encoding, bare.dimensions, bare.cut), (Encoding::Float, None, None));
     }
@@ -411,7 +457,9 @@ mod tests {
 
     #[test]
     fn replies_are_json() {
-        let vectors = vec![vec![0.5, -1.0]; 3000];
+        let mut vectors = Vectors::new(3000, 2);
+        (0..3000).for_each(|index| vectors.put(index, &[0.5, -1.0]).unwrap());
+        assert!(vectors.put(0, &[1.0]).is_err());
         let pieces = EmbeddingPieces::new(vectors, Encoding::Float, "m".to_owned(), 7);
         let text: Vec<u8> = pieces.flatten().collect();
         let reply: serde_json::Value = serde_json::from_slice(&text).unwrap();

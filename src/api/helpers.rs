@@ -4,7 +4,7 @@
 use super::error::ApiError;
 use crate::engine::Cancel;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Threads that all of it takes: as many as the runtime may start.
 pub const HELPER_THREADS: usize = WORKERS + 1;
@@ -42,11 +42,19 @@ impl Helpers {
         &self,
         work: impl FnOnce(&Cancel) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
+        self.place()?.run(work).await
+    }
+
+    /// A place for work that is done piece by piece, so that others' is done in between.
+    ///
+    /// # Errors
+    ///
+    /// 503 where too much waits already.
+    pub fn place(&self) -> Result<Place, ApiError> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             ApiError::unavailable(format!("{PLACES} requests wait for a thread already: try again"))
         })?;
-        let turn = Arc::clone(&self.workers).acquire_owned().await;
-        beside((place, turn), work).await
+        Ok(Place { place: Arc::new(place), workers: Arc::clone(&self.workers) })
     }
 
     /// Looks something up in files, on a thread that work never takes. One at a time, since all ask
@@ -61,6 +69,27 @@ impl Helpers {
     ) -> Result<T, ApiError> {
         let turn = Arc::clone(&self.looks).acquire_owned().await;
         beside(turn, |_| look()).await
+    }
+}
+
+/// A place among the work that runs or waits.
+pub struct Place {
+    place: Arc<OwnedSemaphorePermit>,
+    workers: Arc<Semaphore>,
+}
+
+impl Place {
+    /// As [`Helpers::run`].
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Cancel) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let turn = Arc::clone(&self.workers).acquire_owned().await;
+        beside((Arc::clone(&self.place), turn), work).await
     }
 }
 

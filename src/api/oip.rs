@@ -9,7 +9,7 @@ use super::metadata::{ServedIn, metadata};
 use super::pieces::Pieces;
 use super::state::{Api, ModelPath, ModelPathArg, Submitted};
 use super::traffic::AnsweredBy;
-use crate::engine::{Cancel, Reply, Request};
+use crate::engine::{Cancel, Class, Reply, Request};
 use crate::store::manifest::Manifest;
 use crate::stream::Trace;
 use crate::wire::JSON_BYTES_HEADER;
@@ -160,7 +160,7 @@ pub async fn run(
         cancel: Cancel::new(),
         trace,
     };
-    let submitted = Submitted::new(&api.engine, request, |reply| reply);
+    let submitted = Submitted::new(&api.engine, Class::Interactive, request, |reply| reply);
     let reply = deadline.within(asked.timeout_us).bound(submitted.wait()).await?;
     Ok(ServedRequest { model, asked, reply })
 }

@@ -3,12 +3,13 @@
 use super::connections::Connections;
 use super::error::ApiError;
 use super::helpers::Helpers;
+use super::places::Places;
 use super::tokenizer::Tokenizers;
 use super::traffic::Traffic;
 use crate::daemon::Phase;
 use crate::daemon::address::Address;
 use crate::engine::{
-    Cancel, Described, Engine, EngineError, Keeper, LONG_PATIENCE, Reply, Request, TICK,
+    Cancel, Class, Described, Engine, EngineError, Keeper, LONG_PATIENCE, Reply, Request, TICK,
 };
 use crate::store::manifest::is_model_name;
 use crate::wire::quote::quote;
@@ -30,6 +31,8 @@ pub struct Api {
     pub tokenizers: Arc<Tokenizers>,
     /// Threads for what takes longer than the event loop may wait.
     pub helpers: Helpers,
+    /// For the texts of requests that have many.
+    pub places: Places,
     /// The install that is under way.
     pub installs: Installs,
     /// Who is connected.
@@ -54,6 +57,7 @@ impl Api {
             engine,
             tokenizers,
             helpers: Helpers::default(),
+            places: Places::default(),
             installs: Installs::default(),
             traffic: Arc::default(),
             addresses,
@@ -163,12 +167,14 @@ impl<T: Send + 'static> Submitted<T> {
     /// Submits `request`; `digest` makes of the reply what is kept, on the engine's thread.
     pub fn new(
         engine: &Engine,
+        class: Class,
         request: Request,
         digest: impl FnOnce(Reply) -> T + Send + 'static,
     ) -> Submitted<T> {
         let cancel = request.cancel.clone();
-        let asked =
-            Asked::new(|reply| engine.submit(request, move |result| reply(result.map(digest))));
+        let asked = Asked::new(|reply| {
+            engine.submit_as(class, request, move |result| reply(result.map(digest)));
+        });
         Submitted { asked, cancel }
     }
 

@@ -18,9 +18,10 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::Lowercase;
 use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessor, PostProcessorWrapper,
-    PreTokenizerWrapper, Tokenizer, TokenizerBuilder, TruncationDirection, TruncationParams,
+    AddedToken, DecoderWrapper, Encoding, NormalizerWrapper, PostProcessorWrapper,
+    PreTokenizerWrapper, Token, Tokenizer, TokenizerBuilder, TruncationDirection, TruncationParams,
 };
 
 /// Heap at the peak of encoding per byte of text; measured: 92 for prose, 406 for one token a byte.
@@ -59,8 +60,40 @@ pub struct TextEncoder {
     /// What happens to longer ones, as the makers say.
     cut: Cut,
     rules: TextRules,
+    frame: Frame,
     vocabulary: usize,
     grant: Grant,
+}
+
+/// The special tokens that go before and behind a text.
+struct Frame {
+    before: Vec<u32>,
+    behind: Vec<u32>,
+}
+
+impl Frame {
+    fn of(tokenizer: &Tokenizer) -> tokenizers::Result<Frame> {
+        // Of no vocabulary: whatever is beside it was put there.
+        const TEXT: u32 = u32::MAX;
+        let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
+        let framed = tokenizer.post_process(text, None, true)?;
+        let ids = framed.get_ids();
+        let at = ids.iter().position(|id| *id == TEXT).unwrap_or(ids.len());
+        Ok(Frame { before: ids[..at].to_vec(), behind: ids[ids.len().min(at + 1)..].to_vec() })
+    }
+
+    fn tokens(&self) -> usize {
+        self.before.len() + self.behind.len()
+    }
+}
+
+/// A text's tokens.
+pub struct Encoded {
+    pub ids: Vec<u32>,
+    /// Which segment each is of; empty where all are of the first.
+    pub segments: Vec<u32>,
+    /// Tokens that were cut off the beginning.
+    pub lost_in_front: usize,
 }
 
 impl TextEncoder {
@@ -97,17 +130,22 @@ impl TextEncoder {
         let turned_off = tokenizer.with_truncation(None).map(drop);
         turned_off.map_err(|error| failed(error.to_string()))?;
         let rules = manifest.text.clone().unwrap_or_default();
+        if rules.lowercase {
+            lower_case(&mut tokenizer).map_err(|error| failed(error.to_string()))?;
+        }
+        let frame = Frame::of(&tokenizer).map_err(|error| failed(error.to_string()))?;
         let said = rules.max_tokens.and_then(|most| usize::try_from(most).ok());
         let limits = [said.or(own.map(|(most, _)| most)), position_limit(manifest)];
         let limit = limits.into_iter().flatten().min();
         let cut = match (&manifest.text, own) {
             (Some(rules), _) if !rules.truncates => Cut::Refuse,
-            (_, Some((_, TruncationDirection::Left))) => Cut::Start,
+            (Some(rules), _) if rules.cuts_start => Cut::Start,
+            (None, Some((_, TruncationDirection::Left))) => Cut::Start,
             (None, None) => Cut::Refuse,
             _ => Cut::End,
         };
         let vocabulary = tokenizer.get_vocab_size(true);
-        Ok(TextEncoder { tokenizer, limit, cut, rules, vocabulary, grant })
+        Ok(TextEncoder { tokenizer, limit, cut, rules, frame, vocabulary, grant })
     }
 
     /// The text of the prompt that `name` asks for, or of the one that comes unasked.
@@ -138,7 +176,7 @@ impl TextEncoder {
         if !self.rules.skips_prompt || prompt.is_empty() {
             return Ok(0);
         }
-        let tokens = self.encode(prompt, Some(Cut::End), asker)?;
+        let tokens = self.encode(prompt, Some(Cut::End), asker)?.ids;
         // A special token at the end follows the text, not the prompt.
         let special = self.tokenizer.get_added_tokens_decoder();
         let is_closed =
@@ -151,7 +189,7 @@ impl TextEncoder {
     /// # Errors
     ///
     /// 400 for a text longer than the model takes; 503 where the ledger has no room to encode it.
-    pub fn encode(&self, text: &str, cut: Option<Cut>, asker: Asker) -> Result<Vec<u32>, ApiError> {
+    pub fn encode(&self, text: &str, cut: Option<Cut>, asker: Asker) -> Result<Encoded, ApiError> {
         if text.len() > MAX_TEXT_BYTES {
             let message =
                 format!("the text has {} bytes; the limit is {MAX_TEXT_BYTES}", text.len());
@@ -161,21 +199,57 @@ impl TextEncoder {
         let own_bytes = asker.own_bytes + self.grant.bytes();
         let _grant = Asker { own_bytes, ..asker }.grant(Category::Request, scratch)?;
         let failed = |error| ApiError::invalid(format!("cannot tokenize the text: {error}"));
-        let lower = self.rules.lowercase.then(|| text.to_lowercase());
-        let text = lower.as_deref().unwrap_or(text);
         let mut encoding = self.tokenizer.encode_fast(text, false).map_err(failed)?;
-        let special = self.tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
-        let length = encoding.len() + special;
+        let length = encoding.len() + self.frame.tokens();
+        let mut lost_in_front = 0;
         if let Some(limit) = self.limit.filter(|limit| length > *limit) {
             let direction = match cut.unwrap_or(self.cut) {
                 Cut::End => TruncationDirection::Right,
                 Cut::Start => TruncationDirection::Left,
                 Cut::Refuse => return Err(self.too_long(length, limit)),
             };
-            encoding.truncate(limit.saturating_sub(special), 0, direction);
+            if direction == TruncationDirection::Left {
+                lost_in_front = length - limit;
+            }
+            encoding.truncate(limit.saturating_sub(self.frame.tokens()), 0, direction);
         }
         let encoding = self.tokenizer.post_process(encoding, None, true).map_err(failed)?;
-        self.check(encoding.get_ids().to_vec())
+        let (ids, segments) = (encoding.get_ids().to_vec(), encoding.get_type_ids());
+        self.check(&ids)?;
+        let is_one = segments.iter().all(|segment| *segment == 0);
+        let segments = if is_one { vec![] } else { segments.to_vec() };
+        Ok(Encoded { ids, segments, lost_in_front })
+    }
+
+    /// Special tokens that a text gets.
+    pub fn frame_tokens(&self) -> usize {
+        self.frame.tokens()
+    }
+
+    /// Refuses tokens that do not begin and end as texts do here: those of another tokenizer mean
+    /// other words.
+    ///
+    /// # Errors
+    ///
+    /// 400, with what would do.
+    pub fn check_frame(&self, tokens: &[u32]) -> Result<(), ApiError> {
+        let Frame { before, behind } = &self.frame;
+        let is_framed = self.frame.tokens() > 0
+            && tokens.len() >= self.frame.tokens()
+            && tokens.starts_with(before)
+            && tokens.ends_with(behind);
+        if is_framed {
+            return Ok(());
+        }
+        let looks = match self.frame.tokens() {
+            0 => String::new(),
+            _ => format!(", as those do that begin with {before:?} and end with {behind:?}"),
+        };
+        let message = format!(
+            "these tokens do not say that they are of this model's tokenizer{looks}\n\
+             send texts, or the model's name as \"tokenizer\" where they are"
+        );
+        Err(ApiError::invalid(message).about("input"))
     }
 
     fn too_long(&self, length: usize, limit: usize) -> ApiError {
@@ -187,7 +261,7 @@ impl TextEncoder {
     }
 
     /// Checks tokens, from a text or from the client.
-    pub fn check(&self, tokens: Vec<u32>) -> Result<Vec<u32>, ApiError> {
+    pub fn check(&self, tokens: &[u32]) -> Result<(), ApiError> {
         let refuse = |message: String| Err(ApiError::invalid(message).about("input"));
         if let Some(limit) = self.limit.filter(|limit| tokens.len() > *limit) {
             return Err(self.too_long(tokens.len(), limit));
@@ -200,9 +274,19 @@ impl TextEncoder {
                 self.vocabulary
             )),
             None if tokens.is_empty() => refuse("the input has no tokens".to_owned()),
-            None => Ok(tokens),
+            None => Ok(()),
         }
     }
+}
+
+/// Has a tokenizer make texts lower case first, as sentence-transformers does: special tokens that
+/// a text has keep their case.
+fn lower_case(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+    let mut steps = vec![NormalizerWrapper::Lowercase(Lowercase)];
+    steps.extend(tokenizer.get_normalizer().cloned());
+    let steps = tokenizers::normalizers::Sequence::new(steps);
+    tokenizer.with_normalizer(Some(steps))?;
+    Ok(())
 }
 
 /// Reads and builds a tokenizer. `grant` covers surveying it, then building it.

@@ -76,6 +76,8 @@ pub struct TextRules {
     pub max_tokens: Option<u64>,
     /// Whether a longer text is cut there rather than refused.
     pub truncates: bool,
+    /// Whether it is its beginning that is cut off.
+    pub cuts_start: bool,
     /// Whether texts become lower case first.
     pub lowercase: bool,
     /// What is put before a text, by name.
@@ -86,6 +88,8 @@ pub struct TextRules {
     pub default_prompt: Option<String>,
     /// Whether a prompt's tokens are left out of the pooling.
     pub skips_prompt: bool,
+    /// Whether vectors keep the length that the model gives them; else it is made one.
+    pub keeps_length: bool,
     /// What was found and what was guessed, a line each.
     #[serde(deserialize_with = "at_most::<_, _, MAX_SOURCES>")]
     pub sources: Vec<String>,
