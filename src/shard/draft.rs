@@ -169,8 +169,8 @@ fn read_makers(
         ensure!(!is_wished, "--embedding needs a tokenizer: give --tokenizer FILE");
         return Ok((None, None));
     };
-    tokenizer.check()?;
-    let makers = Makers::read(&source.folder, &tokenizer.bytes)?;
+    let parsed = tokenizer.parse()?;
+    let makers = Makers::read(&source.folder, &tokenizer.bytes, &parsed)?;
     let (task, rules) = embedder::decide(wish, makers, imported)?;
     Ok((task, Some(rules)))
 }

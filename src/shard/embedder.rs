@@ -35,12 +35,16 @@ pub fn decide(
     imported: &Imported,
 ) -> Result<(Option<Task>, TextRules), ShardError> {
     let mut rules = makers.rules.clone();
-    let decided = match wish.embedding {
-        Some(text) => Ok(named(text, wish.pooling, &makers, &imported.outputs)?),
-        None => found(wish.pooling, &makers, imported)?,
+    let unfilled = imported.inputs.iter().find_map(unfilled);
+    let decided = match (wish.embedding, unfilled) {
+        (Some(_), Some(why)) => return Err(unfit!("it makes no embeddings of texts: {why}")),
+        (Some(text), None) => Ok(named(text, wish.pooling, &makers, &imported.outputs)?),
+        (None, Some(why)) if wish.pooling.is_none() => Err(why),
+        (None, _) => found(wish.pooling, &makers, imported)?,
     };
+    let decided = decided.and_then(|choice| suits(choice, &makers, &imported.outputs));
     match decided {
-        Ok(Choice { output, pooling, by }) => {
+        Ok(Choice { output, pooling, by, .. }) => {
             rules.sources.push(format!("vector {output}, pooling {}: {by}", pooling.name()));
             Ok((Some(Task::Embedding { output, pooling }), rules))
         }
@@ -55,6 +59,38 @@ struct Choice {
     output: String,
     pooling: Pooling,
     by: String,
+    /// Whether somebody wants it so, whatever files say.
+    is_wished: bool,
+}
+
+/// Why texts alone do not fill an input, where they do not.
+fn unfilled(port: &Port) -> Option<String> {
+    let Port { name, dtype, .. } = port;
+    match name.as_str() {
+        "input_ids" | "attention_mask" | "token_type_ids" | "position_ids" => {
+            let is_whole = matches!(dtype, Dtype::Int64 | Dtype::Int32);
+            (!is_whole).then(|| format!("input {name:?} is {dtype}"))
+        }
+        _ => Some(format!("the model has an input {name:?}, which texts do not fill")),
+    }
+}
+
+/// The choice, unless what was found is of vectors of another length.
+fn suits(choice: Choice, makers: &Makers, outputs: &[Port]) -> Result<Choice, String> {
+    let port = outputs.iter().find(|port| port.name == choice.output);
+    let width = port.and_then(|port| port.shape.last());
+    match (&makers.width, width) {
+        (Some((said, file)), Some(Dim::Fixed(width)))
+            if said != width && !choice.is_wished && choice.pooling != Pooling::None =>
+        {
+            Err(format!(
+                "{file} is of vectors of {said} values, those of output {:?} have {width}; \
+                 --embedding OUTPUT:POOLING decides otherwise",
+                choice.output
+            ))
+        }
+        _ => Ok(choice),
+    }
 }
 
 /// What `--embedding` says.
@@ -90,7 +126,7 @@ fn named(
         port.shape.len(),
         if kind == Kind::Text { "none".to_string() } else { of_tokens() }
     );
-    Ok(Choice { output: output.to_string(), pooling, by })
+    Ok(Choice { output: output.to_string(), pooling, by, is_wished: true })
 }
 
 /// What makers, or names alone, say; else why nothing is decided.
@@ -118,7 +154,8 @@ fn found(
         _ => None,
     };
     let choice = |port: &Port, pooling: Pooling, by: &str| {
-        Ok(Ok(Choice { output: port.name.clone(), pooling, by: by.to_string() }))
+        let (output, is_wished) = (port.name.clone(), wished.is_some());
+        Ok(Ok(Choice { output, pooling, by: by.to_string(), is_wished }))
     };
     if let Some(pooling) = wished {
         ensure!(pooling != Pooling::None, "--pooling none wants --embedding OUTPUT beside it");
@@ -137,7 +174,8 @@ fn found(
         return Ok(Err(format!("{other_use}; --embedding OUTPUT decides otherwise")));
     }
     let text_by_name = of_kind(Kind::Text).find(|port| TEXT_NAMES.contains(&port.name.as_str()));
-    if let Some(port) = text_by_name {
+    // What was pooled within has its prompt in it.
+    if let Some(port) = text_by_name.filter(|_| !makers.rules.skips_prompt) {
         return choice(port, Pooling::None, "by its name");
     }
     if let Some(missing) = &makers.missing {

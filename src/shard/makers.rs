@@ -1,28 +1,31 @@
 //! What a model's makers wrote beside it of how texts become vectors: the configs of
-//! sentence-transformers and of transformers.
+//! sentence-transformers and of transformers. Files that are broken are refused by name; where they
+//! contradict each other, or ask for what is not computed here, nothing is made of them.
 
+use super::configs::{self, MODULES, Module, Sentence, SentenceTransformers, limit_of};
 use super::error::{ShardError, ensure, unfit};
 use crate::store::manifest::{MAX_PROMPTS, Pooling, Prompt, TextRules};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::fs::{self, File};
-use std::io::{self, Read};
 use std::path::Path;
-
-/// Limit of a config: those of real models have some KB.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
+use tokenizers::Tokenizer;
 
 /// Limit of a prompt; a manifest's strings have one.
 const MAX_PROMPT_BYTES: usize = 1024;
 
-/// A length from which on "the longest text" means that there is none: transformers writes 1e30.
-const NO_LIMIT: f64 = 1e9;
+/// Where the pooling is, unless [`MODULES`] says otherwise.
+const POOLING_PATH: &str = "1_Pooling";
+
+const TOKENIZER: &str = "tokenizer_config.json";
+const MODEL: &str = "config.json";
 
 /// What the files say.
 #[derive(Debug, Default)]
 pub struct Makers {
     /// How tokens are pooled, and the file that says so.
     pub pooling: Option<(Pooling, String)>,
+    /// Values of the vectors that are pooled, and the file that says so.
+    pub width: Option<(u64, String)>,
     /// Lengths, prompts and the like, with a line for each file.
     pub rules: TextRules,
     /// What makes the model something else than an embedder of texts, where something does.
@@ -32,17 +35,21 @@ pub struct Makers {
 }
 
 impl Makers {
-    /// Reads what is in `folder`; `tokenizer` is the text of tokenizer.json.
+    /// Reads what is in `folder`; `json` is the text of `tokenizer`.
     ///
     /// # Errors
     /// A file that is there and cannot be read, or says what no such file can.
-    pub fn read(folder: &Path, tokenizer: &[u8]) -> Result<Makers, ShardError> {
+    pub fn read(folder: &Path, json: &[u8], tokenizer: &Tokenizer) -> Result<Makers, ShardError> {
         let mut makers = Makers::default();
-        let pooling_folder = makers.read_modules(folder)?;
-        makers.read_pooling(folder, &pooling_folder)?;
+        let modules = configs::modules(folder)?;
+        let network = folder.join(configs::transformer_path(modules.as_deref()));
+        let pooling = makers.read_modules(folder, modules.as_deref())?;
+        makers.read_pooling(folder, pooling)?;
         makers.read_prompts(folder)?;
-        makers.read_length(folder, tokenizer)?;
-        makers.read_architecture(folder)?;
+        let of_tokenizer = configs::object(&network, TOKENIZER)?;
+        makers.read_texts(&network, json, of_tokenizer.as_ref())?;
+        makers.read_frame(of_tokenizer.as_ref(), tokenizer);
+        makers.read_architecture(&network)?;
         Ok(makers)
     }
 
@@ -50,57 +57,99 @@ impl Makers {
         self.rules.sources.push(line);
     }
 
-    /// The modules that follow each other, which must be those that are computed here. Returns the
-    /// folder of the pooling.
-    fn read_modules(&mut self, folder: &Path) -> Result<String, ShardError> {
-        const NAME: &str = "modules.json";
-        let usual = "1_Pooling".to_string();
-        let Some(modules) = read_json(folder, NAME)? else { return Ok(usual) };
-        let modules = modules.as_array().ok_or_else(|| unfit!("{NAME}: it is no list"))?;
-        let mut pooling = None;
-        for module in modules {
-            let text = |key: &str| module[key].as_str().unwrap_or_default();
-            let (kind, path) = (text("type"), text("path"));
-            match kind.rsplit('.').next().unwrap_or_default() {
-                "Transformer" | "Normalize" => {}
-                "Pooling" => pooling = Some(path.to_string()),
-                _ => self.missing = Some(format!("{NAME} names {path:?}, a {kind:?}")),
-            }
-        }
-        let has_normalize = modules
-            .iter()
-            .any(|module| module["type"].as_str().is_some_and(|kind| kind.ends_with(".Normalize")));
-        if has_normalize {
-            self.say(format!("vectors of length one: {NAME}"));
-        }
-        let path = pooling.unwrap_or(usual);
-        let is_inner = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
-        ensure!(is_inner, "{NAME}: path {path:?} leaves the folder");
-        Ok(path)
+    /// Notes what cannot be computed, once.
+    fn miss(&mut self, what: String) {
+        self.missing.get_or_insert(what);
     }
 
-    fn read_pooling(&mut self, folder: &Path, pooling_folder: &str) -> Result<(), ShardError> {
-        let name = format!("{pooling_folder}/config.json");
-        let Some(config) = read_object(folder, &name)? else { return Ok(()) };
-        let mut modes: Vec<&str> = config
-            .iter()
-            .filter(|(_, value)| **value == Value::Bool(true))
-            .filter_map(|(key, _)| key.strip_prefix("pooling_mode_"))
-            .map(|mode| mode.strip_suffix("_tokens").unwrap_or(mode))
-            .map(|mode| if mode == "cls_token" { "cls" } else { mode })
-            .collect();
-        match config.get("pooling_mode") {
-            Some(Value::String(mode)) => modes = vec![mode],
-            Some(Value::Array(several)) => {
-                modes = several.iter().filter_map(Value::as_str).collect();
+    /// The modules that follow each other, which must be those that are computed here. Returns that
+    /// of the pooling, where one is named.
+    fn read_modules<'a>(
+        &mut self,
+        folder: &Path,
+        modules: Option<&'a [Module]>,
+    ) -> Result<Option<&'a Module>, ShardError> {
+        let Some(modules) = modules else {
+            self.say(format!("vectors of length one: guessed, there is no {MODULES}"));
+            return Ok(None);
+        };
+        let (mut pooling, mut normalizes) = (None, false);
+        for (index, module) in modules.iter().enumerate() {
+            let Module { class, path } = module;
+            match module.kind() {
+                Some("Transformer") if index == 0 => {}
+                Some("Pooling") if index > 0 && pooling.is_none() => pooling = Some(module),
+                Some("Normalize") if pooling.is_some() => {
+                    let config = configs::object(folder, &format!("{path}/{MODEL}"))?;
+                    let input = config.as_ref().and_then(|config| config.get("module_input_name"));
+                    match input.and_then(Value::as_str) {
+                        None | Some("sentence_embedding") => normalizes = true,
+                        Some(other) => self.miss(format!("{path} normalizes {other:?}")),
+                    }
+                }
+                Some("Dropout") => {}
+                Some("Transformer" | "Pooling" | "Normalize") => {
+                    self.miss(format!("{MODULES} has {path:?}, a {class:?}, where none belongs"));
+                }
+                _ => self.miss(format!("{MODULES} names {path:?}, a {class:?}")),
             }
-            _ => {}
         }
-        if config.get("include_prompt") == Some(&Value::Bool(false)) {
+        if pooling.is_none() {
+            self.miss(format!("{MODULES} names no pooling"));
+        }
+        self.rules.keeps_length = !normalizes;
+        self.say(match normalizes {
+            true => format!("vectors of length one: {MODULES}"),
+            false => format!("vectors of the length that they come to: {MODULES} has no Normalize"),
+        });
+        Ok(pooling)
+    }
+
+    /// How tokens are pooled; a module that is named has to be there.
+    fn read_pooling(&mut self, folder: &Path, named: Option<&Module>) -> Result<(), ShardError> {
+        let path = named.map_or(POOLING_PATH, |module| &module.path);
+        let name = format!("{path}/{MODEL}");
+        let Some(config) = configs::object(folder, &name)? else {
+            if named.is_some() {
+                self.miss(format!("{MODULES} names {path:?}, and there is no {name}"));
+            }
+            return Ok(());
+        };
+        let flag = |key: &str| match config.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(other) => Err(unfit!("{name}: {key} is {other}, neither true nor false")),
+        };
+        let mut modes = match config.get("pooling_mode") {
+            Some(Value::String(mode)) => vec![mode.to_lowercase()],
+            Some(Value::Array(several)) => {
+                let modes = several.iter().map(|mode| mode.as_str().map(str::to_lowercase));
+                modes.collect::<Option<Vec<_>>>().unwrap_or_default()
+            }
+            _ => {
+                let mut modes = vec![];
+                for (key, mode) in
+                    config.keys().filter_map(|key| Some((key, key.strip_prefix("pooling_mode_")?)))
+                {
+                    if flag(key)? == Some(true) {
+                        modes.push(mode.to_owned());
+                    }
+                }
+                modes
+            }
+        };
+        for mode in &mut modes {
+            let short = mode.strip_suffix("_tokens").or(mode.strip_suffix("_token"));
+            *mode = short.unwrap_or(mode).to_owned();
+        }
+        if flag("include_prompt")? == Some(false) {
             self.rules.skips_prompt = true;
             self.say(format!("prompts are left out of the pooling: {name}"));
         }
-        match modes[..] {
+        let width = ["embedding_dimension", "word_embedding_dimension"];
+        let width = width.iter().find_map(|key| config.get(*key)?.as_u64());
+        self.width = width.map(|width| (width, name.clone()));
+        match &modes[..] {
             [mode] => {
                 let pooling = Pooling::by_name(mode).filter(|pooling| *pooling != Pooling::None);
                 let pooling =
@@ -108,9 +157,9 @@ impl Makers {
                 self.pooling = Some((pooling, name));
             }
             [] => return Err(unfit!("{name}: it names no pooling")),
-            _ => {
-                let several = modes.join(" and ");
-                self.missing = Some(format!("{name} joins the vectors of {several}"));
+            several => {
+                let several = several.join(" and ");
+                self.miss(format!("{name} joins the vectors of {several}"));
             }
         }
         Ok(())
@@ -118,83 +167,120 @@ impl Makers {
 
     fn read_prompts(&mut self, folder: &Path) -> Result<(), ShardError> {
         const NAME: &str = "config_sentence_transformers.json";
-        let Some(config) = read_object(folder, NAME)? else { return Ok(()) };
-        let prompts = config.get("prompts").and_then(Value::as_object);
+        let config: Option<SentenceTransformers> = configs::read(folder, NAME)?;
+        let SentenceTransformers { prompts, default_prompt_name: default, model_type } =
+            config.unwrap_or_default();
         for (name, text) in prompts.into_iter().flatten() {
-            let text = text.as_str().filter(|text| text.len() <= MAX_PROMPT_BYTES);
-            let text = text.ok_or_else(|| {
-                unfit!("{NAME}: prompt {name:?} is no text of at most {MAX_PROMPT_BYTES} bytes")
-            })?;
-            self.rules.prompts.push(Prompt { name: name.clone(), text: text.to_string() });
+            let text = text.unwrap_or_default();
+            ensure!(
+                text.len() <= MAX_PROMPT_BYTES,
+                "{NAME}: prompt {name:?} has more than {MAX_PROMPT_BYTES} bytes"
+            );
+            self.rules.prompts.push(Prompt { name, text });
         }
         let count = self.rules.prompts.len();
         ensure!(count <= MAX_PROMPTS, "{NAME}: it has {count} prompts, more than {MAX_PROMPTS}");
-        let default = config.get("default_prompt_name").and_then(Value::as_str);
-        if let Some(name) = default {
+        if let Some(name) = &default {
             let is_known = self.rules.prompt(name).is_some();
             ensure!(is_known, "{NAME}: there is no prompt {name:?}, which is the default");
-            self.rules.default_prompt = Some(name.to_string());
         }
-        if !self.rules.prompts.is_empty() {
+        if count > 0 {
+            let default = default.as_ref();
             let default = default.map_or(String::new(), |name| format!(", {name:?} by default"));
-            self.say(format!("{count} prompts{default}: {NAME}"));
+            let names: Vec<&str> = self.rules.prompts.iter().map(|p| p.name.as_str()).collect();
+            self.say(format!("prompts {}{default}: {NAME}", names.join(", ")));
+        }
+        self.rules.default_prompt = default;
+        if let Some(kind) = model_type.filter(|kind| kind != "SentenceTransformer") {
+            self.other_use = Some(format!("{NAME} says {kind}"));
         }
         Ok(())
     }
 
-    /// The longest text: of those who say it, the first in the order in which sentence-transformers
-    /// asks them. Where only the positions end, a longer text is refused.
-    fn read_length(&mut self, folder: &Path, tokenizer: &[u8]) -> Result<(), ShardError> {
-        const SENTENCE: &str = "sentence_bert_config.json";
-        const TOKENIZER: &str = "tokenizer_config.json";
-        const MODEL: &str = "config.json";
-        let sentence = read_object(folder, SENTENCE)?;
-        let own: Own =
-            serde_json::from_slice(tokenizer).map_err(|error| unfit!("tokenizer.json: {error}"))?;
-        let own = own.truncation.as_ref().and_then(|truncation| truncation.get("max_length"));
-        let for_tokenizer = read_object(folder, TOKENIZER)?;
-        let model = read_object(folder, MODEL)?;
-        let get = |object: &Option<Map<String, Value>>, key: &str| {
-            object.as_ref().and_then(|object| limit_of(object.get(key)))
-        };
-        if sentence.as_ref().and_then(|s| s.get("do_lower_case")) == Some(&Value::Bool(true)) {
+    /// The longest text and what becomes of longer ones, as sentence-transformers has it: its own
+    /// word, else the tokenizer's within the positions that there are. What tokenizer.json says of
+    /// that is what somebody last cut texts to, and counts where nobody else says anything.
+    fn read_texts(
+        &mut self,
+        network: &Path,
+        json: &[u8],
+        of_tokenizer: Option<&Map<String, Value>>,
+    ) -> Result<(), ShardError> {
+        let (sentence, name) = read_sentence(network)?;
+        if sentence.do_lower_case == Some(true) {
             self.rules.lowercase = true;
-            self.say(format!("texts become lower case: {SENTENCE}"));
+            self.say(format!("texts become lower case: {name}"));
         }
-        let positions = get(&model, "max_position_embeddings").map(|all| {
-            // RoBERTa and its kin count positions from behind that of the padding.
-            let kind = model.as_ref().and_then(|m| m.get("model_type")).and_then(Value::as_str);
-            let is_shifted = kind.is_some_and(|kind| {
-                ["roberta", "xlm-roberta", "camembert", "mpnet", "longformer"].contains(&kind)
-            });
-            if is_shifted { all.saturating_sub(2) } else { all }
-        });
+        if let Some(task) = sentence.transformer_task.filter(|task| task != "feature-extraction") {
+            self.other_use = Some(format!("{name} says {task}"));
+        }
+        if sentence.modality_config.is_some_and(|known| known.contains_key("message")) {
+            self.miss(format!("{name} makes messages of a chat of texts"));
+        }
+        let own: Own =
+            serde_json::from_slice(json).map_err(|error| unfit!("tokenizer.json: {error}"))?;
+        let own = own.truncation.unwrap_or_default();
+        let positions = positions_of(configs::object(network, MODEL)?.as_ref());
+        let number = |value: Option<&Value>| limit_of(value.and_then(Value::as_f64));
+        let tokenizers = number(of_tokenizer.and_then(|config| config.get("model_max_length")));
+        let by_positions = format!("max_position_embeddings of {MODEL}");
         let said = [
-            (get(&sentence, "max_seq_length"), format!("max_seq_length of {SENTENCE}")),
-            (limit_of(own), "truncation of tokenizer.json".into()),
-            (get(&for_tokenizer, "model_max_length"), format!("model_max_length of {TOKENIZER}")),
+            (limit_of(sentence.max_seq_length), format!("max_seq_length of {name}")),
+            (tokenizers, format!("model_max_length of {TOKENIZER}")),
+            (positions, by_positions.clone()),
+            (number(own.get("max_length")), "truncation of tokenizer.json".to_owned()),
         ];
-        let said = said.into_iter().find_map(|(limit, by)| Some((limit?, by)));
-        match (said, positions) {
-            (Some((limit, by)), positions) => {
-                let limit = positions.map_or(limit, |positions| positions.min(limit));
-                self.rules.max_tokens = Some(limit);
-                self.rules.truncates = true;
-                self.say(format!("texts are cut at {limit} tokens: {by}"));
-            }
-            (None, Some(positions)) => {
-                self.rules.max_tokens = Some(positions);
-                let by = format!("max_position_embeddings of {MODEL}");
-                self.say(format!("texts of more than {positions} tokens are refused: {by}"));
-            }
-            (None, None) => {}
+        if let Some((limit, by)) = said.into_iter().find_map(|(limit, by)| Some((limit?, by))) {
+            let (limit, by) = match positions {
+                Some(positions) if positions < limit => (positions, by_positions),
+                _ => (limit, by),
+            };
+            self.rules.max_tokens = Some(limit);
+            self.rules.truncates = true;
+            self.say(format!("texts are cut at {limit} tokens: {by}"));
+        }
+        let side = of_tokenizer.and_then(|config| config.get("truncation_side"));
+        let (side, by) = match side.and_then(Value::as_str) {
+            Some(side) => (Some(side), TOKENIZER),
+            None => (own.get("direction").and_then(Value::as_str), "tokenizer.json"),
+        };
+        if self.rules.truncates && side.is_some_and(|side| side.eq_ignore_ascii_case("left")) {
+            self.rules.cuts_start = true;
+            self.say(format!("it is their beginning that is cut off: {by}"));
         }
         Ok(())
+    }
+
+    /// Special tokens that transformers puts round each text, and tokenizer.json does not: a model
+    /// that answers with its last token's vector would be asked about another one.
+    fn read_frame(&mut self, of_tokenizer: Option<&Map<String, Value>>, tokenizer: &Tokenizer) {
+        let Some(config) = of_tokenizer else { return };
+        let framed = tokenizer.encode("a", true).ok();
+        let ids = framed.as_ref().map_or(&[][..], |framed| framed.get_ids());
+        let ends = [
+            ("add_bos_token", "bos_token", ids.first()),
+            ("add_eos_token", "eos_token", ids.last()),
+        ];
+        for (wish, which, there) in ends {
+            let token = match config.get(which) {
+                Some(Value::String(token)) => Some(token.as_str()),
+                Some(other) => other.get("content").and_then(Value::as_str),
+                None => None,
+            };
+            let id = token.and_then(|token| tokenizer.token_to_id(token));
+            if config.get(wish) == Some(&Value::Bool(true)) && id.is_some() && id.as_ref() != there
+            {
+                let token = token.unwrap_or_default();
+                self.miss(format!(
+                    "{TOKENIZER} wants {token:?} beside each text ({wish}), which tokenizer.json \
+                     does not put there"
+                ));
+            }
+        }
     }
 
     /// A model with a head of its own is no embedder, whatever its outputs are called.
-    fn read_architecture(&mut self, folder: &Path) -> Result<(), ShardError> {
-        const NAME: &str = "config.json";
+    fn read_architecture(&mut self, network: &Path) -> Result<(), ShardError> {
         const HEADS: [&str; 6] = [
             "ForSequenceClassification",
             "ForTokenClassification",
@@ -203,11 +289,13 @@ impl Makers {
             "ForNextSentencePrediction",
             "ForImageClassification",
         ];
-        let Some(config) = read_object(folder, NAME)? else { return Ok(()) };
+        let Some(config) = configs::object(network, MODEL)? else { return Ok(()) };
         let named = config.get("architectures").and_then(Value::as_array);
         let named = named.into_iter().flatten().filter_map(Value::as_str);
         let head = named.into_iter().find(|name| HEADS.iter().any(|head| name.ends_with(head)));
-        self.other_use = head.map(|head| format!("{NAME} says {head}"));
+        if let Some(head) = head {
+            self.other_use = Some(format!("{MODEL} says {head}"));
+        }
         Ok(())
     }
 }
@@ -218,35 +306,28 @@ struct Own {
     truncation: Option<Map<String, Value>>,
 }
 
-/// A length of texts, where it is one.
-fn limit_of(value: Option<&Value>) -> Option<u64> {
-    let number = value?.as_f64()?;
-    ((1.0..NO_LIMIT).contains(&number)).then_some(number as u64)
-}
-
-fn read_object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, ShardError> {
-    match read_json(folder, name)? {
-        None => Ok(None),
-        Some(Value::Object(object)) => Ok(Some(object)),
-        Some(_) => Err(unfit!("{name}: it is no JSON object")),
-    }
-}
-
-/// Reads a config, where it is there.
-fn read_json(folder: &Path, name: &str) -> Result<Option<Value>, ShardError> {
-    let path = folder.join(name);
-    let is_file = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
-    if !is_file {
-        return Ok(None);
-    }
-    let read = || -> io::Result<Value> {
-        let mut text = vec![];
-        File::open(&path)?.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text)?;
-        if text.len() as u64 > MAX_CONFIG_BYTES {
-            let what = format!("it has more than {MAX_CONFIG_BYTES} bytes");
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+/// How the network is fed, by the first of the names that sentence-transformers knows, and that name.
+fn read_sentence(network: &Path) -> Result<(Sentence, String), ShardError> {
+    const KINDS: [&str; 7] =
+        ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
+    let names = KINDS.map(|kind| format!("sentence_{kind}_config.json"));
+    for name in names {
+        if let Some(sentence) = configs::read(network, &name)? {
+            return Ok((sentence, name));
         }
-        Ok(serde_json::from_slice(&text)?)
-    };
-    read().map(Some).map_err(ShardError::io(format!("read {}", path.display())))
+    }
+    Ok((Sentence::default(), String::new()))
+}
+
+/// Positions that the model tells apart, where they end.
+fn positions_of(model: Option<&Map<String, Value>>) -> Option<u64> {
+    // Their config calls it by another name.
+    const OTHERS: [&str; 5] = ["gpt2", "gptj", "codegen", "ctrl", "openai-gpt"];
+    // These count positions from behind that of the padding.
+    const SHIFTED: [&str; 5] = ["roberta", "xlm-roberta", "camembert", "mpnet", "longformer"];
+    let model = model?;
+    let kind = model.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let other = model.get("n_positions").filter(|_| OTHERS.contains(&kind));
+    let all = limit_of(model.get("max_position_embeddings").or(other)?.as_f64())?;
+    Some(if SHIFTED.contains(&kind) { all.saturating_sub(2) } else { all })
 }

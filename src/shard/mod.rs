@@ -1,10 +1,11 @@
 //! From a model's files to a version in a store: what `hermes-shard build` does.
 //!
 //! `order` is what is asked for, `source` what is read for it, `draft` what is found out about it
-//! and becomes the version. `place`, `makers` and `embedder` know what lies beside a model, `dims`
-//! and `trial` settle its open dimensions; `write`, `layers`, `tensor` and `encode` make layer files
-//! of its weights. Nothing here is needed to serve a model.
+//! and becomes the version. `place`, `configs`, `makers` and `embedder` know what lies beside a
+//! model, `dims` and `trial` settle its open dimensions; `write`, `layers`, `tensor` and `encode`
+//! make layer files of its weights. Nothing here is needed to serve a model.
 
+mod configs;
 mod dims;
 mod draft;
 mod embedder;

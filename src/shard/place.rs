@@ -1,6 +1,7 @@
 //! Where a model's files lie: an ONNX file, or the folder of a repository with one in it, as
 //! transformers, optimum and sentence-transformers lay them out.
 
+use super::configs;
 use super::error::{ShardError, ensure, unfit};
 use super::foreign::Foreign;
 use super::layers;
@@ -32,11 +33,8 @@ impl Place {
     /// # Errors
     /// A folder without one, or with several.
     pub fn of(path: &Path) -> Result<Place, ShardError> {
-        if !path.is_dir() {
-            return Ok(Place { model: path.to_owned(), folder: folder_of(path) });
-        }
-        let model = find_in(path)?;
-        Ok(Place { folder: folder_of(&model), model })
+        let model = if path.is_dir() { find_in(path)? } else { path.to_owned() };
+        Ok(Place { folder: repository_of(folder_of(&model)), model })
     }
 
     /// The name that the files give the model.
@@ -72,9 +70,30 @@ fn folder_of(model: &Path) -> PathBuf {
     }
 }
 
+/// The repository of a network in `folder`: the one above, where that says so.
+fn repository_of(folder: PathBuf) -> PathBuf {
+    let absolute = fs::canonicalize(&folder).unwrap_or_else(|_| folder.clone());
+    let (Some(above), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        return folder;
+    };
+    // One that cannot be read is told where it is the model's own.
+    let modules = configs::modules(above).ok().flatten();
+    match configs::transformer_path(modules.as_deref()) == name {
+        true => folder.join(".."),
+        false => folder,
+    }
+}
+
 fn find_in(folder: &Path) -> Result<PathBuf, ShardError> {
     let mut found = vec![];
-    for place in [folder.to_owned(), folder.join(ONNX_FOLDER)] {
+    let modules = configs::modules(folder)?;
+    let mut homes = vec![folder.to_owned()];
+    match configs::transformer_path(modules.as_deref()) {
+        "" => {}
+        path => homes.push(folder.join(path)),
+    }
+    for place in homes.into_iter().flat_map(|home| [home.join(ONNX_FOLDER), home].into_iter().rev())
+    {
         let plain = place.join(PLAIN_STEM).with_extension("onnx");
         if plain.is_file() {
             return Ok(plain);

@@ -1,5 +1,6 @@
 //! A model's files, as far as they are read before anything is made of them.
 
+use super::configs;
 use super::error::{ShardError, unfit};
 use super::foreign::Foreign;
 use super::order::Order;
@@ -7,6 +8,7 @@ use super::place::Place;
 use crate::graph::skim::{self, Skim, SkimError};
 use std::fs;
 use std::path::{Path, PathBuf};
+use tokenizers::Tokenizer;
 
 /// Name of the tokenizer's file, beside a model and in a version.
 pub(super) const TOKENIZER_NAME: &str = "tokenizer.json";
@@ -49,18 +51,19 @@ impl Source {
 }
 
 impl TokenizerFile {
-    /// Tries that it is one.
-    pub(super) fn check(&self) -> Result<(), ShardError> {
+    /// What it says, if it is one.
+    pub(super) fn parse(&self) -> Result<Tokenizer, ShardError> {
         let path = self.path.display();
-        let Err(error) = tokenizers::Tokenizer::from_bytes(&self.bytes) else { return Ok(()) };
-        Err(match Foreign::in_place_of_text(&self.path) {
-            Some(Foreign { what, advice }) => {
-                unfit!("{path} is no tokenizer.json: it is {what}\n{advice}")
+        Tokenizer::from_bytes(&self.bytes).map_err(|error| {
+            match Foreign::in_place_of_text(&self.path) {
+                Some(Foreign { what, advice }) => {
+                    unfit!("{path} is no tokenizer.json: it is {what}\n{advice}")
+                }
+                None => unfit!(
+                    "{path} is no tokenizer.json: {error}\n\
+                     give the one that belongs to the model with --tokenizer FILE"
+                ),
             }
-            None => unfit!(
-                "{path} is no tokenizer.json: {error}\n\
-                 give the one that belongs to the model with --tokenizer FILE"
-            ),
         })
     }
 }
@@ -76,13 +79,12 @@ fn told(error: SkimError, model: &Path) -> ShardError {
 }
 
 fn read_tokenizer(order: &Order, place: &Place) -> Result<Option<TokenizerFile>, ShardError> {
-    let beside = place.folder.join(TOKENIZER_NAME);
-    let path = match &order.tokenizer {
-        Some(path) => path,
-        None if beside.is_file() => &beside,
-        None => return Ok(None),
-    };
+    let modules = configs::modules(&place.folder)?;
+    let network = place.folder.join(configs::transformer_path(modules.as_deref()));
+    let places = [network.join(TOKENIZER_NAME), place.folder.join(TOKENIZER_NAME)];
+    let beside = places.into_iter().find(|path| path.is_file());
+    let Some(path) = order.tokenizer.clone().or(beside) else { return Ok(None) };
     let told = ShardError::io(format!("read tokenizer {}", path.display()));
-    let bytes = fs::read(path).map_err(told)?;
-    Ok(Some(TokenizerFile { path: path.clone(), bytes }))
+    let bytes = fs::read(&path).map_err(told)?;
+    Ok(Some(TokenizerFile { path, bytes }))
 }
