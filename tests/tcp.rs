@@ -487,6 +487,27 @@ fn crowds_at_a_port_shut_nobody_out() {
     }
 }
 
+/// A client whose machine or cable was gone held its connection, and what it had asked for, for ever.
+#[test]
+fn a_client_that_says_nothing_is_asked_whether_it_is_there() {
+    let served = serve("");
+    let port = served.daemon.ports()[0];
+    let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let ends = [port, client.local_addr().unwrap().port()].map(|port| format!(":{port:04X}"));
+    // The timer of the daemon's end, as the kernel tells it: 02 is the one that asks.
+    let timer = || {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let ours = lines.find(|of| of[1].ends_with(&ends[0]) && of[2].ends_with(&ends[1]))?;
+        Some(ours[5].split(':').next()?.to_owned())
+    };
+    let start = Instant::now();
+    while timer().as_deref() != Some("02") {
+        assert!(start.elapsed() < PATIENCE, "{:?}", timer());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A client that resets its connection has its request cancelled, and one that only stops sending
 /// gets its answer or its end; nothing of either is left.
 #[test]

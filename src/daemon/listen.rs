@@ -72,9 +72,7 @@ impl Settings {
         }
         Ok(listening)
     }
-}
 
-impl Settings {
     /// What is listened on where nothing is passed.
     pub fn addresses(&self) -> Vec<Address> {
         let mut addresses: Vec<Address> = self.own_address().into_iter().collect();

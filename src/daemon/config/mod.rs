@@ -40,7 +40,7 @@ const BLIND_BUDGET_BYTES: u64 = 64 << 20;
 pub struct Settings {
     /// Folder of the store.
     pub store: PathBuf,
-    /// Unix socket to serve; [`Settings::socket`] has the default.
+    /// Unix socket to serve; [`Settings::socket()`] has the default.
     pub socket: Option<PathBuf>,
     /// What is served beside it.
     pub listen: Option<Addresses>,
