@@ -31,6 +31,8 @@ const OPTIMUM: &str = "export the model that it belongs to: optimum-cli export o
                        FOLDER_OR_NAME OUT, or torch.onnx.export in code";
 const TORCH: &str = "load it in Python and call torch.onnx.export(model, example, \"model.onnx\"), or \
                      for a model of Hugging Face: optimum-cli export onnx --model FOLDER_OR_NAME OUT";
+const POINTER: &str = "a pointer of Git LFS in place of the file";
+const PAGE: &str = "an HTML page, not the file that was to be downloaded";
 const PULL: &str =
     "fetch the file itself: git lfs install && git lfs pull, in the folder of the repository";
 const PICKLE: &str = "load it in Python and call torch.onnx.export(model, example, \"model.onnx\"), \
@@ -61,8 +63,7 @@ impl Foreign {
 
     /// What lies at `path` in place of a text that was not fetched: a pointer of Git LFS, or a page.
     pub fn in_place_of_text(path: &Path) -> Option<Foreign> {
-        let is_page = |found: &Foreign| found.advice == AGAIN && !found.what.starts_with("a JSON");
-        Foreign::of(path).filter(|found| found.advice == PULL || is_page(found))
+        Foreign::of(path).filter(|found| [POINTER, PAGE].contains(&found.what))
     }
 
     /// What lies in a folder in which there is no ONNX file, by name.
@@ -156,10 +157,10 @@ fn by_text(head: &[u8]) -> Option<Foreign> {
     let start = head.iter().position(|byte| !b"\xef\xbb\xbf \t\r\n".contains(byte))?;
     let text = String::from_utf8_lossy(&head[start..head.len().min(start + 4096)]).to_lowercase();
     if text.starts_with("version https://git-lfs.github.com/spec/") {
-        return foreign("a pointer of Git LFS in place of the file", PULL);
+        return foreign(POINTER, PULL);
     }
     if text.starts_with('<') && (text.contains("<!doctype html") || text.contains("<html")) {
-        return foreign("an HTML page, not the file that was to be downloaded", AGAIN);
+        return foreign(PAGE, AGAIN);
     }
     if text.starts_with("<?xml") || text.starts_with("<net") {
         return match text.contains("<net ") {

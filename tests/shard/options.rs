@@ -141,7 +141,7 @@ fn a_tokenizer_that_is_none_is_refused() {
 
     // The one beside the model is taken without being asked for, and no less checked.
     fs::write(place.path("tokenizer.json"), "[]").unwrap();
-    place.refuse(&[], &["tokenizer.json is no tokenizer.json"]);
+    place.refuse(&[], &["tokenizer.json is no tokenizer.json: ", "line 1", "--tokenizer FILE"]);
     fs::copy(place.path("text.json"), place.path("tokenizer.json")).unwrap();
     place.build(&[]);
     assert_eq!(place.inspect("1")["tokenizer"]["path"], "tokenizer.json");
