@@ -60,7 +60,8 @@ fn describe(shown: &Value, versions: &[Value]) -> String {
     for budget in each(&shown["budgets"]) {
         let length = budget["length"].as_u64();
         let requests = length.map(|length| format!(" for requests of length {length}"));
-        tell("budget", format!("{}{}", size(&budget["bytes"]), requests.unwrap_or_default()));
+        let bytes = size(&budget["bytes"]);
+        tell("budget", format!("{bytes} would do{}", requests.unwrap_or_default()));
     }
     tell("files", format!("{} in all", size(&shown["bytes"])));
     let is_layer = |file: &&Value| text(&file["path"]).starts_with("layers/");
