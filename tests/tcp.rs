@@ -6,6 +6,7 @@
 mod common;
 
 use common::daemon::{Connection, Daemon, command};
+use common::frozen::Frozen;
 use common::served::{
     STORE, Served, check_alive, check_error, hermesctl, linear_request, metric, slow_request,
     wait_for_pass, wait_metric,
@@ -24,6 +25,9 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Requests that may wait: `engine::turns` has the limit.
+const QUEUE_LIMIT: usize = 256;
 
 /// A user who is neither root nor the daemon's own.
 const STRANGER: u32 = 54_321;
@@ -485,6 +489,39 @@ fn crowds_at_a_port_shut_nobody_out() {
     if !is_root {
         skip("only root can be somebody else");
     }
+}
+
+/// Requests by a port took all of the queue, and whoever asked by the socket was told that it is full.
+#[test]
+fn requests_by_a_port_leave_half_of_the_queue() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--budget", "512MiB", "--profiles", "false", "--listen", "tcp:127.0.0.1:0"];
+    let socket = folder.path().join("s");
+    let daemon = Daemon::start(STORE.path(), &socket, &arguments);
+    check_alive(&daemon);
+    let port = daemon.ports()[0];
+    let frozen = Frozen::new(daemon.id(), &["engine"]);
+    let ask = || daemon.connect_port(port).ask(INFER, &[HOST], &infer());
+    let mut crowd: Vec<Connection> = (0..QUEUE_LIMIT / 2).map(|_| ask()).collect();
+    let waiting = "hermes_waiting_requests";
+    wait_metric(&daemon, waiting, |count| count == (QUEUE_LIMIT / 2) as f64);
+    let request = format!(
+        "{INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{}",
+        infer().len(),
+        infer()
+    );
+    let one_more = |_| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        // Who is refused no longer reads.
+        let _ = stream.write_all(request.as_bytes());
+        stream
+    };
+    let more: Vec<TcpStream> = (0..QUEUE_LIMIT).map(one_more).collect();
+    let mut ours = daemon.connect().post("/v2/models/linear/infer", &infer());
+    wait_metric(&daemon, waiting, |count| count == (QUEUE_LIMIT / 2 + 1) as f64);
+    drop((frozen, more));
+    check_answer(ours.reply());
+    crowd.iter_mut().for_each(|connection| check_answer(connection.reply()));
 }
 
 /// A client whose machine or cable was gone held its connection, and what it had asked for, for ever.

@@ -2,6 +2,7 @@
 //! somebody else needs its place.
 
 use super::activity::Activity;
+use crate::engine::QUEUE_LIMIT;
 use crate::stream::{Category, Grant, Ledger};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +13,10 @@ pub const CONNECTION_BYTES: u64 = 64 << 10;
 /// What the kernel holds, for a connection by a port, of what the client has sent and nobody has
 /// taken yet; that of a Unix socket is the client's.
 pub const UNTAKEN_BYTES: usize = 64 << 10;
+
+/// Connections by ports, at most: each brings a request at a time, and half of those that may wait
+/// for a pass are left to the users of the socket.
+const PORT_CONNECTIONS: usize = QUEUE_LIMIT / 2;
 
 /// Connections granted at the start, so that the daemon can always say why it is busy; half of them
 /// are for root and the daemon's own user alone.
@@ -94,7 +99,7 @@ impl Connections {
             Who::User(_) | Who::Unknown if own < free => {
                 self.place(&mut state, RESERVED_CONNECTIONS / 2)
             }
-            Who::Tcp if own < free => self.port_place(),
+            Who::Tcp if own < free.min(PORT_CONNECTIONS) => self.port_place(),
             _ => Err(format!("{own} connections of this user are open, {free} are free")),
         };
         let place = place.or_else(|why| {
@@ -275,6 +280,8 @@ mod tests {
         let idle: Vec<Admission> =
             (0..40).map(|_| connections.admit(Who::Tcp, 64).unwrap()).collect();
         assert!(idle.iter().filter(|of| !of.activity.is_ended()).count() <= 32);
+        let many = Connections::new(Ledger::new(4000 * CONNECTION_BYTES));
+        assert_eq!(fill(&many, Who::Tcp, 1000).len(), PORT_CONNECTIONS);
     }
 
     /// Users who had taken all places shut the first client over TCP out.

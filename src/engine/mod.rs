@@ -61,4 +61,4 @@ pub use request::{Cancel, Class, PassStats, Reply, Request};
 pub use room::{LONG_PATIENCE, Room, TICK};
 pub use service::{Engine, PROCESS_BYTES};
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};
-pub use turns::BULK_LIMIT;
+pub use turns::{BULK_LIMIT, QUEUE_LIMIT};
