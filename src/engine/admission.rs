@@ -200,7 +200,8 @@ impl Admission<'_> {
         let counted = flow.counters();
         count_pass(&counters, latency_us, asked.len(), counted);
         if asked.first().is_some_and(|(waiting, ..)| waiting.class == Class::Bulk) {
-            model.pace.learn(all_tokens, latency_us, counted.stall_us);
+            let loading_us = counted.stall_us.max(counted.loader_cpu_us);
+            model.pace.learn(all_tokens, latency_us, loading_us);
         }
         if let Some(failure) = failure.filter(|_| !room.pulse.stopping.is_cancelled()) {
             model.fail(&failure);

@@ -6,18 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Tokens of the first such pass.
 const FIRST_TOKENS: u64 = 512;
 
-const LEAST_TOKENS: u64 = 64;
+/// Fewer would not be worth reading the tape for, however slowly they are computed.
+const LEAST_TOKENS: u64 = 256;
+
 const MOST_TOKENS: u64 = 16 << 10;
 
 /// What such a pass may take where compute decides: who comes meanwhile waits for its end.
 const PASS_US: u64 = 250_000;
 
-/// A pass that waits for the disk for a larger share than one in so many could compute more in the
-/// same time.
-const STALL_SHARE: u64 = 4;
+/// Of a pass in which bringing the tape in costs more than one in so many, more tokens cost less.
+const DEAR_SHARE: u64 = 4;
 
-/// One that waits for less than one in so many is as long as its compute.
-const COMPUTE_SHARE: u64 = 8;
+/// Where it costs less than one in so many, a pass is as long as its compute.
+const CHEAP_SHARE: u64 = 8;
 
 /// What passes so far have shown.
 #[derive(Debug)]
@@ -35,21 +36,21 @@ impl Pace {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Learns from a pass of so many tokens.
-    pub fn learn(&self, tokens: u64, latency_us: u64, stall_us: u64) {
-        self.0.store(next(self.tokens(), tokens, latency_us, stall_us), Ordering::Relaxed);
+    /// Learns from a pass of so many tokens, for which bringing the tape in cost so much, as time that
+    /// compute waited or that loaders took of the processor.
+    pub fn learn(&self, tokens: u64, latency_us: u64, loading_us: u64) {
+        self.0.store(next(self.tokens(), tokens, latency_us, loading_us), Ordering::Relaxed);
     }
 }
 
 /// The pace after a pass, where it was `pace` before. One of few tokens, the last of many or all
 /// that memory has room for, says nothing.
-fn next(pace: u64, tokens: u64, latency_us: u64, stall_us: u64) -> u64 {
+fn next(pace: u64, tokens: u64, latency_us: u64, loading_us: u64) -> u64 {
     let is_full = tokens >= pace / 2;
     let fitting = match latency_us {
         _ if !is_full => pace,
-        _ if stall_us.saturating_mul(STALL_SHARE) >= latency_us => 2 * pace,
-        0 => pace,
-        _ if stall_us.saturating_mul(COMPUTE_SHARE) < latency_us => {
+        _ if loading_us.saturating_mul(DEAR_SHARE) >= latency_us => 2 * pace,
+        _ if loading_us.saturating_mul(CHEAP_SHARE) < latency_us => {
             tokens.saturating_mul(PASS_US) / latency_us
         }
         _ => pace,
@@ -78,7 +79,7 @@ mod tests {
         // Resident, or read faster than it is computed.
         assert_eq!(settled(0, 250), 1000);
         assert_eq!(settled(20_000, 500), 500);
-        // Computed so slowly that a token's share counts.
+        // Computed so slowly that others wait longer all the same.
         assert_eq!(settled(0, 100_000), LEAST_TOKENS);
         // A slow disk: most of the tape's time is used, however long that is.
         let tokens = settled(10_000_000, 2_000);

@@ -243,7 +243,7 @@ impl Simulation {
             trace: None,
         };
         self.requests.push((number, line, cancel));
-        let class = if line % 2 == 0 { Class::Interactive } else { Class::Bulk };
+        let class = if line.is_multiple_of(2) { Class::Interactive } else { Class::Bulk };
         for (waiting, error) in self.turns.submit(Waiting::new(request, class, answer)) {
             self.refuse(waiting, error);
         }

@@ -54,8 +54,10 @@ impl TokenizerFile {
     /// What it says, if it is one.
     pub(super) fn parse(&self) -> Result<Tokenizer, ShardError> {
         let path = self.path.display();
-        Tokenizer::from_bytes(&self.bytes).map_err(|error| {
-            match Foreign::in_place_of_text(&self.path) {
+        let mut tokenizer =
+            Tokenizer::from_bytes(&self.bytes).map_err(|error| match Foreign::in_place_of_text(
+                &self.path,
+            ) {
                 Some(Foreign { what, advice }) => {
                     unfit!("{path} is no tokenizer.json: it is {what}\n{advice}")
                 }
@@ -63,8 +65,10 @@ impl TokenizerFile {
                     "{path} is no tokenizer.json: {error}\n\
                      give the one that belongs to the model with --tokenizer FILE"
                 ),
-            }
-        })
+            })?;
+        // Nothing is padded here.
+        tokenizer.with_padding(None);
+        Ok(tokenizer)
     }
 }
 

@@ -322,7 +322,13 @@ fn files_that_are_broken_or_contradict_each_other_are_told_by_name() {
     let chat = ("sentence_bert_config.json", json!({"modality_config": {"message": {}}}));
     undecided(&[chat], &["messages"]);
     let end = json!({"add_eos_token": true, "eos_token": {"content": "cat"}});
-    undecided(&[("tokenizer_config.json", end)], &["\"cat\"", "add_eos_token"]);
+    undecided(&[("tokenizer_config.json", end.clone())], &["\"cat\"", "add_eos_token"]);
+    // One that is there, before the padding of tokenizer.json.
+    let mut framed: Value = serde_json::from_str(&tokenizer()).unwrap();
+    framed["post_processor"] =
+        json!({"type": "BertProcessing", "sep": ["cat", 1], "cls": ["dog", 2]});
+    let configs = [("tokenizer_config.json", end), ("tokenizer.json", framed)];
+    assert_eq!(try_build(&hidden, &configs).unwrap()["task"]["pooling"], "mean");
 
     let refused = |name: &str, config: Value, words: &[&str]| {
         let said = try_build(&hidden, &[(name, config)]).unwrap_err();
