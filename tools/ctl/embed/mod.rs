@@ -52,7 +52,7 @@ pub struct EmbedCommand {
     /// What a line of the file is [default: json where its name ends in .jsonl, else text].
     #[arg(long)]
     lines: Option<Format>,
-    /// Where the vectors of a file go: row N of a .npy, or line N of a .jsonl, is line N's.
+    /// Where the vectors of a file go: a row of a .npy, or a line of a .jsonl, for each of its lines.
     #[arg(long, value_name = "FILE.npy|FILE.jsonl", conflicts_with = "json")]
     output: Option<PathBuf>,
     /// Values of each vector; it is cut and scaled to length one.

@@ -18,7 +18,7 @@ pub struct Progress {
 impl Progress {
     /// Progress through a file, of which some lines were done before.
     pub fn new(file: &Path, done: u64) -> Progress {
-        let bar = ProgressBar::no_length();
+        let bar = ProgressBar::no_length().with_position(done);
         if bar.is_hidden() {
             return Progress { bar, named: 0 };
         }
@@ -37,7 +37,6 @@ impl Progress {
         if let Some(all) = all {
             bar.set_length(all);
         }
-        bar.set_position(done);
         bar.reset_eta();
         if done > 0 {
             bar.println(format!("going on after {done} texts"));
