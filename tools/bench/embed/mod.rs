@@ -49,7 +49,8 @@ pub struct Arguments {
     /// Tokens that the model's texts are cut to, for ONNX Runtime
     #[arg(long, default_value_t = 256)]
     tokens: usize,
-    /// Documents up to which every batch is measured; of more, the fastest and the largest
+    /// Documents up to which every batch is measured; of more the fastest, and the largest of up to
+    /// 3,000
     #[arg(long, default_value_t = 1000)]
     every_batch: usize,
     /// Python with onnxruntime, tokenizers and numpy
@@ -66,7 +67,7 @@ pub struct Arguments {
 /// The program that has ONNX Runtime embed a file of texts.
 const ONNX_PROGRAM: &str = include_str!("onnxruntime_embed.py");
 
-/// Documents after which nothing is measured again.
+/// Documents after which nothing is measured again, nor what is slowest.
 const ENOUGH_DOCUMENTS: usize = 3000;
 
 /// One run.
@@ -146,7 +147,8 @@ fn runs(arguments: &Arguments) -> u64 {
     let systems = |count: usize| match (&arguments.onnx, count <= arguments.every_batch) {
         (None, _) => 1,
         (Some(_), true) => 2 * BATCHES.len(),
-        (Some(_), false) => 3,
+        (Some(_), false) if count <= ENOUGH_DOCUMENTS => 3,
+        (Some(_), false) => 2,
     };
     let of = |count: &usize| systems(*count) * repeats(arguments, *count);
     arguments.documents.iter().map(of).sum::<usize>() as u64
@@ -186,10 +188,10 @@ impl Bench<'_> {
             return all.collect();
         }
         let largest = System::Onnx { batch: BATCHES[BATCHES.len() - 1], sorted: false };
-        match self.fastest(self.arguments.every_batch) {
-            Some(fastest) if fastest != largest => vec![fastest, largest],
-            _ => vec![largest],
-        }
+        let fastest = self.fastest(self.arguments.every_batch);
+        let largest = (count <= ENOUGH_DOCUMENTS || fastest.is_none()).then_some(largest);
+        let is_other = |system: &System| Some(*system) != fastest;
+        fastest.into_iter().chain(largest.filter(is_other)).collect()
     }
 
     /// The batch with the best rate of the most documents that are no more than `most`.
