@@ -156,6 +156,9 @@ fn a_file_of_texts_becomes_a_file_of_vectors() {
         );
     }
     assert_eq!(files.names(), ["texts.jsonl", "texts.txt", "v.jsonl", "v.npy"]);
+    assert_eq!(embed(socket, &file, &output, &["--normalize=false"]).0, 0);
+    let text = fs::read_to_string(&output).unwrap();
+    assert!(text.starts_with("{\"line\":1,\"embedding\":[0.5,1.0,0.5,0.5]}\n"), "{text}");
     // The same again replaces what was there.
     let file = files.write("texts.txt", "");
     assert_eq!(embed(socket, &file, &files.path("v.npy"), &[]).0, 0);

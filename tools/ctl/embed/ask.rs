@@ -21,6 +21,8 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dimensions: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub truncate: Option<String>,

@@ -55,9 +55,13 @@ pub struct EmbedCommand {
     /// Where the vectors of a file go: a row of a .npy, or a line of a .jsonl, for each of its lines.
     #[arg(long, value_name = "FILE.npy|FILE.jsonl", conflicts_with = "json")]
     output: Option<PathBuf>,
-    /// Values of each vector; it is cut and scaled to length one.
+    /// Values of each vector; the others are cut off.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     dimensions: Option<u64>,
+    /// Whether vectors are scaled to length one [default: as the model's makers say].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    normalize: Option<bool>,
     /// The model's prompt that goes before each text.
     #[arg(long, value_name = "NAME")]
     prompt_name: Option<String>,
@@ -100,7 +104,7 @@ impl EmbedCommand {
     pub fn run(self, client: &Client) -> Result<(String, ExitCode), ClientError> {
         let truncate = self.truncate.map(|truncate| truncate.name().to_owned());
         let (dimensions, prompt_name) = (self.dimensions, self.prompt_name);
-        let options = Options { dimensions, prompt_name, truncate };
+        let options = Options { dimensions, normalize: self.normalize, prompt_name, truncate };
         let embedder = Embedder { client, model: &self.model, options };
         let takes_input = self.text == [STANDARD_INPUT];
         let input = Path::new(STANDARD_INPUT);
