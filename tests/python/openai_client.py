@@ -24,7 +24,8 @@ def refusal(kind, **arguments):
 
 cat, both = (client.embeddings.create(model="words", input=text) for text in ("cat", ["dog", "cat"]))
 floats = client.embeddings.create(model="words", input="cat", encoding_format="float")
-tokens = client.embeddings.create(model="words", input=[[1], [2, 3]])
+own = {"tokenizer": "words"}
+tokens = client.embeddings.create(model="words", input=[[1], [2, 3]], extra_body=own)
 json.dump(
     {
         "models": sorted(model.id for model in client.models.list()),
