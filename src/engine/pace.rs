@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Tokens of the first such pass.
 const FIRST_TOKENS: u64 = 512;
 
-/// Fewer would not be worth reading the tape for, however slowly they are computed.
-const LEAST_TOKENS: u64 = 256;
+/// Fewer would not be worth reading the tape for, nor be texts enough for all threads, however slowly
+/// they are computed.
+const LEAST_TOKENS: u64 = 512;
 
 const MOST_TOKENS: u64 = 16 << 10;
 
@@ -78,7 +79,7 @@ mod tests {
     fn a_pass_takes_as_long_as_its_reading_or_as_others_can_wait() {
         // Resident, or read faster than it is computed.
         assert_eq!(settled(0, 250), 1000);
-        assert_eq!(settled(20_000, 500), 500);
+        assert_eq!(settled(20_000, 400), 625);
         // Computed so slowly that others wait longer all the same.
         assert_eq!(settled(0, 100_000), LEAST_TOKENS);
         // A slow disk: most of the tape's time is used, however long that is.
@@ -91,7 +92,7 @@ mod tests {
     fn what_was_not_full_says_nothing() {
         assert_eq!(next(1000, 400, 1, 0), 1000);
         assert_eq!(next(1000, 400, 1_000_000, 900_000), 1000);
-        assert_eq!(next(1000, 600, 600_000, 0), 500);
+        assert_eq!(next(2000, 1200, 1_200_000, 0), 1000);
         assert_eq!(next(1000, 1000, 0, 0), 2000);
     }
 }
