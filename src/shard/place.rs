@@ -51,16 +51,19 @@ impl Place {
 
     /// Whether the ONNX file lies in a folder of its own in the repository.
     fn is_below(&self) -> bool {
-        self.model.parent() != Some(self.folder.as_path())
+        own_folder(&self.model) != self.folder
     }
+}
+
+/// The folder that a file is in.
+fn own_folder(file: &Path) -> &Path {
+    let named = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    named.unwrap_or(Path::new("."))
 }
 
 /// The folder of what belongs to an ONNX file: its own, or the one above `onnx`.
 fn folder_of(model: &Path) -> PathBuf {
-    let own = match model.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let own = own_folder(model);
     let absolute = fs::canonicalize(own).unwrap_or_else(|_| own.to_owned());
     let has_marks = |folder: &Path| MARKS.iter().any(|mark| folder.join(mark).is_file());
     let is_onnx = absolute.file_name().is_some_and(|name| name == ONNX_FOLDER);
@@ -127,5 +130,17 @@ fn find_in(folder: &Path) -> Result<PathBuf, ShardError> {
             folder.display(),
             several.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `hermes-shard build net.onnx` made a model of the working folder's name.
+    #[test]
+    fn a_file_of_the_working_folder_has_its_own_name() {
+        let name = |path: &str| Place::of(Path::new(path)).unwrap().name().unwrap();
+        assert_eq!((name("net.onnx"), name("./net.onnx")), ("net".to_string(), "net".to_string()));
     }
 }
