@@ -91,6 +91,10 @@ impl Hold {
         if self.lost_bytes() > LOST_BYTES || self.own_bytes() > self.process.bytes() {
             heap::trim();
             self.settle();
+            if self.own_bytes() > self.process.bytes() {
+                // Where there is no room for all the code that was run, it comes back as it is needed.
+                code::release();
+            }
         }
     }
 
