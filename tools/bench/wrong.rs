@@ -146,7 +146,8 @@ pub fn all(manifest: &Manifest, inputs: &[(String, Array)], budget_bytes: u64) -
     add("embeddings of a number", embeddings(json!({"model": model, "input": 1.5})), bad);
     add("embeddings without a model", embeddings(json!({"input": "a"})), bad);
     if manifest.tokenizer.is_some() {
-        let beyond = json!({"model": model, "input": [4_000_000_000u32]});
+        let beyond = json!({"model": model, "tokenizer": model, "input": [4_000_000_000u32]});
+        add("tokens of whom", embeddings(json!({"model": model, "input": [1]})), bad);
         add("token of no vocabulary", embeddings(beyond), bad);
         add(
             "texts, and gone",
