@@ -149,7 +149,7 @@ mod tests {
         let mut figures = Figures::default();
         let route = labels(&Method::GET, "/v2");
         let times = [0, 1_000, 1_001, 60_000_000, 60_000_001, u64::MAX];
-        times.map(|us| figures.count(route, StatusCode::OK, None, us));
+        times.into_iter().for_each(|us| figures.count(route, StatusCode::OK, None, us));
         let found = &figures.times[&(route, None)];
         let of = |index: usize| found.counts[index];
         assert_eq!([of(0), of(1), of(2), of(13), of(14)], [2, 1, 0, 1, 2]);
