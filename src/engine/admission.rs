@@ -75,8 +75,8 @@ impl Admission<'_> {
         let pass = self.stage.pass(model, &reel, flow, trace);
         let performed = self.run(&pass, began, seats);
         drop(pass);
-        heap::keep_within(granted_bytes);
         drop(spare);
+        self.stage.room().shelve(granted_bytes);
         self.stage.hold.settle_losses();
         performed
     }

@@ -17,7 +17,7 @@ use crate::stream::{
     Block, BlockMemory, Category, Grant, Keep, StreamError, Trace, WeightSource, What,
     load_to_stay_verified, load_verified,
 };
-use crate::sys::{affinity, heap, panics};
+use crate::sys::{affinity, panics};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -284,6 +284,7 @@ impl Stage {
             shape.iter().fold(port.dtype.size() as u64, |bytes, size| bytes * *size as u64)
         });
         let made_bytes: u64 = made_bytes.sum();
+        self.room().unshelve();
         let mut grant = self.room().ledger.try_grant(Category::Activations, bytes + made_bytes)?;
         let made = sample_of_shapes(ports, shapes.clone())
             .map_err(|error| EngineError::Invalid(error.to_string()))?;
@@ -298,8 +299,8 @@ impl Stage {
         // Made-up inputs may be such as tract does not take.
         let results = self.perform(&pass, vec![seat]);
         pass.flow.end();
-        heap::keep_within(bytes);
         drop(grant);
+        self.room().shelve(bytes);
         results
             .map_err(EngineError::Internal)?
             .into_iter()

@@ -139,10 +139,27 @@ impl Hold {
         memory::process().resident_bytes.saturating_sub(known_bytes)
     }
 
+    /// A grant for the first request of a pass, to which what is kept for the next one goes over; as
+    /// [`Hold::wait_alone`].
+    pub fn grant_alone(
+        &mut self,
+        model: &Arc<Model>,
+        bytes: u64,
+        own_bytes: u64,
+        cancel: &Cancel,
+    ) -> Result<Grant, EngineError> {
+        self.room.unshelve();
+        let granted = self.wait_alone(model, bytes, own_bytes, cancel);
+        if granted.is_err() {
+            heap::keep_within(0);
+        }
+        granted
+    }
+
     /// A grant for the first request of a pass, which holds `own_bytes` with its model; whatever
     /// can give way does before it is refused: what nobody uses, the window but for its smallest,
     /// what is missed soonest. Then others have a moment to give back what they hold.
-    pub fn grant_alone(
+    fn wait_alone(
         &mut self,
         model: &Arc<Model>,
         bytes: u64,
@@ -234,6 +251,7 @@ impl Hold {
     /// Gives back what is kept for the next pass.
     pub fn rest(&mut self) {
         self.slots.keep_within(0);
+        self.room.unshelve();
         heap::trim();
         code::release();
         self.settle();

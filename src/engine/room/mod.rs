@@ -18,9 +18,10 @@ use super::residents::Residents;
 use super::stats::Pulse;
 use crate::stream::{Category, Grant, Ledger, OverBudget};
 use crate::sys::heap;
+use crate::sys::lock::lock;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Longest wait for room that others will give back. What holds it are passes, and replies that
@@ -42,6 +43,8 @@ pub struct Room {
     pub(super) pulse: Pulse,
     /// Of the last pass; before the first, what suits the budget.
     pub(super) window_bytes: AtomicU64,
+    /// For freed tensors that are kept between passes.
+    shelf: Mutex<Option<Grant>>,
 }
 
 /// What may go next.
@@ -62,14 +65,41 @@ impl Room {
             inbox: Inbox::default(),
             pulse: Pulse::default(),
             window_bytes: AtomicU64::default(),
+            shelf: Mutex::default(),
         }
     }
 
-    /// Frees memory that another use needs more: pins first, those of other models before those of
-    /// `name`, then whatever was used longest ago of what nobody uses or waits for, but the model
+    /// Lets freed tensors be kept for the next pass, up to so many bytes, as far as there is room for
+    /// them, and until somebody needs it.
+    pub(super) fn shelve(&self, bytes: u64) {
+        heap::keep_within(bytes);
+        let shelf = self.ledger.try_grant(Category::Activations, heap::kept_bytes()).ok();
+        heap::keep_within(shelf.as_ref().map_or(0, Grant::bytes));
+        *lock(&self.shelf) = shelf;
+    }
+
+    /// Gives back what was granted for them, which stay: they are for whoever is granted it now.
+    pub(super) fn unshelve(&self) {
+        *lock(&self.shelf) = None;
+    }
+
+    /// Lets them go; whether there were any.
+    fn clear_shelf(&self) -> bool {
+        let shelf = lock(&self.shelf).take().filter(|shelf| shelf.bytes() > 0);
+        if shelf.is_some() {
+            heap::keep_within(0);
+        }
+        shelf.is_some()
+    }
+
+    /// Frees memory that another use needs more: what is kept for the next pass, then pins, those of
+    /// other models before those of `name`, then whatever was used longest ago of what nobody uses or waits for, but the model
     /// `name`. A model goes before its tokenizer, which takes longer to come back. False where
     /// nothing of that is left.
     pub fn spare_room(&self, name: &str) -> bool {
+        if self.clear_shelf() {
+            return true;
+        }
         let models = self.residents.all();
         let (own, others): (Vec<_>, Vec<_>) = models.iter().partition(|m| m.name() == name);
         if others.iter().map(|model| model.unpin()).fold(false, |any, had| any | had) {
@@ -266,8 +296,6 @@ mod tests {
     use super::super::{Array, Config, Engine, Pressure, Request};
     use super::*;
     use crate::store::Dtype;
-    use crate::sys::lock::lock;
-    use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     const MIB: u64 = 1 << 20;
