@@ -19,7 +19,8 @@ fn store(folder: &Path, tokenizers: &[(&str, &Value)]) -> PathBuf {
         std::fs::write(&file, tokenizer.to_string()).unwrap();
         let mut shard = Command::new(program("hermes-shard"));
         shard.arg("build").arg(&model).arg("--store").arg(&store).args(["--name", name]);
-        shard.args(["--embedding", "last_hidden_state:mean", "--tokenizer"]).arg(&file);
+        // Whoever builds a model again means it.
+        shard.args(["--force", "--embedding", "last_hidden_state:mean", "--tokenizer"]).arg(&file);
         let sharded = shard.output().unwrap();
         assert!(sharded.status.success(), "{}", String::from_utf8_lossy(&sharded.stderr));
     }
@@ -134,6 +135,31 @@ fn a_tokenizer_of_any_kind_is_within_the_budget() {
     }
 }
 
+/// A budget that was named took its part for the window, and was refused again, with the next: up to
+/// four times.
+#[test]
+fn a_budget_that_is_named_for_a_tokenizer_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path(), &[("unigram", &unigram(20_000))]);
+    let socket = folder.path().join("hermes.sock");
+    let asked = |budget: &str| {
+        let daemon = Daemon::start(&store, &socket, &["--budget", budget]);
+        let (status, reply) = embed(&daemon, "unigram", "?");
+        let message = reply["error"]["message"].as_str().unwrap_or_default().to_string();
+        (status, message)
+    };
+    for budget in ["24MiB", "28MiB", "32MiB", "36MiB"] {
+        let (status, message) = asked(budget);
+        let Some((_, rest)) = message.split_once("a budget of ") else {
+            assert_eq!(status, 200, "{budget}: {message}");
+            continue;
+        };
+        let named = rest.split_once(" would do").expect(&message).0;
+        let (status, message) = asked(named);
+        assert_eq!(status, 200, "{named}, named at {budget}: {message}");
+    }
+}
+
 /// Words that were seen were kept, 10,000 of them for each thread and model, in no ledger, and
 /// beyond the model's end: up to 100 MiB.
 #[test]
@@ -188,4 +214,26 @@ fn tokenizers_of_more_models_than_fit_give_way_to_each_other() {
     assert!(most > one && most < 6 * one, "{most} bytes at most, {one} for each");
     let peak_kib = daemon.status_kib("VmHWM:");
     assert!(peak_kib <= 40 << 10, "{peak_kib} KiB resident of 40 MiB");
+}
+
+/// Versions are called 1 unless told otherwise: one that was built anew in its place was embedded by
+/// the tokens of the old one, without a word.
+#[test]
+fn a_version_that_is_built_anew_has_its_own_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = |words: [&str; 3]| {
+        let vocabulary = numbered(words.into_iter().map(String::from));
+        tokenizer(json!({ "type": "WordLevel", "unk_token": "[UNK]", "vocab": vocabulary }))
+    };
+    let (first, second) = (words(["[UNK]", "cat", "dog"]), words(["[UNK]", "dog", "cat"]));
+    let place = store(folder.path(), &[("model", &first)]);
+    let daemon = Daemon::start(&place, &folder.path().join("hermes.sock"), &[]);
+    let vector = |text: &str| {
+        let (status, reply) = embed(&daemon, "model", text);
+        assert_eq!(status, 200, "{reply}");
+        reply["data"][0]["embedding"].clone()
+    };
+    let (cat, dog) = (vector("cat"), vector("dog"));
+    store(folder.path(), &[("model", &second)]);
+    assert_eq!((vector("cat"), vector("dog")), (dog, cat));
 }

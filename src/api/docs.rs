@@ -39,7 +39,7 @@ pub async fn page(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Res
     let is_browser = accepted.is_some_and(|accepted| accepted.contains("text/html"));
     let page = api.look(move |api| {
         let making_bytes = DOCUMENT.len() as u64 * HEAP_BYTES_PER_BYTE;
-        let making = api.engine.room().grant(Category::Request, making_bytes, 0)?;
+        let making = api.engine.room().grant(Category::Request, making_bytes)?;
         let document: Value = serde_json::from_str(DOCUMENT)
             .map_err(|error| ApiError::internal(format!("openapi.json: {error}")))?;
         let text = Page { document: &document, text: String::new(), has_links: is_browser }.made();

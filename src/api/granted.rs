@@ -66,7 +66,7 @@ pub fn json(engine: &Engine, value: &impl Serialize) -> Result<Response, ApiErro
     let mut length = ByteCount(0);
     serde_json::to_writer(&mut length, value).map_err(failed)?;
     let ByteCount(bytes) = length;
-    let grant = engine.room().grant(Category::Request, bytes as u64, 0)?;
+    let grant = engine.room().grant(Category::Request, bytes as u64)?;
     let mut text = Vec::with_capacity(bytes);
     serde_json::to_writer(&mut text, value).map_err(failed)?;
     Ok(reply(text, HeaderValue::from_static("application/json"), grant))
@@ -78,7 +78,7 @@ pub fn json(engine: &Engine, value: &impl Serialize) -> Result<Response, ApiErro
 ///
 /// Those of the ledger.
 pub fn text(engine: &Engine, text: Vec<u8>, kind: HeaderValue) -> Result<Response, ApiError> {
-    let grant = engine.room().grant(Category::Request, text.capacity() as u64, 0)?;
+    let grant = engine.room().grant(Category::Request, text.capacity() as u64)?;
     Ok(reply(text, kind, grant))
 }
 
@@ -173,7 +173,7 @@ mod tests {
             assert!(has_waited());
             assert_eq!((length, granted.bytes()), (text.len(), 5));
             hold_all_but(1000);
-            let look = |api: &Arc<Api>| Ok(api.engine.room().grant(Category::Request, 2000, 0)?);
+            let look = |api: &Arc<Api>| Ok(api.engine.room().grant(Category::Request, 2000)?);
             assert_eq!(api.look(look).await.unwrap().bytes(), 2000);
             let refused = grant(&api, 1 << 30).await.unwrap_err();
             assert_eq!(refused.status.as_u16(), 413);

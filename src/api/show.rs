@@ -4,7 +4,7 @@ use super::envelope::OipError;
 use super::granted;
 use super::metadata::{BatchMetadata, ServedIn, TensorList};
 use super::state::Api;
-use super::versions::{PathArg, grant_parsing, name};
+use super::versions::{PathArg, name, parsing_bytes};
 use crate::engine::{Budget, budgets};
 use crate::store::manifest::{Manifest, Provenance, Task, TextRules};
 use crate::store::{Demand, Role};
@@ -22,7 +22,8 @@ pub async fn show(
     let (model, version) = name(path)?;
     let shown = api.look(move |api| {
         let store = api.engine.store();
-        let _parsing = grant_parsing(api, std::slice::from_ref(&model))?;
+        let bytes = parsing_bytes(api, std::slice::from_ref(&model));
+        let _parsing = api.engine.room().grant(Category::Graph, bytes)?;
         let dir = store.version(&model, &version)?;
         let manifest = &*dir.manifest;
         let variant = api.engine.variant_of(manifest)?;

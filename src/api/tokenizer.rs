@@ -46,9 +46,7 @@ impl Asker<'_> {
     }
 
     fn grant(&self, category: Category, bytes: u64) -> Result<Grant, OverBudget> {
-        let mut grant = self.engine.ledger().try_grant(category, 0)?;
-        self.enlarge(&mut grant, bytes)?;
-        Ok(grant)
+        self.engine.room().grant_in_time(category, bytes, self.own_bytes, self.cancel)
     }
 }
 
@@ -383,6 +381,9 @@ pub struct Tokenizers {
 
 struct LoadedTokenizer {
     encoder: Arc<TextEncoder>,
+    /// What it was made of: a version that is installed anew has its name and other files.
+    entry: FileEntry,
+    text: Option<TextRules>,
     /// When it was used last, by the engine's count.
     used: u64,
 }
@@ -400,14 +401,13 @@ impl Tokenizers {
         manifest: &Described,
         own_bytes: u64,
     ) -> Result<Arc<TextEncoder>, ApiError> {
-        let key = (manifest.model.clone(), manifest.version.clone());
-        if let Some(encoder) = self.known(&key, engine) {
+        if let Some(encoder) = self.known(manifest, engine) {
             return Ok(encoder);
         }
         // What is known of the model is held until it is answered.
         let own_bytes = own_bytes.saturating_add(manifest.held_bytes());
         let turn = Arc::clone(&self.loading).lock_owned().await;
-        if let Some(encoder) = self.known(&key, engine) {
+        if let Some(encoder) = self.known(manifest, engine) {
             return Ok(encoder);
         }
         let (own, engine, manifest) = (Arc::clone(self), engine.clone(), manifest.clone());
@@ -433,14 +433,23 @@ impl Tokenizers {
         // Of the manifest's own version: another may have become current since.
         let dir = asker.engine.store().version(&manifest.model, &manifest.version)?;
         let encoder = Arc::new(TextEncoder::load(&dir, entry, asker)?);
-        let loaded = LoadedTokenizer { encoder: Arc::clone(&encoder), used: asker.engine.now() };
+        let loaded = LoadedTokenizer {
+            encoder: Arc::clone(&encoder),
+            entry: entry.clone(),
+            text: manifest.text.clone(),
+            used: asker.engine.now(),
+        };
         self.lock().insert((manifest.model.clone(), manifest.version.clone()), loaded);
         Ok(encoder)
     }
 
-    fn known(&self, key: &(String, String), engine: &Engine) -> Option<Arc<TextEncoder>> {
+    fn known(&self, manifest: &Manifest, engine: &Engine) -> Option<Arc<TextEncoder>> {
+        let key = (manifest.model.clone(), manifest.version.clone());
         let mut loaded = self.lock();
-        let known = loaded.get_mut(key)?;
+        let known = loaded.get_mut(&key)?;
+        if Some(&known.entry) != manifest.tokenizer.as_ref() || known.text != manifest.text {
+            return None;
+        }
         known.used = engine.now();
         Some(Arc::clone(&known.encoder))
     }

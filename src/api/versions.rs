@@ -4,7 +4,7 @@ use super::body;
 use super::envelope::OipError;
 use super::error::ApiError;
 use super::state::{Api, Asked};
-use crate::engine::{Engine, Keeper};
+use crate::engine::{Cancel, Engine, Keeper};
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::store::{Removed, RemovedModel};
 use crate::stream::{Category, Grant};
@@ -64,13 +64,18 @@ impl Takeover {
     }
 }
 
-/// A grant for parsing the manifests of these models' versions, one after the other.
-pub(super) fn grant_parsing(api: &Api, models: &[String]) -> Result<Grant, ApiError> {
+/// What parsing the manifests of these models' versions takes, one after the other.
+pub(super) fn parsing_bytes(api: &Api, models: &[String]) -> u64 {
     let store = api.engine.store();
     // What cannot be looked at is told by whoever parses it.
     let bytes = models.iter().map(|model| store.largest_manifest_bytes(model).unwrap_or(0));
-    let parsing_bytes = bytes.max().unwrap_or(0).saturating_mul(HEAP_BYTES_PER_BYTE);
-    Ok(api.engine.room().grant(Category::Graph, parsing_bytes, 0)?)
+    bytes.max().unwrap_or(0).saturating_mul(HEAP_BYTES_PER_BYTE)
+}
+
+/// A grant for that, on a helper thread.
+fn grant_parsing(api: &Api, models: &[String], cancel: &Cancel) -> Result<Grant, ApiError> {
+    let bytes = parsing_bytes(api, models);
+    Ok(api.engine.room().grant_in_time(Category::Graph, bytes, 0, cancel)?)
 }
 
 /// `GET /v2/repository/models/{model}/versions`: the newest first.
@@ -80,7 +85,8 @@ pub async fn list(
 ) -> Result<Json<Value>, OipError> {
     let model = name(path)?;
     let versions = api.look(move |api| {
-        let _parsing = grant_parsing(api, std::slice::from_ref(&model))?;
+        let bytes = parsing_bytes(api, std::slice::from_ref(&model));
+        let _parsing = api.engine.room().grant(Category::Graph, bytes)?;
         let versions = api.engine.store().list(&model)?.into_iter().map(|info| {
             json!({
                 "version": info.version,
@@ -112,8 +118,8 @@ pub async fn use_version(
     let UseRequest { version } = body::read_json(&api, &headers, body)
         .await?
         .ok_or_else(|| ApiError::invalid("the body is empty: expected {\"version\": \"NAME\"}"))?;
-    let swap = api.help(move |api, _| {
-        let _parsing = grant_parsing(api, std::slice::from_ref(&model))?;
+    let swap = api.help(move |api, cancel| {
+        let _parsing = grant_parsing(api, std::slice::from_ref(&model), cancel)?;
         api.engine.store().use_version(&model, &version)?;
         Ok(Takeover::begin(api, model, version))
     });
@@ -126,8 +132,8 @@ pub async fn roll_back(
     path: PathArg<String>,
 ) -> Result<Json<Value>, OipError> {
     let model = name(path)?;
-    let swap = api.help(move |api, _| {
-        let _parsing = grant_parsing(api, std::slice::from_ref(&model))?;
+    let swap = api.help(move |api, cancel| {
+        let _parsing = grant_parsing(api, std::slice::from_ref(&model), cancel)?;
         let version = api.engine.store().roll_back(&model)?.manifest.version.clone();
         Ok(Takeover::begin(api, model, version))
     });
@@ -181,8 +187,8 @@ pub async fn collect(
     body: Body,
 ) -> Result<Json<Value>, OipError> {
     let CollectRequest { keep } = body::read_json(&api, &headers, body).await?.unwrap_or_default();
-    let collected = api.help(move |api, _| {
-        let _parsing = grant_parsing(api, &api.engine.models()?)?;
+    let collected = api.help(move |api, cancel| {
+        let _parsing = grant_parsing(api, &api.engine.models()?, cancel)?;
         let collected = api.engine.store().collect(keep.unwrap_or(0))?;
         log::info!("{} versions were collected", collected.removed.len());
         Ok(json!({

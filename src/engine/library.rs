@@ -42,7 +42,7 @@ impl Library {
         }
         let serving = serving?;
         let parsing_bytes = serving.manifest_bytes.saturating_mul(HEAP_BYTES_PER_BYTE);
-        let mut grant = self.room.grant(Category::Graph, parsing_bytes, 0)?;
+        let mut grant = self.room.grant(Category::Graph, parsing_bytes)?;
         let (dir, took) = heap::metered(|| self.find(model));
         let manifest = dir?.manifest;
         // Nothing is measured where the program does not count.

@@ -11,7 +11,7 @@ use super::error::EngineError;
 use super::inbox::Inbox;
 use super::keepers::{Keeper, Keepers};
 use super::model::Model;
-use super::needs::SMALLEST_WINDOW_BYTES;
+use super::needs::{SMALLEST_WINDOW_BYTES, WINDOW_BYTES};
 use super::pressure::{Pressure, SharedPressure};
 use super::request::Cancel;
 use super::residents::Residents;
@@ -73,7 +73,7 @@ impl Room {
     /// them, and until somebody needs it.
     pub(super) fn shelve(&self, bytes: u64) {
         heap::keep_within(bytes);
-        let shelf = self.ledger.try_grant(Category::Activations, heap::kept_bytes()).ok();
+        let shelf = self.ledger.try_grant(Category::Kept, heap::kept_bytes()).ok();
         heap::keep_within(shelf.as_ref().map_or(0, Grant::bytes));
         *lock(&self.shelf) = shelf;
     }
@@ -205,27 +205,51 @@ impl Room {
         was_loaded
     }
 
-    /// A grant for whoever holds `own_bytes` already; before it is refused, all gives way that can.
-    pub fn grant(
+    /// A grant for whoever tries again where it is refused: before it is, what nobody uses or waits
+    /// for gives way.
+    pub fn grant(&self, category: Category, bytes: u64) -> Result<Grant, OverBudget> {
+        loop {
+            match self.ledger.try_grant(category, bytes) {
+                Err(refused) if refused.can_fit() && self.spare_room("") => {}
+                granted => return granted,
+            }
+        }
+    }
+
+    /// A grant for whoever can wait; as [`Room::enlarge_in_time`].
+    pub fn grant_in_time(
         &self,
         category: Category,
         bytes: u64,
         own_bytes: u64,
+        cancel: &Cancel,
     ) -> Result<Grant, OverBudget> {
         let mut grant = self.ledger.try_grant(category, 0)?;
-        self.enlarge(&mut grant, bytes, own_bytes)?;
+        self.enlarge_in_time(&mut grant, bytes, own_bytes, cancel)?;
         Ok(grant)
     }
 
-    /// The same for a grant that is to become larger.
+    /// Changes the grant of whoever holds `own_bytes` besides; before it is refused, all gives way
+    /// that can.
     pub fn enlarge(&self, grant: &mut Grant, bytes: u64, own_bytes: u64) -> Result<(), OverBudget> {
         loop {
             let Err(refused) = grant.resize(bytes) else { return Ok(()) };
-            let refused = refused.beside(own_bytes);
+            let refused = self.judged(refused.beside(own_bytes));
             if !refused.can_fit() || !self.make_room("") {
                 return Err(refused);
             }
         }
+    }
+
+    /// Names a budget that does where this one does not: the window takes its part of a larger one.
+    fn judged(&self, refused: OverBudget) -> OverBudget {
+        if refused.can_fit() {
+            return refused;
+        }
+        let bytes = refused.own_bytes.saturating_add(refused.need_bytes);
+        let window_bytes = bytes.clamp(SMALLEST_WINDOW_BYTES, WINDOW_BYTES);
+        let process_bytes = self.ledger.held_bytes(Category::Process);
+        refused.at_least(process_bytes.saturating_add(bytes).saturating_add(window_bytes))
     }
 
     /// The same for somebody who can wait, unless `cancel` is: what does not fit now, and would in
@@ -242,10 +266,13 @@ impl Room {
         loop {
             let returns = self.ledger.returns();
             let Err(refused) = grant.resize(bytes) else { return Ok(()) };
-            claim.get_or_insert_with(|| self.ledger.claim(refused.need_bytes));
-            let refused = refused.beside(own_bytes);
-            if refused.can_fit() && self.spare_room("") {
-                continue;
+            let need_bytes = refused.need_bytes;
+            let refused = self.judged(refused.beside(own_bytes));
+            if refused.can_fit() {
+                claim.get_or_insert_with(|| self.ledger.claim(need_bytes));
+                if self.spare_room("") {
+                    continue;
+                }
             }
             if !wait.goes_on(self, &refused, returns, cancel) {
                 return match cancel.is_cancelled() {
