@@ -132,7 +132,7 @@ fn many_texts_are_answered_in_the_order_asked_beside_others() {
     let mut many: Vec<_> = (0..5).map(|_| ask(&texts)).collect();
     wait_metric(&daemon, "hermes_waiting_requests", |waiting| waiting == 128.0);
     let mut few: Vec<_> = (0..8).map(|at| ask(&texts[at..at + 32])).collect();
-    wait_metric(&daemon, "hermes_waiting_requests", |waiting| waiting == 384.0);
+    wait_metric(&daemon, "hermes_waiting_requests", |waiting| waiting == 192.0);
     drop(frozen);
     for (at, connection) in few.iter_mut().enumerate() {
         let (status, reply) = connection.reply();

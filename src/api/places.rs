@@ -1,6 +1,5 @@
-//! Places in the engine's queue for texts that are one of many, shared evenly by those who have many.
+//! Places in the engine's queue for texts that are one of several, shared evenly by those who have them.
 
-use crate::engine::BULK_LIMIT;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -12,26 +11,28 @@ const LEAST_CLIENTS: usize = 2;
 /// All of them.
 #[derive(Debug)]
 pub struct Places {
+    limit: usize,
     free: Arc<Semaphore>,
     clients: Arc<AtomicUsize>,
 }
 
-impl Default for Places {
-    fn default() -> Places {
-        Places { free: Arc::new(Semaphore::new(BULK_LIMIT)), clients: Arc::default() }
-    }
-}
-
 impl Places {
+    /// So many.
+    pub fn new(limit: usize) -> Places {
+        Places { limit, free: Arc::new(Semaphore::new(limit)), clients: Arc::default() }
+    }
+
     /// A share of them, for one more client.
     pub fn share(&self) -> Share {
         self.clients.fetch_add(1, Ordering::Relaxed);
-        Share { free: Arc::clone(&self.free), clients: Arc::clone(&self.clients) }
+        let (free, clients) = (Arc::clone(&self.free), Arc::clone(&self.clients));
+        Share { limit: self.limit, free, clients }
     }
 }
 
 /// A client's share.
 pub struct Share {
+    limit: usize,
     free: Arc<Semaphore>,
     clients: Arc<AtomicUsize>,
 }
@@ -39,7 +40,7 @@ pub struct Share {
 impl Share {
     /// Most places that it has, while there are as many clients as now.
     pub fn most(&self) -> usize {
-        (BULK_LIMIT / self.clients.load(Ordering::Relaxed).max(LEAST_CLIENTS)).max(1)
+        (self.limit / self.clients.load(Ordering::Relaxed).max(LEAST_CLIENTS)).max(1)
     }
 
     /// A place for one more text, beside so many that the client has: none where that is its share
@@ -64,24 +65,26 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
+    const LIMIT: usize = 128;
+
     /// One request of many texts had the engine's whole queue, and the next was refused.
     #[test]
     fn places_are_shared_by_those_who_have_many_texts() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let places = Places::default();
+            let places = Places::new(LIMIT);
             let first = places.share();
             let mut held = vec![];
             while let Some(place) = first.place(held.len()).await {
                 held.push(place);
             }
-            assert_eq!(held.len(), BULK_LIMIT / LEAST_CLIENTS);
+            assert_eq!(held.len(), LIMIT / LEAST_CLIENTS);
             let others: Vec<Share> = (0..3).map(|_| places.share()).collect();
             let mut others_held = vec![];
             while let Some(place) = others[0].place(others_held.len()).await {
                 others_held.push(place);
             }
-            assert_eq!(others_held.len(), BULK_LIMIT / 4);
+            assert_eq!(others_held.len(), LIMIT / 4);
             assert!(first.place(held.len()).await.is_none(), "it has more than its share");
             drop(others);
             drop(others_held);

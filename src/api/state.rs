@@ -9,7 +9,8 @@ use super::traffic::Traffic;
 use crate::daemon::Phase;
 use crate::daemon::address::Address;
 use crate::engine::{
-    Cancel, Class, Described, Engine, EngineError, Keeper, LONG_PATIENCE, Reply, Request, TICK,
+    BULK_LIMIT, Cancel, Class, Described, Engine, EngineError, Keeper, LONG_PATIENCE, QUEUE_LIMIT,
+    Reply, Request, TICK,
 };
 use crate::store::manifest::is_model_name;
 use crate::wire::quote::quote;
@@ -32,7 +33,9 @@ pub struct Api {
     /// Threads for what takes longer than the event loop may wait.
     pub helpers: Helpers,
     /// For the texts of requests that have many.
-    pub places: Places,
+    pub many_places: Places,
+    /// The same for texts of those who have a few.
+    pub few_places: Places,
     /// The install that is under way.
     pub installs: Installs,
     /// Who is connected.
@@ -57,7 +60,8 @@ impl Api {
             engine,
             tokenizers,
             helpers: Helpers::default(),
-            places: Places::default(),
+            many_places: Places::new(BULK_LIMIT),
+            few_places: Places::new(QUEUE_LIMIT / 4),
             installs: Installs::default(),
             traffic: Arc::default(),
             addresses,

@@ -37,7 +37,12 @@ pub async fn embed(
         2..=FEW_TEXTS if tokens <= FEW_TOKENS => Class::Interactive,
         _ => Class::Bulk,
     };
-    let share = (class == Class::Bulk).then(|| api.places.share());
+    let share = match (class, texts.len()) {
+        (Class::Bulk, _) => Some(api.many_places.share()),
+        (Class::Interactive, 1) => None,
+        // Nine requests of 32 texts had all that may wait.
+        (Class::Interactive, _) => Some(api.few_places.share()),
+    };
     let mut waiting = longest_first(&texts);
     let longest = waiting.front().map_or(0, |index| texts[*index].tokens.len());
     let at_once = share.as_ref().map_or(texts.len(), |share| share.most().min(texts.len()));
@@ -52,6 +57,8 @@ pub async fn embed(
         while let Some(index) = waiting.front().copied() {
             let place = match &share {
                 None => None,
+                // No more than was granted, though others have left since.
+                Some(_) if in_flight.len() >= at_once => break,
                 Some(share) => match share.place(in_flight.len()).await {
                     None => break,
                     place => place,
