@@ -103,16 +103,20 @@ impl Connections {
             _ => Err(format!("{own} connections of this user are open, {free} are free")),
         };
         let place = place.or_else(|why| {
-            let greatest = state.greatest_user();
+            let of_greatest = |state: &mut State| {
+                let greatest = state.greatest_user();
+                state.evict(|of| Some(of) == greatest)
+            };
             let evicted = match who {
                 Who::Keeper => state.evict(|_| true),
                 _ if own > 0 => state.evict(|of| of == who),
-                // The other's place is smaller.
-                Who::Tcp => state.evict(|of| Some(of) == greatest).and_then(|place| {
+                // The other's place is smaller: nobody's ends where it would not do.
+                Who::Tcp if self.ledger.free_bytes() < UNTAKEN_BYTES as u64 => None,
+                Who::Tcp => of_greatest(&mut state).and_then(|place| {
                     state.give_back(place);
                     self.port_place().ok()
                 }),
-                _ => state.evict(|of| Some(of) == greatest),
+                _ => of_greatest(&mut state),
             };
             evicted.ok_or(why)
         })?;

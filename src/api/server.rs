@@ -3,7 +3,7 @@
 
 use super::activity::{Activity, WatchedBody};
 use super::caller::Caller;
-use super::connections::{CONNECTION_BYTES, RESERVED_CONNECTIONS};
+use super::connections::{CONNECTION_BYTES, RESERVED_CONNECTIONS, Who};
 use super::envelope;
 use super::gate;
 use super::listeners::{AcceptError, Arrival, Duplex, Listeners};
@@ -184,6 +184,11 @@ impl Server {
         let limit = connection_limit(&self.engine, self.files);
         let admission = match self.api.connections.admit(who, limit) {
             Ok(admission) => admission,
+            // Whoever comes by a port is told nothing of the daemon before it is let in.
+            Err(why) if who == Who::Tcp => {
+                log::debug!("a connection by a port is refused: {why}");
+                return answer_refused(&arrival, "too many connections: try again");
+            }
             Err(why) => return refuse(&arrival, &format!("{why}; up to {limit} are; try again")),
         };
         if let Err(error) = arrival.bound_unread(UNREAD_BYTES) {
@@ -288,6 +293,10 @@ async fn linger(mut stream: Box<dyn Duplex>) {
 /// Answers a connection that is not served.
 fn refuse(arrival: &Arrival, message: &str) {
     log::warn!("a connection is refused: {message}");
+    answer_refused(arrival, message);
+}
+
+fn answer_refused(arrival: &Arrival, message: &str) {
     let body = serde_json::json!({ "error": message }).to_string();
     let response = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\

@@ -1,7 +1,8 @@
 //! Files that are taken for ONNX models and are something else: known by their first bytes, and told
 //! with the way to an ONNX file.
 
-use std::fs::{self, File};
+use crate::sys::file::open_regular;
+use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -77,15 +78,15 @@ impl Foreign {
         files.iter().find_map(|path| {
             let name = path.file_name()?.to_string_lossy();
             let is_model = ENDS.iter().any(|end| path.extension().is_some_and(|own| own == *end));
-            Some((name.into_owned(), Foreign::of(path).filter(|_| is_model)?))
+            Some((name.into_owned(), is_model.then(|| Foreign::of(path)).flatten()?))
         })
     }
 }
 
 /// The file's beginning, its end, and its length.
 fn look(path: &Path) -> io::Result<(Vec<u8>, Vec<u8>, u64)> {
-    let file = File::open(path)?;
-    let bytes = file.metadata()?.len();
+    // Nobody may ever write to a pipe. Links are usual where models are cached.
+    let (file, bytes) = open_regular(&fs::canonicalize(path)?)?;
     let mut head = vec![];
     (&file).take(LOOK_BYTES).read_to_end(&mut head)?;
     let tail_bytes = bytes.min(LOOK_BYTES);

@@ -80,7 +80,7 @@ impl Makers {
                 Some("Transformer") if index == 0 => {}
                 Some("Pooling") if index > 0 && pooling.is_none() => pooling = Some(module),
                 Some("Normalize") if pooling.is_some() => {
-                    let config = configs::object(folder, &format!("{path}/{MODEL}"))?;
+                    let config = configs::object(folder, &below(path, MODEL))?;
                     let input = config.as_ref().and_then(|config| config.get("module_input_name"));
                     match input.and_then(Value::as_str) {
                         None | Some("sentence_embedding") => normalizes = true,
@@ -108,7 +108,7 @@ impl Makers {
     /// How tokens are pooled; a module that is named has to be there.
     fn read_pooling(&mut self, folder: &Path, named: Option<&Module>) -> Result<(), ShardError> {
         let path = named.map_or(POOLING_PATH, |module| &module.path);
-        let name = format!("{path}/{MODEL}");
+        let name = below(path, MODEL);
         let Some(config) = configs::object(folder, &name)? else {
             if named.is_some() {
                 self.miss(format!("{MODULES} names {path:?}, and there is no {name}"));
@@ -330,4 +330,9 @@ fn positions_of(model: Option<&Map<String, Value>>) -> Option<u64> {
     let other = model.get("n_positions").filter(|_| OTHERS.contains(&kind));
     let all = limit_of(model.get("max_position_embeddings").or(other)?.as_f64())?;
     Some(if SHIFTED.contains(&kind) { all.saturating_sub(2) } else { all })
+}
+
+/// A file of a module's folder; one without a path has its files beside the list of modules.
+fn below(path: &str, file: &str) -> String {
+    if path.is_empty() { file.to_owned() } else { format!("{path}/{file}") }
 }

@@ -8,7 +8,8 @@ use super::{
 use std::{
     cmp::Reverse,
     collections::HashSet,
-    fs,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -137,7 +138,7 @@ impl Store {
     pub fn use_version(&self, model: &str, version: &str) -> Result<ModelDir, StoreError> {
         self.confirm()?;
         let folder = self.model_path(model)?;
-        let _lock = lock_model(&folder)?;
+        let _lock = self.lock(model, &folder)?;
         self.serve_checked(&folder, model, version)
     }
 
@@ -148,10 +149,21 @@ impl Store {
     pub fn roll_back(&self, model: &str) -> Result<ModelDir, StoreError> {
         self.confirm()?;
         let folder = self.model_path(model)?;
-        let _lock = lock_model(&folder)?;
+        let _lock = self.lock(model, &folder)?;
         let version = Served::read(&folder)?.previous;
         let version = version.ok_or_else(|| StoreError::NoPrevious { model: model.to_owned() })?;
         self.serve_checked(&folder, model, &version)
+    }
+
+    /// Locks a model's folder; it is missing where it was removed meanwhile.
+    fn lock(&self, model: &str, folder: &Path) -> Result<File, StoreError> {
+        lock_model(folder).map_err(|error| match error {
+            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                let what = format!("model {model}");
+                StoreError::Missing { store: self.path().to_owned(), what, model: None }
+            }
+            error => error,
+        })
     }
 
     fn serve_checked(
@@ -175,7 +187,7 @@ impl Store {
         let folder = self.model_path(model)?;
         let path = folder.join(checked(version)?);
         let bin = Bin::new(self.path())?;
-        let lock = lock_model(&folder)?;
+        let lock = self.lock(model, &folder)?;
         let served = Served::read(&folder).ok();
         if served.as_ref().is_some_and(|served| served.current == version) {
             return Err(StoreError::InUse { path });
@@ -204,7 +216,7 @@ impl Store {
         self.confirm()?;
         let folder = self.model_path(model)?;
         let bin = Bin::new(self.path())?;
-        let lock = lock_model(&folder)?;
+        let lock = self.lock(model, &folder)?;
         let versions = self.versions(model)?;
         if versions.is_empty() && Served::read(&folder).is_err() {
             let what = format!("model {model}");
@@ -248,7 +260,7 @@ impl Store {
         removed: &mut Vec<Removed>,
     ) -> Result<(), StoreError> {
         let folder = self.model_path(model)?;
-        let _lock = lock_model(&folder)?;
+        let _lock = self.lock(model, &folder)?;
         if Served::read(&folder).and_then(|s| self.version(model, &s.current)).is_err() {
             log::warn!("model {model} has no good version in service: none is removed");
             return Ok(());

@@ -9,7 +9,7 @@ use thiserror::Error;
 pub enum Category {
     /// Code, stacks, the allocator's own, everything there before a model is loaded.
     Process,
-    /// BlockMemory graphs.
+    /// Loaded graphs.
     Graph,
     /// Tokenizers.
     Tokenizer,
@@ -19,19 +19,22 @@ pub enum Category {
     Window,
     /// What passes compute with.
     Activations,
+    /// Memory of such that is kept between passes.
+    Kept,
     /// Requests and replies.
     Request,
 }
 
 impl Category {
     /// Every category, in the order of reports.
-    pub const ALL: [Category; 7] = [
+    pub const ALL: [Category; 8] = [
         Category::Process,
         Category::Graph,
         Category::Tokenizer,
         Category::Pins,
         Category::Window,
         Category::Activations,
+        Category::Kept,
         Category::Request,
     ];
 
@@ -44,6 +47,7 @@ impl Category {
             Category::Pins => "pins",
             Category::Window => "window",
             Category::Activations => "activations",
+            Category::Kept => "kept",
             Category::Request => "request",
         }
     }

@@ -80,7 +80,8 @@ impl From<hyper::Error> for ClientError {
 
 /// The socket of `$HERMES_SOCKET`, else `/run/hermes/hermes.sock`.
 pub fn default_socket() -> PathBuf {
-    std::env::var_os("HERMES_SOCKET").unwrap_or_else(|| DEFAULT_SOCKET.into()).into()
+    let named = std::env::var_os("HERMES_SOCKET").filter(|path| !path.is_empty());
+    named.unwrap_or_else(|| DEFAULT_SOCKET.into()).into()
 }
 
 /// A caller of one daemon.

@@ -264,7 +264,7 @@ impl Hold {
             return Keep::default();
         }
         let reserve = self.room.ledger.budget_bytes() / UNPINNED_SHARE;
-        let spare = self.room.ledger.free_bytes().saturating_sub(reserve);
+        let spare = self.room.ledger.unclaimed_bytes().saturating_sub(reserve);
         let wanted = plan.pin_bytes.saturating_sub(pins.bytes());
         // What others came to need since the budget was set is not ours.
         let room = memory::machine().map_or(u64::MAX, MachineMemory::spare_bytes);
