@@ -448,9 +448,9 @@ mod tests {
             "variants": ["f32", "q8"],
             "tokenizer": {"path": "tokenizer.json", "bytes": 10, "checksum": "0123456789abcdef"},
             "task": {"kind": "embedding", "output": "hidden", "pooling": "mean"},
-            "text": {"max_tokens": 256, "truncates": true, "lowercase": false,
+            "text": {"max_tokens": 256, "truncates": true, "cuts_start": false, "lowercase": false,
                 "prompts": [{"name": "query", "text": "query: "}], "default_prompt": "query",
-                "skips_prompt": false, "sources": ["pooling: mean, by 1_Pooling/config.json"]},
+                "skips_prompt": false, "keeps_length": false, "sources": ["pooling: mean, by 1_Pooling/config.json"]},
             "provenance": {"source": "m.onnx", "source_bytes": 1, "producer": "pytorch",
                 "tool": "0.1.0", "created_s": 0},
         })
