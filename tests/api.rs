@@ -10,7 +10,6 @@ use common::served::{
 use common::skip::skip;
 use common::small_store;
 use serde_json::{Value, json};
-use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -438,17 +437,6 @@ fn embeddings_follow_openai() {
     check_alive(daemon);
 }
 
-/// A store whose model `words` has these rules of texts in its manifest.
-fn store_with_rules(rules: Value) -> tempfile::TempDir {
-    let store = tempfile::tempdir().unwrap();
-    small_store::write(store.path(), small_store::words());
-    let path = store.path().join("words/1/manifest.json");
-    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    manifest["text"] = rules;
-    fs::write(&path, manifest.to_string()).unwrap();
-    store
-}
-
 /// Every text was cut where tokenizer.json says, which exporters set to less than the model takes;
 /// prompts, case and shorter vectors were left to the client, `dimensions` refused even where it
 /// was the model's own.
@@ -457,7 +445,7 @@ fn texts_are_treated_as_their_makers_say() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");
     let start = |rules: Value| {
-        let store = store_with_rules(rules);
+        let store = small_store::with_rules(rules);
         let daemon = Daemon::start(store.path(), &socket, &["--budget", "64MiB"]);
         (store, daemon)
     };

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::daemon::{Daemon, command};
+use common::daemon::{Daemon, command, wait_logged};
 use common::frozen::Frozen;
 use common::skip::skip;
 use common::small_store;
@@ -81,15 +81,7 @@ impl Service {
 
     /// Waits until the log has `text` more than `before` times; returns the log.
     fn wait_logged(&self, text: &str, before: usize) -> String {
-        let start = Instant::now();
-        loop {
-            let log = fs::read_to_string(self.folder.path().join("log")).unwrap();
-            if log.matches(text).count() > before {
-                return log;
-            }
-            assert!(start.elapsed() < PATIENCE, "{text:?} is not in the log:\n{log}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_logged(&self.folder.path().join("log"), text, before)
     }
 
     fn configure(&self, config: &str) {

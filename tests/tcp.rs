@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::daemon::{Connection, Daemon, command};
+use common::daemon::{Connection, Daemon, command, wait_logged};
 use common::frozen::Frozen;
 use common::served::{
     STORE, Served, check_alive, check_error, hermesctl, linear_request, metric, slow_request,
@@ -79,15 +79,7 @@ impl Served {
 
     /// Waits until the log has `text` more than `before` times; returns the log.
     fn wait_logged(&self, text: &str, before: usize) -> String {
-        let start = Instant::now();
-        loop {
-            let log = fs::read_to_string(self.folder.path().join("log")).unwrap();
-            if log.matches(text).count() > before {
-                return log;
-            }
-            assert!(start.elapsed() < PATIENCE, "{text:?} is not in the log:\n{log}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_logged(&self.folder.path().join("log"), text, before)
     }
 
     fn reload(&self, config: &str) {

@@ -7,25 +7,13 @@ use common::frozen::Frozen;
 use common::served::{metric, wait_metric};
 use common::small_store;
 use serde_json::{Value, json};
-use std::fs;
-
-/// A store whose model `words` has these rules of texts in its manifest.
-fn store_with_rules(rules: Value) -> tempfile::TempDir {
-    let store = tempfile::tempdir().unwrap();
-    small_store::write(store.path(), small_store::words());
-    let path = store.path().join("words/1/manifest.json");
-    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    manifest["text"] = rules;
-    fs::write(&path, manifest.to_string()).unwrap();
-    store
-}
 
 /// Tokens of another tokenizer, which clients of OpenAI send unasked, were taken for this model's
 /// wherever they were below its vocabulary's size: vectors of other words, without a word.
 #[test]
 fn tokens_are_taken_where_they_say_whose_they_are() {
     let folder = tempfile::tempdir().unwrap();
-    let store = store_with_rules(json!({}));
+    let store = small_store::with_rules(json!({}));
     let framed = small_store::words();
     let tokenizer = framed.tokenizer.unwrap().replace(
         "\"post_processor\":null",
@@ -71,7 +59,7 @@ fn tokens_are_taken_where_they_say_whose_they_are() {
 #[test]
 fn vectors_have_the_length_that_their_makers_give_them() {
     let folder = tempfile::tempdir().unwrap();
-    let store = store_with_rules(json!({"keeps_length": true}));
+    let store = small_store::with_rules(json!({"keeps_length": true}));
     let daemon = Daemon::start(store.path(), &folder.path().join("s"), &["--budget", "64MiB"]);
     let check = |more: Value, expected: &[f64]| {
         let mut body = json!({"model": "words", "input": "cat"});
@@ -119,7 +107,7 @@ fn check_vectors(reply: &Value, expected: &[[f64; 4]]) {
 #[test]
 fn many_texts_are_answered_in_the_order_asked_beside_others() {
     let folder = tempfile::tempdir().unwrap();
-    let store = store_with_rules(json!({}));
+    let store = small_store::with_rules(json!({}));
     let arguments = ["--budget", "64MiB", "--profiles", "false"];
     let daemon = Daemon::start(store.path(), &folder.path().join("s"), &arguments);
     let (texts, vectors) = texts(2048);
@@ -156,7 +144,7 @@ fn many_texts_are_answered_in_the_order_asked_beside_others() {
 #[test]
 fn many_texts_go_with_their_client() {
     let folder = tempfile::tempdir().unwrap();
-    let store = store_with_rules(json!({}));
+    let store = small_store::with_rules(json!({}));
     let arguments = ["--budget", "64MiB", "--profiles", "false"];
     let daemon = Daemon::start(store.path(), &folder.path().join("s"), &arguments);
     let (texts, vectors) = texts(2048);

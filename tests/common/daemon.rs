@@ -268,3 +268,16 @@ impl Connection {
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
+
+/// Waits until a log has `text` more than `before` times; returns the log.
+pub fn wait_logged(path: &Path, text: &str, before: usize) -> String {
+    let start = Instant::now();
+    loop {
+        let log = std::fs::read_to_string(path).unwrap();
+        if log.matches(text).count() > before {
+            return log;
+        }
+        assert!(start.elapsed() < PATIENCE, "{text:?} is not in the log:\n{log}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

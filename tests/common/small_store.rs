@@ -5,6 +5,8 @@ use hermes::shard::{Draft, Order, Source, TokenizerFile};
 use hermes::store::Dtype;
 use hermes::store::manifest::{Pooling, Task};
 use prost::Message;
+use serde_json::Value;
+use std::fs;
 use std::path::Path;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use tract_onnx::pb::type_proto::{Tensor as TensorType, Value as TypeValue};
@@ -26,6 +28,17 @@ pub struct SmallModel {
 /// Installs a model as version 1.
 pub fn write(store: &Path, model: SmallModel) {
     write_version(store, model, "1");
+}
+
+/// A store whose model `words` has these rules of texts in its manifest.
+pub fn with_rules(rules: Value) -> tempfile::TempDir {
+    let store = tempfile::tempdir().unwrap();
+    write(store.path(), words());
+    let path = store.path().join("words/1/manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    manifest["text"] = rules;
+    fs::write(&path, manifest.to_string()).unwrap();
+    store
 }
 
 /// Installs a version of a model, as hermes-shard makes it that tries nothing.
