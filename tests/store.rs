@@ -142,6 +142,7 @@ fn write_version(folder: &Path, model: &str, version: &str) {
         tokenizer: Some(write_file(folder, "tokenizer.json", b"{}")),
         task: None,
         text: None,
+        precision: None,
         batch: None,
         loading_bytes: None,
         needs: None,

@@ -124,7 +124,7 @@ impl Serialize for Files<'_> {
             path: &'a str,
             bytes: u64,
         }
-        let whole = [&self.0.graph].into_iter().chain(&self.0.tokenizer);
+        let whole = self.0.whole_files();
         let whole = whole.map(|file| File { path: &file.path, bytes: file.bytes });
         let layers = self.0.layers.iter().flat_map(|layer| layer.files.values());
         let layers = layers.map(|file| File { path: &file.path, bytes: file.bytes });

@@ -67,6 +67,7 @@ impl Draft {
             tokenizer: source.tokenizer.as_ref().map(entry_of),
             task,
             text,
+            precision: None,
             loading_bytes,
             provenance: provenance(source),
         };

@@ -6,6 +6,7 @@ use super::{
     install::{install, staging},
     layer_file::{LayerIndex, open_file},
     manifest::{MANIFEST_NAME, Manifest},
+    precision::PRECISION_NAME,
     tar::{Entry, TarReader},
 };
 use crate::sys::map;
@@ -269,6 +270,8 @@ fn expected_files(manifest: &Manifest) -> Result<BTreeMap<String, u64>, StoreErr
     let mut files = vec![("graph", &manifest.graph.path, manifest.graph.bytes, GRAPH_NAME)];
     let tokenizer = manifest.tokenizer.iter();
     files.extend(tokenizer.map(|file| ("tokenizer", &file.path, file.bytes, TOKENIZER_NAME)));
+    let precision = manifest.precision.iter();
+    files.extend(precision.map(|file| ("precision", &file.path, file.bytes, PRECISION_NAME)));
     for (what, path, _, name) in &files {
         if path != name {
             let what = format!("is {path:?} by the manifest's field {what}: expected {name:?}");

@@ -3,6 +3,7 @@ use super::{
     error::OPEN_STORE,
     layer_file::{LayerFile, TensorEntry, open_file},
     manifest::{CURRENT_NAME, FileEntry, MANIFEST_NAME, Manifest, Weight, is_model_name, is_name},
+    precision::Precision,
 };
 use crate::sys::file::{self, check_renounced, read_regular};
 use nix::sys::statvfs::statvfs;
@@ -244,7 +245,7 @@ impl ModelDir {
     /// # Errors
     /// The first file that is not.
     pub fn check_files(&self) -> Result<(), StoreError> {
-        for entry in [&self.manifest.graph].into_iter().chain(&self.manifest.tokenizer) {
+        for entry in self.manifest.whole_files() {
             let path = self.file_path(&entry.path)?;
             check_length(&path, entry, open_file(&path)?.1)?;
         }
@@ -265,6 +266,17 @@ impl ModelDir {
         let bytes = read_whole(&path, entry.bytes)?;
         check_file(&path, entry, bytes.len() as u64, xxh3_64(&bytes))?;
         Ok(bytes)
+    }
+
+    /// What the version says of its precisions; none where it says nothing.
+    ///
+    /// # Errors
+    /// As [`ModelDir::read_file`], and a file that cannot be believed.
+    pub fn precision(&self) -> Result<Option<Precision>, StoreError> {
+        let Some(entry) = &self.manifest.precision else { return Ok(None) };
+        let precision = Precision::parse(&self.read_file(entry)?, &self.manifest);
+        let corrupt = |what| StoreError::corrupt(&self.path.join(&entry.path), what);
+        precision.map(Some).map_err(corrupt)
     }
 
     /// Where a file of the manifest lies. The manifest's paths cannot climb out of the folder;

@@ -72,6 +72,10 @@ pub struct Manifest {
     /// What the makers say about texts. None in what older programs built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextRules>,
+    /// What weights lose at each precision. None where there is one precision, or in what older
+    /// programs built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<FileEntry>,
     pub provenance: Provenance,
 }
 
@@ -143,6 +147,11 @@ impl Manifest {
         self.check_paths()
     }
 
+    /// The files that are read whole.
+    pub fn whole_files(&self) -> impl Iterator<Item = &FileEntry> {
+        [&self.graph].into_iter().chain(&self.tokenizer).chain(&self.precision)
+    }
+
     /// The inputs as requests give them.
     pub fn given_inputs(&self) -> impl Iterator<Item = Port> + Clone {
         let ports = self.inputs.iter().cloned().enumerate();
@@ -165,6 +174,7 @@ impl Manifest {
     fn check_paths(&self) -> Result<(), ManifestError> {
         let mut paths = vec![("graph.path".to_owned(), &self.graph.path)];
         paths.extend(self.tokenizer.iter().map(|file| ("tokenizer.path".to_owned(), &file.path)));
+        paths.extend(self.precision.iter().map(|file| ("precision.path".to_owned(), &file.path)));
         for (index, layer) in self.layers.iter().enumerate() {
             let files = layer.files.iter();
             paths.extend(files.map(|(variant, entry)| {

@@ -16,6 +16,7 @@ pub mod manifest;
 mod package;
 #[cfg(test)]
 mod power_tests;
+mod precision;
 mod rehearsal;
 mod served;
 pub mod tar;
@@ -31,6 +32,9 @@ pub use folder::{ModelDir, Serving, Store, check_room};
 pub use install::{Staging, check_writable, install, staging};
 pub use layer_file::block_rows;
 pub use package::Package;
+pub use precision::{
+    Calibration, Measure, PRECISION_FORMAT, PRECISION_NAME, Precision, Probe, TensorPrecision,
+};
 pub use rehearsal::Rehearsal;
 pub use served::Served;
 pub use verify::Problem;

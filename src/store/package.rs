@@ -49,8 +49,7 @@ impl Package {
         let manifest = &dir.manifest;
         let manifest_path = dir.path.join(MANIFEST_NAME);
         let mut files = vec![(MANIFEST_NAME, open_file(&manifest_path)?.1)];
-        files.push((&manifest.graph.path, manifest.graph.bytes));
-        files.extend(manifest.tokenizer.iter().map(|file| (file.path.as_str(), file.bytes)));
+        files.extend(manifest.whole_files().map(|file| (file.path.as_str(), file.bytes)));
         let layers = manifest.layers.iter().flat_map(|layer| layer.files.values());
         files.extend(layers.map(|file| (file.path.as_str(), file.bytes)));
         let (mut parts, mut total) = (VecDeque::new(), 0);

@@ -200,6 +200,7 @@ fn install_version(root: &Path, version: &str, fill: u8) {
         tokenizer: None,
         task: None,
         text: None,
+        precision: None,
         provenance: Provenance {
             source: "test".to_string(),
             source_bytes: 0,

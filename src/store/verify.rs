@@ -52,7 +52,7 @@ impl ModelDir {
         let mut reader = Reader { progress: &mut progress, buffer: Vec::new(), limit };
         let mut problems = Vec::new();
         let manifest = &self.manifest;
-        for entry in [&manifest.graph].into_iter().chain(&manifest.tokenizer) {
+        for entry in manifest.whole_files() {
             if problems.len() >= limit {
                 return problems;
             }
@@ -74,7 +74,7 @@ impl ModelDir {
     /// Bytes that [`ModelDir::verify`] will report.
     pub fn verify_bytes(&self) -> u64 {
         let manifest = &self.manifest;
-        let files = [&manifest.graph].into_iter().chain(&manifest.tokenizer);
+        let files = manifest.whole_files();
         let layers = manifest.layers.iter().flat_map(|layer| layer.files.values());
         let bytes = files.map(|entry| entry.bytes).chain(layers.map(|entry| entry.bytes));
         bytes.fold(0, u64::saturating_add)

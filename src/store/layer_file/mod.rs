@@ -72,6 +72,7 @@ const BLOCK_ENTRY_BYTES: u64 = 8 * 8;
 
 /// How a tensor's elements are arranged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// A matrix in panels of 16 rows, k-major, the last one padded with zeros: for products.
     Panels,
