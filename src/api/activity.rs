@@ -15,6 +15,7 @@ static MOMENTS: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug, Default)]
 pub struct Activity {
     in_service: AtomicUsize,
+    has_asked: AtomicBool,
     is_writing: AtomicBool,
     /// When it became idle, in moments.
     idle_since: AtomicU64,
@@ -27,7 +28,13 @@ impl Activity {
     /// A request is served until what is returned is dropped.
     pub fn begin(activity: &Arc<Activity>) -> InService {
         activity.in_service.fetch_add(1, Ordering::Relaxed);
+        activity.has_asked.store(true, Ordering::Relaxed);
         InService(Arc::clone(activity))
+    }
+
+    /// Whether a request's head has come by it.
+    pub fn has_asked(&self) -> bool {
+        self.has_asked.load(Ordering::Relaxed)
     }
 
     /// Whether a write waits for the client.

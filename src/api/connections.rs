@@ -35,6 +35,16 @@ pub enum Who {
     Unknown,
 }
 
+impl Who {
+    /// Places that one connection takes, each of [`CONNECTION_BYTES`].
+    fn places(self) -> usize {
+        match self {
+            Who::Tcp => 1 + UNTAKEN_BYTES.div_ceil(CONNECTION_BYTES as usize),
+            Who::Keeper | Who::User(_) | Who::Unknown => 1,
+        }
+    }
+}
+
 /// What a connection's bytes are granted by: the reserve where it has no grant of its own.
 #[derive(Debug)]
 struct GrantedPlace {
@@ -82,25 +92,27 @@ impl Connections {
         Arc::new(Connections { ledger, state: Mutex::default() })
     }
 
-    /// Admits one more where `limit` may be open, or says why not.
+    /// Admits one more where `limit` places may be taken, or says why not.
     ///
-    /// A user may have as many as are free: the first half of all, the next half of the rest. Beyond
+    /// A user may have as many places as are free: the first half of all, the next half of the rest. Beyond
     /// that, the longest idle of the user's own makes room; for a user who has none, that of whoever
     /// has the most, but never a keeper's. Keepers have a few more than all, and then anybody's makes
     /// room.
     pub fn admit(self: &Arc<Connections>, who: Who, limit: usize) -> Result<Admission, String> {
         let mut state = self.lock();
-        let own = state.count(who);
-        let free = limit.saturating_sub(state.open());
+        let own = state.taken_by(who);
+        let free = limit.saturating_sub(state.taken());
         let place = match who {
-            Who::Keeper if state.open() < limit + RESERVED_CONNECTIONS => {
+            Who::Keeper if state.taken() < limit + RESERVED_CONNECTIONS => {
                 self.place(&mut state, RESERVED_CONNECTIONS)
             }
             Who::User(_) | Who::Unknown if own < free => {
                 self.place(&mut state, RESERVED_CONNECTIONS / 2)
             }
-            Who::Tcp if own < free.min(PORT_CONNECTIONS) => self.port_place(),
-            _ => Err(format!("{own} connections of this user are open, {free} are free")),
+            Who::Tcp if own + who.places() <= free.min(PORT_CONNECTIONS * who.places()) => {
+                self.port_place()
+            }
+            _ => Err(format!("this user has {own} places for connections, {free} are free")),
         };
         let place = place.or_else(|why| {
             let of_greatest = |state: &mut State| {
@@ -175,20 +187,24 @@ impl Connections {
 }
 
 impl State {
-    /// Connections that are open and not about to end.
-    fn open(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.place.is_some()).count()
+    /// Places of connections that are open and not about to end.
+    fn taken(&self) -> usize {
+        self.holders().map(Who::places).sum()
     }
 
-    fn count(&self, who: Who) -> usize {
-        self.entries.iter().filter(|entry| entry.who == who && entry.place.is_some()).count()
+    fn taken_by(&self, who: Who) -> usize {
+        self.holders().filter(|of| *of == who).map(Who::places).sum()
     }
 
-    /// The user who has the most connections, more than one.
+    fn holders(&self) -> impl Iterator<Item = Who> {
+        self.entries.iter().filter(|entry| entry.place.is_some()).map(|entry| entry.who)
+    }
+
+    /// The user who has the most places, for more than one connection.
     fn greatest_user(&self) -> Option<Who> {
-        let all = self.entries.iter().map(|entry| (self.count(entry.who), entry.who));
-        let users = all.filter(|(count, who)| *count > 1 && *who != Who::Keeper);
-        users.max_by_key(|(count, _)| *count).map(|(_, who)| who)
+        let all = self.entries.iter().map(|entry| (self.taken_by(entry.who), entry.who));
+        let users = all.filter(|(taken, who)| *taken > who.places() && *who != Who::Keeper);
+        users.max_by_key(|(taken, _)| *taken).map(|(_, who)| who)
     }
 
     /// Tells the longest idle of the connections that `may_end` to end, and takes its place.
@@ -244,7 +260,7 @@ mod tests {
         let third = fill(&connections, Who::Unknown, 64);
         assert_eq!([first.len(), second.len(), third.len()], [32, 16, 8]);
         let why = connections.admit(Who::User(1), 64).unwrap_err();
-        assert_eq!(why, "32 connections of this user are open, 8 are free");
+        assert_eq!(why, "this user has 32 places for connections, 8 are free");
         let keepers = fill(&connections, Who::Keeper, 64);
         assert_eq!(keepers.len(), 64 + RESERVED_CONNECTIONS - 56);
         drop((first, second, third, keepers));
@@ -268,13 +284,14 @@ mod tests {
     }
 
     /// Nobody tells whose programs come by a port: with a share each, they would leave none to users.
+    /// Counted by heads, strangers who had shown no token held half of all that connections may take.
     #[test]
     fn all_who_come_by_ports_are_one_user_without_a_reserve() {
         let places = 64;
         let connections = connections(places);
         let busy = fill(&connections, Who::Tcp, 64);
         let bytes = CONNECTION_BYTES + UNTAKEN_BYTES as u64;
-        assert_eq!(busy.len() as u64, places * CONNECTION_BYTES / bytes);
+        assert_eq!(busy.len() as u64, places * CONNECTION_BYTES / bytes / 2);
         assert_eq!(connections.lock().reserved, 0);
         connections.admit(Who::Tcp, 64).unwrap_err();
         let user = connections.admit(Who::User(1), 64).unwrap();
@@ -283,7 +300,7 @@ mod tests {
         assert_eq!(connections.ledger.free_bytes(), places * CONNECTION_BYTES);
         let idle: Vec<Admission> =
             (0..40).map(|_| connections.admit(Who::Tcp, 64).unwrap()).collect();
-        assert!(idle.iter().filter(|of| !of.activity.is_ended()).count() <= 32);
+        assert!(idle.iter().filter(|of| !of.activity.is_ended()).count() <= 16);
         let many = Connections::new(Ledger::new(4000 * CONNECTION_BYTES));
         assert_eq!(fill(&many, Who::Tcp, 1000).len(), PORT_CONNECTIONS);
     }

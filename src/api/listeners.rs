@@ -68,6 +68,7 @@ impl Listeners {
             }
             Socket::Tcp(socket) => {
                 socket.set_nonblocking(true)?;
+                tcp::bound_received(&socket, UNTAKEN_BYTES / 2)?;
                 let socket = TcpListener::from_std(socket)?;
                 Ok(Listening::Tcp { socket, is_open: address.is_open() })
             }
@@ -148,8 +149,8 @@ impl Arrival {
         }
     }
 
-    /// Bounds what the kernel holds of replies, [`bound_unread`], and of what came by a port: that of
-    /// a Unix socket is the client's.
+    /// Bounds what the kernel holds of replies, [`bound_unread`], and how long it believes in a client
+    /// that came by a port.
     ///
     /// # Errors
     ///
@@ -159,7 +160,7 @@ impl Arrival {
             Arrival::Unix(stream) => bound_unread(stream, bytes),
             Arrival::Tcp { stream, .. } => {
                 bound_unread(stream, bytes)?;
-                tcp::prepare(stream, UNTAKEN_BYTES / 2)
+                tcp::prepare(stream)
             }
         }
     }

@@ -38,6 +38,10 @@ use tokio::time::{sleep, timeout};
 /// Time for a request's head, and for a connection to be idle.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Time for the first head of a client that came by a port: until then nobody knows whether it has the
+/// token. One that has not is answered with the end of its connection.
+const STRANGER_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Time for a client to take some of its reply.
 const REPLY_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -168,13 +172,18 @@ impl Server {
 
     /// Where file descriptors are short, an idle connection has one, and gives it up for who waits.
     async fn make_room(&mut self, AcceptError { is_awaited, error }: &AcceptError) {
-        if *is_awaited {
-            log::warn!("cannot accept a connection: {error}");
-            if self.api.connections.end_one() {
-                // Not another one before this one's descriptor is there.
-                let _ = timeout(ACCEPT_PAUSE, self.connections.join_next()).await;
-                return;
+        match Refusal::of(error) {
+            Refusal::OfOne => return log::debug!("a client did not wait: {error}"),
+            Refusal::OfDescriptors if *is_awaited => {
+                log::warn!("cannot accept a connection: {error}");
+                if self.api.connections.end_one() {
+                    // Not another one before this one's descriptor is there.
+                    let _ = timeout(ACCEPT_PAUSE, self.connections.join_next()).await;
+                    return;
+                }
             }
+            Refusal::OfDescriptors => {}
+            Refusal::Other => log::warn!("cannot accept a connection: {error}"),
         }
         sleep(ACCEPT_PAUSE).await;
     }
@@ -199,9 +208,13 @@ impl Server {
         let (router, phase) = (self.router.clone(), self.control.phase.clone());
         let traffic = Arc::clone(&self.api.traffic);
         self.connections.spawn(async move {
+            let activity = &admission.activity;
             tokio::select! {
-                () = connection(stream, router, traffic, caller, phase, &admission.activity) => {}
-                () = admission.activity.ended() => log::debug!("an idle connection is ended"),
+                () = connection(stream, router, traffic, caller, phase, activity) => {}
+                () = activity.ended() => log::debug!("an idle connection is ended"),
+                () = silence(activity), if who == Who::Tcp => {
+                    log::debug!("a client by a port asked nothing in time: its connection is ended");
+                }
             }
         });
     }
@@ -218,6 +231,37 @@ impl Server {
             log::warn!("{} connections are cut off", self.connections.len());
             self.connections.shutdown().await;
         }
+    }
+}
+
+/// What accept(2) failed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// The client has gone again, or the call was interrupted: the next may come at once.
+    OfOne,
+    /// No file descriptor is free.
+    OfDescriptors,
+    /// Memory, or what the kernel has no better word for.
+    Other,
+}
+
+impl Refusal {
+    fn of(error: &io::Error) -> Refusal {
+        match error.raw_os_error() {
+            Some(libc::ECONNABORTED | libc::ECONNRESET | libc::EPROTO | libc::EINTR) => {
+                Refusal::OfOne
+            }
+            Some(libc::EMFILE | libc::ENFILE) => Refusal::OfDescriptors,
+            _ => Refusal::Other,
+        }
+    }
+}
+
+/// Ends where no request's head has come in time.
+async fn silence(activity: &Activity) {
+    sleep(STRANGER_DEADLINE).await;
+    if activity.has_asked() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -305,4 +349,18 @@ fn answer_refused(arrival: &Arrival, message: &str) {
     );
     // A new socket's buffer takes this much at once; a client that has gone needs no answer.
     let _ = arrival.try_write(response.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An idle client's connection ended because another client had not waited.
+    #[test]
+    fn only_where_descriptors_are_short_does_a_connection_end_for_another() {
+        let of = |number| Refusal::of(&io::Error::from_raw_os_error(number));
+        assert_eq!([libc::EMFILE, libc::ENFILE].map(of), [Refusal::OfDescriptors; 2]);
+        assert_eq!([libc::ECONNABORTED, libc::EPROTO].map(of), [Refusal::OfOne; 2]);
+        assert_eq!([libc::ENOBUFS, libc::ENOMEM].map(of), [Refusal::Other; 2]);
+    }
 }

@@ -12,18 +12,26 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 /// Questions without an answer after which it is gone.
 const PROBES: libc::c_int = 3;
 
-/// Prepares a connection: the kernel holds at most twice `unread_bytes` of what the client has sent
-/// and nobody has read, by its own count; small messages are sent at once; and a client whose machine
-/// or cable is gone is given up after half a minute.
+/// Bounds what the kernel holds of what clients of a listening socket have sent and nobody has read, to
+/// twice `unread_bytes` a connection by its own count. Connections have it from their listener, and
+/// from their first byte: one that is not accepted yet is sent to already.
 ///
 /// # Errors
 /// The kernel's.
-pub fn prepare(socket: &impl AsFd, unread_bytes: usize) -> io::Result<()> {
+pub fn bound_received(listener: &impl AsFd, unread_bytes: usize) -> io::Result<()> {
     let bytes = libc::c_int::try_from(unread_bytes).map_err(io::Error::other)?;
+    set(listener, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes)
+}
+
+/// Prepares a connection: small messages are sent at once, and a client whose machine or cable is gone
+/// is given up after half a minute.
+///
+/// # Errors
+/// The kernel's.
+pub fn prepare(socket: &impl AsFd) -> io::Result<()> {
     let interval_s = libc::c_int::try_from(PROBE_INTERVAL.as_secs()).map_err(io::Error::other)?;
     let patience_ms = 1000 * interval_s * PROBES;
     for (level, name, value) in [
-        (libc::SOL_SOCKET, libc::SO_RCVBUF, bytes),
         (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
         (libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
         (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, interval_s),
@@ -62,9 +70,10 @@ mod tests {
     #[test]
     fn what_a_port_holds_of_a_client_is_bounded() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        bound_received(&listener, 32 << 10).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (connection, _) = listener.accept().unwrap();
-        prepare(&connection, 32 << 10).unwrap();
+        prepare(&connection).unwrap();
         assert_eq!(getsockopt(&connection, sockopt::RcvBuf).unwrap(), 64 << 10);
         assert!(getsockopt(&connection, sockopt::KeepAlive).unwrap());
         assert!(connection.nodelay().unwrap());
