@@ -10,6 +10,8 @@ use hermes::engine::{
     Array, Config, DiskKind, Engine, EngineError, ErrorKind, Policy, Pressure, Reply, Request,
 };
 use hermes::plan::{Grouping, Plan, Release, Way};
+use hermes::store::ModelDir;
+use hermes::store::layer_file::TensorEntry;
 use hermes::stream::{Category, Faults, StreamError, Trace, What};
 use hermes::sys::capabilities::{Capabilities, Feature};
 use hermes::sys::disk::Disk;
@@ -87,18 +89,29 @@ fn every_policy_gives_the_same_bits() {
     }
 }
 
-/// Each layer may have another variant: how such a tape is played changes no bit either.
+/// The variants of a choice that takes others from tensor to tensor.
+fn mixed_choice(dir: &ModelDir) -> Vec<String> {
+    let kinds = ["q8", "f32", "q4"];
+    let layers = 0..dir.manifest.layers.len();
+    let chosen = layers.flat_map(|layer| {
+        let tensors = dir.open_layer(layer, "f32").unwrap().index.tensors;
+        tensors.into_iter().filter(TensorEntry::is_chosen)
+    });
+    chosen.enumerate().map(|(index, _)| kinds[index % kinds.len()].to_string()).collect()
+}
+
+/// Each tensor may have another variant: how such a tape is played changes no bit either.
 #[test]
-fn layers_of_mixed_variants_give_the_bits_of_a_resident_pass() {
+fn tensors_of_mixed_variants_give_the_bits_of_a_resident_pass() {
     let engine = |plan: &Plan| {
         Engine::start(Config { policy: Policy::Fixed(plan.clone()), ..config() }).unwrap()
     };
     for model in ["bert-tiny", "gpt2-tiny"] {
         let all_alike = Engine::start(config()).unwrap();
         let base = all_alike.load(model).unwrap();
-        let kinds = ["q8", "f32", "q4"];
-        let count = base.dir.manifest.layers.len();
-        let variants = (0..count).map(|layer| kinds[layer % kinds.len()].to_string()).collect();
+        let variants = mixed_choice(&base.dir);
+        let count = variants.len();
+        assert!(count > base.dir.manifest.layers.len(), "{count}");
         let streamed = Plan { variants, ..base.plan() };
         let resident = Plan {
             grouping: Grouping::Whole,
@@ -110,22 +123,35 @@ fn layers_of_mixed_variants_give_the_bits_of_a_resident_pass() {
         let layers =
             Plan { grouping: Grouping::Layers, window_bytes: 64 << 20, ..streamed.clone() };
         let (resident, pinned) = (engine(&resident), engine(&pinned));
-        let others = [engine(&streamed), engine(&layers)];
+        let mut others = vec![engine(&streamed), engine(&layers)];
+        others.extend([(1, 2), (2, 1), (4, 3), (8, 4)].map(|(threads, loaders)| {
+            let source = if threads == 2 { Way::Direct } else { Way::Mapped };
+            engine(&Plan { threads, loaders, source, ..streamed.clone() })
+        }));
         infer(&pinned, model, 3);
         for tokens in [1, 9] {
             let expected = infer(&resident, model, tokens);
-            assert!(expected.outputs != infer(&all_alike, model, tokens).outputs, "{model}");
+            let plain = infer(&all_alike, model, tokens);
+            assert!(expected.outputs != plain.outputs, "{model}");
+            assert_ne!(expected.choice, plain.choice, "answers tell their choice");
             let found = infer(&pinned, model, tokens);
             assert_eq!(found.stats.bytes_read, 0, "all is pinned");
             assert!(found.outputs == expected.outputs, "{model}, pinned, {tokens} tokens");
             for engine in &others {
                 let found = infer(engine, model, tokens);
                 assert_eq!(found.stats.bytes_read, expected.stats.bytes_read);
+                assert_eq!(found.choice, expected.choice);
                 assert!(found.outputs == expected.outputs, "{model}, {tokens} tokens");
             }
         }
+        // A choice that has all in the best variant is the plain model.
+        let best = vec!["f32".to_string(); count];
+        let found = infer(&engine(&Plan { variants: best, ..base.plan() }), model, 9);
+        let plain = infer(&all_alike, model, 9);
+        assert!(found.choice == plain.choice && found.outputs == plain.outputs, "{model}");
         for (variants, expected) in [
-            (vec!["f32".to_string()], "a plan of 1 layers"),
+            (vec!["f32".to_string()], "a plan of 1 tensors"),
+            (vec!["f32".to_string(); count + 1], "tensors for"),
             (vec!["q1".to_string(); count], "no variant \"q1\""),
         ] {
             let error = engine(&Plan { variants, ..base.plan() }).load(model).err().unwrap();

@@ -259,8 +259,9 @@ impl Admission<'_> {
                 outputs.iter().map(|output| model.signature.output_name(*output).to_string());
             let outputs = result.map(|arrays| names.zip(arrays).collect());
             let version = model.dir.manifest.version.clone();
-            let held = Arc::new(grant);
-            waiting.answer.give(outputs.map(|outputs| Reply { version, outputs, stats, held }));
+            let (choice, held) = (reel.cut.choice, Arc::new(grant));
+            let reply = |outputs| Reply { version, choice, outputs, stats, held };
+            waiting.answer.give(outputs.map(reply));
         }
         judged.map(|tokens| Performed { tokens, latency_us, counted })
     }

@@ -7,11 +7,13 @@
 
 mod admission;
 mod catalogue;
+mod choice;
 mod command;
 mod config;
 mod crew;
 mod doubt;
 mod error;
+mod files;
 mod inbox;
 mod keepers;
 mod known;
@@ -50,6 +52,7 @@ mod worker;
 pub use crate::graph::sample_inputs;
 pub use crate::wire::{Array, ArrayError};
 pub use catalogue::Described;
+pub use choice::Choice;
 pub use config::{Config, DiskKind, EXPECTED_TOKENS, Policy};
 pub use error::{EngineError, ErrorKind};
 pub use keepers::Keeper;

@@ -1,5 +1,6 @@
 //! A loaded model: its graph in memory, its tape on disk.
 
+use super::choice::{Choice, Variants};
 use super::config::{DiskKind, Policy, checked_variant};
 use super::error::EngineError;
 use super::needs::loading_bytes;
@@ -80,7 +81,7 @@ impl Model {
             // Names of nodes are for those who look at a graph.
             let uses = uses.into_iter().map(|used| WeightUse { node: String::new(), ..used });
             let uses: Box<[WeightUse]> = uses.collect();
-            let variants = vec![variant.clone(); manifest.layers.len()];
+            let variants = Variants::Alike(variant.clone());
             let cut = Cut::open(&dir, variants, &uses, disk, slots)?;
             let inputs = manifest.given_inputs().collect();
             let signature = Signature::new(inputs, outputs, manifest.batch.clone());
@@ -132,9 +133,9 @@ impl Model {
         &self.dir.manifest.model
     }
 
-    /// Bytes the graph holds.
+    /// Bytes the graph holds, and the tape's index.
     pub fn graph_bytes(&self) -> u64 {
-        self.graph.bytes()
+        self.graph.bytes() + self.reel().cut.held_beside_bytes()
     }
 
     /// Bytes of the tape that stay in memory.
@@ -144,7 +145,9 @@ impl Model {
 
     /// Lets all pins go; whether there were any.
     pub(super) fn unpin(&self) -> bool {
-        self.reel().pins.release()
+        // Not while they go over to another reel.
+        let reel = lock(&self.reel);
+        reel.pins.release()
     }
 
     /// Bytes of the tape.
@@ -169,7 +172,8 @@ impl Model {
         if last.cut.is_of(&variants) {
             return Reel::new(plan, &last.cut, Some(&last), &self.ledger);
         }
-        let cut = Cut::open(&self.dir, variants, &self.uses, self.disk, &self.slots)?;
+        let ways = (self.disk, &self.slots);
+        let cut = Cut::open_beside(&self.dir, variants, &self.uses, ways, &self.ledger)?;
         Reel::new(plan, &Arc::new(cut), None, &self.ledger)
     }
 
@@ -177,10 +181,9 @@ impl Model {
     pub(super) fn play_by(&self, plan: Plan) {
         match self.reel_by(plan) {
             Ok(reel) => {
-                let last = std::mem::replace(&mut *lock(&self.reel), Arc::new(reel));
-                if !Arc::ptr_eq(&last.pins, &self.reel().pins) {
-                    last.pins.release();
-                }
+                let mut playing = lock(&self.reel);
+                reel.take_over(&playing);
+                *playing = Arc::new(reel);
             }
             Err(error) => {
                 let text = error.to_string().replace('\n', ": ");
@@ -189,18 +192,13 @@ impl Model {
         }
     }
 
-    /// The variant of each layer by a plan.
-    fn variants_of(&self, plan: &Plan) -> Result<Vec<String>, EngineError> {
-        let manifest = &self.dir.manifest;
-        let layers = manifest.layers.len();
+    /// The variants of its weights by a plan.
+    fn variants_of(&self, plan: &Plan) -> Result<Variants, EngineError> {
         if plan.variants.is_empty() {
-            return Ok(vec![self.variant.clone(); layers]);
+            return Ok(Variants::Alike(self.variant.clone()));
         }
-        if plan.variants.len() != layers {
-            let text = format!("a plan of {} layers for {layers}", plan.variants.len());
-            return Err(EngineError::Invalid(text));
-        }
-        plan.variants.iter().map(|variant| checked_variant(manifest, variant)).collect()
+        let each = plan.variants.iter().map(|variant| checked_variant(&self.dir.manifest, variant));
+        each.collect::<Result<_, _>>().map(Variants::Each)
     }
 
     /// What was measured of it on this board.
@@ -260,7 +258,12 @@ impl Model {
         self.reel().source.name()
     }
 
-    /// Name of the layer that is file `index`.
+    /// What tells the precisions in which its passes are played from others.
+    pub fn choice(&self) -> Choice {
+        self.reel().cut.choice
+    }
+
+    /// Name of layer `index`.
     pub(super) fn layer_name(&self, index: usize) -> String {
         self.dir.manifest.layers[index].name.clone()
     }

@@ -23,7 +23,7 @@ const LOADING_BYTES_PER_FILE_BYTE: u64 = 20;
 const LEAST_BYTES_PER_FILE_BYTE: u64 = 4;
 
 /// What loading holds besides: the tape, the layer files' indexes.
-const LOADING_FIXED_BYTES: u64 = 1 << 20;
+pub(super) const TAPE_BYTES: u64 = 1 << 20;
 
 /// Heap that loading a model with a graph of so many bytes is granted. What was measured where it was
 /// built is the same here but for a processor's own packing of the small weights; the largest of what
@@ -35,12 +35,12 @@ pub(super) fn loading_bytes(file_bytes: u64, measured_bytes: Option<u64>) -> u64
             .max(file_bytes.saturating_mul(LEAST_BYTES_PER_FILE_BYTE)),
         None => file_bytes.saturating_mul(LOADING_BYTES_PER_FILE_BYTE),
     };
-    import_bytes.saturating_add(LOADING_FIXED_BYTES)
+    import_bytes.saturating_add(TAPE_BYTES)
 }
 
 /// Heap that a graph of so many bytes comes to hold as a model: its tape and indexes too.
 pub(super) fn held_by_graph(graph_bytes: u64) -> u64 {
-    graph_bytes.saturating_add(graph_bytes / 16).saturating_add(LOADING_FIXED_BYTES)
+    graph_bytes.saturating_add(graph_bytes / 16).saturating_add(TAPE_BYTES)
 }
 
 /// Bytes that trying a graph takes, where importing it takes so many.

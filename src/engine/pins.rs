@@ -98,12 +98,32 @@ impl Pins {
     /// Lets all pins go; what a running pass has yet to use goes once it is used. Returns whether
     /// there were any.
     pub fn release(&self) -> bool {
+        self.clear().iter().any(Option::is_some)
+    }
+
+    fn clear(&self) -> Vec<Option<Arc<BlockMemory>>> {
         let mut state = self.lock();
         state.keep.revoke();
         let count = state.blocks.len();
-        let released = std::mem::replace(&mut state.blocks, vec![None; count]);
-        drop(state);
-        released.iter().any(Option::is_some)
+        std::mem::replace(&mut state.blocks, vec![None; count])
+    }
+
+    /// Takes the pins of `others` for a tape of which block `index` is the others' block
+    /// `same(index)`, as long as they come to `most_bytes` at most; the rest of them go.
+    pub fn take_over(&self, others: &Pins, same: impl Fn(usize) -> Option<usize>, most_bytes: u64) {
+        let sizes = others.lock().sizes.clone();
+        let mut blocks = others.clear();
+        let mut state = self.lock();
+        let mut left = most_bytes.saturating_sub(state.bytes());
+        for index in 0..state.sizes.len() {
+            let bytes = state.sizes[index];
+            let other = same(index).filter(|other| sizes[*other] == bytes && bytes <= left);
+            // One that the tape has twice goes to the first.
+            if let Some(block) = other.and_then(|other| blocks[other].take()) {
+                state.blocks[index] = Some(block);
+                left -= bytes;
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

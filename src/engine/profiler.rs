@@ -451,7 +451,7 @@ impl Profiler {
             let (decoding, others) = decoded.split_at(length.min(decoded.len()));
             decoded = others;
             LayerCost {
-                name: model.layer_name(own[0].file),
+                name: model.layer_name(tape.layer_of(&own[0])),
                 blocks: BlockRun::joined(runs),
                 decode_us: decoding.iter().fold(0.0, |sum, us| sum + us),
                 fixed_us: line.fixed,

@@ -1,5 +1,6 @@
 //! What is asked of the engine, and what is answered.
 
+use super::choice::Choice;
 use super::error::EngineError;
 use crate::stream::{Grant, Trace};
 use crate::wire::Array;
@@ -24,6 +25,8 @@ pub struct Request {
 pub struct Reply {
     /// Version of the model that answers.
     pub version: String,
+    /// The precisions of its weights in the pass.
+    pub choice: Choice,
     pub outputs: Vec<(String, Array)>,
     pub stats: PassStats,
     /// What the ledger has granted for the outputs; to be kept for as long as they are.

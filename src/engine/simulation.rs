@@ -4,6 +4,7 @@
 //!
 //! `HERMES_SEED` and `HERMES_SEEDS` are those of `tests/simulate.rs`.
 
+use super::choice::Choice;
 use super::command::Command;
 use super::error::EngineError;
 use super::request::{Answer, Cancel, Class, Line, PassStats, Reply, Request, Waiting};
@@ -388,6 +389,7 @@ impl Simulation {
             held.turn_into(Category::Request);
             waiting.answer.give(Ok(Reply {
                 version: String::new(),
+                choice: Choice::of("f32", std::iter::empty()),
                 outputs: vec![],
                 stats: PassStats::default(),
                 held: Arc::new(held),

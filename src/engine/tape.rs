@@ -1,13 +1,13 @@
 //! Where a model's streamed ops find their weights: stretches of the tape, and tables.
 
 use super::error::EngineError;
+use super::files::LayerFiles;
 use crate::codec::{self, Codec};
 use crate::graph::{GraphError, WeightUse};
 use crate::plan::Grouping;
 use crate::store::layer_file::{LayerFile, Layout};
 use crate::store::manifest::Manifest;
 use crate::stream::Block;
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -56,28 +56,25 @@ pub struct Tape {
     pub blocks: Arc<[Block]>,
     /// By the streamed ops' slots.
     pub stretches: Vec<Stretch>,
+    /// Index of each file's layer: tensors of a layer may lie in several.
+    layers: Box<[usize]>,
 }
 
 impl Tape {
     /// Lays the uses, given in the order of the plan, end to end.
     pub fn build(
         manifest: &Manifest,
-        files: &[LayerFile],
+        layer_files: &LayerFiles,
         uses: &[WeightUse],
     ) -> Result<Tape, EngineError> {
-        let mut places = HashMap::new();
-        for (file, layer) in files.iter().enumerate() {
-            for (tensor, entry) in layer.index.tensors.iter().enumerate() {
-                places.insert((entry.name.as_str(), entry.layout), (file, tensor));
-            }
-        }
+        let files = &layer_files.files;
         let (mut blocks, mut stretches) = (vec![], vec![]);
         // Ops that the plan needs no more have slots too.
         let slots = uses.iter().map(|used| used.slot + 1).max().unwrap_or(0);
         stretches.resize_with(slots, Stretch::empty);
         for used in uses {
             let (weight, layout) = (&manifest.weights[used.weight], used.layout);
-            let (file, tensor) = *places.get(&(weight.name.as_str(), layout)).ok_or_else(|| {
+            let (file, tensor) = layer_files.place(&weight.name, layout).ok_or_else(|| {
                 let what = format!("weight \"{}\" as {layout:?}, in no layer file", weight.name);
                 GraphError::Mismatch { what }
             })?;
@@ -92,7 +89,8 @@ impl Tape {
             }
             stretches[used.slot] = stretch(file, &files[file], tensor, &mut blocks);
         }
-        Ok(Tape { blocks: blocks.into(), stretches })
+        let layers = layer_files.parts.iter().map(|part| part.layer).collect();
+        Ok(Tape { blocks: blocks.into(), stretches, layers })
     }
 
     /// Bytes a pass reads from the tape, nothing pinned.
@@ -100,9 +98,15 @@ impl Tape {
         self.blocks.iter().map(|block| block.bytes).sum()
     }
 
+    /// Index of a block's layer.
+    pub fn layer_of(&self, block: &Block) -> usize {
+        self.layers[block.file]
+    }
+
     /// How many blocks each layer has.
     pub fn layers(&self) -> Vec<usize> {
-        self.blocks.chunk_by(|a, b| a.file == b.file).map(<[Block]>::len).collect()
+        let layers = self.blocks.chunk_by(|a, b| self.layer_of(a) == self.layer_of(b));
+        layers.map(<[Block]>::len).collect()
     }
 
     /// The blocks of each unit of a grouping: layers, where its runs are not those of this tape.

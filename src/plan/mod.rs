@@ -57,7 +57,7 @@ pub struct Plan {
     /// Most bytes that stay between passes.
     pub pin_bytes: u64,
     pub pins: PinPlace,
-    /// The variant of each layer; all have the model's where none is named.
+    /// The variant of each tensor, in the order of a choice; all have the model's where none is named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variants: Vec<String>,
 }

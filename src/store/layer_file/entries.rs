@@ -34,6 +34,11 @@ impl TensorEntry {
         self.first_block..self.first_block + self.block_count
     }
 
+    /// Whether it has a precision of its own in a choice: floats that are streamed by blocks.
+    pub fn is_chosen(&self) -> bool {
+        self.layout != Layout::Rows && self.dtype.is_float()
+    }
+
     /// Bytes from one row of a [`Layout::Rows`] block to the next, its checksum included.
     pub fn row_stride(&self) -> usize {
         let bytes = run_bytes(self.codec, self.dtype, self.depth, 1).and_then(with_checksum);
