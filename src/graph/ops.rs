@@ -1,6 +1,6 @@
 //! The three streamed ops: linear, gather, constant.
 
-use super::kernel::Kernels;
+use super::kernel::{Kernels, Packed};
 use super::position::position;
 use crate::codec::Codec;
 use std::ops::Range;
@@ -34,6 +34,12 @@ pub trait Feed: Send + Sync {
     /// values decide: before they are allocated, and until the pass ends. An error ends the request
     /// that asks.
     fn grow(&self, bytes: u64) -> TractResult<()>;
+
+    /// Sees what a linear multiplies its weight with, f32 `[.., depth]`, before it does. A pass that
+    /// serves somebody looks at nothing.
+    fn observe(&self, _slot: usize, _columns: &Tensor) -> TractResult<()> {
+        Ok(())
+    }
 }
 
 /// The borrow of one block: dropping it lets the block's memory go.
@@ -103,8 +109,8 @@ impl Linear {
         let columns: Vec<usize> =
             shapes.iter().map(|shape| shape[..shape.len() - 1].iter().product()).collect();
         let packed = match &*inputs {
-            [input] => feed.kernels().pack(&*input.cast_to::<f32>()?, self.depth)?,
-            _ => feed.kernels().pack(&side_by_side(&inputs, self.depth)?, self.depth)?,
+            [input] => self.pack(feed, &*input.cast_to::<f32>()?)?,
+            _ => self.pack(feed, &side_by_side(&inputs, self.depth)?)?,
         };
         drop(inputs);
         let mut product = packed.product(self.outputs)?;
@@ -128,6 +134,11 @@ impl Linear {
             cast(part, self.dtype)
         });
         parts.collect()
+    }
+
+    fn pack<'a>(&self, feed: &'a dyn Feed, columns: &Tensor) -> TractResult<Packed<'a>> {
+        feed.observe(self.slot, columns)?;
+        feed.kernels().pack(columns, self.depth)
     }
 }
 

@@ -5,8 +5,10 @@
 //! side by side, a constant is assembled once and shared.
 
 mod branches;
+mod walk;
 
 pub use branches::check_ops;
+pub use walk::Walk;
 
 use super::decided;
 use super::memory::{Footprint, Liveness};
@@ -108,40 +110,10 @@ impl Lockstep {
         watch: Guard,
         enter: &dyn Fn(&str) -> T,
     ) -> TractResult<Outcomes> {
-        let is_alone = requests.len() == 1;
-        let seat = |inputs| Passage { is_alone, ..self.seat(feed, inputs) };
-        let mut seats: Vec<Passage> = requests.into_iter().map(seat).collect();
-        let walked = self.walk(feed, &mut seats, watch, enter);
-        if seats.len() > 1 {
-            rayon::broadcast(|_| self.forget());
-        }
-        walked?;
-        Ok(seats.into_iter().map(Passage::finish).collect())
-    }
-
-    fn walk<T>(
-        &self,
-        feed: &TapeFeed,
-        seats: &mut [Passage],
-        watch: Guard,
-        enter: &dyn Fn(&str) -> T,
-    ) -> TractResult<()> {
-        for (step, node) in self.plan.order_without_consts().iter().enumerate() {
-            let node = self.plan.model().node(*node);
-            let _entered = enter(&node.name);
-            for (index, seat) in seats.iter_mut().enumerate().filter(|(_, s)| s.ended.is_none()) {
-                if let Err(error) = watch(index) {
-                    seat.end(error);
-                }
-            }
-            let mut live: Vec<&mut Passage> =
-                seats.iter_mut().filter(|seat| seat.ended.is_none()).collect();
-            if live.is_empty() {
-                break;
-            }
-            self.step(feed, step, node, &mut live)?;
-        }
-        Ok(())
+        let mut walk = self.begin(requests);
+        let walked = self.go(&mut walk, self.steps(), feed, watch, enter);
+        let outcomes = self.finish(walk);
+        walked.map(|()| outcomes)
     }
 
     /// Lets go of what tract keeps in this thread for [`Passage::compute_beside`].
@@ -152,12 +124,11 @@ impl Lockstep {
         }
     }
 
-    fn seat(&self, feed: &TapeFeed, inputs: TVec<TValue>) -> Passage {
+    fn seat(&self, inputs: TVec<TValue>) -> Passage {
         let set = panics::caught(|| SimpleState::new_from_inputs(&self.plan, inputs))
             .unwrap_or_else(|panic| Err(format_err!(panic)));
         match set {
             Ok(mut state) => {
-                state.turn_state.shared.insert(feed.clone());
                 self.furnish(&mut state.turn_state);
                 Passage { state, ended: None, is_alone: true, granted_bytes: None }
             }
@@ -272,6 +243,14 @@ impl fmt::Display for AtNode {
 }
 
 impl Passage {
+    fn fork(&self) -> Passage {
+        let mut state = self.state.clone();
+        // Tract's copy of a state has none of its values.
+        state.turn_state.values = self.state.turn_state.values.clone();
+        let ended = self.ended.as_ref().map(|error| format_err!("{error:#}"));
+        Passage { state, ended, is_alone: self.is_alone, granted_bytes: self.granted_bytes }
+    }
+
     fn compute(&mut self, plan: &Lockstep, node: &TypedNode, flush: &[usize]) {
         let computed = self.attempt(node, |seat| {
             let inputs = seat.take_inputs(plan, node, flush)?;

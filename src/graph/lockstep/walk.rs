@@ -1,0 +1,92 @@
+//! A pass that can be left on its way, and gone on with more than once: each time with other weights
+//! from there on.
+
+use super::super::ops::TapeFeed;
+use super::super::uses::streamed_slots;
+use super::{Guard, Lockstep, Outcomes, Passage};
+use std::collections::HashMap;
+use tract_core::internal::*;
+
+/// Requests somewhere on their way through a plan. A copy goes on by itself; values are shared.
+pub struct Walk {
+    seats: Vec<Passage>,
+    /// The next one.
+    step: usize,
+}
+
+impl Walk {
+    /// The same requests at the same place.
+    pub fn fork(&self) -> Walk {
+        Walk { seats: self.seats.iter().map(Passage::fork).collect(), step: self.step }
+    }
+
+    /// What ended a request early, the first one's.
+    pub fn ended(&self) -> Option<&TractError> {
+        self.seats.iter().find_map(|seat| seat.ended.as_ref())
+    }
+}
+
+impl Lockstep {
+    /// Seats the requests before the first node.
+    pub fn begin(&self, requests: Vec<TVec<TValue>>) -> Walk {
+        let is_alone = requests.len() == 1;
+        let seat = |inputs| Passage { is_alone, ..self.seat(inputs) };
+        Walk { seats: requests.into_iter().map(seat).collect(), step: 0 }
+    }
+
+    /// Evaluates the plan from where `walk` is up to step `end`, without that one.
+    ///
+    /// # Errors
+    /// Where the tape is needed; what ends one request is its own.
+    pub fn go<T>(
+        &self,
+        walk: &mut Walk,
+        end: usize,
+        feed: &TapeFeed,
+        watch: Guard,
+        enter: &dyn Fn(&str) -> T,
+    ) -> TractResult<()> {
+        for seat in &mut walk.seats {
+            seat.state.turn_state.shared.insert(feed.clone());
+        }
+        let order = self.plan.order_without_consts();
+        while walk.step < end.min(order.len()) {
+            let (step, node) = (walk.step, self.plan.model().node(order[walk.step]));
+            walk.step += 1;
+            let _entered = enter(&node.name);
+            let seats = walk.seats.iter_mut().enumerate();
+            for (index, seat) in seats.filter(|(_, seat)| seat.ended.is_none()) {
+                if let Err(error) = watch(index) {
+                    seat.end(error);
+                }
+            }
+            let mut live: Vec<&mut Passage> =
+                walk.seats.iter_mut().filter(|seat| seat.ended.is_none()).collect();
+            if live.is_empty() {
+                break;
+            }
+            self.step(feed, step, node, &mut live)?;
+        }
+        Ok(())
+    }
+
+    /// What the requests come to, at the plan's end.
+    pub fn finish(&self, walk: Walk) -> Outcomes {
+        if walk.seats.len() > 1 {
+            rayon::broadcast(|_| self.forget());
+        }
+        walk.seats.into_iter().map(Passage::finish).collect()
+    }
+
+    /// How many nodes are evaluated.
+    pub fn steps(&self) -> usize {
+        self.plan.order_without_consts().len()
+    }
+
+    /// The steps of streamed ops, in their order, with the ops' slots.
+    pub fn streamed_steps(&self) -> Vec<(usize, usize)> {
+        let slots: HashMap<usize, usize> = streamed_slots(&self.plan).into_iter().collect();
+        let order = self.plan.order_without_consts().iter().enumerate();
+        order.filter_map(|(step, node)| Some((step, *slots.get(node)?))).collect()
+    }
+}
