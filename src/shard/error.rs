@@ -1,5 +1,5 @@
-use crate::graph::GraphError;
 use crate::graph::skim::SkimError;
+use crate::graph::{GraphError, WalkError};
 use crate::store::StoreError;
 use std::io;
 
@@ -30,6 +30,16 @@ pub enum ShardError {
     /// Who looks on wants it to end.
     #[error("interrupted; what was written is removed")]
     Interrupted,
+}
+
+impl From<WalkError> for ShardError {
+    fn from(error: WalkError) -> ShardError {
+        match error {
+            WalkError::Weight(error) => ShardError::Store(error),
+            WalkError::Inputs(_) => ShardError::Unfit(error.to_string()),
+            WalkError::Interrupted => ShardError::Interrupted,
+        }
+    }
 }
 
 impl ShardError {

@@ -3,7 +3,8 @@
 //! `order` is what is asked for, `source` what is read for it, `draft` what is found out about it
 //! and becomes the version. `place`, `configs`, `makers` and `embedder` know what lies beside a
 //! model, `dims` and `trial` settle its open dimensions; `write`, `layers`, `tensor` and `encode`
-//! make layer files of its weights. Nothing here is needed to serve a model.
+//! make layer files of its weights. `player` plays what was written with `inputs`, to learn about it.
+//! Nothing here is needed to serve a model.
 
 mod configs;
 mod dims;
@@ -12,10 +13,12 @@ mod embedder;
 mod encode;
 mod error;
 mod foreign;
+mod inputs;
 mod layers;
 mod makers;
 mod order;
 mod place;
+mod player;
 mod source;
 mod tensor;
 mod trial;
@@ -25,6 +28,8 @@ mod write;
 pub use draft::Draft;
 pub use embedder::Named;
 pub use error::ShardError;
+pub use inputs::Inputs;
 pub use order::Order;
+pub use player::{Choice, Observer, Player, Streamed};
 pub use source::{Source, TokenizerFile};
 pub use watch::Watch;

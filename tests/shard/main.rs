@@ -7,6 +7,7 @@ mod disk;
 mod input;
 mod model;
 mod options;
+mod player;
 mod report;
 mod text;
 
