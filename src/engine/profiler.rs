@@ -377,6 +377,7 @@ impl Profiler {
             kv_bytes_per_token: 0,
             mapped_contention: Contention::default(),
             direct_contention: Contention::default(),
+            rates: vec![],
             skipped: self.skipped.clone(),
         };
         self.fit(&mut profile, Way::Mapped);
@@ -438,6 +439,7 @@ impl Profiler {
                 bytes: block.bytes,
                 mapped_bytes: mapped.held_bytes(block),
                 direct_bytes: direct.held_bytes(block),
+                elements: 0,
             });
             let mut points: Vec<(f64, f64)> = vec![];
             for (_, tokens, trial) in self.computed.iter().filter(|(t, ..)| *t == threads) {

@@ -13,7 +13,8 @@ impl Profile {
         self.layers.iter().map(|layer| factor * layer.compute_us(tokens as f64)).collect()
     }
 
-    fn layers_us(&self, tokens: f64) -> f64 {
+    /// What the layers' lines come to.
+    pub(super) fn layers_us(&self, tokens: f64) -> f64 {
         self.layers.iter().map(|layer| layer.compute_us(tokens)).sum()
     }
 

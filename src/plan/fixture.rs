@@ -2,7 +2,7 @@
 
 use super::board::{Board, Core};
 use super::profile::{
-    BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ReadRate,
+    BlockRun, BytesAt, CodecRate, Contention, FORMAT, LayerCost, PassTime, Profile, ReadRate,
 };
 use super::{Dealing, Grouping, PinPlace, Placement, Plan, Release, Way};
 
@@ -60,12 +60,32 @@ pub fn profile() -> Profile {
         kv_bytes_per_token: 0,
         mapped_contention: Contention { loader_slowdown: 1.25, ..Contention::default() },
         direct_contention: Contention { loader_slowdown: 1.25, ..Contention::default() },
+        rates: rates(),
         skipped: vec![],
     }
 }
 
+/// Codecs: bits of a weight, time for one in a product with one column, and how many times as far
+/// answers are off as by a3.
+const VARIANTS: [(&str, f64, f64, f64); 6] = [
+    ("f32", 32.0, 0.25, 0.0),
+    ("a6", 6.5, 0.4, 0.017),
+    ("a5", 5.5, 0.45, 0.066),
+    ("a4", 4.5, 0.3, 0.24),
+    ("a3", 3.5, 0.35, 1.0),
+    ("a2", 2.5, 0.25, 4.7),
+];
+
+fn rates() -> Vec<CodecRate> {
+    let rate = |&(codec, _, ns_per_weight, _): &(&str, f64, f64, f64)| CodecRate {
+        codec: codec.into(),
+        ns_per_weight,
+    };
+    VARIANTS.iter().map(rate).collect()
+}
+
 pub fn blocks(count: usize, bytes: u64) -> BlockRun {
-    BlockRun { count, bytes, mapped_bytes: bytes, direct_bytes: bytes + 4096 }
+    BlockRun { count, bytes, mapped_bytes: bytes, direct_bytes: bytes + 4096, elements: 0 }
 }
 
 /// One mapped loader beside compute on both cores, through 16 MiB.

@@ -3,7 +3,7 @@
 //! core, and one millisecond where nothing is released before the end.
 
 use super::disk::DiskCurve;
-use super::profile::Profile;
+use super::profile::{BlockRun, LayerCost, Profile};
 use super::simulate::{Lapse, Stay, Unit, play};
 use super::speeds::Speeds;
 use super::{Plan, Release, Way, pinned_units};
@@ -138,9 +138,8 @@ impl<'a> TapeTimes<'a> {
         let layers_us = profile.compute_us(threads, tokens);
         let (mut blocks, mut bytes, mut before_us) = (vec![], vec![], 0.0);
         for (layer, layer_us) in profile.layers.iter().zip(&layers_us) {
-            let layer_bytes: u64 =
-                layer.blocks.iter().map(|run| run.count as u64 * run.bytes).sum();
-            if layer_bytes == 0 {
+            let share = Share::of(layer);
+            if share.whole == 0 {
                 before_us += layer_us;
             }
             for run in &layer.blocks {
@@ -148,7 +147,7 @@ impl<'a> TapeTimes<'a> {
                     held_bytes: run.held_bytes(way),
                     work: disk.work(run.bytes),
                     before_us: 0.0,
-                    compute_us: layer_us * run.bytes as f64 / layer_bytes as f64,
+                    compute_us: layer_us * share.of_block(run),
                     stay: Stay::Streamed,
                 };
                 for _ in 0..run.count {
@@ -243,6 +242,29 @@ impl<'a> TapeTimes<'a> {
                 - before_us,
             stay,
         }
+    }
+}
+
+/// How a layer's blocks share its computing: by weights, or where those are not known by bytes.
+struct Share {
+    by: fn(&BlockRun) -> u64,
+    whole: u64,
+}
+
+impl Share {
+    fn of(layer: &LayerCost) -> Share {
+        let sum = |by: fn(&BlockRun) -> u64| {
+            layer.blocks.iter().map(|run| run.count as u64 * by(run)).sum()
+        };
+        let [elements, bytes]: [fn(&BlockRun) -> u64; 2] = [|run| run.elements, |run| run.bytes];
+        match sum(elements) {
+            0 => Share { by: bytes, whole: sum(bytes) },
+            whole => Share { by: elements, whole },
+        }
+    }
+
+    fn of_block(&self, run: &BlockRun) -> f64 {
+        (self.by)(run) as f64 / self.whole as f64
     }
 }
 

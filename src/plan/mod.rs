@@ -30,8 +30,8 @@ pub use grouping::{largest_unit_bytes, pipeswitch_groups};
 pub use pins::pinned_units;
 pub use planner::plan;
 pub use profile::{
-    BlockRun, BytesAt, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError, ReadRate,
-    Skipped, Subject,
+    BlockRun, BytesAt, CodecRate, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError,
+    ReadRate, Skipped, Subject,
 };
 pub use report::UnknownWay;
 pub use simulate::{Doing, Lapse};

@@ -28,6 +28,7 @@ const BANDWIDTHS_BYTES_S: (f64, f64) = (1.0, 1e14);
 const MAX_CPU_NS_PER_BYTE: f64 = 1e9;
 const LEAST_SPEED: f64 = 1e-6;
 const MAX_CONTENTION: f64 = 1e3;
+const MAX_NS_PER_WEIGHT: f64 = 1e6;
 
 /// What was measured on one board for one version and variant of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,9 +59,23 @@ pub struct Profile {
     /// Of reading by each way: how much a loader computes for its bytes differs.
     pub mapped_contention: Contention,
     pub direct_contention: Contention,
+    /// Of the codecs in which the version's weights are stored, for what other choices of variants
+    /// take.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates: Vec<CodecRate>,
     /// What could not be measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
+}
+
+/// How fast weights of one codec are multiplied with, all of them in memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodecRate {
+    pub codec: String,
+    /// Time of one core for each weight in a product with one column: decoding it and bringing it
+    /// from memory.
+    pub ns_per_weight: f64,
 }
 
 /// A trial that the model or the budget did not allow.
@@ -118,6 +133,14 @@ pub struct BlockRun {
     pub mapped_bytes: u64,
     /// Of one block in memory, in a slot of the direct source.
     pub direct_bytes: u64,
+    /// Weights in one block, by which a layer's blocks share its computing; 0 where that is not
+    /// known, and goes by their bytes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub elements: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl BlockRun {
@@ -297,6 +320,10 @@ impl Profile {
             let field = |field: &str| format!("activations[{index}].{field}");
             count(at.tokens, 0, MAX_TOKENS, || field("tokens"))?;
             count(at.bytes, 0, MAX_BYTES, || field("bytes"))?;
+        }
+        for (index, rate) in self.rates.iter().enumerate() {
+            let field = || format!("rates[{index}].ns_per_weight");
+            within(rate.ns_per_weight, 0.0, MAX_NS_PER_WEIGHT, field)?;
         }
         if !self.activations.is_sorted_by(|a, b| a.tokens < b.tokens) {
             return Err("activations: token counts ascend".into());
@@ -478,6 +505,10 @@ mod tests {
         check(&good.replace("\"threads\":1,", "\"threads\":3,"), "threads: 3 is not 1 to 2");
         check(&good.replace("\"fixed_us\":1400.0", "\"fixed_us\":1e300"), "fixed_us: 1");
         check(&good.replace("\"speed\":1.0", "\"speed\":1e-300"), "speed: 0.000");
+        check(
+            &good.replace("\"ns_per_weight\":0.25", "\"ns_per_weight\":-1"),
+            "rates[0].ns_per_weight",
+        );
         let many = good.replace("\"tokens\":128", "\"tokens\":18446744073709551615");
         check(&many, "tokens: 18446744073709551615 is not");
         check(&" ".repeat(17 << 20), "expected at most 16777216");
@@ -493,9 +524,20 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
+    /// As versions before there were choices wrote it.
+    #[test]
+    fn a_profile_without_rates_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = Profile { rates: vec![], ..fixture::profile() };
+        let path = old.write(folder.path()).unwrap();
+        let text = fs::read_to_string(path).unwrap();
+        assert!(!text.contains("rates") && !text.contains("elements"), "{text}");
+        assert_eq!(Profile::read(folder.path(), SUBJECT).unwrap(), Some(old));
+    }
+
     #[test]
     fn equal_blocks_are_one_run() {
-        let block = |bytes| BlockRun { count: 1, bytes, mapped_bytes: bytes, direct_bytes: 99 };
+        let block = |bytes| BlockRun { direct_bytes: 99, ..fixture::blocks(1, bytes) };
         let runs = BlockRun::joined([8, 8, 8, 5, 8].map(block));
         assert_eq!(
             runs.iter().map(|run| (run.count, run.bytes)).collect::<Vec<_>>(),

@@ -2,8 +2,8 @@
 
 use super::wish::mib;
 use super::{
-    Bound, Contention, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile, Skipped, Usage,
-    Way,
+    Bound, CodecRate, Contention, Forecast, Kind, PinPlace, Placement, Plan, Planned, Profile,
+    Skipped, Usage, Way,
 };
 use std::fmt;
 use std::str::FromStr;
@@ -86,6 +86,12 @@ impl fmt::Display for Profile {
                 layer.per_token_us,
                 layer.error * 100.0
             )?;
+        }
+        if !self.rates.is_empty() {
+            writeln!(f, "\ncodec       ns a weight")?;
+        }
+        for CodecRate { codec, ns_per_weight } in &self.rates {
+            writeln!(f, "  {codec:<10}{ns_per_weight:>11.3}")?;
         }
         writeln!(f, "\ncontention  loader takes   compute loses   beside compute")?;
         let (mapped, direct) = (&self.mapped_contention, &self.direct_contention);

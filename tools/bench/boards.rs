@@ -172,7 +172,8 @@ mod tests {
 
     /// 48 blocks of 1 MiB.
     fn profile() -> Profile {
-        let run = BlockRun { count: 48, bytes: MIB, mapped_bytes: MIB, direct_bytes: MIB };
+        let run =
+            BlockRun { count: 48, bytes: MIB, mapped_bytes: MIB, direct_bytes: MIB, elements: 0 };
         Profile {
             format: FORMAT,
             hermes: String::new(),
@@ -203,6 +204,7 @@ mod tests {
             kv_bytes_per_token: 0,
             mapped_contention: Contention::default(),
             direct_contention: Contention::default(),
+            rates: vec![],
             skipped: vec![],
         }
     }
