@@ -1,6 +1,7 @@
 //! Profiles for tests: BERT-Large, f32, on two cores of a server with a disk of 1.7 GB/s.
 
 use super::board::{Board, Core};
+use super::ladder::{Ladder, LadderTensor, Part, Rung};
 use super::profile::{
     BlockRun, BytesAt, CodecRate, Contention, FORMAT, LayerCost, PassTime, Profile, ReadRate,
 };
@@ -65,8 +66,8 @@ pub fn profile() -> Profile {
     }
 }
 
-/// Codecs: bits of a weight, time for one in a product with one column, and how many times as far
-/// answers are off as by a3.
+/// The variants of `ladder`: bits of a weight, time for one in a product with one column, and how
+/// many times as far answers are off as by a3.
 const VARIANTS: [(&str, f64, f64, f64); 6] = [
     ("f32", 32.0, 0.25, 0.0),
     ("a6", 6.5, 0.4, 0.017),
@@ -82,6 +83,36 @@ fn rates() -> Vec<CodecRate> {
         ns_per_weight,
     };
     VARIANTS.iter().map(rate).collect()
+}
+
+/// The tensors of `profile`: six a layer, values and what is written last matter most.
+pub fn ladder() -> Ladder {
+    let kinds = [
+        ("q", 1, 2e-4),
+        ("k", 1, 3e-4),
+        ("v", 1, 1.2e-3),
+        ("o", 1, 8e-4),
+        ("up", 4, 6e-4),
+        ("down", 4, 9e-4),
+    ];
+    let tensor = |(index, (kind, mebi, divergence)): (usize, (&str, u64, f64))| {
+        let (layer, elements) = (index / kinds.len(), mebi << 20);
+        let rung = |&(variant, bits, _, times): &(&str, f64, f64, f64)| {
+            let bytes = (elements as f64 * bits / 8.0) as u64;
+            let count = bytes.div_ceil(MIB);
+            Rung {
+                variant: variant.into(),
+                codec: variant.into(),
+                blocks: vec![blocks(count as usize, bytes / count)],
+                divergence: divergence * times * (0.5 + layer as f64 / 24.0),
+            }
+        };
+        let name = format!("layer.{layer}.{kind}");
+        LadderTensor { name, layer, elements, rungs: VARIANTS.iter().map(rung).collect() }
+    };
+    let tensors = (0..24).flat_map(|_| kinds).enumerate().map(tensor).collect();
+    let tape = (0..24).map(|layer| (6 * layer..6 * layer + 6).map(Part::Tensor).collect());
+    Ladder { tensors, tape: tape.collect() }
 }
 
 pub fn blocks(count: usize, bytes: u64) -> BlockRun {

@@ -6,12 +6,14 @@
 
 mod advice;
 mod board;
+mod choice;
 mod cost;
 mod disk;
 #[cfg(test)]
 mod fixture;
 mod forecast;
 mod grouping;
+mod ladder;
 mod pins;
 mod planner;
 mod profile;
@@ -27,6 +29,7 @@ pub use advice::{Advice, Change, WhatIf, advise};
 pub use board::{Board, Core};
 pub use forecast::{Bound, Forecast, ForecastError, Passing, forecast, forecast_spans};
 pub use grouping::{largest_unit_bytes, pipeswitch_groups};
+pub use ladder::{Ladder, LadderError, LadderTensor, Part, Rung};
 pub use pins::pinned_units;
 pub use planner::plan;
 pub use profile::{
@@ -57,7 +60,8 @@ pub struct Plan {
     /// Most bytes that stay between passes.
     pub pin_bytes: u64,
     pub pins: PinPlace,
-    /// The variant of each tensor, in the order of a choice; all have the model's where none is named.
+    /// The variant of each tensor, in the order of a [`Ladder`]'s choice; all have the model's where
+    /// none is named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variants: Vec<String>,
 }
