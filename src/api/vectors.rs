@@ -2,13 +2,14 @@
 //! texts has them wait in a line of their own, the longest first: texts of like length share passes,
 //! and one that cannot fit is told before anything else is computed.
 
-use super::embed::{Embedding, Measure, Vectors};
+use super::embed::{Embedding, Vectors};
 use super::error::ApiError;
 use super::granted;
 use super::state::{Api, Submitted};
 use super::texts::Text;
 use crate::engine::{Class, LONG_PATIENCE, TICK};
 use crate::stream::Grant;
+use crate::wire::pooling::Measure;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::time::{Instant, sleep};

@@ -1,10 +1,8 @@
 //! Inputs that passes are computed with to learn about a model.
 
 use super::error::{ShardError, ensure, unfit};
-use crate::store::Dtype;
 use crate::store::manifest::{Dim, Port};
 use crate::wire::Array;
-use half::{bf16, f16};
 use std::collections::HashMap;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -90,23 +88,13 @@ fn fault<'a>(port: &'a Port, array: &Array, sizes: &mut HashMap<&'a str, usize>)
 
 /// The values of an array of floats.
 pub(super) fn floats(array: &Array) -> Option<Vec<f32>> {
-    let bytes = &array.bytes;
-    Some(match array.dtype {
-        Dtype::Fp32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::Fp64 => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-        Dtype::Fp16 => {
-            bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
-        }
-        Dtype::Bf16 => {
-            bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
-        }
-        _ => return None,
-    })
+    array.floats()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Dtype;
 
     fn ports() -> Vec<Port> {
         let port = |name: &str, dtype, shape| Port { name: name.to_string(), dtype, shape };

@@ -1,6 +1,7 @@
 //! Typed bytes with a shape, as they cross the engine's border.
 
 use crate::store::Dtype;
+use half::{bf16, f16};
 use thiserror::Error;
 
 /// A tensor as it crosses the engine's border: element type, shape, little-endian bytes in
@@ -59,6 +60,24 @@ impl Array {
         (self.dtype == Dtype::Fp32).then(|| {
             let (values, _) = self.bytes.as_chunks::<4>();
             values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        })
+    }
+
+    /// Its values, where they are floats; those of FP64 as near as f32 comes.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        let bytes = &self.bytes;
+        Some(match self.dtype {
+            Dtype::Fp32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::Fp64 => {
+                bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
+            }
+            Dtype::Fp16 => {
+                bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+            }
+            Dtype::Bf16 => {
+                bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+            }
+            _ => return None,
         })
     }
 
