@@ -145,6 +145,12 @@ pub enum StoreError {
         /// The store's folder.
         store: PathBuf,
     },
+    /// A version is not the one that was looked at.
+    #[error("{} was replaced or removed meanwhile", path.display())]
+    Changed {
+        /// The version's folder.
+        path: PathBuf,
+    },
     /// The served version cannot be removed.
     #[error("{} is the served version", path.display())]
     InUse {
@@ -212,6 +218,7 @@ impl StoreError {
                 "free some room (hermesctl gc removes old versions) or give another store"
             }
             StoreError::Replaced { .. } => "mount its disk again, or restart with another --store",
+            StoreError::Changed { .. } => "nothing was changed; do it again",
             StoreError::InUse { path } => {
                 let model = path.parent().and_then(Path::file_name).unwrap_or_default();
                 let model = model.to_string_lossy();

@@ -214,7 +214,7 @@ pub fn install(
 
 /// Renames the new version into place. An old one is exchanged with it in one step; on file systems
 /// that cannot exchange, it is renamed aside before. Whatever else bears the name stays.
-fn place(store_dir: &Path, staging_dir: &Path, target: &Path) -> Result<(), StoreError> {
+pub(super) fn place(store_dir: &Path, staging_dir: &Path, target: &Path) -> Result<(), StoreError> {
     let error = |e: io::Error| StoreError::io("install", target, e);
     if fs::symlink_metadata(target).is_err() {
         return fs::rename(staging_dir, target).map_err(error);
@@ -250,7 +250,7 @@ fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
 }
 
 /// Syncs every file and folder below `folder`, and itself.
-fn sync_tree(folder: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_tree(folder: &Path) -> Result<(), StoreError> {
     let error = |e| StoreError::io("list", folder, e);
     for entry in fs::read_dir(folder).map_err(error)? {
         let entry = entry.map_err(error)?;

@@ -14,6 +14,9 @@ pub const MANIFEST_NAME: &str = "manifest.json";
 /// File in a version's folder that says how importing the graph went when it was tried.
 pub(super) const REHEARSAL_NAME: &str = "rehearsal";
 
+/// File in a version's folder with what was measured of importance before that was interrupted.
+pub const UNFINISHED_NAME: &str = "importance.part";
+
 /// File in a model's folder that names the served version and, on a second line, the one that was
 /// served before it. One file, so that both change in one step.
 pub(super) const CURRENT_NAME: &str = "current";
@@ -185,7 +188,7 @@ impl Manifest {
         for (field, path) in paths {
             let what = match () {
                 _ if !is_inner_path(path) => "leaves the version's folder, or is no plain path",
-                _ if [MANIFEST_NAME, REHEARSAL_NAME].contains(&path.as_str())
+                _ if [MANIFEST_NAME, REHEARSAL_NAME, UNFINISHED_NAME].contains(&path.as_str())
                     || !seen.insert(path) =>
                 {
                     "names a file of another entry"

@@ -3,6 +3,7 @@
 //! Everything read here is untrusted until parsed: no length, offset, name or checksum is
 //! believed before it was verified. Nothing here knows tract, windows or HTTP.
 
+mod amend;
 mod archive;
 mod batch;
 mod demand;
@@ -24,6 +25,7 @@ mod text;
 mod verify;
 mod versions;
 
+pub use amend::amend;
 pub use archive::{Archive, BUFFER_BYTES, Progress, Received, Verified};
 pub use demand::{Demand, TOKENIZER_BYTES_PER_BYTE};
 pub use dtype::Dtype;
