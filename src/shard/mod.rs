@@ -3,8 +3,8 @@
 //! `order` is what is asked for, `source` what is read for it, `draft` what is found out about it
 //! and becomes the version. `place`, `configs`, `makers` and `embedder` know what lies beside a
 //! model, `dims` and `trial` settle its open dimensions; `write`, `layers`, `tensor` and `encode`
-//! make layer files of its weights. `player` plays what was written with `inputs`, to learn about it.
-//! Nothing here is needed to serve a model.
+//! make layer files of its weights. `player` plays what was written with `inputs`, to learn about it;
+//! `importance` tells which tensors matter. Nothing here is needed to serve a model.
 
 mod configs;
 mod dims;
@@ -13,6 +13,7 @@ mod embedder;
 mod encode;
 mod error;
 mod foreign;
+pub mod importance;
 mod inputs;
 mod layers;
 mod makers;

@@ -27,6 +27,8 @@ pub struct Streamed {
     /// Rows of its matrix (elements of a flat tensor), and elements of a row.
     pub rows: u64,
     pub depth: u64,
+    /// Name of the ONNX node that uses it first; none where none does.
+    pub node: String,
 }
 
 /// Sees what each product multiplies a tensor with: the tensor's place in the choice, and columns of
@@ -165,11 +167,23 @@ impl Player {
 
     /// Stored bytes of a choice, tables left out.
     pub fn stored_bytes(&self, choice: &Choice) -> u64 {
-        let blocks = |stored: &Stored| -> u64 {
-            let blocks = &stored.file.index.blocks[stored.entry().blocks()];
-            blocks.iter().map(|block| block.bytes).sum()
-        };
-        choice.stored.iter().map(blocks).sum()
+        (0..choice.stored.len()).map(|tensor| self.tensor_bytes(choice, tensor)).sum()
+    }
+
+    /// Stored bytes of one tensor of a choice.
+    pub fn tensor_bytes(&self, choice: &Choice, tensor: usize) -> u64 {
+        let Stored { file, .. } = &choice.stored[tensor];
+        let blocks = &file.index.blocks[choice.stored[tensor].entry().blocks()];
+        blocks.iter().map(|block| block.bytes).sum()
+    }
+
+    /// Rows of each table that the model picks from by index.
+    pub fn table_rows(&self) -> Vec<u64> {
+        let fixed = self.parts.iter().filter_map(|part| match part {
+            Some(Part::Fixed(stored)) => Some(stored.entry()),
+            _ => None,
+        });
+        fixed.filter(|entry| entry.layout == Layout::Rows).map(|entry| entry.rows).collect()
     }
 
     /// Runs of requests whose activations fit in memory together.
@@ -271,9 +285,10 @@ impl Player {
             for (tensor, entry) in file.index.tensors.iter().enumerate() {
                 let TensorEntry { layout, rows, depth, .. } = *entry;
                 let weight = weights[entry.name.as_str()];
-                let part = match layout != Layout::Rows && entry.dtype.is_float() {
+                let part = match entry.is_chosen() {
                     true => {
-                        self.tensors.push(Streamed { weight, layout, layer, rows, depth });
+                        let node = String::new();
+                        self.tensors.push(Streamed { weight, layout, layer, rows, depth, node });
                         Part::Chosen(self.tensors.len() - 1)
                     }
                     false => Part::Fixed(Stored { file: Arc::clone(&file), tensor }),
@@ -281,7 +296,7 @@ impl Player {
                 places.insert((weight, layout), (part, (rows, depth)));
             }
         }
-        for WeightUse { slot, weight, kind, layout, .. } in &imported.uses {
+        for WeightUse { slot, weight, kind, layout, node } in &imported.uses {
             let (name, shape) = (&manifest.weights[*weight].name, &manifest.weights[*weight].shape);
             let place = places.get(&(*weight, *layout));
             let place = place.filter(|(_, extent)| kind.extent(shape) == Some(*extent));
@@ -289,13 +304,18 @@ impl Player {
                 unfit!("no layer file has weight \"{name}\" as {layout:?}\nshard the model again")
             })?;
             self.parts[*slot] = Some(part.clone());
+            if let Part::Chosen(tensor) = part
+                && self.tensors[*tensor].node.is_empty()
+            {
+                self.tensors[*tensor].node.clone_from(node);
+            }
         }
         Ok(())
     }
 
     /// A tensor in a variant, which has to be the same tensor there.
     fn stored(&self, tensor: usize, variant: &str) -> Result<Stored, ShardError> {
-        let Streamed { weight, layout, layer, rows, depth } = self.tensors[tensor];
+        let Streamed { weight, layout, layer, rows, depth, .. } = self.tensors[tensor];
         let file = self.file(layer, variant)?;
         let name = &self.dir.manifest.weights[weight].name;
         let found = file.index.tensor(name, layout);

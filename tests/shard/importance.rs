@@ -1,0 +1,224 @@
+//! How much each tensor of a version matters, as a sweep over it measures.
+
+use super::{Place, files};
+use hermes::graph::sample_inputs;
+use hermes::shard::importance::{self, Measured};
+use hermes::shard::{Inputs, Player, ShardError, Watch};
+use hermes::store::{self, Measure, ModelDir, Precision, Store, TensorPrecision};
+use hermes::wire::Array;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const UNFINISHED: &str = "importance.part";
+
+fn version(place: &Place) -> ModelDir {
+    Store::open(&place.store()).unwrap().current("small").unwrap()
+}
+
+/// A small model in two variants, which says what they lose: of the first tensor nothing.
+fn built(model: &str) -> Place {
+    let place = Place::with_synth(&[model]);
+    place.build(&["--variants", "f32,q4"]);
+    let player = Player::open(version(&place)).unwrap();
+    let weights = &player.dir().manifest.weights;
+    let tensors = player.tensors().iter().enumerate().map(|(index, tensor)| TensorPrecision {
+        weight: weights[tensor.weight].name.clone(),
+        layout: tensor.layout,
+        layer: tensor.layer,
+        elements: tensor.rows * tensor.depth,
+        errors: BTreeMap::from([("f32".to_string(), 0.0), ("q4".to_string(), index as f64)]),
+        fed: vec![],
+        divergence: None,
+    });
+    let tensors = tensors.collect();
+    let precision = Precision { format: 1, calibration: None, probe: None, tensors };
+    store::amend(&place.store(), player.dir(), &precision).unwrap();
+    place
+}
+
+fn inputs(dir: &ModelDir, lengths: &[usize]) -> Inputs {
+    let arrays = |length: &usize| -> Vec<Array> {
+        let arrays = sample_inputs(&dir.manifest.inputs, *length).unwrap();
+        arrays.into_iter().map(|(_, array)| array).collect()
+    };
+    let requests = lengths.iter().map(arrays).collect();
+    Inputs { source: "a test".to_string(), is_made_up: true, requests }
+}
+
+fn divergences(measured: &Measured) -> Vec<f64> {
+    measured.precision.tensors.iter().map(|tensor| tensor.divergence.unwrap()).collect()
+}
+
+/// The same but for what a text leaves of a figure's last bits.
+fn assert_near(found: &Precision, expected: &Precision) {
+    assert_eq!(found.probe, expected.probe);
+    for (found, expected) in found.tensors.iter().zip(&expected.tensors) {
+        let [a, b] = [found, expected].map(|tensor| tensor.divergence.unwrap());
+        assert!((a - b).abs() <= 1e-12 * b, "{a} and {b} of {}", found.weight);
+    }
+}
+
+/// Counts the steps of passes, and ends before one of them.
+struct Steps {
+    taken: AtomicUsize,
+    last: usize,
+}
+
+impl Steps {
+    fn until(last: usize) -> Steps {
+        Steps { taken: AtomicUsize::new(0), last }
+    }
+}
+
+impl Watch for Steps {
+    fn goes_on(&self) -> bool {
+        self.taken.fetch_add(1, Ordering::Relaxed) < self.last
+    }
+}
+
+/// One less the cosine of all outputs together, the plain way.
+fn off(best: &[Array], other: &[Array]) -> f64 {
+    let values = |arrays: &[Array]| -> Vec<f64> {
+        arrays.iter().flat_map(|array| array.to_f32().unwrap()).map(f64::from).collect()
+    };
+    let (a, b) = (values(best), values(other));
+    let product = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(x, y)| x * y).sum() };
+    1.0 - product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
+}
+
+#[test]
+fn a_sweep_measures_each_tensor_alone() {
+    let place = built("bert-tiny");
+    let player = Player::open(version(&place)).unwrap();
+    let inputs = inputs(player.dir(), &[5, 1, 9]);
+    let measured = importance::measure(&player, &inputs, &()).unwrap();
+    let best = player.best().unwrap();
+    let answers = player.pass(&best, &inputs.requests, &()).unwrap();
+    let found = divergences(&measured);
+    for (tensor, found) in found.iter().enumerate() {
+        let choice = player.with(&best, tensor, "q4").unwrap();
+        let others = player.pass(&choice, &inputs.requests, &()).unwrap();
+        let offs = answers.iter().zip(&others).map(|(best, other)| off(best, other));
+        let expected = match tensor {
+            // Nothing is lost of it, as the version says.
+            0 => 0.0,
+            _ => offs.sum::<f64>() / 3.0,
+        };
+        assert!((found - expected).abs() < 1e-12, "tensor {tensor}: {found}, not {expected}");
+    }
+    assert!(found.iter().filter(|divergence| **divergence > 0.0).count() > 5, "{found:?}");
+    let probe = measured.precision.probe.as_ref().unwrap();
+    assert_eq!((&*probe.variant, probe.measure, probe.inputs), ("q4", Measure::Cosine, 3));
+    assert!(measured.notes[0].contains("3 of a test: 1 - cosine"), "{:?}", measured.notes);
+
+    // What answers are off all together is near the sum of that.
+    let all = player.choose(&vec!["q4"; found.len()]).unwrap();
+    let others = player.pass(&all, &inputs.requests, &()).unwrap();
+    let together: f64 = answers.iter().zip(&others).map(|(best, other)| off(best, other)).sum();
+    let (together, sum) = (together / 3.0, found.iter().sum::<f64>());
+    assert!(together < 3.0 * sum && sum < 3.0 * together, "{together} and {sum}");
+
+    store::amend(&place.store(), player.dir(), &measured.precision).unwrap();
+    let kept = version(&place).precision().unwrap().unwrap();
+    assert!(kept.is_measured());
+    assert_near(&kept, &measured.precision);
+    place.check_sound("1");
+}
+
+#[test]
+fn language_models_are_measured_by_the_next_token() {
+    let place = built("gpt2-tiny");
+    let player = Player::open(version(&place)).unwrap();
+    let inputs = inputs(player.dir(), &[6, 3]);
+    let measured = importance::measure(&player, &inputs, &()).unwrap();
+    let probe = measured.precision.probe.as_ref().unwrap();
+    assert_eq!(probe.measure, Measure::Kl, "{:?}", measured.notes);
+    assert!(divergences(&measured).iter().any(|divergence| *divergence > 0.0));
+}
+
+#[test]
+fn an_interrupted_sweep_is_gone_on_with() {
+    let place = built("bert-tiny");
+    let player = Player::open(version(&place)).unwrap();
+    let inputs = inputs(player.dir(), &[4, 7]);
+    let whole = Steps::until(usize::MAX);
+    let expected = importance::measure(&player, &inputs, &whole).unwrap();
+    let all = whole.taken.into_inner();
+
+    let before = files(&place.store());
+    let ended = importance::measure(&player, &inputs, &Steps::until(all / 2));
+    assert!(matches!(ended, Err(ShardError::Interrupted)), "{ended:?}");
+    let left = player.dir().path.join(UNFINISHED);
+    let after = files(&place.store());
+    assert!(after.iter().all(|(path, text)| before.get(path) == Some(text) || *path == left));
+    let rest = Steps::until(usize::MAX);
+    let measured = importance::measure(&player, &inputs, &rest).unwrap();
+    assert_near(&measured.precision, &expected.precision);
+    assert!(measured.notes[1].contains("there already"), "{:?}", measured.notes);
+    assert!(rest.taken.into_inner() < all);
+
+    // Of other inputs nothing is there, nor of what is damaged.
+    let others = Inputs { requests: inputs.requests[..1].to_vec(), ..inputs.clone() };
+    assert_eq!(importance::measure(&player, &others, &()).unwrap().notes.len(), 1);
+    std::fs::write(&left, "{\"key\"").unwrap();
+    let anew = importance::measure(&player, &inputs, &()).unwrap();
+    assert_near(&anew.precision, &expected.precision);
+    store::amend(&place.store(), player.dir(), &anew.precision).unwrap();
+    assert!(!left.exists(), "what is measured is not measured again");
+}
+
+#[test]
+fn the_paper_s_way_raises_one_tensor_at_a_time() {
+    let place = built("gpt2-tiny");
+    let player = Player::open(version(&place)).unwrap();
+    let inputs = inputs(player.dir(), &[8]);
+    let found = importance::by_accuracy(&player, &inputs, &()).unwrap();
+    assert_eq!(found.len(), player.tensors().len());
+    // Shares of eight tokens.
+    assert!(found.iter().all(|share| (share * 8.0).fract() == 0.0 && *share <= 1.0), "{found:?}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_told() {
+    let place = built("bert-tiny");
+    let player = Player::open(version(&place)).unwrap();
+    let fit = inputs(player.dir(), &[4]);
+    let check = |player: &Player, inputs: &Inputs, words: &[&str]| {
+        let error = importance::measure(player, inputs, &()).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{words:?} not in {error}");
+    };
+    check(&player, &Inputs { requests: vec![], ..fit.clone() }, &["a test", "no input"]);
+    let mut few = fit.clone();
+    few.requests[0].pop();
+    check(&player, &few, &["input 0", "arrays"]);
+
+    // Of other files than the version has.
+    let precision = player.dir().precision().unwrap().unwrap();
+    let mut other = precision.clone();
+    other.tensors.pop();
+    store::amend(&place.store(), player.dir(), &other).unwrap();
+    let player = Player::open(version(&place)).unwrap();
+    check(&player, &fit, &["other layer files", "build it again"]);
+    store::amend(&place.store(), player.dir(), &precision).unwrap();
+
+    // A block of the tensor that is lowered.
+    let player = Player::open(version(&place)).unwrap();
+    let streamed = &player.tensors()[4];
+    let name = &player.dir().manifest.weights[streamed.weight].name;
+    let layer = player.dir().open_layer(streamed.layer, "q4").unwrap();
+    let (_, entry) = layer.index.tensor(name, streamed.layout).unwrap();
+    let mut bytes = std::fs::read(&layer.path).unwrap();
+    bytes[layer.index.blocks[entry.first_block].offset as usize] ^= 1;
+    std::fs::write(&layer.path, bytes).unwrap();
+    check(&player, &fit, &["q4.layer", name, "checksum"]);
+    std::fs::remove_file(&layer.path).unwrap();
+    check(&Player::open(version(&place)).unwrap(), &fit, &["q4.layer"]);
+
+    let place = Place::with_synth(&["bert-tiny"]);
+    place.build(&["--variants", "f32"]);
+    let player = Player::open(version(&place)).unwrap();
+    check(&player, &fit, &["does not say what its weights lose"]);
+    let none = Precision { tensors: vec![], ..precision };
+    store::amend(&place.store(), player.dir(), &none).unwrap();
+    check(&Player::open(version(&place)).unwrap(), &fit, &["other layer files"]);
+}
