@@ -1,18 +1,15 @@
 //! How long a client will wait: the header `timeout`, or Triton's request parameter of that name.
 
 use super::error::ApiError;
+use crate::values::duration;
 use crate::wire::quote::quote_bytes;
 use axum::http::{HeaderMap, StatusCode};
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// The header. A bare number is refused but for 0, which is for ever: who writes 5 means seconds,
-/// and Triton's parameter of this name is in microseconds.
+/// The header.
 const HEADER: &str = "timeout";
-
-/// Units of the header and their microseconds.
-const UNITS: [(&str, u64); 3] = [("us", 1), ("ms", 1_000), ("s", 1_000_000)];
 
 /// A time by which a request must be answered, if any.
 #[derive(Clone, Copy, Debug)]
@@ -79,15 +76,12 @@ impl Deadline {
     }
 }
 
+/// Microseconds of the header. A bare number is refused but for 0, which is for ever: who writes 5
+/// means seconds, and Triton's parameter of this name is in microseconds.
 fn parse(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number = number.parse::<u64>().ok()?;
-    match UNITS.iter().find(|(name, _)| *name == unit.trim_start()) {
-        Some((_, scale)) => number.checked_mul(*scale),
-        None => (number == 0 && unit.is_empty()).then_some(0),
-    }
+    let time_us = duration::parse(text).ok()?;
+    let has_unit = text.trim_end().ends_with('s');
+    (has_unit || time_us == 0).then_some(time_us)
 }
 
 #[cfg(test)]

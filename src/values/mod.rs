@@ -1,7 +1,11 @@
-//! Values as users write them, in settings and on command lines: sizes, counts, and places where
-//! nothing else is said.
+//! Values as users write them, in settings and on command lines: sizes, times, counts, what answers
+//! are to be, and places where nothing else is said.
 
+pub mod duration;
 pub mod size;
+mod target;
+
+pub use target::{Accuracy, Latency};
 
 use crate::plan::MAX_TOKENS;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
