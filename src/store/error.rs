@@ -121,6 +121,14 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// A folder that is to be installed is not one of a version.
+    #[error("{} is no version: it has no manifest.json; {what}", path.display())]
+    NoVersion {
+        /// The folder.
+        path: PathBuf,
+        /// What it is, and what to do.
+        what: String,
+    },
     /// What was received is not what its manifest says.
     #[error("{file} {what}")]
     Received {
@@ -235,7 +243,9 @@ impl StoreError {
             {
                 "hermes-shard build makes a store; --store or HERMES_STORE names another"
             }
-            StoreError::Io { .. } | StoreError::Misuse { .. } => return None,
+            StoreError::Io { .. } | StoreError::NoVersion { .. } | StoreError::Misuse { .. } => {
+                return None;
+            }
         };
         Some(advice.to_owned())
     }

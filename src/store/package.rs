@@ -4,11 +4,12 @@ use super::{
     ModelDir, StoreError,
     layer_file::open_file,
     manifest::MANIFEST_NAME,
+    served::Served,
     tar::{RECORD_BYTES, file_head, padding},
 };
 use std::{
     collections::VecDeque,
-    fs::File,
+    fs::{self, File},
     io::{self, Cursor, Read},
     path::{Path, PathBuf},
 };
@@ -36,6 +37,9 @@ impl Package {
     /// The system's; for a folder, a manifest or a file's length that cannot be believed.
     pub fn open(path: &Path) -> Result<Package, StoreError> {
         if path.is_dir() {
+            if !path.join(MANIFEST_NAME).exists() {
+                return Err(StoreError::NoVersion { path: path.to_owned(), what: content(path) });
+            }
             return Package::of_folder(&ModelDir::open(path)?);
         }
         let error = |e| StoreError::io("open", path, e);
@@ -107,5 +111,45 @@ impl Read for Package {
             self.parts.pop_front();
         }
         Ok(0)
+    }
+}
+/// What a folder without a manifest is, and what to give in its place.
+fn content(path: &Path) -> String {
+    let is_onnx = |folder: &Path| {
+        let mut entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.any(|entry| entry.path().extension().is_some_and(|end| end == "onnx"))
+    };
+    match Served::read(path) {
+        Ok(served) => format!(
+            "it is a model's, which has versions: give {}",
+            path.join(served.current).display()
+        ),
+        Err(_) if is_onnx(path) || is_onnx(&path.join("onnx")) => {
+            "it has an ONNX model: cut it into a version with hermes-shard build".to_owned()
+        }
+        Err(_) => "give the folder of one, as hermes-shard build makes it in a store".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The folder of a model was told to lack a manifest.json that it never has.
+    #[test]
+    fn folders_that_are_no_versions_are_told_what_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |expected: &str| {
+            let said = Package::open(folder.path()).unwrap_err().to_string();
+            assert!(
+                said.contains("it has no manifest.json; ") && said.contains(expected),
+                "{said}"
+            );
+        };
+        check("as hermes-shard build makes it");
+        fs::write(folder.path().join("model.onnx"), b"").unwrap();
+        check("cut it into a version with hermes-shard build");
+        fs::write(folder.path().join("current"), "2\n").unwrap();
+        check(&format!("it is a model's, which has versions: give {}/2", folder.path().display()));
     }
 }

@@ -203,7 +203,7 @@ impl Store {
         let bytes = bin.take(&path)?;
         forget_measures(&folder, model, version);
         drop(lock);
-        bin.empty()?;
+        bin.empty();
         Ok(Removed { model: model.to_owned(), version: version.to_owned(), bytes })
     }
 
@@ -224,9 +224,7 @@ impl Store {
         }
         let bytes = bin.take(&folder)?;
         drop(lock);
-        if let Err(error) = bin.empty() {
-            log::warn!("files of model {model} stay until the next build or collection: {error}");
-        }
+        bin.empty();
         Ok(RemovedModel { model: model.to_owned(), versions, bytes })
     }
 
@@ -248,7 +246,7 @@ impl Store {
                 log::warn!("old versions of model {model} stay: {error}");
             }
         }
-        bin.empty()?;
+        bin.empty();
         Ok(collected)
     }
 
@@ -322,8 +320,33 @@ impl Bin {
         Ok(bytes)
     }
 
-    fn empty(self) -> Result<(), StoreError> {
+    /// Removes what is in it. What is out of the store is removed for whoever asked, whether its files
+    /// are or not.
+    fn empty(self) {
         let path = self.0.path();
-        fs::remove_dir_all(path).map_err(|e| StoreError::io("remove", path, e))
+        if let Err(error) = fs::remove_dir_all(path) {
+            let path = path.display();
+            log::warn!("{path} stays, of what was removed, until the next build or gc: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A version that was gone was told not to be, where its files could not be removed.
+    #[test]
+    fn what_is_out_of_the_store_is_removed_whatever_becomes_of_its_files() {
+        let store = tempfile::tempdir().unwrap();
+        let folder = store.path().join("v");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("f"), b"123").unwrap();
+        let bin = Bin::new(store.path()).unwrap();
+        assert_eq!(bin.take(&folder).unwrap(), 3);
+        assert!(!folder.exists());
+        // Somebody else has removed it, which fails as any other trouble does.
+        fs::remove_dir_all(bin.0.path()).unwrap();
+        bin.empty();
     }
 }
