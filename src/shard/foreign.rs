@@ -100,6 +100,9 @@ fn by_magic(head: &[u8], bytes: u64) -> Option<Foreign> {
     let at = |offset: usize, magic: &[u8]| {
         head.get(offset..).is_some_and(|rest| rest.starts_with(magic))
     };
+    if bytes == 0 {
+        return foreign("an empty file", AGAIN);
+    }
     if [&b"GGUF"[..], b"tjgg", b"fmgg", b"lmgg"].iter().any(|magic| at(0, magic)) {
         return foreign("a GGUF (or GGML) file, weights for llama.cpp without a graph", OPTIMUM);
     }
@@ -171,6 +174,13 @@ fn by_text(head: &[u8]) -> Option<Foreign> {
             ),
             false => foreign("an XML text", AGAIN),
         };
+    }
+    let is_object = text.starts_with('{');
+    if is_object && ["\"added_tokens\"", "\"truncation\""].iter().all(|key| text.contains(key)) {
+        return foreign(
+            "a tokenizer (tokenizer.json), which goes beside the model",
+            "give the .onnx file, or the folder in which both are",
+        );
     }
     if text.starts_with("{\"") || text.starts_with("{\n") || text.starts_with("{\r") {
         return foreign("a JSON text: a config, an index of weights, or a server's error", AGAIN);

@@ -25,7 +25,6 @@ fn what_is_no_onnx_model_is_told_with_its_offset() {
     check(b"#\0\x01\x02", &["wire type 3 at offset 0"]);
     check(b"\x89PNG\r\n\x1a\n", &["at offset 0"]);
     check(&[0xff; 100], &["a number that does not end at offset 0"]);
-    check(&[], &["the file is empty"]);
     check(&[0x08, 0x08], &["it holds no graph"]);
 }
 
@@ -67,6 +66,12 @@ fn foreign_files() -> Vec<(&'static str, Vec<u8>, [&'static str; 2])> {
         ("model.onnx", b"<ir_version: 8>\nf (x) => (y) {}\n".to_vec(), ["as text", "parse_model"]),
         ("model.onnx", b"<!-- a --><html></html>".to_vec(), ["HTML page", "/resolve/"]),
         ("model.zip", zip("arr_0.npy"), ["NumPy", "give the .onnx file"]),
+        ("model.onnx", vec![], ["an empty file", "download it again"]),
+        (
+            "tokenizer.json",
+            b"{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"added_tokens\": []".to_vec(),
+            ["a tokenizer", "the folder in which both are"],
+        ),
         ("model.onnx", vec![0; 4096], ["not finished", "download it again"]),
         ("model.onnx.gz", b"\x1f\x8b\x08\0\0\0\0\0".to_vec(), ["gzip", "unpack it"]),
         ("model.zip", zip("model.onnx"), ["zip archive", "unpack it"]),
