@@ -271,7 +271,7 @@ fn connections_beyond_the_limit_are_told_so() {
         assert!(start.elapsed() < Duration::from_secs(8), "more are served than there may be");
         open.push(busy());
     }
-    check_error(&daemon.connect().reply(), 503, "connections of this user are open");
+    check_error(&daemon.connect().reply(), 503, "places for connections, ");
     drop(open);
     let start = Instant::now();
     while daemon.open_files() > 60 {

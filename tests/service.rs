@@ -396,7 +396,7 @@ fn a_second_sigterm_cancels_what_runs() {
     service.daemon.signal("-TERM");
     service.wait_told("STATUS=draining");
     service.daemon.signal("-TERM");
-    service.wait_logged("1 connections are cut off", 0);
+    service.wait_logged("cutting off 1 connection", 0);
     assert!(waiting.is_closed());
     drop(frozen);
     assert!(service.daemon.wait().success());
@@ -407,7 +407,7 @@ fn a_drain_ends_at_its_deadline() {
     let mut service = Service::start("drain = 1\nprofiles = false", |_| ());
     let (frozen, mut waiting) = hold(&service);
     service.daemon.signal("-INT");
-    service.wait_logged("1 connections are cut off", 0);
+    service.wait_logged("cutting off 1 connection", 0);
     assert!(waiting.is_closed());
     drop(frozen);
     assert!(service.daemon.wait().success());
@@ -432,6 +432,22 @@ fn a_wrong_config_is_told_by_file_line_and_nearest_key() {
     }
 }
 
+/// An address was told to be given once, and a budget of -1 to be no flag.
+#[test]
+fn flags_are_taken_or_told_for_what_they_are() {
+    let listen = ["--listen", "tcp:127.0.0.1:1", "--listen", "tcp:127.0.0.1:2,unix:/a"];
+    let output = hermesd(&[&listen[..], &["--print-config"]].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("[\"tcp:127.0.0.1:1\", \"tcp:127.0.0.1:2\", \"unix:/a\"]"), "{said}");
+    let check = |arguments: &[&str], expected: &str| {
+        let said = String::from_utf8(hermesd(arguments).stderr).unwrap();
+        assert!(said.contains(expected), "{said}");
+    };
+    check(&["--budget", "-1"], "\"-1\" is not a size");
+    check(&["--listen", "8000"], "neither unix: nor tcp:");
+    check(&["--listen", "unix:/a,unix:/a"], "--listen: unix:/a is there twice");
+}
+
 #[test]
 fn a_config_is_good_where_the_daemon_would_start() {
     let folder = tempfile::tempdir().unwrap();
@@ -446,7 +462,7 @@ fn a_config_is_good_where_the_daemon_would_start() {
         assert_eq!(output.status.code(), Some(status), "{said}");
         assert!(said.contains(expected), "{said}");
     };
-    check(&store, "96MiB", 0, "the config is good: 1 files were read, the store has 1 models");
+    check(&store, "96MiB", 0, "the config is good: 1 file read, the store has 1 model; ");
     check(&store, "1MiB", 1, "give --budget at least that");
     check(&folder.path().join("none"), "96MiB", 1, "none: No such file");
 }

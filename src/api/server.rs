@@ -16,6 +16,7 @@ use crate::daemon::{Control, Phase};
 use crate::engine::Engine;
 use crate::stream::{Category, OverBudget};
 use crate::sys::file_limit;
+use crate::values::counted;
 use crate::values::size::Size;
 use axum::Router;
 use axum::extract::Request as HttpRequest;
@@ -123,7 +124,8 @@ pub async fn serve(
     let (router, connections) = (router(Arc::clone(&api)), JoinSet::new());
     let mut server = Server { engine, api, router, control, files, connections };
     server.accept(listeners).await;
-    log::info!("stopping: {} connections are open", server.connections.len());
+    let open = counted(server.connections.len() as u64, "connection");
+    log::info!("stopping, with {open} open");
     server.drain().await;
     Ok(())
 }
@@ -228,7 +230,7 @@ impl Server {
             () = reaches(&mut self.control.phase, Phase::Cancelling) => false,
         };
         if !is_drained {
-            log::warn!("{} connections are cut off", self.connections.len());
+            log::warn!("cutting off {}", counted(self.connections.len() as u64, "connection"));
             self.connections.shutdown().await;
         }
     }

@@ -8,6 +8,7 @@ use crate::engine::{Cancel, Engine, Keeper};
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
 use crate::store::{Removed, RemovedModel};
 use crate::stream::{Category, Grant};
+use crate::values::counted;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -190,7 +191,7 @@ pub async fn collect(
     let collected = api.help(move |api, cancel| {
         let _parsing = grant_parsing(api, &api.engine.models()?, cancel)?;
         let collected = api.engine.store().collect(keep.unwrap_or(0))?;
-        log::info!("{} versions were collected", collected.removed.len());
+        log::info!("collected {}", counted(collected.removed.len() as u64, "version"));
         Ok(json!({
             "removed": collected.removed.iter().map(describe).collect::<Vec<_>>(),
             "abandoned": collected.abandoned,

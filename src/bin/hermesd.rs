@@ -10,6 +10,7 @@ use hermes::engine::{Engine, EngineError, rehearsal};
 use hermes::manual;
 use hermes::sys::capabilities::Capabilities;
 use hermes::sys::{child, code, file, heap, panics};
+use hermes::values::counted;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,6 +26,7 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 #[command(
     name = "hermesd",
     version,
+    allow_negative_numbers = true,
     after_help = "Each setting can also stand in the config file, its drop-ins (FILE.d/*.conf) and \
                   the environment (HERMES_STORE, HERMES_LOG=debug, ...). --print-config shows all."
 )]
@@ -78,8 +80,9 @@ fn run(args: &Args) -> Result<()> {
         let addresses: Vec<String> =
             effective.settings.addresses().iter().map(ToString::to_string).collect();
         hermes::tell!(
-            "the config is good: {files} files were read, the store has {models} models; without \
-             passed sockets it is served at {}",
+            "the config is good: {} read, the store has {}; without passed sockets it is served at {}",
+            counted(files as u64, "file"),
+            counted(models as u64, "model"),
             addresses.join(", ")
         );
     }

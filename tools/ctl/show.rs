@@ -4,6 +4,7 @@ use super::client::{Client, ClientError, segment};
 use super::embed::Print;
 use super::list::served_in;
 use super::versions::{date, model_and_version, version_path};
+use hermes_base::values::counted;
 use hermes_base::values::size::Size;
 use serde_json::{Value, json};
 
@@ -69,7 +70,9 @@ fn describe(shown: &Value, versions: &[Value]) -> String {
         tell("", format!("{} {}", text(&file["path"]), size(&file["bytes"])));
     }
     let count = each(&shown["files"]).filter(is_layer).count();
-    tell("", format!("{count} files of {} layers, one for each variant", shown["layers"]));
+    let layers = counted(shown["layers"].as_u64().unwrap_or(0), "layer");
+    let files = counted(count as u64, "file");
+    tell("", format!("{files} of {layers}, one for each variant"));
     for version in versions {
         let role = match text(&version["role"]) {
             "spare" => String::new(),

@@ -7,6 +7,7 @@ use hermes::shard::Watch;
 use hermes::store::layer_file::Layout;
 use hermes::store::manifest::{MAX_ROWS, Manifest};
 use hermes::store::{Demand, ModelDir};
+use hermes::values::counted;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::IsTerminal;
@@ -103,10 +104,7 @@ pub fn built(dir: &ModelDir, took: Duration, json: bool) -> Result<ExitCode> {
     let (model, version) = (&manifest.model, &manifest.version);
     hermes::say!(
         "{model} version {version}: {} in {:.1} s",
-        match manifest.layers.len() {
-            1 => "1 layer".to_owned(),
-            count => format!("{count} layers"),
-        },
+        counted(manifest.layers.len() as u64, "layer"),
         took.as_secs_f64()
     );
     hermes::say!("  graph    {:9.1} MiB", mib(manifest.graph.bytes));

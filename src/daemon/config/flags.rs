@@ -1,6 +1,6 @@
 //! The command line's share of the settings.
 
-use super::super::address::Addresses;
+use super::super::address::Address;
 use super::{Bytes, Threads, Tokens, Variant};
 use crate::plan::Way;
 use serde::Serialize;
@@ -16,8 +16,9 @@ pub struct Flags {
     #[arg(long)]
     pub socket: Option<PathBuf>,
     /// Addresses to serve, with commas between: unix:/path, tcp:127.0.0.1:8000 [default: the socket].
-    #[arg(long, value_name = "ADDRESSES")]
-    pub listen: Option<Addresses>,
+    #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listen: Vec<Address>,
     /// File with the token that TCP clients have to send [default: none is asked for].
     #[arg(long, value_name = "FILE")]
     #[serde(rename = "token-file")]
