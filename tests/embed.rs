@@ -298,6 +298,32 @@ fn what_was_interrupted_goes_on() {
     assert_eq!(files.names(), ["texts.txt", "whole.npy"]);
 }
 
+/// Ctrl-C ended it without a word.
+#[test]
+fn an_interrupt_says_what_is_done_and_how_to_go_on() {
+    let (served, files) = (served(), Files::new());
+    let output = files.path("v.npy");
+    // As from a keyboard: who is started in the background ignores it.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(program("hermesctl"));
+    command.arg("--socket").arg(&served.daemon.socket);
+    command.args(["embed", "words", "-", "--output"]).arg(&output);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"cat\ndog\ncar\n").unwrap();
+    wait_for_lines(&output, 3);
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(130), "{error}");
+    assert!(
+        error.contains("3 lines are in") && error.contains("the same command goes on"),
+        "{error}"
+    );
+    assert!(files.path("v.npy.partial").exists() && !output.exists());
+}
+
 /// Vectors of another text, model, version or manner are never put beside those that are there.
 #[test]
 fn what_was_interrupted_is_not_gone_on_with_otherwise() {

@@ -72,6 +72,24 @@ impl ClientError {
     }
 }
 
+/// What the daemon advises those who write requests, and what those do who have hermesctl write them.
+const ADVICE: [(&str, &str); 2] =
+    [("send \"truncate\": true", "give --truncate"), ("\nshorten the text", "; shorten it")];
+
+impl ClientError {
+    /// The same, with the daemon's advice put as flags.
+    pub fn for_flags(self) -> ClientError {
+        match self {
+            ClientError::Refused { status, message, param, retry_after } => {
+                let message =
+                    ADVICE.iter().fold(message, |text, (said, ours)| text.replace(said, ours));
+                ClientError::Refused { status, message, param, retry_after }
+            }
+            other => other,
+        }
+    }
+}
+
 impl From<hyper::Error> for ClientError {
     fn from(error: hyper::Error) -> ClientError {
         ClientError::Broken(error.to_string())
@@ -244,6 +262,22 @@ pub fn segment(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The way with curl was told to who had given a file of texts.
+    #[test]
+    fn advice_is_put_as_flags() {
+        let message = "600 tokens; the model takes at most 512\n\
+                       shorten the text, or send \"truncate\": true";
+        let refused = ClientError::Refused {
+            status: 400,
+            message: message.to_owned(),
+            param: None,
+            retry_after: None,
+        };
+        let expected = "600 tokens; the model takes at most 512; shorten it, or give --truncate \
+                        (status 400)";
+        assert_eq!(refused.for_flags().to_string(), expected);
+    }
 
     #[test]
     fn who_may_not_connect_is_told_of_the_group() {

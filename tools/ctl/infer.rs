@@ -5,6 +5,7 @@ use super::npy;
 use hermes_base::wire::infer_json::{InferRequest, Wanted};
 use hermes_base::wire::infer_reply::InferReply;
 use hermes_base::wire::tensor_json;
+use serde_json::Value;
 use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
@@ -47,7 +48,8 @@ impl InferCommand {
     pub fn run(&self, client: &Client) -> Result<String, ClientError> {
         let path = format!("/v2/models/{}/infer", segment(&self.model));
         let (body, json_bytes) = self.body()?;
-        let (reply, reply_json_bytes) = client.post_binary(&path, body, json_bytes)?;
+        let sent = client.post_binary(&path, body, json_bytes);
+        let (reply, reply_json_bytes) = sent.map_err(|error| self.told(client, error))?;
         let broken = |error: String| ClientError::Broken(error);
         let (text, binary) = reply
             .split_at_checked(reply_json_bytes.unwrap_or(reply.len()))
@@ -69,6 +71,32 @@ impl InferCommand {
                 Ok(String::new())
             }
             Show::Summary => Ok(summary(&parsed)),
+        }
+    }
+
+    /// What was refused, with the inputs that the model takes where none was given.
+    fn told(&self, client: &Client, error: ClientError) -> ClientError {
+        if !self.inputs.is_empty() || self.request.is_some() {
+            return error;
+        }
+        let ClientError::Refused { status: 400, .. } = error else { return error };
+        let Ok(model) = client.get(&format!("/v2/models/{}", segment(&self.model))) else {
+            return error;
+        };
+        let inputs = model["inputs"].as_array().into_iter().flatten();
+        let input = |port: &Value| {
+            let [name, kind] =
+                ["name", "datatype"].map(|field| port[field].as_str().unwrap_or("-"));
+            format!("--input {name}=FILE.npy ({kind} {})", port["shape"])
+        };
+        let inputs: Vec<String> = inputs.map(input).collect();
+        match inputs.is_empty() {
+            true => error,
+            false => ClientError::Usage(format!(
+                "{} takes inputs: give {}; or a whole request with --request FILE",
+                self.model,
+                inputs.join(", ")
+            )),
         }
     }
 

@@ -30,7 +30,7 @@ use repository::RepositoryCommand;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use versions::VersionsCommand;
+use versions::{VersionsCommand, model_name};
 use watch::WatchCommand;
 
 /// Asks hermesd to run models.
@@ -64,6 +64,7 @@ enum Command {
     /// Run a model on arrays from .npy files.
     Infer {
         /// Name of the model.
+        #[arg(value_parser = model_name)]
         model: String,
         /// An input of the model; once for each.
         #[arg(long, value_name = "NAME=FILE.npy", value_parser = parse_binding)]
@@ -168,8 +169,12 @@ fn completions(shell: clap_complete::Shell) -> String {
 
 /// The command line; the help of a command that has no exit codes of its own ends with the usual.
 fn command() -> clap::Command {
-    Args::command().mut_subcommands(|command| match command.get_after_help() {
-        Some(_) => command,
-        None => command.after_help(EXIT_CODES),
+    Args::command().mut_subcommands(|command| {
+        // They are values, to be told what is wrong with them, and no flags.
+        let command = command.allow_negative_numbers(true);
+        match command.get_after_help() {
+            Some(_) => command,
+            None => command.after_help(EXIT_CODES),
+        }
     })
 }

@@ -1,6 +1,7 @@
 //! `hermesctl profile` and `plan`: what was measured of a model, and what is best done with it.
 
 use super::client::{Client, ClientError, parse, segment};
+use super::versions::model_name;
 use clap::{Args, Subcommand};
 use hermes_base::plan::{Profile, Way};
 use hermes_base::values::{Bytes, Threads, Tokens};
@@ -13,6 +14,7 @@ pub enum PlanCommand {
     /// The daemon does so by itself while it is idle. It answers requests meanwhile.
     Profile {
         /// Name of the model.
+        #[arg(value_parser = model_name)]
         model: String,
         /// Print the daemon's JSON.
         #[arg(long)]
@@ -28,6 +30,7 @@ pub enum PlanCommand {
 #[derive(Clone, Debug, Args)]
 pub struct PlanArgs {
     /// Name of the model.
+    #[arg(value_parser = model_name)]
     model: String,
     /// Memory that the daemon may hold: 64M, 1.5GiB (powers of 1024).
     #[arg(long)]

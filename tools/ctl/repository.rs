@@ -1,6 +1,7 @@
 //! `hermesctl load` and `unload`: which models are in memory.
 
 use super::client::{Client, ClientError, parse, segment};
+use super::versions::model_name;
 use clap::{Args, Subcommand};
 
 /// Commands that say which models are loaded.
@@ -16,6 +17,7 @@ pub enum RepositoryCommand {
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
     /// Name of the model.
+    #[arg(value_parser = model_name)]
     model: String,
     /// Print the daemon's JSON.
     #[arg(long)]

@@ -3,6 +3,7 @@
 use super::client::{Client, ClientError, parse, segment};
 use super::infer::parse_binding;
 use super::npy;
+use super::versions::model_name;
 use clap::Args;
 use hermes_base::store::Dtype;
 use hermes_base::wire::Array;
@@ -17,6 +18,7 @@ const MAX_ELEMENTS: usize = 1 << 26;
 #[derive(Clone, Debug, Args)]
 pub struct TraceCommand {
     /// Name of the model.
+    #[arg(value_parser = model_name)]
     model: String,
     /// An input of the model; once for each.
     #[arg(long, value_name = "NAME=FILE.npy", value_parser = parse_binding)]

@@ -39,6 +39,7 @@ pub enum VersionsCommand {
     #[command(after_help = EXIT_CODES)]
     Versions {
         /// Name of the model.
+        #[arg(value_parser = model_name)]
         model: String,
         /// Print the daemon's JSON.
         #[arg(long)]
@@ -48,6 +49,7 @@ pub enum VersionsCommand {
     #[command(after_help = EXIT_CODES)]
     Use {
         /// Name of the model.
+        #[arg(value_parser = model_name)]
         model: String,
         /// Name of the version.
         version: String,
@@ -59,6 +61,7 @@ pub enum VersionsCommand {
     #[command(after_help = EXIT_CODES)]
     Rollback {
         /// Name of the model.
+        #[arg(value_parser = model_name)]
         model: String,
         /// Print the daemon's JSON.
         #[arg(long)]
@@ -164,6 +167,21 @@ fn list(reply: &Value) -> String {
         rows.push([text(&version["version"]).to_owned(), role.to_owned(), bytes, built]);
     }
     table::lines(&rows)
+}
+
+/// A model's name where no version is taken: all but `show` and `rm` are about what is served.
+///
+/// # Errors
+///
+/// For `MODEL/VERSION`, with the way to that version.
+pub fn model_name(text: &str) -> Result<String, String> {
+    match model_and_version(text) {
+        (_, None) => Ok(text.to_owned()),
+        (model, Some(version)) => Err(format!(
+            "the served version is meant here: give {model:?} alone; hermesctl use {model} \
+             {version} serves another"
+        )),
+    }
 }
 
 /// The parts of `MODEL[/VERSION]`.
@@ -307,6 +325,13 @@ impl Body for PackageBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_is_told_where_it_belongs() {
+        assert_eq!(model_name("m").as_deref(), Ok("m"));
+        let said = model_name("m/2").unwrap_err();
+        assert!(said.contains("give \"m\" alone; hermesctl use m 2 serves"), "{said}");
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

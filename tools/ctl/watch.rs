@@ -4,6 +4,7 @@ use super::client::{Client, ClientError, segment};
 use super::list::served_in;
 use super::top;
 use super::trace::TraceCommand;
+use super::versions::model_name;
 use clap::Subcommand;
 use hermes_base::values::size::Size;
 use hermes_base::wire::table;
@@ -21,6 +22,7 @@ pub enum WatchCommand {
     /// Show what models have done since the daemon's start.
     Stats {
         /// Name of the model [default: all that did something].
+        #[arg(value_parser = model_name)]
         model: Option<String>,
         /// Print the daemon's JSON.
         #[arg(long)]

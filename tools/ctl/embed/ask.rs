@@ -147,7 +147,7 @@ impl Embedder<'_> {
         let Embedder { client, model, options } = self;
         let body = Body { model, input: texts, options, encoding_format: format };
         let body = serde_json::to_vec(&body).expect("a request is JSON");
-        client.post("/v1/embeddings", body)
+        client.post("/v1/embeddings", body).map_err(ClientError::for_flags)
     }
 
     /// Asks again where the daemon has no room now.

@@ -1,12 +1,15 @@
 //! Any number of texts, from a file to a file, within a memory that does not grow with them.
 
 use super::ask::Embedder;
+use super::interrupt::Interruptible;
 use super::lines::{Format, Line, Lines};
 use super::partial::{Order, Partial, Row};
 use super::progress::Progress;
 use crate::client::ClientError;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Most lines of a request.
@@ -51,7 +54,14 @@ impl Bulk<'_> {
             return Err(partial.other(&format!("the input's first {lines} lines are others now")));
         }
         let mut progress = Progress::new(self.file, partial.input().lines);
-        let embedded = self.embed(&mut lines, &mut partial, &mut progress);
+        let done = Arc::new(AtomicU64::new(partial.input().lines));
+        let interruptible = Interruptible {
+            partial: partial.place().to_owned(),
+            done: Arc::clone(&done),
+            bar: progress.bar(),
+        };
+        interruptible.watch();
+        let embedded = self.embed(&mut lines, &mut partial, &mut progress, &done);
         progress.finish();
         if let Err(error) = embedded {
             partial.leave();
@@ -71,6 +81,7 @@ impl Bulk<'_> {
         lines: &mut Lines,
         partial: &mut Partial,
         progress: &mut Progress,
+        done: &AtomicU64,
     ) -> Result<(), ClientError> {
         // The first tells how long one takes.
         let mut most = 1;
@@ -84,6 +95,7 @@ impl Bulk<'_> {
             let took = began.elapsed();
             partial.check(self.embedder.served()?)?;
             partial.append(&rows, lines.place())?;
+            done.store(partial.input().lines, Ordering::Relaxed);
             for Row { line, vector, .. } in &rows {
                 if let Err(what) = vector {
                     progress.name(*line, what);

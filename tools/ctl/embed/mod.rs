@@ -2,12 +2,14 @@
 
 mod ask;
 mod bulk;
+mod interrupt;
 mod lines;
 mod partial;
 mod progress;
 mod texts;
 
 use super::client::{Client, ClientError};
+use super::versions::model_name;
 use ask::{Embedder, Options};
 use bulk::Bulk;
 use clap::{Args, ValueEnum};
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 /// The last line of the command's help.
 pub const EMBED_EXIT_CODES: &str = "Exit codes: 0 done, 1 refused by the daemon, 2 usage \
                                     (arguments or files), 3 the daemon cannot be reached, 4 lines \
-                                    of the file have no vector.";
+                                    of the file have no vector, 130 interrupted.";
 
 /// In place of a text or a file: standard input.
 const STANDARD_INPUT: &str = "-";
@@ -42,6 +44,7 @@ pub enum Print {
 #[derive(Clone, Debug, Args)]
 pub struct EmbedCommand {
     /// Name of the model.
+    #[arg(value_parser = model_name)]
     model: String,
     /// The texts; a single - takes them from standard input, one a line.
     #[arg(required_unless_present = "file", conflicts_with = "file")]

@@ -5,6 +5,7 @@
 //! program leaves a file to go on with: what was written after the note is cut off.
 
 use super::ask::{Options, Served};
+use super::interrupt;
 use super::lines::{Format, Place};
 use crate::client::ClientError;
 use crate::npy;
@@ -180,16 +181,12 @@ impl Partial {
 
     /// Ends an interrupted run: says where to go on, or leaves nothing where nothing is done.
     pub fn leave(self) {
-        match self.note.input.lines {
-            // Whoever begins anew is not hindered by it either.
-            0 => drop(fs::remove_file(&self.partial)),
-            done => {
-                let place = self.partial.display();
-                hermes_base::tell!(
-                    "hermesctl: {done} lines are in {place}: the same command goes on"
-                );
-            }
-        }
+        interrupt::tell(&self.partial, self.note.input.lines);
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> &Path {
+        &self.partial
     }
 
     /// What the rows that come are of, which must be what the others are of.

@@ -59,6 +59,11 @@ impl Progress {
         });
     }
 
+    /// What is drawn.
+    pub fn bar(&self) -> ProgressBar {
+        self.bar.clone()
+    }
+
     /// Nothing more comes.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
