@@ -234,7 +234,7 @@ fn rows_of_a_table_stand_alone() {
     codec.decode(open_row(&stored).unwrap(), 1, &mut values);
     for (step, decoded) in values.iter().enumerate() {
         let expected = value(1, (row * TABLE[1]) as usize + step);
-        assert!((decoded - expected).abs() <= codec.error_bound(0.5));
+        assert!((decoded - expected).abs() <= codec.error_bound(0.5, 0.5));
     }
     stored[3] ^= 1;
     assert!(open_row(&stored).is_none());

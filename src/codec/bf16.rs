@@ -34,7 +34,7 @@ impl Codec for Bf16 {
         simd::run(Decode { stored, values });
     }
 
-    fn error_bound(&self, max_abs: f32) -> f32 {
+    fn error_bound(&self, max_abs: f32, _: f32) -> f32 {
         const RELATIVE: f32 = 1.0 / 256.0;
         const HALF_SMALLEST: f32 = f32::from_bits(1 << 15); // 2^-134
         max_abs * RELATIVE + HALF_SMALLEST

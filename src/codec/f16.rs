@@ -47,7 +47,7 @@ impl Codec for F16 {
         simd::run(Decode { stored, values });
     }
 
-    fn error_bound(&self, max_abs: f32) -> f32 {
+    fn error_bound(&self, max_abs: f32, _: f32) -> f32 {
         const RELATIVE: f32 = 1.0 / 2048.0;
         const HALF_SMALLEST: f32 = 2.980_232_2e-8; // 2^-25
         (max_abs * RELATIVE + HALF_SMALLEST).max((max_abs - LARGEST).next_up())

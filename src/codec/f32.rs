@@ -31,7 +31,7 @@ impl Codec for F32 {
         }
     }
 
-    fn error_bound(&self, _max_abs: f32) -> f32 {
+    fn error_bound(&self, _: f32, _: f32) -> f32 {
         0.0
     }
 

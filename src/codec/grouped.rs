@@ -89,7 +89,7 @@ impl<G: Grouped> Codec for G {
         }
     }
 
-    fn error_bound(&self, max_abs: f32) -> f32 {
+    fn error_bound(&self, max_abs: f32, _: f32) -> f32 {
         const ROUNDING: f32 = 1.0 + 1e-6;
         let excess = (max_abs - LARGEST).max(0.0).next_up();
         max_abs.min(LARGEST) / G::HIGHEST * ROUNDING + (FLUSH + excess)

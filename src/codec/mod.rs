@@ -7,14 +7,23 @@
 //!
 //! A new codec is one file here and one line in [`ALL`].
 
+mod a2;
+mod a3;
+mod a4;
+mod a5;
+mod a6;
+mod affine;
 mod bf16;
 mod f16;
 mod f32;
+mod feedback;
 mod grouped;
 mod q4;
 mod q8;
 mod simd;
 
+use affine::Framed;
+pub use feedback::{Feedback, squared_error, weighted_error};
 use std::fmt;
 
 /// Rows of a panel: the lanes of tract's `PackedFormat` with r = 16, for which every supported
@@ -32,7 +41,18 @@ pub const RAW: u64 = 0;
 pub const RAW_NAME: &str = "raw";
 
 /// Every codec, best first.
-pub const ALL: &[&dyn Codec] = &[&f32::F32, &bf16::Bf16, &f16::F16, &q8::Q8, &q4::Q4];
+pub const ALL: &[&dyn Codec] = &[
+    &f32::F32,
+    &bf16::Bf16,
+    &f16::F16,
+    &q8::Q8,
+    &Framed(a6::A6),
+    &Framed(a5::A5),
+    &Framed(a4::A4),
+    &q4::Q4,
+    &Framed(a3::A3),
+    &Framed(a2::A2),
+];
 
 /// The codec that users call `name`.
 pub fn by_name(name: &str) -> Option<&'static dyn Codec> {
@@ -70,13 +90,39 @@ pub trait Codec: Send + Sync + fmt::Debug {
     /// weights with [`first_non_finite`] before.
     fn encode(&self, values: &[f32], lanes: usize, stored: &mut Vec<u8>);
 
+    /// The same, making the least error where step `i`'s inputs have the mean square `weights[i]`, or
+    /// any multiple of it; a single value may be beyond [`Codec::error_bound`]. A codec without
+    /// minima encodes as it does without weights.
+    ///
+    /// Panics as [`Codec::encode`], and on weights that are negative or not finite.
+    fn encode_weighted(&self, values: &[f32], lanes: usize, weights: &[f32], stored: &mut Vec<u8>) {
+        let _ = weights;
+        self.encode(values, lanes, stored);
+    }
+
+    /// The same, with what each step's error does to products made good by the steps after it, as far
+    /// as `feedback`, that of as many steps, says. Decoded values are farther from `values` than
+    /// without.
+    fn encode_fed(
+        &self,
+        values: &[f32],
+        lanes: usize,
+        weights: &[f32],
+        feedback: &Feedback,
+        stored: &mut Vec<u8>,
+    ) {
+        let _ = feedback;
+        self.encode_weighted(values, lanes, weights, stored);
+    }
+
     /// Decodes a whole run; `stored.len()` and `values.len()` agree with [`Codec::stored_bytes`].
     ///
     /// Panics where they do not.
     fn decode(&self, stored: &[u8], lanes: usize, values: &mut [f32]);
 
-    /// Largest absolute error of a decoded value in a group of largest magnitude `max_abs`.
-    fn error_bound(&self, max_abs: f32) -> f32;
+    /// Largest absolute error of a decoded value: `group_max` is the largest magnitude of the
+    /// [`GROUP_DEPTH`] steps of its lane that it is of, and `run_max` that of the lane.
+    fn error_bound(&self, group_max: f32, run_max: f32) -> f32;
 
     /// Whether the stored bytes of a run are its `f32` values, so that nothing need be decoded.
     fn is_plain_f32(&self) -> bool {
@@ -121,20 +167,20 @@ mod tests {
         decoded
     }
 
-    /// Largest error of a lane's group, and the bound for it.
+    /// Each lane's errors by group, and the bound for them.
     fn check_bound(codec: &dyn Codec, values: &[f32], lanes: usize) {
         let decoded = round_trip(codec, values, lanes);
         let groups = values.chunks(GROUP_DEPTH * lanes).zip(decoded.chunks(GROUP_DEPTH * lanes));
-        for (lane, (values, decoded)) in
-            (0..lanes).flat_map(|l| groups.clone().map(move |g| (l, g)))
+        for (lane, (group, decoded)) in (0..lanes).flat_map(|l| groups.clone().map(move |g| (l, g)))
         {
             let of_lane = |run: &[f32]| -> Vec<f32> {
                 run.iter().skip(lane).step_by(lanes).copied().collect()
             };
-            let (values, decoded) = (of_lane(values), of_lane(decoded));
-            let max_abs = values.iter().fold(0f32, |max, value| max.max(value.abs()));
-            let bound = codec.error_bound(max_abs);
-            for (value, decoded) in values.iter().zip(&decoded) {
+            let largest = |run: &[f32]| run.iter().fold(0f32, |max, value| max.max(value.abs()));
+            let (group, decoded) = (of_lane(group), of_lane(decoded));
+            let max_abs = largest(&group);
+            let bound = codec.error_bound(max_abs, largest(&of_lane(values)));
+            for (value, decoded) in group.iter().zip(&decoded) {
                 let error = (f64::from(*value) - f64::from(*decoded)).abs();
                 assert!(
                     error <= f64::from(bound),
