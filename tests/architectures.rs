@@ -68,7 +68,7 @@ impl Programs {
     fn shard(&self, model: &Path, store: &Path) {
         let mut command = self.command("hermes-shard");
         command.arg("build").arg(model).arg("--store").arg(store);
-        command.args(["--name", "model", "--version", "1", "--variants", "f32,f16,q8,q4"]);
+        command.args(["--name", "model", "--version", "1", "--variants", "f32,f16,q8,a4"]);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -116,7 +116,7 @@ fn check(model: &str, reference: &str) {
 fn check_files(ours: &Path, theirs: &Path) {
     let (ours, theirs) = (files(ours), files(theirs));
     assert!(ours.keys().eq(theirs.keys()), "{:?} and {:?}", ours.keys(), theirs.keys());
-    let variants = ["f32", "f16", "q8", "q4"].map(|name| format!(".{name}.layer"));
+    let variants = ["f32", "f16", "q8", "a4"].map(|name| format!(".{name}.layer"));
     for suffix in variants {
         assert!(ours.keys().any(|name| name.ends_with(&suffix)), "there are files of {suffix}");
     }

@@ -29,7 +29,7 @@ fn last_rows(reply: &Reply, rows: usize) -> Vec<f32> {
 
 #[test]
 fn streamed_outputs_are_the_resident_ones_to_the_bit() {
-    for variant in ["f32", "q8", "q4"] {
+    for variant in ["f32", "q8", "a4"] {
         let config = Config { variant: Some(variant.to_string()), ..config() };
         let streamed = Engine::start(config.clone()).unwrap();
         let resident = Engine::start(Config { pin_bytes: u64::MAX, ..config.clone() }).unwrap();
@@ -91,7 +91,7 @@ fn every_policy_gives_the_same_bits() {
 
 /// The variants of a choice that takes others from tensor to tensor.
 fn mixed_choice(dir: &ModelDir) -> Vec<String> {
-    let kinds = ["q8", "f32", "q4"];
+    let kinds = ["q8", "f32", "a4"];
     let layers = 0..dir.manifest.layers.len();
     let chosen = layers.flat_map(|layer| {
         let tensors = dir.open_layer(layer, "f32").unwrap().index.tensors;
@@ -275,7 +275,7 @@ fn a_window_smaller_than_a_block_is_refused() {
 fn an_unknown_variant_is_refused_with_those_there_are() {
     let engine = Engine::start(Config { variant: Some("q3".to_string()), ..config() }).unwrap();
     let error = engine.infer(fitting(&engine, request("bert-tiny", 4))).unwrap_err();
-    assert!(error.to_string().contains("it has f32, q8, q4"), "{error}");
+    assert!(error.to_string().contains("it has f32, q8, a4"), "{error}");
 }
 
 /// Requests of any lengths that wait together take one pass, and each gets what it would get

@@ -6,8 +6,8 @@
 //! What counts as equal, for each output of each case:
 //! - f32: no element further from the reference than 1e-4 of the reference's largest magnitude.
 //!   Relative to the largest and not to each: an element near 0 is a difference of large ones.
-//! - q8 and q4: cosine similarity with the reference of at least 0.999 and 0.99; the sentence
-//!   model's q4 is held to the 0.97 it reaches: three layers of 384 have little to average over.
+//! - q8 and a4: cosine similarity with the reference of at least 0.999 and 0.99; the sentence
+//!   model's a4 is held to the 0.97 it reaches: three layers of 384 have little to average over.
 //! - an output that is not float, whatever the variant: every bit.
 //! - the same variant with other numbers of compute threads and loaders: every bit.
 
@@ -59,13 +59,13 @@ enum Likeness {
     Cosine(f64),
 }
 
-fn check(model: &str, reference: &str, q4_cosine: f64) {
+fn check(model: &str, reference: &str, a4_cosine: f64) {
     let exact = Likeness::Within(1e-4);
     let variants = [
         ("f32", exact, CREWS[0]),
         ("f32", exact, CREWS[3]),
         ("q8", Likeness::Cosine(0.999), CREWS[1]),
-        ("q4", Likeness::Cosine(q4_cosine), CREWS[2]),
+        ("a4", Likeness::Cosine(a4_cosine), CREWS[2]),
     ];
     let mut first = None;
     let file = model_file(model);
@@ -105,7 +105,7 @@ fn shard(file: &Path, store: &Path, name: &str) {
         .arg(file)
         .arg("--store")
         .arg(store)
-        .args(["--name", name, "--variants", "f32,q8,q4"])
+        .args(["--name", name, "--variants", "f32,q8,a4"])
         .output()
         .expect("hermes-shard starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -42,7 +42,7 @@ trap 'stop; rm -rf "$work"' EXIT
 
 echo "== sharding $folder"
 "$HERMES_BIN/hermes-shard" build "$folder/paraphrase-MiniLM-L3-v2.onnx" --store "$work/store" \
-    --name "$name" --variants f32,q8,q4 --tokenizer "$folder/tokenizer.json"
+    --name "$name" --variants f32,q8,a4 --tokenizer "$folder/tokenizer.json"
 
 get() { # path; the body, or a failure where the status is not 2xx
     curl --silent --fail --unix-socket "$socket" "http://localhost$1"
@@ -96,7 +96,7 @@ check() { # table
 model_mib=$(awk -v bytes="$(stat -c %s "$folder/paraphrase-MiniLM-L3-v2.onnx")" \
     'BEGIN { printf "%.1f", bytes / 1048576 }')
 rows=()
-for variant in f32 q8 q4; do
+for variant in f32 q8 a4; do
     start "$variant"
     table=$(ask)
     check "$table"

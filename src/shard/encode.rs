@@ -60,7 +60,9 @@ pub fn codec_of(variant: &str, layout: Layout, dtype: Dtype) -> u64 {
     let name = match (variant, dtype) {
         ("f32", Dtype::Fp16) => "f16",
         ("f32", Dtype::Bf16) => "bf16",
-        ("q4", dtype) if dtype.is_float() && !layout.is_panels() => "q8",
+        ("a2" | "a3" | "a4" | "a5" | "a6", dtype) if dtype.is_float() && !layout.is_panels() => {
+            "q8"
+        }
         (name, dtype) if dtype.is_float() => name,
         _ => codec::RAW_NAME,
     };

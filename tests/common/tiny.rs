@@ -12,7 +12,7 @@ const BUDGET_BYTES: u64 = 1 << 30;
 /// Smallest window that holds a block of the tiny models.
 pub const WINDOW_BYTES: u64 = 2 << 20;
 
-/// A store with bert-tiny, gpt2-tiny and vit-tiny in f32, q8 and q4, made once.
+/// A store with bert-tiny, gpt2-tiny and vit-tiny in f32, q8 and a4, made once.
 pub fn store() -> &'static Path {
     static STORE: OnceLock<tempfile::TempDir> = OnceLock::new();
     STORE
@@ -23,7 +23,7 @@ pub fn store() -> &'static Path {
                 run(program("hermes-bench"), &["synth", model, "-o", path(&file)]);
                 let store = folder.path().join("store");
                 let arguments =
-                    ["build", path(&file), "--store", path(&store), "--variants", "f32,q8,q4"];
+                    ["build", path(&file), "--store", path(&store), "--variants", "f32,q8,a4"];
                 run(program("hermes-shard"), &arguments);
             }
             folder

@@ -108,7 +108,7 @@ fn leftovers(store: &Path) -> Vec<String> {
 fn an_interrupted_build_removes_what_it_wrote() {
     let place = Place::with_synth(&["bert-tiny"]);
     let interrupt = |version: &str| {
-        let mut command = place.command(&["--version", version, "--variants", "f32,q8,q4"]);
+        let mut command = place.command(&["--version", version, "--variants", "f32,q8,a4"]);
         let mut build = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         while build.try_wait().unwrap().is_none() {
             if place.store().is_dir() && !leftovers(&place.store()).is_empty() {

@@ -384,7 +384,7 @@ fn values_that_a_variant_cannot_hold_are_told_by_weight_and_row() {
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let place = Place::new();
         place.save(&linear_with(row, column, value));
-        for variant in ["f16", "q8", "q4"] {
+        for variant in ["f16", "q8", "a4"] {
             // A product's outputs are the columns of its weight.
             let words = ["weight \"W\", row 77,", "not a number", "--variants f32"];
             place.refuse(&["--variants", &format!("f32,{variant}")], &words);
@@ -399,7 +399,7 @@ fn values_that_a_variant_cannot_hold_are_told_by_weight_and_row() {
 fn values_out_of_a_variants_range_become_its_largest_and_count_as_error() {
     let place = Place::new();
     place.save(&linear_with(5, 77, 1e6));
-    place.build(&["--variants", "f32,f16,q8,q4"]);
+    place.build(&["--variants", "f32,f16,q8,a4"]);
     let files = &place.inspect("1")["layers"][0]["files"];
     assert_eq!(files["f16"]["max_error"], 1e6 - 65504.0);
     assert!(files["q8"]["max_error"].as_f64().unwrap() < 1e4);

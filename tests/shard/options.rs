@@ -41,9 +41,10 @@ fn a_name_is_made_of_the_files() {
 fn variants_that_are_none_are_refused() {
     let place = Place::with_linear();
     let check = |variants, words: &[&str]| place.refuse(&["--variants", variants], words);
-    check("q9", &["variant \"q9\" is unknown", "there are f32, f16, q8, q4"]);
+    check("q9", &["variant \"q9\" is unknown", "there are f32, f16, q8, a6, a5, a4, a3, a2"]);
     check("f32,Q8", &["variant \"Q8\" is unknown"]);
     check("bf16", &["variant \"bf16\" is unknown"]);
+    check("f32,q4", &["variant q4 is still read, but no longer written", "take a4"]);
     check("", &["variant \"\" is unknown"]);
     check("q8,f32,q8", &["variant q8 is given twice"]);
 }

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 #[test]
 fn a_build_tells_size_and_error_of_each_variant() {
     let place = Place::with_synth(&["bert-tiny"]);
-    let built = place.build(&["--variants", "f32,q8,q4"]);
+    let built = place.build(&["--variants", "f32,q8,a4"]);
     let report = stdout(&built);
     assert!(report.starts_with("small version 1: 3 layers in "), "{report}");
-    for line in ["  graph ", "  f32 ", "  q8 ", "  q4 "] {
+    for line in ["  graph ", "  f32 ", "  q8 ", "  a4 "] {
         assert!(report.lines().any(|l| l.starts_with(line)), "no line of {line}: {report}");
     }
     let one = stdout(&Place::with_linear().build(&[]));
@@ -31,17 +31,17 @@ fn a_build_tells_size_and_error_of_each_variant() {
 #[test]
 fn errors_of_variants_are_in_their_order() {
     let place = Place::with_synth(&["bert-tiny"]);
-    place.build(&["--variants", "f32,f16,q8,q4"]);
+    place.build(&["--variants", "f32,f16,q8,a4"]);
     let manifest = place.inspect("1");
     for layer in manifest["layers"].as_array().unwrap() {
-        let [f32, f16, q8, q4] = ["f32", "f16", "q8", "q4"].map(|variant| {
+        let [f32, f16, q8, a4] = ["f32", "f16", "q8", "a4"].map(|variant| {
             let file = &layer["files"][variant];
             let error = file["relative_error"].as_f64().unwrap();
             (error, file["bytes"].as_u64().unwrap())
         });
         assert_eq!(f32.0, 0.0);
-        assert!(f16.0 > 0.0 && f16.0 < q8.0 && q8.0 <= q4.0, "{layer}");
-        assert!(f32.1 > f16.1 && f16.1 > q8.1 && q8.1 >= q4.1, "{layer}");
+        assert!(f16.0 > 0.0 && f16.0 < q8.0 && q8.0 <= a4.0, "{layer}");
+        assert!(f32.1 > f16.1 && f16.1 > q8.1 && q8.1 >= a4.1, "{layer}");
     }
 }
 
@@ -210,7 +210,7 @@ fn what_nobody_reads_is_printed_quietly() {
     assert_eq!(build.status().unwrap().code(), Some(0));
 }
 
-/// A daemon that was told to serve q4 refused each model without it, and what is known of a model was
+/// A daemon that was told to serve a4 refused each model without it, and what is known of a model was
 /// spread over five commands and a manifest.
 #[test]
 fn hermesctl_shows_what_was_built_and_in_what_it_is_served() {
@@ -218,7 +218,7 @@ fn hermesctl_shows_what_was_built_and_in_what_it_is_served() {
     place.build(&["--variants", "f32,q8"]);
     let socket = place.path("s");
     let log = fs::File::create(place.path("log")).unwrap();
-    let mut command = command(&place.store(), &socket, &["--budget", "96MB", "--variant", "q4"]);
+    let mut command = command(&place.store(), &socket, &["--budget", "96MB", "--variant", "a4"]);
     let daemon = Daemon::spawn(command.stderr(log), &socket);
     daemon.load("small");
     let said = |arguments: &[&str]| {
@@ -226,16 +226,16 @@ fn hermesctl_shows_what_was_built_and_in_what_it_is_served() {
         assert_eq!(code, 0, "{arguments:?}: {error}");
         output
     };
-    let warning = "model small has no variant q4: it is served in f32, its best";
+    let warning = "model small has no variant a4: it is served in f32, its best";
     assert!(fs::read_to_string(place.path("log")).unwrap().contains(warning));
     for command in ["ls", "ps"] {
-        assert!(said(&[command]).contains("f32 (no q4)"), "{command}: {}", said(&[command]));
+        assert!(said(&[command]).contains("f32 (no a4)"), "{command}: {}", said(&[command]));
     }
     let text = said(&["show", "small"]);
     let inspected = stdout(&place.tool("inspect", &[]));
     let of = |word: &str| inspected.lines().filter(|line| line.starts_with(word)).count();
     let lines = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
-    assert!(text.starts_with("small version 1: ready, served in f32 (no q4)\n"), "{text}");
+    assert!(text.starts_with("small version 1: ready, served in f32 (no a4)\n"), "{text}");
     for word in ["input ", "output ", "batch ", "budget "] {
         assert_eq!(lines(word), of(word), "{word}: {text}\n{inspected}");
     }
@@ -252,7 +252,7 @@ fn hermesctl_shows_what_was_built_and_in_what_it_is_served() {
     assert!(has("version   1 ("), "{text}");
 
     let shown: Value = serde_json::from_str(&said(&["show", "small/1", "--json"])).unwrap();
-    assert_eq!((&shown["variant"], &shown["wanted_variant"]), (&json!("f32"), &json!("q4")));
+    assert_eq!((&shown["variant"], &shown["wanted_variant"]), (&json!("f32"), &json!("a4")));
     assert_eq!((&shown["state"], &shown["role"]), (&json!("ready"), &json!("current")));
     let manifest = place.inspect("1");
     let files = shown["files"].as_array().unwrap();

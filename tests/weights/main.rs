@@ -86,8 +86,8 @@ fn check_in(
     expected: &[(&str, Vec<f32>)],
 ) {
     // A lower precision has its say, another weight, scale or bit would not fit.
-    let bounds = [("f32", 1e-5), ("f16", 1e-2), ("q8", 5e-2), ("q4", 0.45)];
-    let built = place.shard(model, "f32,f16,q8,q4");
+    let bounds = [("f32", 1e-5), ("f16", 1e-2), ("q8", 5e-2), ("a4", 0.45)];
+    let built = place.shard(model, "f32,f16,q8,a4");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     check_answers(place, &bounds, inputs, expected);
 }
