@@ -30,7 +30,7 @@ fn requests(dir: &ModelDir) -> Vec<Vec<Array>> {
 /// A small model of each kind, in three variants.
 fn built(model: &str) -> Place {
     let place = Place::with_synth(&[model]);
-    place.build(&["--variants", "f32,q8,q4"]);
+    place.build(&["--variants", "f32,q8,a4"]);
     place
 }
 
@@ -51,7 +51,7 @@ fn a_player_gives_the_engine_s_very_answers() {
         let requests = requests(player.dir());
         // Rows of tables are the best variant's here, and may be another's in an engine.
         let has_tables = model != "vit-tiny";
-        for variant in if has_tables { &["f32"][..] } else { &["f32", "q8", "q4"] } {
+        for variant in if has_tables { &["f32"][..] } else { &["f32", "q8", "a4"] } {
             let config = Config {
                 variant: Some(variant.to_string()),
                 pin_bytes: 0,
@@ -95,7 +95,7 @@ fn a_pass_that_is_gone_on_with_gives_what_a_whole_one_gives() {
     let mut changed = 0;
     for tensor in tensors {
         player.go(&mut walk, player.step_of(tensor).unwrap(), &best, &()).unwrap();
-        let choice = player.with(&best, tensor, "q4").unwrap();
+        let choice = player.with(&best, tensor, "a4").unwrap();
         let gone_on = player.finish(walk.fork(), &choice, &()).unwrap();
         assert_eq!(gone_on, player.pass(&choice, &requests, &()).unwrap(), "tensor {tensor}");
         changed += usize::from(gone_on != whole);
@@ -145,13 +145,13 @@ fn what_is_wrong_with_a_version_is_told() {
     };
     let count = player.tensors().len();
     check(player.choose(&vec!["a3"; count]).map(|_| ()), "variant a3");
-    check(player.choose(&["q4"]).map(|_| ()), "a choice of 1 variants");
+    check(player.choose(&["a4"]).map(|_| ()), "a choice of 1 variants");
     let mut few = requests.clone();
     few[1].pop();
     check(player.pass(&best, &few, &()).map(|_| ()), "cannot be computed");
 
-    // A bit of a block of the tensor that is played in q4.
-    let (tensor, variant) = (3, "q4");
+    // A bit of a block of the tensor that is played in a4.
+    let (tensor, variant) = (3, "a4");
     let streamed = &player.tensors()[tensor];
     let layer = version(&place).open_layer(streamed.layer, variant).unwrap();
     let name = &player.dir().manifest.weights[streamed.weight].name;

