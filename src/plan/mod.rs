@@ -21,6 +21,7 @@ mod report;
 mod simulate;
 mod speeds;
 mod stale;
+mod target;
 mod unmeasured;
 mod wish;
 
@@ -39,6 +40,7 @@ pub use profile::{
 pub use report::UnknownWay;
 pub use simulate::{Doing, Lapse};
 pub use stale::Stale;
+pub use target::{Chosen, Target, TargetError, plan_target};
 pub use unmeasured::Unmeasured;
 pub use wish::{Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish};
 
