@@ -30,6 +30,7 @@ mod policy;
 mod pressure;
 mod profiler;
 mod queue;
+mod rates;
 mod reel;
 pub mod rehearsal;
 mod request;

@@ -253,6 +253,11 @@ impl Model {
         open.all(|size| *size == first).then_some(first as u64)
     }
 
+    /// What its files lie on.
+    pub(super) fn disk(&self) -> DiskKind {
+        self.disk
+    }
+
     /// What brings its blocks in: "mapped", "read" or "direct".
     pub fn source_name(&self) -> &'static str {
         self.reel().source.name()

@@ -9,8 +9,8 @@ use super::stage::Stage;
 use super::trials::{self, ComputeTrial, ReadTrial, Shapes};
 use crate::graph::{Choice, Sizes, has_open_dimension};
 use crate::plan::{
-    BlockRun, Board, BytesAt, Contention, Core, FORMAT, LayerCost, PassTime, Passing, PinPlace,
-    Placement, Plan, Profile, ReadRate, Skipped, Way, forecast,
+    BlockRun, Board, BytesAt, CodecRate, Contention, Core, FORMAT, LayerCost, PassTime, Passing,
+    PinPlace, Placement, Plan, Profile, ReadRate, Skipped, Way, forecast,
 };
 use crate::stream::Category;
 use crate::sys::board::{processor, release};
@@ -72,6 +72,7 @@ pub(super) struct Profiler {
     computed: Vec<(usize, usize, ComputeTrial)>,
     /// By block, in microseconds.
     decoded: Vec<f64>,
+    rates: Vec<CodecRate>,
     /// Plan, tokens, microseconds.
     streamed: Vec<(Plan, usize, u64)>,
 }
@@ -90,6 +91,7 @@ enum Step {
         request_bytes: u64,
     },
     Decode,
+    Rate,
     Compute {
         threads: usize,
         tokens: usize,
@@ -105,7 +107,7 @@ impl Step {
     fn tokens(&self) -> Option<usize> {
         match self {
             Step::Compute { tokens, .. } | Step::Stream { tokens, .. } => Some(*tokens),
-            Step::Play { .. } | Step::Read { .. } | Step::Decode => None,
+            Step::Play { .. } | Step::Read { .. } | Step::Decode | Step::Rate => None,
         }
     }
 }
@@ -120,6 +122,7 @@ impl fmt::Display for Step {
                 write!(f, "requests of {} KiB, {way}", request_bytes >> 10)
             }
             Step::Decode => f.write_str("decoding"),
+            Step::Rate => f.write_str("products with each precision"),
             Step::Compute { threads, tokens } => {
                 write!(f, "a resident pass of {tokens} tokens, {threads} threads")
             }
@@ -149,7 +152,7 @@ impl Profiler {
                 steps.extend(sizes.map(|request_bytes| Step::Read { way, request_bytes }));
             }
         }
-        steps.push_back(Step::Decode);
+        steps.extend([Step::Decode, Step::Rate]);
         // The first pass of a crew warms its threads.
         steps.push_back(Step::Compute { threads: cores, tokens: tokens[0] });
         for tokens in tokens {
@@ -196,6 +199,7 @@ impl Profiler {
             skipped: vec![],
             reads: vec![],
             decoded: vec![],
+            rates: vec![],
             computed: vec![],
             streamed: vec![],
         }
@@ -227,6 +231,7 @@ impl Profiler {
                 self.read(stage, model, (*way, *request_bytes), cancel)
             }
             Step::Decode => stage.decode_trial(model).map(|decoded| self.decoded = decoded),
+            Step::Rate => stage.rate_trial(model, cancel).map(|rates| self.rates = rates),
             Step::Compute { threads, tokens } => {
                 let plan = Plan {
                     threads: *threads,
@@ -377,7 +382,7 @@ impl Profiler {
             kv_bytes_per_token: 0,
             mapped_contention: Contention::default(),
             direct_contention: Contention::default(),
-            rates: vec![],
+            rates: self.rates.clone(),
             skipped: self.skipped.clone(),
         };
         self.fit(&mut profile, Way::Mapped);
@@ -469,7 +474,7 @@ impl Profiler {
 fn is_least(step: &Step) -> bool {
     match step {
         Step::Play { loaders, is_scattered, .. } => *loaders <= DEPTHS[0] && !is_scattered,
-        Step::Read { .. } | Step::Decode => false,
+        Step::Read { .. } | Step::Decode | Step::Rate => false,
         Step::Compute { tokens, .. } => *tokens <= TOKENS[0],
         Step::Stream { .. } => false,
     }

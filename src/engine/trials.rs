@@ -95,7 +95,7 @@ pub(super) fn read(
 }
 
 /// Does `work` on a thread of its own, which it may pin.
-fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, EngineError> {
+pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, EngineError> {
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("trial".to_string());
         let thread = builder.spawn_scoped(scope, work).map_err(EngineError::Thread)?;
@@ -311,14 +311,14 @@ impl Stage {
 
 /// What a block is decoded by at a time: a panel, as kernels do it; flat values whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
+pub(super) struct Run {
     depth: usize,
     lanes: usize,
 }
 
 impl Run {
     /// That of a block of so many rows and bytes.
-    fn of(codec: &dyn Codec, rows: usize, block_bytes: usize) -> Run {
+    pub fn of(codec: &dyn Codec, rows: usize, block_bytes: usize) -> Run {
         if codec.stored_bytes(rows, 1) == block_bytes {
             return Run { depth: rows, lanes: 1 };
         }
@@ -341,7 +341,7 @@ impl Run {
     }
 
     /// Time of decoding a block's stored bytes.
-    fn decode_us(self, codec: &dyn Codec, stored: &[u8]) -> f64 {
+    pub fn decode_us(self, codec: &dyn Codec, stored: &[u8]) -> f64 {
         let Run { depth, lanes } = self;
         let run_bytes = codec.stored_bytes(depth, lanes).max(1);
         let mut values = vec![0.0; depth * lanes];
