@@ -1,7 +1,8 @@
 //! Which precision each tensor is played in.
 
+use crate::store::layer_file::{Layout, TensorEntry};
 use std::fmt;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::Xxh3;
 
 /// The variants in which a model's weights are played.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,14 +21,27 @@ pub(super) enum Variants {
 pub struct Choice(u64);
 
 impl Choice {
-    /// That of tables in one variant, and of tensors in theirs, in the order of a choice.
-    pub(super) fn of<'a>(tables: &str, tensors: impl Iterator<Item = &'a str>) -> Choice {
-        let mut text = tables.to_owned();
-        for variant in tensors {
-            text.push('\n');
-            text.push_str(variant);
+    /// That of tensors, by name, in their variants, and of tables in theirs where that is not the
+    /// version's best: as [`Ladder::digest`](crate::plan::Ladder::digest) where it is.
+    pub(super) fn of<'a>(
+        tensors: impl Iterator<Item = (&'a str, &'a str)>,
+        tables: Option<&'a str>,
+    ) -> Choice {
+        let mut hash = Xxh3::new();
+        for (name, variant) in tensors.chain(tables.map(|variant| ("", variant))) {
+            for text in [name, "\0", variant, "\n"] {
+                hash.update(text.as_bytes());
+            }
         }
-        Choice(xxh3_64(text.as_bytes()))
+        Choice(hash.digest())
+    }
+}
+
+/// What a tensor is called in a choice; no other of its version is.
+pub(super) fn name_of(tensor: &TensorEntry) -> String {
+    match tensor.layout {
+        Layout::ColumnPanels => format!("{} (columns)", tensor.name),
+        _ => tensor.name.clone(),
     }
 }
 
@@ -43,20 +57,21 @@ mod tests {
 
     #[test]
     fn choices_are_told_apart() {
-        let of = |tables: &str, tensors: &[&str]| {
-            Choice::of(tables, tensors.iter().copied()).to_string()
+        let of = |variants: &[&'static str], tables| {
+            let tensors = ["v", "w"].into_iter().zip(variants.iter().copied());
+            Choice::of(tensors, tables).to_string()
         };
         let all = [
-            of("f32", &["f32", "q8"]),
-            of("f32", &["q8", "f32"]),
-            of("q8", &["f32", "q8"]),
-            of("f32", &["f32"]),
-            of("f32", &[]),
+            of(&["f32", "q8"], None),
+            of(&["q8", "f32"], None),
+            of(&["f32", "q8"], Some("q8")),
+            of(&["f32"], None),
+            of(&[], None),
         ];
         for (index, choice) in all.iter().enumerate() {
             assert_eq!(choice.len(), 16, "{choice}");
             assert!(!all[..index].contains(choice), "{choice}");
         }
-        assert_eq!(of("f32", &["f32", "q8"]), all[0]);
+        assert_eq!(of(&["f32", "q8"], None), all[0]);
     }
 }

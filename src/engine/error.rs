@@ -45,6 +45,9 @@ pub enum EngineError {
         "model \"{model}\" is not measured on this board\nmeasure it with hermesctl profile {model}"
     )]
     NotMeasured { model: String },
+    /// Nothing is known of what the model's precisions do to its answers.
+    #[error("there is no choice of precisions for model \"{model}\": {why}\n{advice}")]
+    NoChoice { model: String, why: String, advice: String },
     /// There is no plan for what is asked.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -134,9 +137,9 @@ impl EngineError {
             | EngineError::Invalid(_)
             | EngineError::BudgetTooSmall { .. }
             | EngineError::Plan(_) => ErrorKind::Invalid,
-            EngineError::NotMeasured { .. } | EngineError::NotMeasurable { .. } => {
-                ErrorKind::Conflict
-            }
+            EngineError::NotMeasured { .. }
+            | EngineError::NotMeasurable { .. }
+            | EngineError::NoChoice { .. } => ErrorKind::Conflict,
             EngineError::OverBudget(refused) | EngineError::Decided { refused, .. } => {
                 match refused.can_fit() {
                     true => ErrorKind::Unavailable,

@@ -1,6 +1,6 @@
 //! The layer files that a choice of variants takes, and where its tensors lie in them.
 
-use super::choice::{Choice, Variants};
+use super::choice::{Choice, Variants, name_of};
 use super::error::EngineError;
 use crate::graph::GraphError;
 use crate::store::layer_file::{LayerFile, Layout, TensorEntry};
@@ -36,10 +36,11 @@ impl LayerFiles {
         let (files, parts, places) = (vec![], vec![], HashMap::new());
         let mut opening = Opening { dir, files, parts, places, chosen: vec![] };
         let layers = dir.manifest.layers.len();
+        let best = dir.manifest.variants[0].as_str();
         let tables = match variants {
             Variants::Alike(variant) => {
                 (0..layers).try_for_each(|layer| opening.add_alike(layer, variant))?;
-                variant
+                Some(variant.as_str()).filter(|variant| *variant != best)
             }
             Variants::Each(variants) => {
                 let mut rest = variants.iter();
@@ -49,11 +50,12 @@ impl LayerFiles {
                     let text = format!("a plan of {wanted} tensors for {found}");
                     return Err(EngineError::Invalid(text));
                 }
-                &dir.manifest.variants[0]
+                None
             }
         };
         let Opening { files, parts, places, chosen, .. } = opening;
-        let choice = Choice::of(tables, chosen.iter().map(String::as_str));
+        let tensors = chosen.iter().map(|(name, variant)| (name.as_str(), variant.as_str()));
+        let choice = Choice::of(tensors, tables);
         Ok(LayerFiles { files, parts, choice, places })
     }
 
@@ -69,15 +71,15 @@ struct Opening<'a> {
     files: Vec<LayerFile>,
     parts: Vec<Part>,
     places: HashMap<(String, Layout), (usize, usize)>,
-    /// The variant of each tensor so far that has one of its own.
-    chosen: Vec<String>,
+    /// Name and variant of each tensor so far that has one of its own.
+    chosen: Vec<(String, String)>,
 }
 
 impl Opening<'_> {
     fn add_alike(&mut self, layer: usize, variant: &str) -> Result<(), EngineError> {
         let file = self.dir.open_layer(layer, variant)?;
         let chosen = file.index.tensors.iter().filter(|tensor| tensor.is_chosen());
-        self.chosen.extend(chosen.map(|_| variant.to_owned()));
+        self.chosen.extend(chosen.map(|tensor| (name_of(tensor), variant.to_owned())));
         let number = self.files.len();
         for (index, tensor) in file.index.tensors.iter().enumerate() {
             self.places.insert((tensor.name.clone(), tensor.layout), (number, index));
@@ -103,7 +105,7 @@ impl Opening<'_> {
                 false => best,
             };
             if tensor.is_chosen() {
-                self.chosen.push(variant.to_owned());
+                self.chosen.push((name_of(&tensor), variant.to_owned()));
             }
             let number = match numbers.get(variant) {
                 Some(number) => *number,
@@ -136,7 +138,7 @@ impl Opening<'_> {
 
 /// A layer's file in the best variant, and that variant. Where it cannot be used and nothing but
 /// tensors of other variants is played, any other tells as well which there are.
-pub(super) fn reference(dir: &ModelDir, layer: usize) -> Result<(&str, LayerFile), StoreError> {
+fn reference(dir: &ModelDir, layer: usize) -> Result<(&str, LayerFile), StoreError> {
     let variants = &dir.manifest.variants;
     dir.open_layer(layer, &variants[0]).map(|file| (variants[0].as_str(), file)).or_else(|error| {
         let mut others = variants[1..].iter();

@@ -17,6 +17,7 @@ mod files;
 mod inbox;
 mod keepers;
 mod known;
+mod ladder;
 mod library;
 mod loading;
 mod measuring;

@@ -389,7 +389,7 @@ impl Simulation {
             held.turn_into(Category::Request);
             waiting.answer.give(Ok(Reply {
                 version: String::new(),
-                choice: Choice::of("f32", std::iter::empty()),
+                choice: Choice::of(std::iter::empty(), None),
                 outputs: vec![],
                 stats: PassStats::default(),
                 held: Arc::new(held),

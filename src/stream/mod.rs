@@ -22,7 +22,7 @@ pub use owned::OwnedFlow;
 pub use slots::Slots;
 pub use source::{
     BlockMemory, DirectSource, Faults, FaultySource, MappedSource, ReadSource, ThrottledSource,
-    WeightSource,
+    WeightSource, slot_bytes,
 };
 pub use trace::{Event, Span, Trace, What};
 pub use traversal::{Rules, Spot, Traversal, Wake, Work};

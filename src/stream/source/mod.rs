@@ -105,10 +105,16 @@ struct SlotBlock {
     bytes: usize,
 }
 
+/// Bytes of memory that a block of so many takes with what is readable behind it, whatever brings it
+/// in: the whole pages of its slot.
+pub fn slot_bytes(block_bytes: u64, read_ahead_bytes: usize) -> u64 {
+    PageBuffer::rounded(block_bytes as usize + read_ahead_bytes) as u64
+}
+
 impl SlotBlock {
     /// Bytes that a block takes with what is readable behind it: the whole pages of its slot.
     fn held_bytes(block: &Block, read_ahead_bytes: usize) -> u64 {
-        PageBuffer::rounded(block.bytes as usize + read_ahead_bytes) as u64
+        slot_bytes(block.bytes, read_ahead_bytes)
     }
 }
 
