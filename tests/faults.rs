@@ -491,7 +491,7 @@ fn request(tokens: usize) -> Request {
     let x = Array::from_f32(vec![1, tokens, 1024], &x).unwrap();
     let inputs = vec![("x".to_string(), x)];
     let (outputs, cancel) = (vec![], Cancel::new());
-    Request { model: "slow".to_string(), inputs, outputs, cancel, trace: None }
+    Request { model: "slow".to_string(), inputs, outputs, cancel, target: None, trace: None }
 }
 
 /// The reply to a request, whose output is its input.

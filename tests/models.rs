@@ -117,6 +117,7 @@ fn answer(engine: &Engine, model: &str, case: &Case) -> Vec<(String, Array)> {
         inputs: case.inputs.clone().into_iter().collect(),
         outputs: vec![],
         cancel: Cancel::new(),
+        target: None,
         trace: None,
     };
     engine.infer(request).unwrap().outputs

@@ -147,6 +147,7 @@ fn infer(engine: &Engine, inputs: &[(&str, Array)]) -> Result<Reply, EngineError
         inputs,
         outputs: vec![],
         cancel: Cancel::new(),
+        target: None,
         trace: None,
     })
 }

@@ -245,6 +245,7 @@ fn a_request_that_cannot_be_computed_is_told_by_node_and_alone() {
         inputs: vec![row("a", a), row("b", b)],
         outputs: vec![],
         cancel: Cancel::new(),
+        target: None,
         trace: None,
     };
     for crew in CREWS {

@@ -115,7 +115,7 @@ impl Embedding {
             inputs.push((name.clone(), array));
         }
         let (model, outputs) = (self.model.clone(), vec![self.output.clone()]);
-        Ok(Request { model, inputs, outputs, cancel: Cancel::new(), trace: None })
+        Ok(Request { model, inputs, outputs, cancel: Cancel::new(), target: None, trace: None })
     }
 
     /// The vector of a reply to `text`, cut to so many dimensions.

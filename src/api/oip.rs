@@ -157,6 +157,7 @@ pub async fn run(
         model: model.clone(),
         inputs: std::mem::take(&mut asked.inputs),
         outputs: asked.outputs.iter().map(|wanted| wanted.name.clone()).collect(),
+        target: None,
         cancel: Cancel::new(),
         trace,
     };

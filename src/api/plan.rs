@@ -107,7 +107,7 @@ fn usage(text: &str) -> Result<Usage, String> {
 }
 
 fn describe(answered: &Answered) -> Value {
-    let Answered { profile, budget_bytes, wish, planned, advice } = answered;
+    let Answered { profile, budget_bytes, wish, planned, advice, .. } = answered;
     let alternative = |Alternative { plan, forecast, differs_in }: &Alternative| {
         json!({
             "differs_in": differs_in.to_string(),
@@ -150,7 +150,7 @@ fn figures(forecast: &Forecast) -> Value {
 
 /// The same for people.
 fn text(answered: &Answered) -> String {
-    let Answered { profile, budget_bytes, wish, planned, advice } = answered;
+    let Answered { profile, budget_bytes, wish, planned, advice, .. } = answered;
     let Planned { plan, forecast, fits, alternatives, .. } = planned;
     let ms = |time_us: f64| format!("{:.1} ms", time_us / 1e3);
     let (io, compute) = (ms(forecast.io_us), ms(forecast.compute_us));
@@ -238,6 +238,7 @@ mod tests {
             tokens: Some(7),
             usage: Some(Usage::OneShot),
             fixed,
+            ..Inquiry::default()
         };
         assert_eq!(parse(query).unwrap(), expected);
         assert_eq!(parse("").unwrap(), Inquiry::default());

@@ -282,7 +282,8 @@ impl Admission<'_> {
         self.fail_next(line, refused.at_least(least_bytes).into());
     }
 
-    fn fail_next(&self, line: &Line, error: EngineError) {
+    /// Tells the next request of a line; the others that wait find out for themselves.
+    pub fn fail_next(&self, line: &Line, error: EngineError) {
         let Some(waiting) = self.stage.room().inbox.pop(line) else { return };
         if let Some(counters) = self.counters.known(&line.model) {
             Counters::add(&counters.failed, 1);

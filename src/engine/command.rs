@@ -22,6 +22,9 @@ pub enum Command {
     Recall(String, Answer<Known>),
     /// Follows a new budget: comes before all else, and nobody waits for it.
     Replan,
+    /// Follows other targets, or another level of memory pressure, where there are targets; nobody
+    /// waits for it.
+    Retarget,
 }
 
 impl Command {
@@ -33,7 +36,7 @@ impl Command {
             Command::Play(_, answer) => answer.give(Err(error)),
             Command::Profile(_, answer) => answer.give(Err(error)),
             Command::Recall(_, answer) => answer.give(Err(error)),
-            Command::Replan => {}
+            Command::Replan | Command::Retarget => {}
         }
     }
 }

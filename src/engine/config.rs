@@ -1,6 +1,7 @@
 //! How an engine is set up, and what that comes to where nothing was measured.
 
 use super::error::EngineError;
+use super::targets::Targets;
 use crate::plan::{Dealing, Grouping, Overrides, PinPlace, Placement, Plan, Release, Way};
 use crate::store::layer_file::BLOCK_BYTES;
 use crate::store::manifest::Manifest;
@@ -54,6 +55,8 @@ pub struct Config {
     pub profile_folder: Option<PathBuf>,
     /// Tokens of the requests that plans are made for.
     pub tokens: u64,
+    /// Within which time models are to answer, and how accurately.
+    pub targets: Targets,
     pub disk: DiskKind,
     /// Whether graphs that were never imported are tried by a copy of this program before: its
     /// `main` must begin with [`rehearsal::performed`](super::rehearsal::performed).
@@ -77,6 +80,7 @@ impl Config {
             profiles: false,
             profile_folder: None,
             tokens: EXPECTED_TOKENS,
+            targets: Targets::default(),
             disk: DiskKind::Board,
             rehearses: false,
         }

@@ -1,5 +1,5 @@
 use crate::graph::{AtNode, GraphError};
-use crate::plan::PlanError;
+use crate::plan::{LadderError, PlanError, TargetError};
 use crate::store::StoreError;
 use crate::stream::{OverBudget, StreamError};
 use std::sync::Arc;
@@ -45,12 +45,18 @@ pub enum EngineError {
         "model \"{model}\" is not measured on this board\nmeasure it with hermesctl profile {model}"
     )]
     NotMeasured { model: String },
-    /// Nothing is known of what the model's precisions do to its answers.
-    #[error("there is no choice of precisions for model \"{model}\": {why}\n{advice}")]
-    NoChoice { model: String, why: String, advice: String },
     /// There is no plan for what is asked.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// Nothing is known of what the model's precisions do to its answers.
+    #[error("there is no choice of precisions for model \"{model}\": {why}\n{advice}")]
+    NoChoice { model: String, why: String, advice: String },
+    /// What is known of the model's precisions cannot be reckoned with.
+    #[error(transparent)]
+    Ladder(#[from] LadderError),
+    /// No choice of precisions meets what is asked.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// The store's files cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -136,10 +142,12 @@ impl EngineError {
             EngineError::UnknownVariant { .. }
             | EngineError::Invalid(_)
             | EngineError::BudgetTooSmall { .. }
-            | EngineError::Plan(_) => ErrorKind::Invalid,
+            | EngineError::Plan(_)
+            | EngineError::Target(_) => ErrorKind::Invalid,
             EngineError::NotMeasured { .. }
             | EngineError::NotMeasurable { .. }
-            | EngineError::NoChoice { .. } => ErrorKind::Conflict,
+            | EngineError::NoChoice { .. }
+            | EngineError::Ladder(_) => ErrorKind::Conflict,
             EngineError::OverBudget(refused) | EngineError::Decided { refused, .. } => {
                 match refused.can_fit() {
                     true => ErrorKind::Unavailable,

@@ -138,6 +138,7 @@ fn trial(
     let tried = guarded("measuring", || {
         let base = || planner.base_plan(stage);
         let begun = || Box::new(Profiler::new(model, base(), stage.cores.len()));
+        model.play_plain()?;
         let mut profiler = profiler.unwrap_or_else(begun);
         match profiler.advance(stage, model, cancel)? {
             true => Ok(Trying::Done(planner.conclude(stage, model, *profiler))),
@@ -155,7 +156,9 @@ fn next_to_measure(stage: &Stage, planner: &Planner) -> Option<Arc<Model>> {
     if !planner.config.profiles || planner.config.policy != Policy::Tape {
         return None;
     }
-    let unknown =
-        |model: &Arc<Model>| model.is_to_be_measured(&stage.cores) && model.check_service().is_ok();
+    let unknown = |model: &Arc<Model>| {
+        let is_wanted = model.is_to_be_measured(&stage.cores) || planner.lacks_rates(model);
+        is_wanted && model.check_service().is_ok()
+    };
     stage.room().residents.all().into_iter().find(unknown)
 }

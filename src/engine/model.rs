@@ -3,13 +3,14 @@
 use super::choice::{Choice, Variants};
 use super::config::{DiskKind, Policy, checked_variant};
 use super::error::EngineError;
-use super::needs::loading_bytes;
+use super::ladder;
+use super::needs::{ladder_bytes, loading_bytes};
 use super::pace::Pace;
 use super::reel::{Cut, Reel};
 use super::signature::Signature;
 use super::standing::Standing;
 use crate::graph::{self, Footprint, GraphError, Imported, Lockstep, WeightUse};
-use crate::plan::{Plan, Profile};
+use crate::plan::{Ladder, Plan, Profile};
 use crate::store::manifest::Dim;
 use crate::store::{ModelDir, Serving};
 use crate::stream::{Category, Grant, Ledger, Slots, StreamError};
@@ -114,8 +115,7 @@ impl Model {
             graph: grant,
             dir,
         };
-        let reel = Arc::new(model.reel_by(plan)?);
-        *lock(&model.reel) = reel;
+        model.settle(plan)?;
         Ok(model)
     }
 
@@ -160,6 +160,12 @@ impl Model {
         self.reel().plan.clone()
     }
 
+    /// The plan that they follow, whatever single requests ask for.
+    pub(super) fn own_plan(&self) -> Plan {
+        let own = lock(&self.standing).own.clone();
+        own.unwrap_or_else(|| self.plan())
+    }
+
     /// How its passes are played.
     pub(super) fn reel(&self) -> Arc<Reel> {
         Arc::clone(&lock(&self.reel))
@@ -179,17 +185,63 @@ impl Model {
 
     /// Its passes are played by `plan` from now on; as before where they cannot be.
     pub(super) fn play_by(&self, plan: Plan) {
-        match self.reel_by(plan) {
-            Ok(reel) => {
-                let mut playing = lock(&self.reel);
-                reel.take_over(&playing);
-                *playing = Arc::new(reel);
-            }
-            Err(error) => {
-                let text = error.to_string().replace('\n', ": ");
-                log::warn!("model {} is played as before: {text}", self.name());
-            }
+        if let Err(error) = self.settle(plan) {
+            let text = error.to_string().replace('\n', ": ");
+            log::warn!("model {} is played as before: {text}", self.name());
         }
+    }
+
+    /// Its passes are played by `plan` from now on.
+    pub(super) fn settle(&self, plan: Plan) -> Result<(), EngineError> {
+        self.play_for_now(&plan)?;
+        lock(&self.standing).own = Some(plan);
+        Ok(())
+    }
+
+    /// Its passes are played by `plan` until they are played otherwise.
+    pub(super) fn play_for_now(&self, plan: &Plan) -> Result<(), EngineError> {
+        if self.reel().plan == *plan {
+            return Ok(());
+        }
+        let reel = self.reel_by(plan.clone())?;
+        let mut playing = lock(&self.reel);
+        reel.take_over(&playing);
+        *playing = Arc::new(reel);
+        Ok(())
+    }
+
+    /// Its passes are played as they are planned again.
+    pub(super) fn play_own(&self) -> Result<(), EngineError> {
+        let own = lock(&self.standing).own.clone();
+        own.map_or(Ok(()), |own| self.play_for_now(&own))
+    }
+
+    /// Its passes are played in its own variant, until they are played otherwise: so it is measured.
+    pub(super) fn play_plain(&self) -> Result<(), EngineError> {
+        self.play_for_now(&Plan { variants: vec![], ..self.plan() })
+    }
+
+    /// The precisions in which its tensors lie on the disk; found out once.
+    pub(super) fn ladder(&self) -> Result<Arc<Ladder>, EngineError> {
+        if let Some((ladder, _)) = &lock(&self.standing).ladder {
+            return Ok(Arc::clone(ladder));
+        }
+        let bytes = ladder_bytes(&self.dir.manifest);
+        let mut grant = self.ledger.try_grant(Category::Graph, bytes)?;
+        let uses = Some(&*self.uses);
+        let (built, took) = heap::metered(|| ladder::ladder(&self.dir, &self.variant, uses));
+        let ladder = Arc::new(built?);
+        // Nothing is measured where the program does not count.
+        if took.held_bytes > 0 {
+            grant.resize(took.held_bytes)?;
+        }
+        lock(&self.standing).ladder = Some((Arc::clone(&ladder), grant));
+        Ok(ladder)
+    }
+
+    /// The ladder is found out anew when it is needed: files may have gone.
+    pub(super) fn forget_ladder(&self) {
+        lock(&self.standing).ladder = None;
     }
 
     /// The variants of its weights by a plan.

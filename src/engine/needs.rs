@@ -1,6 +1,6 @@
 //! What loading a model and serving a request take, as far as a manifest tells. Pure.
 
-use crate::store::manifest::Dim;
+use crate::store::manifest::{Dim, HEAP_BYTES_PER_BYTE, Manifest};
 use crate::store::{Demand, Store};
 use serde::Serialize;
 
@@ -41,6 +41,12 @@ pub(super) fn loading_bytes(file_bytes: u64, measured_bytes: Option<u64>) -> u64
 /// Heap that a graph of so many bytes comes to hold as a model: its tape and indexes too.
 pub(super) fn held_by_graph(graph_bytes: u64) -> u64 {
     graph_bytes.saturating_add(graph_bytes / 16).saturating_add(TAPE_BYTES)
+}
+
+/// Heap that finding out which precisions a version's tensors have is granted.
+pub(super) fn ladder_bytes(manifest: &Manifest) -> u64 {
+    let file_bytes = manifest.precision.as_ref().map_or(0, |file| file.bytes);
+    file_bytes.saturating_mul(HEAP_BYTES_PER_BYTE).saturating_add(TAPE_BYTES)
 }
 
 /// Bytes that trying a graph takes, where importing it takes so many.

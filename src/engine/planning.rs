@@ -1,16 +1,18 @@
 //! From a profile to the plan that a model's passes follow.
 
+use super::choices::Choices;
 use super::config::{Config, DiskKind, Policy};
 use super::error::EngineError;
-use super::known::{Known, PlanTerms};
+use super::known::{Known, PlanTerms, Precisions};
 use super::library::Library;
 use super::model::Model;
 use super::pressure::Pressure;
 use super::profiler::{self, Profiler};
 use super::stage::{Stage, guarded};
+use super::targets::{SharedTargets, is_set};
 use crate::plan::{
-    Board, Forecast, Grouping, LayerCost, Overrides, Passing, Plan, Profile, ReadRate, Subject,
-    Unmeasured, Usage, Way, forecast, pipeswitch_groups,
+    Board, Chosen, Forecast, Grouping, LayerCost, Overrides, Passing, Plan, Profile, ReadRate,
+    Subject, Target, Unmeasured, Usage, Way, forecast, pipeswitch_groups,
 };
 use crate::store::StoreError;
 use crate::store::manifest::Manifest;
@@ -28,6 +30,8 @@ const HERMES: &str = env!("CARGO_PKG_VERSION");
 pub(super) struct Planner {
     pub config: Config,
     pub library: Arc<Library>,
+    pub targets: Arc<SharedTargets>,
+    pub choices: Choices,
     /// The board, once it was looked at.
     board: Option<Board>,
 }
@@ -41,8 +45,8 @@ pub(super) struct Performed {
 
 impl Planner {
     /// One that has looked at nothing yet.
-    pub fn new(config: Config, library: Arc<Library>) -> Planner {
-        Planner { config, library, board: None }
+    pub fn new(config: Config, library: Arc<Library>, targets: Arc<SharedTargets>) -> Planner {
+        Planner { config, library, targets, choices: Choices::default(), board: None }
     }
 
     /// The plan where nothing was measured.
@@ -57,20 +61,46 @@ impl Planner {
         }
         for model in stage.room().residents.all() {
             match model.profile() {
-                Some(profile) => {
-                    let planned = guarded("planning", || {
-                        self.plan_tape(&model, &profile);
-                        Ok(())
-                    });
-                    if planned.is_err() {
-                        model.drop_profile();
-                    }
-                }
+                Some(profile) => self.plan_anew(&model, &profile),
                 None => {
                     let window_bytes = stage.hold.usual_window_bytes;
-                    model.play_by(Plan { window_bytes, ..model.plan() });
+                    model.play_by(Plan { window_bytes, ..model.own_plan() });
                 }
             }
+        }
+    }
+
+    /// Plans all models anew whose targets may have changed, or what stands against them.
+    pub fn follow_targets(&self, stage: &Stage) {
+        if self.config.policy != Policy::Tape {
+            return;
+        }
+        for model in stage.room().residents.all() {
+            match model.profile() {
+                Some(profile) => self.plan_anew(&model, &profile),
+                None => self.say_unmeasured(&model),
+            }
+        }
+    }
+
+    fn plan_anew(&self, model: &Arc<Model>, profile: &Profile) {
+        let planned = guarded("planning", || {
+            self.plan_tape(model, profile);
+            Ok(())
+        });
+        if planned.is_err() {
+            model.drop_profile();
+        }
+    }
+
+    /// Says that a model's target is not kept to yet.
+    fn say_unmeasured(&self, model: &Model) {
+        if is_set(&self.targets.of(model.name())) {
+            let (name, variant) = (model.name(), &model.variant);
+            log::info!(
+                "model {name} is not measured yet: until it is, it is played in {variant}, whatever \
+                 its target"
+            );
         }
     }
 
@@ -97,6 +127,9 @@ impl Planner {
         if recalled.is_err() {
             model.drop_profile();
             self.forget_profile(manifest, variant);
+        }
+        if model.profile().is_none() {
+            self.say_unmeasured(model);
         }
         match self.stored_refusal(stage, manifest, variant) {
             Ok(Some(why)) if model.profile().is_none() => model.give_up_measuring(why),
@@ -225,7 +258,7 @@ impl Planner {
             Policy::Tape => self.plan_tape(model, &profile),
             Policy::PipeSwitch => {
                 let grouping = Grouping::Runs(pipeswitch_runs(&profile, self.config.tokens));
-                model.play_by(Plan { grouping, ..model.plan() });
+                model.play_by(Plan { grouping, ..model.own_plan() });
             }
             Policy::LoadAll | Policy::PipeLoad { .. } | Policy::Fixed(_) => {}
         }
@@ -233,6 +266,16 @@ impl Planner {
     }
 
     fn plan_tape(&self, model: &Model, profile: &Profile) {
+        let target = self.targets.of(model.name());
+        if is_set(&target) {
+            match retried(model, || self.follow_target(model, profile, &target)) {
+                Ok(()) => return,
+                Err(error) => {
+                    let text = error.to_string().replace('\n', ": ");
+                    log::warn!("model {} is played without its target: {text}", model.name());
+                }
+            }
+        }
         match self.terms(model.graph_bytes(), profile).plan(profile) {
             Ok((_, planned)) => {
                 log::info!("model {}: {planned}", model.name());
@@ -243,6 +286,50 @@ impl Planner {
                 log::warn!("model {} is played as before: {text}", model.name());
             }
         }
+    }
+
+    /// Plans a model for its target.
+    fn follow_target(
+        &self,
+        model: &Model,
+        profile: &Profile,
+        target: &Target,
+    ) -> Result<(), EngineError> {
+        let chosen = self.choose(model, profile, target)?;
+        let Chosen { planned, accuracy, .. } = &chosen;
+        log::info!("model {}, an accuracy of {accuracy:.4} expected: {planned}", model.name());
+        model.settle(chosen.planned.plan)
+    }
+
+    /// The choice of precisions for a target, with the plan.
+    pub fn choose(
+        &self,
+        model: &Model,
+        profile: &Profile,
+        target: &Target,
+    ) -> Result<Chosen, EngineError> {
+        let ladder = model.ladder()?;
+        let terms = self.terms(model.graph_bytes(), profile);
+        let terms = terms.under(self.library.room.pressure.get());
+        Ok(terms.choose(profile, &ladder, target)?.1)
+    }
+
+    /// What was measured of a model.
+    pub fn measured(&self, model: &Model) -> Result<Arc<Profile>, EngineError> {
+        let name = model.name().to_owned();
+        model.profile().ok_or_else(|| match model.given_up() {
+            Some(why) => EngineError::NotMeasurable { model: name, why },
+            None => EngineError::NotMeasured { model: name },
+        })
+    }
+
+    /// Whether a model is to be measured anew to follow its target.
+    pub fn lacks_rates(&self, model: &Model) -> bool {
+        let lacks = |profile: Arc<Profile>| profile.rates.is_empty() && profile.skipped.is_empty();
+        is_set(&self.targets.of(model.name()))
+            && model.dir.manifest.precision.is_some()
+            && model.given_up().is_none()
+            && model.profile().is_some_and(lacks)
     }
 
     /// What a model of this profile is planned for, whose own graph takes so many bytes.
@@ -297,7 +384,8 @@ impl Planner {
 
     /// What is known of a model, which need not be loaded and does not come to be.
     pub fn known(&mut self, stage: &Stage, name: &str) -> Result<Known, EngineError> {
-        let manifest = self.library.find(name)?.manifest;
+        let dir = self.library.find(name)?;
+        let manifest = Arc::clone(&dir.manifest);
         let serving = self.library.store.serving(name)?;
         let loaded = stage.room().residents.get(name).filter(|model| model.serving == serving);
         let variant = match &loaded {
@@ -324,9 +412,15 @@ impl Planner {
         let others = others
             .filter_map(|other| self.stored_profile(stage, &manifest, other).ok().flatten())
             .collect();
-        let graph_bytes = loaded.map_or(0, |model| model.graph_bytes());
-        let terms = self.terms(graph_bytes, &profile);
-        Ok(Known { profile, others, terms })
+        let graph_bytes = loaded.as_ref().map_or(0, |model| model.graph_bytes());
+        let room = &self.library.room;
+        let terms = self.terms(graph_bytes, &profile).under(room.pressure.get());
+        let target = self.targets.of(name);
+        let precisions = match loaded {
+            Some(model) => Precisions::Loaded(model),
+            None => Precisions::Stored { dir, variant, ledger: Arc::clone(&room.ledger) },
+        };
+        Ok(Known { profile, others, terms, target, precisions })
     }
 }
 
@@ -337,8 +431,8 @@ fn expected(
     tokens: u64,
     counted: FlowCounters,
 ) -> Option<Forecast> {
-    let profile = model.profile()?;
     let mut plan = model.plan();
+    let profile = profile_of(model, &plan)?;
     // Attention grows faster than the lines that were measured.
     let measured = profile.passes.iter().any(|pass| pass.tokens >= tokens);
     if !measured || window_bytes < plan.window_bytes {
@@ -353,6 +447,33 @@ fn expected(
         true => Some(later),
         false => forecast(&profile, &plan, tokens, Passing::First).ok(),
     }
+}
+
+/// What a model's passes take by a plan: as measured, or where it chooses precisions as it follows
+/// from that.
+fn profile_of(model: &Model, plan: &Plan) -> Option<Arc<Profile>> {
+    let profile = model.profile()?;
+    if plan.variants.is_empty() {
+        return Some(profile);
+    }
+    let ladder = model.ladder().ok()?;
+    let choice = ladder.choice_of(&plan.variants).ok()?;
+    profile.with_choice(&ladder, &choice).ok().map(Arc::new)
+}
+
+/// Plays a model as is chosen for it; where a layer file is no longer there that was, as is chosen
+/// without it.
+pub(super) fn retried<T>(
+    model: &Model,
+    mut play: impl FnMut() -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
+    play().or_else(|error| match error {
+        EngineError::Store(_) => {
+            model.forget_ladder();
+            play()
+        }
+        error => Err(error),
+    })
 }
 
 /// How PipeSwitch groups the layers of a profile's model.

@@ -2,6 +2,8 @@
 
 use super::choice::Choice;
 use super::error::EngineError;
+use super::targets::TargetKey;
+use crate::plan::Target;
 use crate::stream::{Grant, Trace};
 use crate::wire::Array;
 use std::sync::Arc;
@@ -15,6 +17,9 @@ pub struct Request {
     pub inputs: Vec<(String, Array)>,
     /// Names of the outputs wanted; all where empty.
     pub outputs: Vec<String>,
+    /// Within which time it is to be computed, and how accurately; what is open there is as the
+    /// engine has it for the model.
+    pub target: Option<Target>,
     pub cancel: Cancel,
     /// Where to note what happens in its pass.
     pub trace: Option<Arc<Trace>>,
@@ -133,6 +138,8 @@ pub enum Class {
 pub struct Line {
     pub model: String,
     pub class: Class,
+    /// All in a pass have the same precisions.
+    pub target: Option<TargetKey>,
 }
 
 /// A request that waits for its pass.
@@ -151,6 +158,7 @@ impl Waiting {
 
     /// Where it waits.
     pub fn line(&self) -> Line {
-        Line { model: self.request.model.clone(), class: self.class }
+        let Request { model, target, .. } = &self.request;
+        Line { model: model.clone(), class: self.class, target: target.as_ref().map(TargetKey::of) }
     }
 }

@@ -15,9 +15,10 @@ use super::rehearsal::Rehearsals;
 use super::request::{Answer, Class, PassStats, Reply, Request, Waiting};
 use super::room::{Hold, Room};
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
+use super::targets::{SharedTargets, Targets};
 use super::turns::QUEUE_LIMIT;
 use super::worker::Worker;
-use crate::plan::Profile;
+use crate::plan::{Profile, Target};
 use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, Store};
 use crate::stream::{Category, Ledger};
@@ -50,6 +51,7 @@ struct Handle {
     library: Arc<Library>,
     counters: Arc<CounterSet>,
     config: Config,
+    targets: Arc<SharedTargets>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -83,13 +85,15 @@ impl Engine {
         let library = Arc::new(Library { store, rehearsals, room: Arc::clone(&room) });
         let counters = Arc::<CounterSet>::default();
         let kept = config.clone();
-        let worker = Worker::start(config, Arc::clone(&library), Arc::clone(&counters), hold)?;
+        let targets = Arc::new(SharedTargets::new(config.targets.clone()));
+        let own = (hold, Arc::clone(&targets));
+        let worker = Worker::start(config, Arc::clone(&library), Arc::clone(&counters), own)?;
         let thread = std::thread::Builder::new()
             .name("engine".to_string())
             .spawn(move || worker.serve())
             .map_err(EngineError::Thread)?;
         let thread = Mutex::new(Some(thread));
-        Ok(Engine(Arc::new(Handle { room, library, counters, config: kept, thread })))
+        Ok(Engine(Arc::new(Handle { room, library, counters, config: kept, targets, thread })))
     }
 
     /// Names of the store's models.
@@ -348,6 +352,19 @@ impl Engine {
         self.0.room.set_budget(budget_bytes)
     }
 
+    /// Changes within which time models are to answer, and how accurately. They are planned anew
+    /// before the next pass.
+    pub fn set_targets(&self, targets: Targets) {
+        if self.0.targets.set(targets) {
+            self.0.room.inbox.command(Command::Retarget);
+        }
+    }
+
+    /// Within which time a model is to answer, and how accurately.
+    pub fn target_of(&self, model: &str) -> Target {
+        self.0.targets.of(model)
+    }
+
     /// The figures now.
     pub fn stats(&self) -> EngineStats {
         let residents = &self.0.room.residents;
@@ -389,7 +406,9 @@ impl Engine {
     /// Tells the engine how short memory is. Pins go at once, the window shrinks with the next
     /// pass, requests wait until the level falls.
     pub fn set_pressure(&self, level: Pressure) {
-        self.0.room.set_pressure(level);
+        if self.0.room.set_pressure(level) && self.0.targets.are_set() {
+            self.0.room.inbox.command(Command::Retarget);
+        }
     }
 
     /// Cancels what runs and waits, and joins the threads.

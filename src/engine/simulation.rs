@@ -9,6 +9,7 @@ use super::command::Command;
 use super::error::EngineError;
 use super::request::{Answer, Cancel, Class, Line, PassStats, Reply, Request, Waiting};
 use super::turns::{Left, Turn, Turns};
+use crate::plan::Target;
 use crate::stream::{Category, Grant, Ledger};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -18,8 +19,8 @@ const SEEDS: u64 = 1000;
 
 const MODELS: usize = 4;
 
-/// Lines of requests: two for each model.
-const LINES: usize = 2 * MODELS;
+/// Lines of requests: for each model two, of those with a target and of those without.
+const LINES: usize = 4 * MODELS;
 
 /// Requests that share a pass.
 const SEATS: usize = 5;
@@ -211,10 +212,10 @@ impl Simulation {
             }
             6 => self.replies.clear(),
             // More than may wait.
-            7 if self.below(100) == 0 => (0..300).for_each(|_| self.submit(2 * model)),
+            7 if self.below(100) == 0 => (0..300).for_each(|_| self.submit(4 * model)),
             _ => {
-                let class = self.below(2) as usize;
-                self.submit(2 * model + class);
+                let line = self.below(4) as usize;
+                self.submit(4 * model + line);
             }
         }
     }
@@ -223,6 +224,12 @@ impl Simulation {
         if let Some((command, error)) = self.turns.command(command) {
             command.refuse(error);
         }
+    }
+
+    /// The number of a line.
+    fn number_of(line: &Line) -> usize {
+        let model: usize = line.model.parse().unwrap();
+        4 * model + 2 * usize::from(line.target.is_some()) + usize::from(line.class == Class::Bulk)
     }
 
     fn submit(&mut self, line: usize) {
@@ -236,11 +243,12 @@ impl Simulation {
         let bytes = 1 + self.below(60);
         self.needs.insert(number, bytes);
         let request = Request {
-            model: (line / 2).to_string(),
+            model: (line / 4).to_string(),
             inputs: vec![],
             // Whose it is, for those who look at it.
             outputs: vec![number.to_string()],
             cancel: cancel.clone(),
+            target: (line % 4 > 1).then(Target::default),
             trace: None,
         };
         self.requests.push((number, line, cancel));
@@ -340,7 +348,7 @@ impl Simulation {
 
     fn begin_pass(&mut self, line: &Line) {
         let model = line.model.parse().unwrap();
-        let at = 2 * model + usize::from(line.class == Class::Bulk);
+        let at = Simulation::number_of(line);
         for (other, since) in self.since.iter_mut().enumerate() {
             let mut waiting = self.requests.iter().filter(|(_, of, _)| *of == other);
             let first = waiting.next().map(|(number, ..)| *number);

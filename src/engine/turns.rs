@@ -130,6 +130,11 @@ impl Turns {
         match command {
             // Nothing is begun under an old budget.
             Command::Replan => self.commands.push_front(command),
+            // One does for all that came.
+            Command::Retarget => {
+                self.commands.retain(|command| !matches!(command, Command::Retarget));
+                self.commands.push_back(command);
+            }
             command if self.commands.len() >= COMMAND_LIMIT => {
                 return Some((command, EngineError::Busy { limit: COMMAND_LIMIT }));
             }
@@ -248,6 +253,7 @@ mod tests {
             inputs: vec![],
             outputs: vec![],
             cancel: Cancel::new(),
+            target: None,
             trace: None,
         };
         Waiting::new(request, class, Answer::new(drop))

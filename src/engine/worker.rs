@@ -14,6 +14,7 @@ use super::request::{Answer, Line};
 use super::room::Hold;
 use super::stage::{Stage, guarded};
 use super::stats::CounterSet;
+use super::targets::{SharedTargets, TargetKey};
 use super::turns::Turn;
 use crate::sys::affinity;
 use std::sync::Arc;
@@ -32,12 +33,12 @@ impl Worker {
         config: Config,
         library: Arc<Library>,
         counters: Arc<CounterSet>,
-        hold: Hold,
+        (hold, targets): (Hold, Arc<SharedTargets>),
     ) -> Result<Worker, EngineError> {
         let cores = affinity::allowed_cores();
         let base = config.base_plan(cores.len(), hold.usual_window_bytes);
         let stage = Stage::new(&base, cores, hold)?;
-        let planner = Planner::new(config, library);
+        let planner = Planner::new(config, library, targets);
         Ok(Worker { stage, planner, measuring: Measuring::default(), counters })
     }
 
@@ -98,6 +99,7 @@ impl Worker {
                 self.stage.hold.follow_budget();
                 self.planner.follow_budget(&self.stage);
             }
+            Command::Retarget => self.planner.follow_targets(&self.stage),
         }
     }
 
@@ -110,6 +112,13 @@ impl Worker {
             Ok(model) => model,
             Err(error) => return admission.fail_unloaded(line, &self.planner.library, error),
         };
+        let set_up = guarded("choosing", || {
+            let own = line.target.map(TargetKey::target);
+            self.planner.set_up(&model, own)
+        });
+        if let Err(error) = set_up {
+            return admission.fail_next(line, error);
+        }
         let Some(performed) = admission.pass(&model, line) else { return };
         let judged = guarded("judging a profile", || {
             self.planner.judge(&self.stage, &model, &performed);

@@ -77,6 +77,7 @@ pub fn request(model: &str, tokens: usize) -> Request {
         inputs,
         outputs: vec![],
         cancel: Cancel::new(),
+        target: None,
         trace: None,
     }
 }

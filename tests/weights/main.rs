@@ -68,6 +68,7 @@ impl Place {
             inputs,
             outputs: vec![],
             cancel: Cancel::new(),
+            target: None,
             trace: None,
         };
         engine.infer(request).unwrap().outputs

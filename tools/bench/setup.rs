@@ -53,7 +53,7 @@ pub fn request(store: &Path, model: &str, tokens: usize) -> Result<Request> {
     let manifest = Store::open(store)?.current(model)?.manifest;
     let inputs = sample_inputs(&manifest.inputs, tokens)?;
     let model = model.to_string();
-    Ok(Request { model, inputs, outputs: vec![], cancel: Cancel::new(), trace: None })
+    Ok(Request { model, inputs, outputs: vec![], cancel: Cancel::new(), target: None, trace: None })
 }
 
 /// Drops every file of the model from the page cache.

@@ -179,11 +179,11 @@ impl Room {
         Ok(())
     }
 
-    /// Follows a level of memory pressure.
-    pub fn set_pressure(&self, level: Pressure) {
+    /// Follows a level of memory pressure; whether it is another one than before.
+    pub fn set_pressure(&self, level: Pressure) -> bool {
         let before = self.pressure.set(level);
         if before == level {
-            return;
+            return false;
         }
         if before == Pressure::None {
             self.residents.unpin();
@@ -191,6 +191,7 @@ impl Room {
             self.inbox.end_leisure();
         }
         self.inbox.hold(level >= Pressure::Hold);
+        true
     }
 
     /// Unloads a model; whether it was loaded.
@@ -374,7 +375,10 @@ mod tests {
         engine.set_pressure(Pressure::Hold);
         let inputs = vec![("x".to_string(), Array::new(Dtype::Bool, vec![1], vec![1]).unwrap())];
         let (model, cancel) = ("used".to_string(), Cancel::new());
-        engine.submit(Request { model, inputs, outputs: vec![], cancel, trace: None }, drop);
+        engine.submit(
+            Request { model, inputs, outputs: vec![], cancel, target: None, trace: None },
+            drop,
+        );
         let (shelf, _asked) = Shelf::of(&["used", "other", "unused"], &engine);
         let left = || lock(&shelf.kept).clone();
         let shared = engine.room();
