@@ -38,8 +38,7 @@ pub fn amend(
     let manifest = Manifest { precision: Some(entry), ..Manifest::clone(&dir.manifest) };
     link_files(dir, built)?;
     write(&built.join(PRECISION_NAME), &text)?;
-    let json = serde_json::to_vec_pretty(&manifest).expect("its maps have names for keys");
-    write(&built.join(MANIFEST_NAME), &json)?;
+    write(&built.join(MANIFEST_NAME), &manifest.to_json())?;
     let checked = ModelDir::open(built)?;
     checked.check_files()?;
     checked.precision()?;
@@ -89,7 +88,6 @@ mod tests {
     use super::*;
     use crate::store::Store;
     use crate::store::manifest::FORMAT;
-    use serde_json::json;
 
     /// A store with model "m" in versions 1 and 2, of which 2 is served.
     fn store() -> tempfile::TempDir {
@@ -100,15 +98,15 @@ mod tests {
             fs::write(folder.join("graph.onnx"), version).unwrap();
             fs::write(folder.join(REHEARSAL_NAME), "as it went").unwrap();
             let checksum = format!("{:016x}", xxh3_64(version.as_bytes()));
-            let manifest = json!({
-                "format": FORMAT, "model": "m", "version": version, "inputs": [],
-                "outputs": [{"name": "y", "dtype": "FP32", "shape": [4]}],
-                "graph": {"path": "graph.onnx", "bytes": 1, "checksum": checksum},
+            let manifest = format!(
+                r#"{{"format": {FORMAT}, "model": "m", "version": "{version}", "inputs": [],
+                "outputs": [{{"name": "y", "dtype": "FP32", "shape": [4]}}],
+                "graph": {{"path": "graph.onnx", "bytes": 1, "checksum": "{checksum}"}},
                 "weights": [], "layers": [], "variants": ["f32", "a3"],
-                "provenance": {"source": "m.onnx", "source_bytes": 1, "producer": "", "tool": "",
-                    "created_s": 0},
-            });
-            fs::write(folder.join(MANIFEST_NAME), manifest.to_string()).unwrap();
+                "provenance": {{"source": "m.onnx", "source_bytes": 1, "producer": "", "tool": "",
+                    "created_s": 0}}}}"#
+            );
+            fs::write(folder.join(MANIFEST_NAME), manifest).unwrap();
         }
         fs::write(store.path().join("m/current"), "2\n").unwrap();
         store

@@ -102,6 +102,11 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The file's text.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("its maps have names for keys")
+    }
+
     /// Checks what the types alone do not promise: names, paths, shapes, variants.
     ///
     /// # Errors

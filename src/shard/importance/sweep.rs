@@ -1,29 +1,12 @@
 //! Passes that differ from one in one tensor each. What comes before the tensor is computed once.
 
 use super::judge::{Answer, Judge};
-use super::unfinished::Unfinished;
+use super::unfinished::{Off, Unfinished};
 use crate::shard::error::{ShardError, unfit};
 use crate::shard::player::{Choice, Player};
 use crate::shard::watch::Watch;
 use crate::wire::Array;
-use serde::{Deserialize, Serialize};
 use std::ops::Range;
-
-/// How far the answers to some requests are off, or agree.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Off {
-    pub sum: f64,
-    /// Requests or tokens that it is the sum over.
-    pub weight: f64,
-}
-
-impl Off {
-    /// Of one request or token.
-    pub fn mean(self) -> f64 {
-        if self.weight > 0.0 { self.sum / self.weight } else { 0.0 }
-    }
-}
 
 /// How one answer is held against the best one: its distance or its agreement, times its weight.
 pub type Compare = fn(&Judge, &Answer, &Answer) -> f64;

@@ -1,6 +1,5 @@
 //! What was measured before somebody interrupted it, beside the version that it is of.
 
-use super::sweep::Off;
 use crate::shard::error::ShardError;
 use crate::store::ModelDir;
 use crate::store::manifest::UNFINISHED_NAME;
@@ -15,6 +14,22 @@ const INTERVAL: Duration = Duration::from_secs(3);
 
 /// Limit of the file: thousands of tensors with hundreds of inputs.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// How far the answers to some requests are off, or agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Off {
+    pub sum: f64,
+    /// Requests or tokens that it is the sum over.
+    pub weight: f64,
+}
+
+impl Off {
+    /// Of one request or token.
+    pub fn mean(self) -> f64 {
+        if self.weight > 0.0 { self.sum / self.weight } else { 0.0 }
+    }
+}
 
 /// The file with what was measured so far.
 pub struct Unfinished {
