@@ -6,6 +6,7 @@ pub mod infer_json;
 pub mod infer_reply;
 pub mod infer_tensor;
 pub mod json;
+pub mod npy;
 pub mod pooling;
 pub mod quote;
 pub mod table;

@@ -2,14 +2,10 @@
 
 use super::client::ClientError;
 use hermes_base::store::Dtype;
-use hermes_base::wire::Array;
-use npyz::{DType, Endianness, NpyHeader, Order, TypeChar, TypeStr};
+use hermes_base::wire::{Array, npy};
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Write};
 use std::path::Path;
-
-/// Most bytes of a file that is read.
-const MAX_BYTES: u64 = 4 << 30;
 
 /// Reads an array of any dtype that Hermes knows; bf16 is not a type of NumPy's.
 ///
@@ -19,51 +15,7 @@ const MAX_BYTES: u64 = 4 << 30;
 pub fn read(path: &Path) -> Result<Array, ClientError> {
     let wrong = |what: String| ClientError::Usage(format!("{}: {what}", path.display()));
     let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let mut reader = BufReader::new(file);
-    let header = NpyHeader::from_reader(&mut reader)
-        .map_err(|error| wrong(format!("not a .npy file: {error}")))?;
-    let dtype = dtype(&header.dtype()).map_err(wrong)?;
-    let shape: Vec<usize> = header.shape().iter().map(|dim| *dim as usize).collect();
-    if header.order() == Order::Fortran && shape.len() > 1 {
-        return Err(wrong("in Fortran order; save numpy.ascontiguousarray(x)".to_owned()));
-    }
-    let count = header.shape().iter().try_fold(1u64, |product, dim| product.checked_mul(*dim));
-    let length = count
-        .and_then(|count| count.checked_mul(dtype.size() as u64))
-        .filter(|bytes| *bytes <= MAX_BYTES)
-        .ok_or_else(|| wrong(format!("shape {shape:?} is too large")))?;
-    let mut bytes = Vec::new();
-    reader.take(length).read_to_end(&mut bytes).map_err(|error| wrong(error.to_string()))?;
-    if bytes.len() as u64 != length {
-        let held = bytes.len();
-        return Err(wrong(format!("holds {held} bytes of data; its header says {length}")));
-    }
-    Array::new(dtype, shape, bytes).map_err(|error| wrong(error.to_string()))
-}
-
-fn dtype(dtype: &DType) -> Result<Dtype, String> {
-    let refuse = || format!("dtype {} is not one that models take", dtype.descr());
-    let DType::Plain(plain) = dtype else {
-        return Err(refuse());
-    };
-    if plain.endianness() == Endianness::Big && plain.size_field() > 1 {
-        return Err("big-endian; save x.astype(x.dtype.newbyteorder('<'))".to_owned());
-    }
-    Ok(match (plain.type_char(), plain.size_field()) {
-        (TypeChar::Bool, 1) => Dtype::Bool,
-        (TypeChar::Uint, 1) => Dtype::Uint8,
-        (TypeChar::Uint, 2) => Dtype::Uint16,
-        (TypeChar::Uint, 4) => Dtype::Uint32,
-        (TypeChar::Uint, 8) => Dtype::Uint64,
-        (TypeChar::Int, 1) => Dtype::Int8,
-        (TypeChar::Int, 2) => Dtype::Int16,
-        (TypeChar::Int, 4) => Dtype::Int32,
-        (TypeChar::Int, 8) => Dtype::Int64,
-        (TypeChar::Float, 2) => Dtype::Fp16,
-        (TypeChar::Float, 4) => Dtype::Fp32,
-        (TypeChar::Float, 8) => Dtype::Fp64,
-        _ => return Err(refuse()),
-    })
+    npy::read(&mut BufReader::new(file)).map_err(|error| wrong(error.to_string()))
 }
 
 /// Writes an array; BF16 as `<u2`, its bits.
@@ -87,7 +39,7 @@ pub const HEADER_BYTES: usize = 128;
 /// What stands before an array's values: [`HEADER_BYTES`], or more in steps of 64 where there are so
 /// many dimensions.
 pub fn header(dtype: Dtype, shape: &[u64]) -> Vec<u8> {
-    let descr: TypeStr = match dtype {
+    let descr = match dtype {
         Dtype::Bool => "|b1",
         Dtype::Uint8 => "|u1",
         Dtype::Uint16 | Dtype::Bf16 => "<u2",
@@ -100,9 +52,7 @@ pub fn header(dtype: Dtype, shape: &[u64]) -> Vec<u8> {
         Dtype::Fp16 => "<f2",
         Dtype::Fp32 => "<f4",
         Dtype::Fp64 => "<f8",
-    }
-    .parse()
-    .expect("each of these is a type of NumPy's");
+    };
     let shape: Vec<String> = shape.iter().map(|dim| format!("{dim},")).collect();
     let dict =
         format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", shape.join(" "));
