@@ -91,6 +91,14 @@ pub(super) fn floats(array: &Array) -> Option<Vec<f32>> {
     array.floats()
 }
 
+/// `kept` of `count` numbers, evenly spread, or all where there are no more.
+pub(super) fn spread(count: usize, kept: usize) -> Vec<usize> {
+    match kept >= count {
+        true => (0..count).collect(),
+        false => (0..kept).map(|index| index * count / kept).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,5 +146,12 @@ mod tests {
         assert_eq!(one.digest(), one.clone().digest());
         assert_ne!(one.digest(), inputs(&[1, 3], &[0.0; 4]).digest());
         assert_ne!(one.digest(), inputs(&[1], &[0.0, 0.5]).digest());
+    }
+
+    #[test]
+    fn numbers_are_spread_evenly() {
+        assert_eq!(spread(3, 5), [0, 1, 2]);
+        assert_eq!(spread(10, 4), [0, 2, 5, 7]);
+        assert_eq!(spread(0, 4), [0; 0]);
     }
 }

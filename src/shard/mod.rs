@@ -3,9 +3,11 @@
 //! `order` is what is asked for, `source` what is read for it, `draft` what is found out about it
 //! and becomes the version. `place`, `configs`, `makers` and `embedder` know what lies beside a
 //! model, `dims` and `trial` settle its open dimensions; `write`, `layers`, `tensor` and `encode`
-//! make layer files of its weights. `player` plays what was written with `inputs`, to learn about it;
-//! `importance` tells which tensors matter. Nothing here is needed to serve a model.
+//! make layer files of its weights. `player` plays what was written with `inputs`, which `calibrate`
+//! reads or makes up, to learn about it: `importance` tells which tensors matter. Nothing here is
+//! needed to serve a model.
 
+mod calibrate;
 mod configs;
 mod dims;
 mod draft;
@@ -26,6 +28,7 @@ mod trial;
 mod watch;
 mod write;
 
+pub use calibrate::{Sketch, read as read_inputs};
 pub use draft::Draft;
 pub use embedder::Named;
 pub use error::ShardError;
