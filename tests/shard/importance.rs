@@ -18,7 +18,7 @@ fn version(place: &Place) -> ModelDir {
 /// A small model in two variants, which says what they lose: of the first tensor nothing.
 fn built(model: &str) -> Place {
     let place = Place::with_synth(&[model]);
-    place.build(&["--variants", "f32,q4"]);
+    place.build(&["--variants", "f32,a4"]);
     let player = Player::open(version(&place)).unwrap();
     let weights = &player.dir().manifest.weights;
     let tensors = player.tensors().iter().enumerate().map(|(index, tensor)| TensorPrecision {
@@ -26,7 +26,7 @@ fn built(model: &str) -> Place {
         layout: tensor.layout,
         layer: tensor.layer,
         elements: tensor.rows * tensor.depth,
-        errors: BTreeMap::from([("f32".to_string(), 0.0), ("q4".to_string(), index as f64)]),
+        errors: BTreeMap::from([("f32".to_string(), 0.0), ("a4".to_string(), index as f64)]),
         fed: vec![],
         divergence: None,
     });
@@ -96,7 +96,7 @@ fn a_sweep_measures_each_tensor_alone() {
     let answers = player.pass(&best, &inputs.requests, &()).unwrap();
     let found = divergences(&measured);
     for (tensor, found) in found.iter().enumerate() {
-        let choice = player.with(&best, tensor, "q4").unwrap();
+        let choice = player.with(&best, tensor, "a4").unwrap();
         let others = player.pass(&choice, &inputs.requests, &()).unwrap();
         let offs = answers.iter().zip(&others).map(|(best, other)| off(best, other));
         let expected = match tensor {
@@ -108,11 +108,11 @@ fn a_sweep_measures_each_tensor_alone() {
     }
     assert!(found.iter().filter(|divergence| **divergence > 0.0).count() > 5, "{found:?}");
     let probe = measured.precision.probe.as_ref().unwrap();
-    assert_eq!((&*probe.variant, probe.measure, probe.inputs), ("q4", Measure::Cosine, 3));
+    assert_eq!((&*probe.variant, probe.measure, probe.inputs), ("a4", Measure::Cosine, 3));
     assert!(measured.notes[0].contains("3 of a test: 1 - cosine"), "{:?}", measured.notes);
 
     // What answers are off all together is near the sum of that.
-    let all = player.choose(&vec!["q4"; found.len()]).unwrap();
+    let all = player.choose(&vec!["a4"; found.len()]).unwrap();
     let others = player.pass(&all, &inputs.requests, &()).unwrap();
     let together: f64 = answers.iter().zip(&others).map(|(best, other)| off(best, other)).sum();
     let (together, sum) = (together / 3.0, found.iter().sum::<f64>());
@@ -205,14 +205,14 @@ fn what_cannot_be_measured_is_told() {
     let player = Player::open(version(&place)).unwrap();
     let streamed = &player.tensors()[4];
     let name = &player.dir().manifest.weights[streamed.weight].name;
-    let layer = player.dir().open_layer(streamed.layer, "q4").unwrap();
+    let layer = player.dir().open_layer(streamed.layer, "a4").unwrap();
     let (_, entry) = layer.index.tensor(name, streamed.layout).unwrap();
     let mut bytes = std::fs::read(&layer.path).unwrap();
     bytes[layer.index.blocks[entry.first_block].offset as usize] ^= 1;
     std::fs::write(&layer.path, bytes).unwrap();
-    check(&player, &fit, &["q4.layer", name, "checksum"]);
+    check(&player, &fit, &["a4.layer", name, "checksum"]);
     std::fs::remove_file(&layer.path).unwrap();
-    check(&Player::open(version(&place)).unwrap(), &fit, &["q4.layer"]);
+    check(&Player::open(version(&place)).unwrap(), &fit, &["a4.layer"]);
 
     let place = Place::with_synth(&["bert-tiny"]);
     place.build(&["--variants", "f32"]);

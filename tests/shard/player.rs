@@ -67,6 +67,7 @@ fn a_player_gives_the_engine_s_very_answers() {
                     model: "small".to_string(),
                     inputs: names.zip(inputs.iter().cloned()).collect(),
                     outputs: vec![],
+                    target: None,
                     cancel: Cancel::new(),
                     trace: None,
                 };
