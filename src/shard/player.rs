@@ -1,6 +1,8 @@
 //! Plays a version by itself, with no engine: passes over given inputs, in any choice of variants.
 
+use super::calibrate::Sketch;
 use super::error::{ShardError, ensure, unfit};
+use super::inputs::Inputs;
 use super::watch::Watch;
 use crate::codec::{self, Codec};
 use crate::graph::{self, Imported, Walk, Walker, WeightUse, Weights};
@@ -53,6 +55,7 @@ impl Choice {
 pub struct Player {
     dir: ModelDir,
     walker: Walker,
+    sketch: Sketch,
     tensors: Vec<Streamed>,
     /// What each slot of the plan plays; none that the plan needs no more.
     parts: Vec<Option<Part>>,
@@ -100,6 +103,7 @@ impl Player {
         let mut player = Player {
             dir,
             walker,
+            sketch: Sketch::of(&imported),
             tensors: vec![],
             parts: vec![None; slots],
             files: Mutex::default(),
@@ -111,6 +115,14 @@ impl Player {
     /// The version.
     pub fn dir(&self) -> &ModelDir {
         &self.dir
+    }
+
+    /// Inputs that the model takes, whatever they mean.
+    ///
+    /// # Errors
+    /// Where none can be made up.
+    pub fn made_up_inputs(&self) -> Result<Inputs, ShardError> {
+        self.sketch.inputs(&self.dir.manifest.inputs)
     }
 
     /// The tensors that a choice has a variant for, in its order.

@@ -1,11 +1,12 @@
 //! How much each tensor of a version matters, as a sweep over it measures.
 
-use super::{Place, files};
+use super::{Place, check_refusal, files, stderr, stdout};
 use hermes::graph::sample_inputs;
 use hermes::shard::importance::{self, Measured};
 use hermes::shard::{Inputs, Player, ShardError, Watch};
 use hermes::store::{self, Measure, ModelDir, Precision, Store, TensorPrecision};
 use hermes::wire::Array;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -221,4 +222,29 @@ fn what_cannot_be_measured_is_told() {
     let none = Precision { tensors: vec![], ..precision };
     store::amend(&place.store(), player.dir(), &none).unwrap();
     check(&Player::open(version(&place)).unwrap(), &fit, &["other layer files"]);
+}
+
+#[test]
+fn the_command_measures_prints_and_keeps() {
+    let place = built("bert-tiny");
+    let show = place.tool("importance", &["--show"]);
+    check_refusal(&show, &["nothing was measured of small yet"]);
+    let measured = place.tool("importance", &["--json"]);
+    assert!(measured.status.success(), "{}", stderr(&measured));
+    let measured: Value = serde_json::from_slice(&measured.stdout).unwrap();
+    let tensors = measured["tensors"].as_array().unwrap();
+    assert!(tensors.iter().any(|tensor| tensor["divergence"].as_f64().unwrap() > 0.0));
+    assert_eq!(measured["probe"]["source"], "64 rows of random token ids");
+    assert!(version(&place).precision().unwrap().unwrap().is_measured());
+    let shown = place.tool("importance", &["--show", "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["tensors"].as_array().unwrap().len(), tensors.len());
+    let table = stdout(&place.tool("importance", &["--show"]));
+    let words = ["one less the cosine", "in a4", "divergence  per million  kind", "share"];
+    assert!(words.iter().all(|word| table.contains(word)), "{table}");
+
+    let texts = place.path("texts.txt");
+    std::fs::write(&texts, "one\ntwo\n").unwrap();
+    let refused = place.tool("importance", &["--calibrate", texts.to_str().unwrap()]);
+    check_refusal(&refused, &["no tokenizer"]);
 }

@@ -1,6 +1,7 @@
 //! hermes-shard: cuts an ONNX model into layer files that hermesd streams.
 
 mod build;
+mod importance;
 mod install;
 mod interrupt;
 mod rehearsal;
@@ -52,6 +53,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure how much each tensor of a version matters to its answers
+    Importance(importance::Options),
     /// Show layers, weights, variants and their errors
     Inspect {
         /// Name of the model
@@ -121,6 +124,7 @@ fn told(error: &anyhow::Error) -> String {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Build(options) => build::run(&options),
+        Command::Importance(options) => importance::run(&options),
         Command::Install { source, store, force, json } => {
             install::run(&source, &store.writable()?, force, json)
         }
