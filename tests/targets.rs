@@ -8,7 +8,7 @@ use hermes::engine::{
     Config, Engine, EngineError, ErrorKind, Inquiry, Policy, Pressure, Reply, Request, Targets,
 };
 use hermes::plan::{Grouping, Plan, Release, Target};
-use hermes::store::layer_file::TensorEntry;
+use hermes::store::layer_file::Layout;
 use hermes::store::{
     Measure, ModelDir, PRECISION_FORMAT, PRECISION_NAME, Precision, Probe, TensorPrecision,
 };
@@ -20,11 +20,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const MODEL: &str = "bert-tiny";
 
+/// One of the store with a tensor that lies flat, in q8 where others have a4.
+const FLAT: &str = "vit-tiny";
+
 /// A model of the store without a word on what its precisions lose.
 const PLAIN: &str = "gpt2-tiny";
 
 /// What a weight loses in each variant, squared; the last is the probe's.
-const LOSSES: [(&str, f64); 3] = [("f32", 0.0), ("q8", 0.01), ("q4", 1.0)];
+const LOSSES: [(&str, f64); 3] = [("f32", 0.0), ("q8", 0.01), ("a4", 1.0)];
 
 /// How far answers are off with one tensor alone in the probe's variant.
 const DIVERGENCE: f64 = 1e-3;
@@ -34,10 +37,14 @@ fn store() -> &'static Path {
     static STORE: OnceLock<()> = OnceLock::new();
     let store = tiny::store();
     STORE.get_or_init(|| {
-        let version = store.join("store").join(MODEL).join("1");
-        tell_precision(&version, true);
         let engine = Engine::start(config()).unwrap();
-        engine.profile(MODEL).unwrap();
+        for model in [MODEL, FLAT] {
+            tell_precision(&store.join("store").join(model).join("1"), true);
+            let profile = engine.profile(model).unwrap();
+            let codecs: Vec<&str> = profile.rates.iter().map(|rate| rate.codec.as_str()).collect();
+            assert_eq!(codecs, ["a4", "f32", "q8"], "every codec's rate is measured");
+            assert!(profile.rates.iter().all(|rate| rate.ns_per_weight > 0.0), "{profile:?}");
+        }
     });
     store
 }
@@ -64,7 +71,7 @@ fn tell_precision(version: &Path, is_measured: bool) {
         }
     }
     let probe = Probe {
-        variant: "q4".into(),
+        variant: "a4".into(),
         measure: Measure::Cosine,
         inputs: 1,
         source: "made up".into(),
@@ -165,7 +172,32 @@ fn what_cannot_be_met_is_an_error_of_that_request() {
     check(MODEL, accuracy(2.0), ErrorKind::Invalid, "accuracy");
     check(MODEL, accuracy(f64::NAN), ErrorKind::Invalid, "accuracy");
     check(PLAIN, accuracy(0.9), ErrorKind::Conflict, "not measured on this board");
+    // A target that asks for nothing is none.
+    let nothing = infer(&engine, 5, Some(Target::default()));
+    assert_eq!(nothing.choice, infer(&engine, 5, None).choice);
     infer(&engine, 5, None);
+}
+
+/// Of a tensor that is stored alike in two variants, one is on the ladder.
+#[test]
+fn what_is_stored_alike_is_chosen_once() {
+    let engine = engine();
+    let dir = engine.load(FLAT).unwrap().dir.clone();
+    let layers = 0..dir.manifest.layers.len();
+    let tensors = layers.flat_map(|layer| dir.open_layer(layer, "a4").unwrap().index.tensors);
+    let flat: Vec<String> =
+        tensors.filter(|t| t.layout == Layout::Flat).map(|tensor| tensor.name).collect();
+    assert!(!flat.is_empty(), "it has a convolution");
+    let inquiry = Inquiry { target: accuracy(0.01), ..Inquiry::default() };
+    for is_loaded in [true, false] {
+        if !is_loaded {
+            engine.unload(FLAT).unwrap();
+        }
+        let choice = engine.plan(FLAT, inquiry.clone()).unwrap().choice.unwrap();
+        for tensor in choice.tensors.iter().filter(|tensor| flat.contains(&tensor.name)) {
+            assert!(tensor.variant != "a4", "{tensor:?}, loaded: {is_loaded}");
+        }
+    }
 }
 
 /// Requests of one target share passes, and nobody is answered by the choice of another.
@@ -241,21 +273,21 @@ fn a_variant_that_is_missing_is_not_chosen() {
         let end = format!(".{variant}.layer");
         files.iter().filter(|file| path(file).ends_with(&end)).collect()
     };
-    let lost = of("q4");
+    let lost = of("a4");
     fs::remove_file(lost[0]).unwrap();
     fs::write(lost[1], b"HERMES").unwrap();
     let engine = Engine::start(Config { store: folder.path().join("store"), ..config() }).unwrap();
     let choice = |engine: &Engine| {
-        let inquiry = Inquiry { target: accuracy(0.0), ..Inquiry::default() };
+        let inquiry = Inquiry { target: accuracy(0.01), ..Inquiry::default() };
         engine.plan(MODEL, inquiry).unwrap().choice.unwrap()
     };
-    let found = infer(&engine, 5, Some(accuracy(0.0)));
+    let found = infer(&engine, 5, Some(accuracy(0.01)));
     assert_eq!(found.choice.to_string(), choice(&engine).digest);
     // One that goes once it was chosen, too.
     of("q8").into_iter().for_each(|file| fs::remove_file(file).unwrap());
-    of("q4").into_iter().for_each(|file| drop(fs::remove_file(file)));
+    of("a4").into_iter().for_each(|file| drop(fs::remove_file(file)));
     engine.unload(MODEL).unwrap();
-    let found = infer(&engine, 5, Some(accuracy(0.0)));
+    let found = infer(&engine, 5, Some(accuracy(0.01)));
     assert!(choice(&engine).tensors.iter().all(|tensor| tensor.variant == "f32"));
     assert_eq!(found.choice.to_string(), choice(&engine).digest);
 }

@@ -1,11 +1,12 @@
-//! The precisions in which requests are answered that bring a target of their own.
+//! The precisions that are chosen for targets: of models, and of requests that bring their own.
 
 use super::config::Policy;
 use super::error::EngineError;
 use super::model::Model;
-use super::planning::{Planner, retried};
-use super::targets::merged;
-use crate::plan::{Chosen, Target};
+use super::planning::Planner;
+use super::pressure::Pressure;
+use super::targets::{is_set, merged};
+use crate::plan::{Chosen, Profile, Target};
 use std::sync::Arc;
 
 impl Planner {
@@ -15,7 +16,7 @@ impl Planner {
     /// # Errors
     /// What stands against such a plan; the model is played as before.
     pub fn set_up(&mut self, model: &Arc<Model>, own: Option<Target>) -> Result<(), EngineError> {
-        let Some(own) = own else { return model.play_own() };
+        let Some(own) = own.filter(is_set) else { return model.play_own() };
         if self.config.policy != Policy::Tape {
             let what = "no target can be kept to: this engine follows one of the papers' policies";
             return Err(EngineError::Invalid(what.to_owned()));
@@ -44,4 +45,84 @@ impl Planner {
         self.choices.keep(model, &profile, target, &chosen);
         Ok(chosen)
     }
+
+    /// Plans a model for its target, as its passes are played from now on.
+    pub fn follow_target(
+        &self,
+        model: &Model,
+        profile: &Profile,
+        target: &Target,
+    ) -> Result<(), EngineError> {
+        retried(model, || {
+            let Chosen { planned, accuracy, .. } = self.choose(model, profile, target)?;
+            log::info!("model {}, an accuracy of {accuracy:.4} expected: {planned}", model.name());
+            model.settle(planned.plan)
+        })
+    }
+
+    /// The choice of precisions for a target, with the plan.
+    fn choose(
+        &self,
+        model: &Model,
+        profile: &Profile,
+        target: &Target,
+    ) -> Result<Chosen, EngineError> {
+        let ladder = model.ladder()?;
+        let terms = self.terms(model.graph_bytes(), profile);
+        let pressure = self.library.room.pressure.get();
+        match terms.clone().under(pressure).choose(profile, &ladder, target) {
+            Ok((_, chosen)) => Ok(chosen),
+            Err(refused) => {
+                let would_do = || terms.choose(profile, &ladder, target).is_ok();
+                Err(match pressure > Pressure::None && would_do() {
+                    true => EngineError::ShortOfMemory(refused),
+                    false => refused.into(),
+                })
+            }
+        }
+    }
+
+    /// What was measured of a model.
+    fn measured(&self, model: &Model) -> Result<Arc<Profile>, EngineError> {
+        let name = model.name().to_owned();
+        model.profile().ok_or_else(|| match model.given_up() {
+            Some(why) => EngineError::NotMeasurable { model: name, why },
+            None => EngineError::NotMeasured { model: name },
+        })
+    }
+
+    /// Whether a model is to be measured anew to follow its target.
+    pub fn lacks_rates(&self, model: &Model) -> bool {
+        let lacks = |profile: Arc<Profile>| profile.rates.is_empty() && profile.skipped.is_empty();
+        is_set(&self.targets.of(model.name()))
+            && model.dir.manifest.precision.is_some()
+            && model.given_up().is_none()
+            && model.profile().is_some_and(lacks)
+    }
+
+    /// Says that a model's target is not kept to yet.
+    pub fn say_unmeasured(&self, model: &Model) {
+        if is_set(&self.targets.of(model.name())) {
+            let (name, variant) = (model.name(), &model.variant);
+            log::info!(
+                "model {name} is not measured yet: until it is, it is played in {variant}, whatever \
+                 its target"
+            );
+        }
+    }
+}
+
+/// Plays a model as is chosen for it; where a layer file is no longer there that was, as is chosen
+/// without it.
+fn retried<T>(
+    model: &Model,
+    mut play: impl FnMut() -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
+    play().or_else(|error| match error {
+        EngineError::Store(_) => {
+            model.forget_ladder();
+            play()
+        }
+        error => Err(error),
+    })
 }

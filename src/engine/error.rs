@@ -57,6 +57,9 @@ pub enum EngineError {
     /// No choice of precisions meets what is asked.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// None meets it while memory is short.
+    #[error("memory is short now: {0}\nask again later")]
+    ShortOfMemory(TargetError),
     /// The store's files cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -139,15 +142,16 @@ impl EngineError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             EngineError::UnknownModel { .. } => ErrorKind::NotFound,
+            EngineError::NotMeasured { .. }
+            | EngineError::NotMeasurable { .. }
+            | EngineError::NoChoice { .. }
+            | EngineError::Ladder(_)
+            | EngineError::Target(TargetError::Ladder(_)) => ErrorKind::Conflict,
             EngineError::UnknownVariant { .. }
             | EngineError::Invalid(_)
             | EngineError::BudgetTooSmall { .. }
             | EngineError::Plan(_)
             | EngineError::Target(_) => ErrorKind::Invalid,
-            EngineError::NotMeasured { .. }
-            | EngineError::NotMeasurable { .. }
-            | EngineError::NoChoice { .. }
-            | EngineError::Ladder(_) => ErrorKind::Conflict,
             EngineError::OverBudget(refused) | EngineError::Decided { refused, .. } => {
                 match refused.can_fit() {
                     true => ErrorKind::Unavailable,
@@ -157,7 +161,9 @@ impl EngineError {
             EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {
                 ErrorKind::Cancelled
             }
-            EngineError::Busy { .. } | EngineError::Broken => ErrorKind::Unavailable,
+            EngineError::Busy { .. } | EngineError::Broken | EngineError::ShortOfMemory(_) => {
+                ErrorKind::Unavailable
+            }
             EngineError::WindowTooSmall { .. }
             | EngineError::Store(_)
             | EngineError::Graph(_)

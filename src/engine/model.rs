@@ -258,6 +258,18 @@ impl Model {
         lock(&self.standing).profile.clone()
     }
 
+    /// What passes by a plan take: as measured, or where it chooses precisions as it follows from
+    /// that.
+    pub(super) fn profile_by(&self, plan: &Plan) -> Option<Arc<Profile>> {
+        let profile = self.profile()?;
+        if plan.variants.is_empty() {
+            return Some(profile);
+        }
+        let ladder = self.ladder().ok()?;
+        let choice = ladder.choice_of(&plan.variants).ok()?;
+        profile.with_choice(&ladder, &choice).ok().map(Arc::new)
+    }
+
     /// Whether nothing is known of it on these cores, and could be.
     pub(super) fn is_to_be_measured(&self, cores: &[usize]) -> bool {
         let is_known = |profile: &Arc<Profile>| {

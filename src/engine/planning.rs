@@ -11,8 +11,8 @@ use super::profiler::{self, Profiler};
 use super::stage::{Stage, guarded};
 use super::targets::{SharedTargets, is_set};
 use crate::plan::{
-    Board, Chosen, Forecast, Grouping, LayerCost, Overrides, Passing, Plan, Profile, ReadRate,
-    Subject, Target, Unmeasured, Usage, Way, forecast, pipeswitch_groups,
+    Board, Forecast, Grouping, LayerCost, Overrides, Passing, Plan, Profile, ReadRate, Subject,
+    Unmeasured, Usage, Way, forecast, pipeswitch_groups,
 };
 use crate::store::StoreError;
 use crate::store::manifest::Manifest;
@@ -90,17 +90,6 @@ impl Planner {
         });
         if planned.is_err() {
             model.drop_profile();
-        }
-    }
-
-    /// Says that a model's target is not kept to yet.
-    fn say_unmeasured(&self, model: &Model) {
-        if is_set(&self.targets.of(model.name())) {
-            let (name, variant) = (model.name(), &model.variant);
-            log::info!(
-                "model {name} is not measured yet: until it is, it is played in {variant}, whatever \
-                 its target"
-            );
         }
     }
 
@@ -268,7 +257,7 @@ impl Planner {
     fn plan_tape(&self, model: &Model, profile: &Profile) {
         let target = self.targets.of(model.name());
         if is_set(&target) {
-            match retried(model, || self.follow_target(model, profile, &target)) {
+            match self.follow_target(model, profile, &target) {
                 Ok(()) => return,
                 Err(error) => {
                     let text = error.to_string().replace('\n', ": ");
@@ -288,52 +277,8 @@ impl Planner {
         }
     }
 
-    /// Plans a model for its target.
-    fn follow_target(
-        &self,
-        model: &Model,
-        profile: &Profile,
-        target: &Target,
-    ) -> Result<(), EngineError> {
-        let chosen = self.choose(model, profile, target)?;
-        let Chosen { planned, accuracy, .. } = &chosen;
-        log::info!("model {}, an accuracy of {accuracy:.4} expected: {planned}", model.name());
-        model.settle(chosen.planned.plan)
-    }
-
-    /// The choice of precisions for a target, with the plan.
-    pub fn choose(
-        &self,
-        model: &Model,
-        profile: &Profile,
-        target: &Target,
-    ) -> Result<Chosen, EngineError> {
-        let ladder = model.ladder()?;
-        let terms = self.terms(model.graph_bytes(), profile);
-        let terms = terms.under(self.library.room.pressure.get());
-        Ok(terms.choose(profile, &ladder, target)?.1)
-    }
-
-    /// What was measured of a model.
-    pub fn measured(&self, model: &Model) -> Result<Arc<Profile>, EngineError> {
-        let name = model.name().to_owned();
-        model.profile().ok_or_else(|| match model.given_up() {
-            Some(why) => EngineError::NotMeasurable { model: name, why },
-            None => EngineError::NotMeasured { model: name },
-        })
-    }
-
-    /// Whether a model is to be measured anew to follow its target.
-    pub fn lacks_rates(&self, model: &Model) -> bool {
-        let lacks = |profile: Arc<Profile>| profile.rates.is_empty() && profile.skipped.is_empty();
-        is_set(&self.targets.of(model.name()))
-            && model.dir.manifest.precision.is_some()
-            && model.given_up().is_none()
-            && model.profile().is_some_and(lacks)
-    }
-
     /// What a model of this profile is planned for, whose own graph takes so many bytes.
-    fn terms(&self, graph_bytes: u64, profile: &Profile) -> PlanTerms {
+    pub fn terms(&self, graph_bytes: u64, profile: &Profile) -> PlanTerms {
         let ledger = &self.library.room.ledger;
         let others = [Category::Graph, Category::Tokenizer].map(|of| ledger.held_bytes(of));
         PlanTerms {
@@ -432,7 +377,7 @@ fn expected(
     counted: FlowCounters,
 ) -> Option<Forecast> {
     let mut plan = model.plan();
-    let profile = profile_of(model, &plan)?;
+    let profile = model.profile_by(&plan)?;
     // Attention grows faster than the lines that were measured.
     let measured = profile.passes.iter().any(|pass| pass.tokens >= tokens);
     if !measured || window_bytes < plan.window_bytes {
@@ -447,33 +392,6 @@ fn expected(
         true => Some(later),
         false => forecast(&profile, &plan, tokens, Passing::First).ok(),
     }
-}
-
-/// What a model's passes take by a plan: as measured, or where it chooses precisions as it follows
-/// from that.
-fn profile_of(model: &Model, plan: &Plan) -> Option<Arc<Profile>> {
-    let profile = model.profile()?;
-    if plan.variants.is_empty() {
-        return Some(profile);
-    }
-    let ladder = model.ladder().ok()?;
-    let choice = ladder.choice_of(&plan.variants).ok()?;
-    profile.with_choice(&ladder, &choice).ok().map(Arc::new)
-}
-
-/// Plays a model as is chosen for it; where a layer file is no longer there that was, as is chosen
-/// without it.
-pub(super) fn retried<T>(
-    model: &Model,
-    mut play: impl FnMut() -> Result<T, EngineError>,
-) -> Result<T, EngineError> {
-    play().or_else(|error| match error {
-        EngineError::Store(_) => {
-            model.forget_ladder();
-            play()
-        }
-        error => Err(error),
-    })
 }
 
 /// How PipeSwitch groups the layers of a profile's model.
