@@ -5,7 +5,7 @@ mod common;
 
 use common::tiny::{self, fitting, path, request, submit};
 use hermes::engine::{
-    Config, Engine, EngineError, ErrorKind, Inquiry, Policy, Pressure, Reply, Request, Targets,
+    Config, Engine, ErrorKind, Inquiry, Policy, Pressure, Reply, Request, Targets,
 };
 use hermes::plan::{Grouping, Plan, Release, Target};
 use hermes::store::layer_file::Layout;

@@ -5,8 +5,11 @@ use super::error::EngineError;
 use super::model::Model;
 use super::planning::Planner;
 use super::pressure::Pressure;
+use super::room::TICK;
 use super::targets::{is_set, merged};
 use crate::plan::{Chosen, Profile, Target};
+use crate::sys::panics;
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use std::sync::Arc;
 
 impl Planner {
@@ -70,7 +73,8 @@ impl Planner {
         let ladder = model.ladder()?;
         let terms = self.terms(model.graph_bytes(), profile);
         let pressure = self.library.room.pressure.get();
-        match terms.clone().under(pressure).choose(profile, &ladder, target) {
+        let now = terms.clone().under(pressure);
+        self.beating(|| match now.choose(profile, &ladder, target) {
             Ok((_, chosen)) => Ok(chosen),
             Err(refused) => {
                 let would_do = || terms.choose(profile, &ladder, target).is_ok();
@@ -79,7 +83,29 @@ impl Planner {
                     false => refused.into(),
                 })
             }
-        }
+        })
+    }
+
+    /// Does some reckoning on a thread of its own, and shows meanwhile that the engine moves: for a
+    /// long tape on a small board it takes some seconds.
+    fn beating<T: Send>(
+        &self,
+        reckon: impl FnOnce() -> Result<T, EngineError> + Send,
+    ) -> Result<T, EngineError> {
+        let (done, is_done) = bounded::<()>(0);
+        std::thread::scope(|scope| {
+            let reckon = move || {
+                let _done = done;
+                reckon()
+            };
+            let builder = std::thread::Builder::new().name("trial".to_string());
+            let thread = builder.spawn_scoped(scope, reckon).map_err(EngineError::Thread)?;
+            while is_done.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                self.library.room.pulse.beat();
+            }
+            let joined = thread.join();
+            joined.unwrap_or_else(|panic| Err(EngineError::Internal(panics::text(&*panic))))
+        })
     }
 
     /// What was measured of a model.
