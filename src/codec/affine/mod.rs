@@ -174,8 +174,8 @@ impl<A: Affine, const LANES: usize> Kernel for Decode<'_, A, LANES> {
 /// The most steps that a group of any of these codecs has.
 const MAX_DEPTH: usize = 32;
 
-/// Takes each vector by value: the compiler knows then that what is written is not what is yet to be
-/// read, and uses vector instructions.
+/// Unpacks the integers by whole vectors of each plane, then makes values of them. Each vector is taken
+/// by value: the compiler knows then that what is written is not what is yet to be read.
 #[inline(always)]
 fn decode_group<A: Affine, const LANES: usize>(
     heads: &[[f32; LANES]; 2],
@@ -185,18 +185,25 @@ fn decode_group<A: Affine, const LANES: usize>(
     let (codes, planes) = stored.split_at(A::Scales::CODES);
     let (scales, minima) = A::Scales::read(heads, codes);
     let (low, high) = planes.split_at(plane_bytes(A::DEPTH, A::LOW_BITS));
-    let low_mask = (1u8 << A::LOW_BITS) - 1;
-    let high_mask = (1u8 << A::HIGH_BITS) - 1;
-    for (step, values) in values[..A::DEPTH].iter_mut().enumerate() {
-        let shift = step / low.len() * A::LOW_BITS;
-        let plane = low[step % low.len()];
-        let mut integers: [u8; LANES] = array::from_fn(|i| plane[i] >> shift & low_mask);
-        if A::HIGH_BITS > 0 {
-            let shift = step / high.len() * A::HIGH_BITS;
-            let plane = high[step % high.len()];
-            integers =
-                array::from_fn(|i| integers[i] | (plane[i] >> shift & high_mask) << A::LOW_BITS);
+    let mut integers = [[0u8; LANES]; MAX_DEPTH];
+    let integers = &mut integers[..A::DEPTH];
+    for (part, integers) in integers.chunks_exact_mut(low.len()).enumerate() {
+        let (shift, mask) = (part * A::LOW_BITS, (1u8 << A::LOW_BITS) - 1);
+        for (integers, low) in integers.iter_mut().zip(low) {
+            *integers = low.map(|bits| bits >> shift & mask);
         }
+    }
+    if A::HIGH_BITS > 0 {
+        for (part, integers) in integers.chunks_exact_mut(high.len()).enumerate() {
+            let (shift, mask) = (part * A::HIGH_BITS, (1u8 << A::HIGH_BITS) - 1);
+            for (integers, high) in integers.iter_mut().zip(high) {
+                let low = *integers;
+                *integers = array::from_fn(|i| low[i] | (high[i] >> shift & mask) << A::LOW_BITS);
+            }
+        }
+    }
+    for (values, integers) in values.iter_mut().zip(integers) {
+        let integers = *integers;
         *values = array::from_fn(|i| f32::from(integers[i]) * scales[i] + minima[i]);
     }
 }
