@@ -18,12 +18,15 @@ mod f16;
 mod f32;
 mod feedback;
 mod grouped;
+mod moments;
 mod q4;
 mod q8;
 mod simd;
 
-use affine::Framed;
 pub use feedback::{Feedback, squared_error, weighted_error};
+pub use moments::{add_moments, squared_products};
+
+use affine::Framed;
 use std::fmt;
 
 /// Rows of a panel: the lanes of tract's `PackedFormat` with r = 16, for which every supported
