@@ -7,6 +7,7 @@ use super::watch::Watch;
 use crate::codec::{self, Codec};
 use crate::graph::{self, Imported, Walk, Walker, WeightUse, Weights};
 use crate::store::layer_file::{LayerFile, Layout, TensorEntry, open_row};
+use crate::store::manifest::Manifest;
 use crate::store::{ModelDir, StoreError};
 use crate::sys::lock::lock;
 use crate::wire::Array;
@@ -137,6 +138,29 @@ impl Player {
         slots.filter_map(|(slot, _)| self.walker.step_of(slot)).min()
     }
 
+    /// Every product of a pass with one of the tensors, as its step and the tensor, in order.
+    pub fn uses(&self) -> Vec<(usize, usize)> {
+        let parts = self.parts.iter().enumerate();
+        let uses = parts.filter_map(|(slot, part)| match part {
+            Some(Part::Chosen(tensor)) => Some((self.walker.step_of(slot)?, *tensor)),
+            _ => None,
+        });
+        let mut uses: Vec<_> = uses.collect();
+        uses.sort_unstable();
+        uses
+    }
+
+    /// Tells of files that have come since: `manifest` is the same but for its layers' files.
+    pub fn set_manifest(&mut self, manifest: Manifest) {
+        self.dir.manifest = Arc::new(manifest);
+    }
+
+    /// What a request holds beside others, weights left out.
+    pub fn held_bytes(&self, request: &[Array]) -> u64 {
+        let shapes: Vec<_> = request.iter().map(|array| array.shape.clone()).collect();
+        self.walker.held_bytes(&shapes)
+    }
+
     /// The best variant of every tensor.
     ///
     /// # Errors
@@ -203,8 +227,7 @@ impl Player {
         let mut groups: Vec<Range<usize>> = vec![];
         let mut held_bytes = 0;
         for (index, request) in requests.iter().enumerate() {
-            let shapes: Vec<_> = request.iter().map(|array| array.shape.clone()).collect();
-            let bytes = self.walker.held_bytes(&shapes);
+            let bytes = self.held_bytes(request);
             match groups.last_mut() {
                 Some(group) if held_bytes + bytes <= TOGETHER_BYTES => {
                     held_bytes += bytes;
@@ -269,6 +292,23 @@ impl Player {
         watch: &dyn Watch,
     ) -> Result<(), ShardError> {
         let weights: Arc<dyn Weights> = Arc::new(self.playing(choice));
+        Ok(self.walker.go(walk, step, &weights, &|| watch.goes_on())?)
+    }
+
+    /// The same; `observer` sees what products on the way multiply the tensors with.
+    ///
+    /// # Errors
+    /// As [`Player::pass`].
+    pub fn go_seen(
+        &self,
+        walk: &mut Walk,
+        step: usize,
+        choice: &Choice,
+        observer: Arc<Observer>,
+        watch: &dyn Watch,
+    ) -> Result<(), ShardError> {
+        let weights: Arc<dyn Weights> =
+            Arc::new(Playing { observer: Some(observer), ..self.playing(choice) });
         Ok(self.walker.go(walk, step, &weights, &|| watch.goes_on())?)
     }
 
