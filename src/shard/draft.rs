@@ -1,8 +1,12 @@
 //! A version before anything of it is written, and after.
 
+use super::building::{Building, UNTOLD};
+use super::calibrate::{self, Sketch};
 use super::dims::{self, Settled, Sizes};
 use super::embedder::{self, Wish};
 use super::error::{ShardError, ensure, unfit};
+use super::files::{entry, write_file};
+use super::inputs::Inputs;
 use super::makers::Makers;
 use super::order::Order;
 use super::source::{Source, TOKENIZER_NAME, TokenizerFile};
@@ -10,15 +14,12 @@ use super::watch::Watch;
 use super::write::Layers;
 use crate::graph::{Imported, Lockstep, WeightUse};
 use crate::store::manifest::{
-    self, Checksum, FileEntry, Manifest, Needs, PassNeeds, Provenance, Task, TextRules, Weight,
+    self, FileEntry, Manifest, Needs, PassNeeds, Provenance, Task, TextRules, Weight,
 };
 use crate::store::{self, ModelDir, Rehearsal};
 use serde::{Deserialize, Serialize};
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Name of the graph's file in a version.
 const GRAPH_NAME: &str = "graph.onnx";
@@ -33,6 +34,7 @@ pub struct Draft {
     pub notes: Vec<String>,
     sizes: Sizes,
     uses: Vec<WeightUse>,
+    sketch: Sketch,
 }
 
 impl Draft {
@@ -52,6 +54,7 @@ impl Draft {
         let (task, text) = read_makers(order, source, &settled.imported)?;
         let Settled { skeleton, imported, sizes, loading_bytes, graph_bytes, batch, notes } =
             settled;
+        let sketch = Sketch::of(&imported);
         let manifest = Manifest {
             format: manifest::FORMAT,
             model: source.name.clone(),
@@ -71,7 +74,7 @@ impl Draft {
             loading_bytes,
             provenance: provenance(source),
         };
-        Ok(Draft { manifest, notes, sizes, uses: imported.uses })
+        Ok(Draft { manifest, notes, sizes, uses: imported.uses, sketch })
     }
 
     /// Reads what [`Draft::to_text`] wrote.
@@ -88,17 +91,26 @@ impl Draft {
         serde_json::to_string(self).expect("its maps have names for keys")
     }
 
-    /// Writes the version and installs it; no tract is run. `source` is what the draft is of.
+    /// Each variant with about the bytes that its layer files will have.
+    pub fn variant_bytes(&self, source: &Source) -> Vec<(String, u64)> {
+        let layers = Layers::new(&source.skim, &self.uses);
+        let variants = self.manifest.variants.iter();
+        variants.map(|variant| (variant.clone(), layers.encoded_bytes(variant))).collect()
+    }
+
+    /// Writes the version and installs it. `source` is what the draft is of. No tract is run, but
+    /// for variants whose encoders learn what weights are used for.
     ///
     /// # Errors
-    /// What cannot be read or written, or has changed; nothing is left of it then.
+    /// What cannot be read or written, or has changed; inputs that do not fit the model. Nothing is
+    /// left of it then.
     pub fn write(
         self,
         order: &Order,
         source: Source,
         watch: &dyn Watch,
     ) -> Result<ModelDir, ShardError> {
-        let Draft { mut manifest, sizes, uses, .. } = self;
+        let Draft { mut manifest, sizes, uses, sketch, .. } = self;
         let Source { mut skim, tokenizer, .. } = source;
         let skeleton = std::mem::take(&mut skim.skeleton);
         let skeleton =
@@ -106,17 +118,22 @@ impl Draft {
         let is_same = manifest.graph == entry(GRAPH_NAME, &skeleton)
             && manifest.tokenizer == tokenizer.as_ref().map(entry_of);
         ensure!(is_same, "the model's files changed while they were read\nbuild it again");
+        let inputs = match &order.calibrate {
+            _ if !order.learns() => None,
+            Some(file) => Some(calibrate::read(file, &manifest, tokenizer.as_ref())?),
+            None => made_up(&sketch, &manifest, watch),
+        };
         let layers = Layers::new(&skim, &uses);
+        let building = Building { layers: &layers, order, watch };
         let small_bytes = skeleton.len() + tokenizer.as_ref().map_or(0, |file| file.bytes.len());
-        let needed_bytes = layers.stored_bytes(&order.variants) + small_bytes as u64;
         let staging = store::staging(&order.store)?;
-        store::check_room(&order.store, needed_bytes)?;
+        store::check_room(&order.store, building.needed_bytes() + small_bytes as u64)?;
         if let Some(file) = tokenizer {
             write_file(staging.path(), TOKENIZER_NAME, &file.bytes)?;
         }
         write_file(staging.path(), GRAPH_NAME, &skeleton)?;
-        watch.expect(layers.source_bytes());
-        manifest.layers = layers.write(staging.path(), &order.variants, watch)?;
+        drop(skeleton);
+        building.write(staging.path(), &mut manifest, inputs)?;
         let json = serde_json::to_vec_pretty(&manifest).expect("its maps have names for keys");
         write_file(staging.path(), manifest::MANIFEST_NAME, &json)?;
         if let Some(peak_bytes) = manifest.loading_bytes {
@@ -130,18 +147,26 @@ impl Draft {
     }
 }
 
-fn entry(name: &str, bytes: &[u8]) -> FileEntry {
-    let checksum = Checksum(xxh3_64(bytes));
-    FileEntry { path: name.to_string(), bytes: bytes.len() as u64, checksum }
+/// Inputs that are made up, and what that loses; none where that cannot be done.
+fn made_up(sketch: &Sketch, manifest: &Manifest, watch: &dyn Watch) -> Option<Inputs> {
+    match sketch.inputs(&manifest.inputs) {
+        Ok(inputs) => {
+            watch.tell(&format!(
+                "weights are encoded for {}: real inputs gain about a tenth more \
+                 (--calibrate FILE)",
+                inputs.source
+            ));
+            Some(inputs)
+        }
+        Err(error) => {
+            watch.tell(&format!("{UNTOLD}{error}"));
+            None
+        }
+    }
 }
 
 fn entry_of(file: &TokenizerFile) -> FileEntry {
     entry(TOKENIZER_NAME, &file.bytes)
-}
-
-fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), ShardError> {
-    let path = folder.join(name);
-    fs::write(&path, bytes).map_err(ShardError::io(format!("write {}", path.display())))
 }
 
 /// What serving takes: the graph as a daemon holds it, and what passes of some lengths do.

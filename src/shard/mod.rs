@@ -2,11 +2,14 @@
 //!
 //! `order` is what is asked for, `source` what is read for it, `draft` what is found out about it
 //! and becomes the version. `place`, `configs`, `makers` and `embedder` know what lies beside a
-//! model, `dims` and `trial` settle its open dimensions; `write`, `layers`, `tensor` and `encode`
+//! model, `dims` and `trial` settle its open dimensions; `building` says what is written
+//! when, and `write`, `layers`, `tensor` and `encode`
 //! make layer files of its weights. `player` plays what was written with `inputs`, which `calibrate`
-//! reads or makes up, to learn about it: `importance` tells which tensors matter. Nothing here is
+//! reads or makes up, to learn about it: `learned` and `statistics` tell
+//! encoders what weights are used for, `importance` tells which tensors matter. Nothing here is
 //! needed to serve a model.
 
+mod building;
 mod calibrate;
 mod configs;
 mod dims;
@@ -14,15 +17,18 @@ mod draft;
 mod embedder;
 mod encode;
 mod error;
+mod files;
 mod foreign;
 pub mod importance;
 mod inputs;
 mod layers;
+mod learned;
 mod makers;
 mod order;
 mod place;
 mod player;
 mod source;
+mod statistics;
 mod tensor;
 mod trial;
 mod watch;
@@ -33,7 +39,7 @@ pub use draft::Draft;
 pub use embedder::Named;
 pub use error::ShardError;
 pub use inputs::Inputs;
-pub use order::Order;
+pub use order::{LADDER, Order};
 pub use player::{Choice, Observer, Player, Streamed};
 pub use source::{Source, TokenizerFile};
 pub use watch::Watch;

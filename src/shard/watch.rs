@@ -3,6 +3,9 @@ pub trait Watch {
     /// So many bytes of source are to be read.
     fn expect(&self, _bytes: u64) {}
 
+    /// Something that the user should know.
+    fn tell(&self, _line: &str) {}
+
     /// A layer begins.
     fn layer(&self, _name: &str) {}
 

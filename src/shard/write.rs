@@ -1,8 +1,9 @@
 //! Writes the layer files: which tensors go into which layer, and each of them into every variant.
 
-use super::encode::{self, Target, codec_of};
+use super::encode::{self, Loss, Target, codec_of};
 use super::error::ShardError;
 use super::layers;
+use super::statistics::Statistics;
 use super::tensor::{Matrix, Sources};
 use super::watch::Watch;
 use crate::codec;
@@ -25,11 +26,11 @@ pub(super) struct Layers<'a> {
 
 /// A weight in one layout.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Tensor {
-    weight: usize,
-    layout: Layout,
-    rows: usize,
-    depth: usize,
+pub(super) struct Tensor {
+    pub weight: usize,
+    pub layout: Layout,
+    pub rows: usize,
+    pub depth: usize,
     rows_contiguous: bool,
 }
 
@@ -84,8 +85,35 @@ impl<'a> Layers<'a> {
         self.layers.iter().flat_map(|(_, tensors)| tensors)
     }
 
+    /// How many layers there are.
+    pub fn count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The tensors of a layer, in the order of its files.
+    pub fn of(&self, layer: usize) -> &[Tensor] {
+        &self.layers[layer].1
+    }
+
+    /// The weight that a tensor is of.
+    pub fn weight(&self, tensor: &Tensor) -> &OnnxWeight {
+        &self.skim.weights[tensor.weight]
+    }
+
     pub fn source_bytes(&self) -> u64 {
         self.tensors().map(|tensor| self.skim.weights[tensor.weight].bytes()).sum()
+    }
+
+    /// Bytes that the layer files of a variant take but for what lies between blocks.
+    pub fn encoded_bytes(&self, variant: &str) -> u64 {
+        let sizes = self.tensors().map(|tensor| {
+            let source = self.weight(tensor);
+            match codec::by_code(codec_of(variant, tensor.layout, source.dtype)) {
+                Some(codec) => (codec.stored_bytes(tensor.depth, 1) * tensor.rows) as u64,
+                None => source.bytes(),
+            }
+        });
+        sizes.sum()
     }
 
     /// Bytes the layer files will take, from above.
@@ -107,78 +135,128 @@ impl<'a> Layers<'a> {
         sizes.sum::<u64>() + decoded.map(OnnxWeight::bytes).max().unwrap_or(0)
     }
 
+    /// Writes all layers, each weight into every variant from one reading of it.
     pub fn write(
         &self,
         folder: &Path,
         variants: &[String],
         watch: &dyn Watch,
-    ) -> Result<Vec<Layer>, ShardError> {
-        fs::create_dir(folder.join("layers"))
-            .map_err(ShardError::io("make the folder of layers"))?;
+    ) -> Result<Vec<Written>, ShardError> {
+        make_folder(folder)?;
         let mut sources = Sources::new(folder.join(SPOOL_NAME));
-        let layers = self.layers.iter().enumerate();
-        let layers: Result<Vec<Layer>, ShardError> = layers
-            .map(|(index, (name, tensors))| {
-                watch.layer(name);
-                let next = self.layers.get(index + 1).map_or(&[][..], |(_, tensors)| tensors);
-                for tensor in next {
-                    sources.prefetch(&self.skim.weights[tensor.weight])?;
-                }
-                let layer =
-                    self.write_layer(folder, index, name, tensors, variants, &mut sources, watch)?;
-                watch.layer_done(name);
-                Ok(layer)
-            })
-            .collect();
+        let layers = (0..self.layers.len()).map(|layer| {
+            let mut writing = Writing::begin(self, folder, layer, variants, &mut sources, watch)?;
+            for number in 0..self.of(layer).len() {
+                writing.write(number, None, &mut sources, watch)?;
+            }
+            writing.finish(watch)
+        });
+        let layers = layers.collect();
         sources.finish()?;
         layers
     }
+}
 
-    #[allow(clippy::too_many_arguments)]
-    fn write_layer(
-        &self,
+/// Makes the folder that layer files are in, unless it is there.
+pub(super) fn make_folder(folder: &Path) -> Result<(), ShardError> {
+    fs::create_dir_all(folder.join("layers")).map_err(ShardError::io("make the folder of layers"))
+}
+
+/// What weights are read by, while a version is built in `folder`.
+pub(super) fn sources(folder: &Path) -> Sources {
+    Sources::new(folder.join(SPOOL_NAME))
+}
+
+/// The file of a layer in a variant, in the folder of a version.
+pub(super) fn layer_path(layer: usize, name: &str, variant: &str) -> String {
+    format!("layers/{layer:03}-{}.{variant}.layer", layers::file_stem(name))
+}
+
+/// A layer that is written, and what its tensors lose, by variant, in the order of its files.
+pub(super) struct Written {
+    pub layer: Layer,
+    pub losses: BTreeMap<String, Vec<Loss>>,
+}
+
+/// A layer whose files are being written.
+pub(super) struct Writing<'a> {
+    layers: &'a Layers<'a>,
+    layer: usize,
+    targets: Vec<Target>,
+    is_written: Vec<bool>,
+}
+
+impl<'a> Writing<'a> {
+    /// Begins the files of a layer.
+    pub fn begin(
+        layers: &'a Layers,
         folder: &Path,
-        index: usize,
-        name: &str,
-        tensors: &[Tensor],
+        layer: usize,
         variants: &[String],
         sources: &mut Sources,
         watch: &dyn Watch,
-    ) -> Result<Layer, ShardError> {
-        let path_of = |variant: &str| {
-            format!("layers/{index:03}-{}.{variant}.layer", layers::file_stem(name))
-        };
-        let mut targets: Vec<Target> = variants
-            .iter()
-            .map(|variant| {
-                let plans = tensors.iter().map(|t| t.plan(self.skim, variant)).collect();
-                let writer = LayerWriter::create(&folder.join(path_of(variant)), plans)?;
-                Ok(Target { variant: variant.clone(), writer, errors: Default::default() })
-            })
-            .collect::<Result<_, ShardError>>()?;
-        for (number, tensor) in tensors.iter().enumerate() {
-            if !watch.goes_on() {
-                return Err(ShardError::Interrupted);
-            }
-            let source = sources.spread(&self.skim.weights[tensor.weight])?;
-            let matrix = tensor.matrix(&source);
-            let heard = |bytes| watch.advance(bytes);
-            encode::write(&matrix, tensor.layout, number, &mut targets, sources, &heard)?;
-            sources.forget(&source)?;
-            sources.forget(&self.skim.weights[tensor.weight])?;
+    ) -> Result<Writing<'a>, ShardError> {
+        let (name, tensors) = &layers.layers[layer];
+        watch.layer(name);
+        let next = layers.layers.get(layer + 1).map_or(&[][..], |(_, tensors)| tensors);
+        for tensor in next {
+            sources.prefetch(layers.weight(tensor))?;
         }
-        let mut files = BTreeMap::new();
-        for target in targets {
+        let targets = variants.iter().map(|variant| {
+            let plans = tensors.iter().map(|tensor| tensor.plan(layers.skim, variant)).collect();
+            let path = folder.join(layer_path(layer, name, variant));
+            Ok(Target::new(variant, LayerWriter::create(&path, plans)?))
+        });
+        let targets = targets.collect::<Result<_, ShardError>>()?;
+        Ok(Writing { layers, layer, targets, is_written: vec![false; tensors.len()] })
+    }
+
+    /// Writes a tensor into every file, unless that was done.
+    pub fn write(
+        &mut self,
+        number: usize,
+        statistics: Option<&Statistics>,
+        sources: &mut Sources,
+        watch: &dyn Watch,
+    ) -> Result<(), ShardError> {
+        if std::mem::replace(&mut self.is_written[number], true) {
+            return Ok(());
+        }
+        if !watch.goes_on() {
+            return Err(ShardError::Interrupted);
+        }
+        let tensor = &self.layers.of(self.layer)[number];
+        let weight = self.layers.weight(tensor);
+        let source = sources.spread(weight)?;
+        let (matrix, place) = (tensor.matrix(&source), (tensor.layout, number));
+        let heard = |bytes| watch.advance(bytes);
+        encode::write(&matrix, place, statistics, &mut self.targets, sources, &heard)?;
+        sources.forget(&source)?;
+        sources.forget(weight)
+    }
+
+    /// Whether every tensor is written.
+    pub fn is_done(&self) -> bool {
+        self.is_written.iter().all(|is_written| *is_written)
+    }
+
+    /// Closes the files.
+    pub fn finish(self, watch: &dyn Watch) -> Result<Written, ShardError> {
+        let (name, _) = &self.layers.layers[self.layer];
+        let (mut files, mut losses) = (BTreeMap::new(), BTreeMap::new());
+        for target in self.targets {
             let summary = target.writer.finish()?;
             let entry = LayerEntry {
-                path: path_of(&target.variant),
+                path: layer_path(self.layer, name, &target.variant),
                 bytes: summary.bytes,
                 index_checksum: summary.index_checksum,
                 relative_error: target.errors.relative(),
                 max_error: target.errors.max(),
             };
-            files.insert(target.variant, entry);
+            files.insert(target.variant.clone(), entry);
+            losses.insert(target.variant, target.losses);
         }
-        Ok(Layer { name: name.to_string(), files })
+        watch.layer_done(name);
+        Ok(Written { layer: Layer { name: name.clone(), files }, losses })
     }
 }
