@@ -1,6 +1,7 @@
 //! `hermes-shard` as a user runs it: on real files, judged by its exit code, what it says and what
 //! it leaves in the store.
 
+mod calibrate;
 #[path = "../common/mod.rs"]
 mod common;
 mod disk;

@@ -30,6 +30,40 @@ pub fn linear() -> ModelProto {
     }
 }
 
+/// Steps of the first product of [`perceptron`], and of the second.
+pub const DEPTHS: [usize; 2] = [128, 256];
+
+/// `y = relu(x W1) W2` with `x` of FP32 `[1, seq, 128]`, `W1` of 128 by 256 and `W2` of 256 by 128.
+pub fn perceptron() -> ModelProto {
+    let mut model = linear();
+    let graph = model.graph.as_mut().unwrap();
+    graph.input = vec![port("x", Dtype::Fp32, &["1", "seq", "128"])];
+    let nodes = [("MatMul", ["x", "W1"].as_slice(), "h"), ("Relu", &["h"], "r")];
+    let nodes = nodes.into_iter().chain([("MatMul", ["r", "W2"].as_slice(), "y")]);
+    graph.node = nodes.map(|(op, inputs, output)| node(op, inputs, output)).collect();
+    let [first, second] = DEPTHS;
+    let weight = |name: &str, shape: [usize; 2], seed: usize| TensorProto {
+        name: name.to_string(),
+        data_type: 1,
+        dims: shape.map(|size| size as i64).to_vec(),
+        raw_data: noise(shape[0] * shape[1], seed).flat_map(f32::to_le_bytes).collect(),
+        ..TensorProto::default()
+    };
+    graph.initializer = vec![weight("W1", [first, second], 1), weight("W2", [second, first], 2)];
+    model
+}
+
+/// Values of both signs and about 0.1, as a normal distribution has them.
+pub fn noise(count: usize, seed: usize) -> impl Iterator<Item = f32> {
+    let mut state = seed as u64;
+    let mut uniform = move || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(move |_| 0.17 * (uniform() + uniform() + uniform() + uniform()))
+}
+
 /// The weight of [`linear`].
 pub fn weight(model: &mut ModelProto) -> &mut TensorProto {
     &mut model.graph.as_mut().unwrap().initializer[0]

@@ -7,7 +7,7 @@ use super::store::StoreOption;
 use anyhow::Result;
 use clap::Args;
 use hermes::graph::skim::THRESHOLD_BYTES;
-use hermes::shard::{Named, Order, Source};
+use hermes::shard::{LADDER, Named, Order, Source};
 use hermes::values::size;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,9 +27,14 @@ pub struct Options {
     /// Name of this version
     #[arg(long, default_value = "1")]
     version: String,
-    /// Precisions to store, best first; f32 keeps the source's own
+    /// Precisions to store, best first: f32 (the source's own), f16, q8, a6, a5, a4, a3, a2; auto for
+    /// those that are worth their bytes, with the importance of each tensor
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     variants: Vec<String>,
+    /// Inputs that tell the encoders of a6 to a2 what weights are used for: texts, one a line (.jsonl:
+    /// as "text"), or arrays by the inputs' names (.npz, .npy); by default they are made up
+    #[arg(long, value_name = "FILE")]
+    calibrate: Option<PathBuf>,
     /// Size from which a tensor is streamed, such as 4096 or 64K; smaller ones stay in the graph, as
     /// axes and shapes must
     #[arg(long, value_name = "SIZE", default_value_t = THRESHOLD_BYTES, value_parser = threshold)]
@@ -64,6 +69,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether the precisions are chosen here.
+    fn is_auto(&self) -> bool {
+        self.variants == ["auto"]
+    }
+
     /// What they ask for.
     pub fn order(&self) -> Order {
         Order {
@@ -71,7 +81,11 @@ impl Options {
             store: self.store.path(),
             name: self.name.clone(),
             version: self.version.clone(),
-            variants: self.variants.clone(),
+            variants: match self.is_auto() {
+                true => LADDER.map(str::to_owned).to_vec(),
+                false => self.variants.clone(),
+            },
+            calibrate: self.calibrate.clone(),
             threshold_bytes: self.threshold,
             tokenizer: self.tokenizer.clone(),
             embedding: self.embedding.clone(),
@@ -94,6 +108,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let draft = rehearsal::of_build()?;
     draft.notes.iter().filter(|_| !options.json).for_each(|note| hermes::tell!("{note}"));
     let source = Source::read(&order)?;
+    if options.is_auto() && !options.json {
+        report::to_be_built(&draft.variant_bytes(&source));
+    }
     interrupt::writing();
     let progress = Progress::new(0, options.json);
     let installed = draft.write(&order, source, &progress)?;

@@ -18,6 +18,7 @@ use std::time::Duration;
 pub struct Progress {
     bar: ProgressBar,
     has_lines: bool,
+    is_mute: bool,
 }
 
 impl Progress {
@@ -35,6 +36,7 @@ impl Progress {
         Progress {
             bar: ProgressBar::with_draw_target(Some(bytes), target).with_style(style),
             has_lines: !is_terminal && !json,
+            is_mute: json,
         }
     }
 
@@ -52,6 +54,12 @@ impl Progress {
 impl Watch for Progress {
     fn expect(&self, bytes: u64) {
         self.bar.set_length(bytes);
+    }
+
+    fn tell(&self, line: &str) {
+        if !self.is_mute {
+            self.bar.suspend(|| hermes::tell!("{line}"));
+        }
     }
 
     fn layer(&self, name: &str) {
@@ -82,6 +90,14 @@ fn bytes_of(dir: &ModelDir, variant: &str) -> u64 {
 fn worst_error(dir: &ModelDir, variant: &str) -> f64 {
     let files = dir.manifest.layers.iter().filter_map(|layer| layer.files.get(variant));
     files.map(|file| file.relative_error).fold(0.0, f64::max)
+}
+
+/// Says before a build what it will write.
+pub fn to_be_built(variants: &[(String, u64)]) {
+    let sizes = variants.iter().map(|(variant, bytes)| format!("{variant} {:.1} MiB", mib(*bytes)));
+    let all: u64 = variants.iter().map(|(_, bytes)| bytes).sum();
+    let sizes = sizes.collect::<Vec<_>>().join(", ");
+    hermes::tell!("writes {sizes}: {:.1} MiB in all", mib(all));
 }
 
 /// Reports a finished build.
