@@ -98,6 +98,41 @@ impl Draft {
         variants.map(|variant| (variant.clone(), layers.encoded_bytes(variant))).collect()
     }
 
+    /// Inputs that the order names, or made-up ones.
+    ///
+    /// # Errors
+    /// Those that do not fit the model, or cannot be made up for it.
+    fn inputs(&self, order: &Order, source: &Source) -> Result<Inputs, ShardError> {
+        match &order.calibrate {
+            Some(file) => calibrate::read(file, &self.manifest, source.tokenizer.as_ref()),
+            None => self.sketch.inputs(&self.manifest.inputs),
+        }
+    }
+
+    /// The same, told of where they are made up; none where that cannot be done.
+    fn learnt_from(
+        &self,
+        order: &Order,
+        source: &Source,
+        watch: &dyn Watch,
+    ) -> Result<Option<Inputs>, ShardError> {
+        match self.inputs(order, source) {
+            Ok(inputs) if inputs.is_made_up => {
+                let source = &inputs.source;
+                watch.tell(&format!(
+                    "weights are encoded for {source}: real inputs gain about a tenth more \
+                     (--calibrate FILE)"
+                ));
+                Ok(Some(inputs))
+            }
+            Err(error) if order.calibrate.is_none() => {
+                watch.tell(&format!("{UNTOLD}{error}"));
+                Ok(None)
+            }
+            found => found.map(Some),
+        }
+    }
+
     /// Writes the version and installs it. `source` is what the draft is of. No tract is run, but
     /// for variants whose encoders learn what weights are used for.
     ///
@@ -110,7 +145,8 @@ impl Draft {
         source: Source,
         watch: &dyn Watch,
     ) -> Result<ModelDir, ShardError> {
-        let Draft { mut manifest, sizes, uses, sketch, .. } = self;
+        let inputs = if order.learns() { self.learnt_from(order, &source, watch)? } else { None };
+        let Draft { mut manifest, sizes, uses, .. } = self;
         let Source { mut skim, tokenizer, .. } = source;
         let skeleton = std::mem::take(&mut skim.skeleton);
         let skeleton =
@@ -118,11 +154,6 @@ impl Draft {
         let is_same = manifest.graph == entry(GRAPH_NAME, &skeleton)
             && manifest.tokenizer == tokenizer.as_ref().map(entry_of);
         ensure!(is_same, "the model's files changed while they were read\nbuild it again");
-        let inputs = match &order.calibrate {
-            _ if !order.learns() => None,
-            Some(file) => Some(calibrate::read(file, &manifest, tokenizer.as_ref())?),
-            None => made_up(&sketch, &manifest, watch),
-        };
         let layers = Layers::new(&skim, &uses);
         let building = Building { layers: &layers, order, watch };
         let small_bytes = skeleton.len() + tokenizer.as_ref().map_or(0, |file| file.bytes.len());
@@ -144,24 +175,6 @@ impl Draft {
         }
         let Manifest { model, version, .. } = &manifest;
         Ok(store::install(&order.store, staging.path(), model, version, order.force)?)
-    }
-}
-
-/// Inputs that are made up, and what that loses; none where that cannot be done.
-fn made_up(sketch: &Sketch, manifest: &Manifest, watch: &dyn Watch) -> Option<Inputs> {
-    match sketch.inputs(&manifest.inputs) {
-        Ok(inputs) => {
-            watch.tell(&format!(
-                "weights are encoded for {}: real inputs gain about a tenth more \
-                 (--calibrate FILE)",
-                inputs.source
-            ));
-            Some(inputs)
-        }
-        Err(error) => {
-            watch.tell(&format!("{UNTOLD}{error}"));
-            None
-        }
     }
 }
 

@@ -10,7 +10,8 @@
 
 use super::encode::{FED, learns};
 use super::error::ShardError;
-use super::inputs::{floats, spread};
+use super::importance::Judge;
+use super::inputs::spread;
 use super::player::{Observer, Player};
 use super::statistics::{Columns, Statistics};
 use super::tensor::Sources;
@@ -91,6 +92,8 @@ impl Learning<'_> {
             layer.files.extend(written.layer.files.clone());
         }
         player.set_manifest(manifest);
+        // A model whose answers cannot be compared keeps what its products gain.
+        let judge = Judge::of(&player.dir().manifest, &player.table_rows()).ok();
         for variant in self.variants.iter().filter(|variant| learns(variant)) {
             let fed = format!("{variant}{FED}");
             let is_fed = |written: &Written| written.losses[&fed].iter().any(|loss| loss.is_fed);
@@ -98,11 +101,13 @@ impl Learning<'_> {
                 let [plain, fed] = [variant, &fed].map(|variant| {
                     let choice = player.choose(&vec![variant; player.tensors().len()])?;
                     let answers = player.pass(&choice, held_out.requests, self.watch)?;
-                    Ok::<f64, ShardError>(held_out.divergence(&answers))
+                    let judge = judge.as_ref();
+                    let divergence = judge.and_then(|judge| held_out.divergence(judge, &answers));
+                    Ok::<Option<f64>, ShardError>(divergence)
                 });
                 let (plain, fed) = (plain?, fed?);
-                log::info!("{variant}: divergence {plain:.6} without feedback, {fed:.6} with it");
-                fed < plain
+                log::info!("{variant}: divergence {plain:?} without feedback, {fed:?} with it");
+                plain.is_none_or(|plain| fed.is_some_and(|fed| fed < plain))
             };
             for written in &mut *written {
                 self.keep(written, variant, &fed, is_better)?;
@@ -154,24 +159,16 @@ struct Questions<'a> {
 }
 
 impl Questions<'_> {
-    /// How far other answers are off: one less the cosine, the mean over requests.
-    fn divergence(&self, answers: &[Vec<Array>]) -> f64 {
-        let pairs = self.answers.iter().zip(answers);
-        let off = pairs.map(|(best, other)| {
-            let values = |arrays: &[Array]| arrays.iter().filter_map(floats).flatten().collect();
-            let (best, other): (Vec<f32>, Vec<f32>) = (values(best), values(other));
-            1.0 - cosine(&best, &other)
-        });
-        off.sum::<f64>() / self.answers.len().max(1) as f64
+    /// How far other answers are off, as importance is measured; none where they say nothing.
+    fn divergence(&self, judge: &Judge, answers: &[Vec<Array>]) -> Option<f64> {
+        let (mut off, mut weight) = (0.0, 0.0);
+        for (request, (best, other)) in self.requests.iter().zip(self.answers.iter().zip(answers)) {
+            let best = judge.answer(request, best).ok()?;
+            off += judge.divergence(&best, &judge.answer(request, other).ok()?);
+            weight += best.weight();
+        }
+        (weight > 0.0).then(|| off / weight)
     }
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let product = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
-    };
-    let lengths = (product(a, a) * product(b, b)).sqrt();
-    if lengths > 0.0 { product(a, b) / lengths } else { 1.0 }
 }
 
 /// What products multiplied tensors with, by the tensors' places in a choice.
@@ -326,15 +323,5 @@ mod tests {
         let few = within(requests.clone(), |_| TOGETHER_BYTES * 10 / 45);
         assert_eq!(few, [0, 2, 5, 7].map(|index| requests[index].clone()));
         assert_eq!(within(requests, |_| TOGETHER_BYTES).len(), 2);
-    }
-
-    #[test]
-    fn answers_are_as_far_off_as_their_directions() {
-        let answer = |values: &[f32]| vec![Array::from_f32(vec![values.len()], values).unwrap()];
-        let answers = [answer(&[3.0, 4.0]), answer(&[0.0, 1.0])];
-        let questions = Questions { requests: &[], answers: &answers };
-        assert_eq!(questions.divergence(&answers), 0.0);
-        let others = [answer(&[6.0, 8.0]), answer(&[2.0, 0.0])];
-        assert_eq!(questions.divergence(&others), 0.5);
     }
 }

@@ -340,6 +340,7 @@ fn the_ladder_is_chosen_and_its_sizes_are_said_before() {
     }
     assert!(said.contains("64 rows of random token ids"), "{said}");
     assert_eq!(place.inspect("1")["variants"], json!(["f32", "q8", "a5", "a4", "a3", "a2"]));
+    assert!(precision(&place, "1").is_measured());
     let words = ["variant \"auto\" is unknown", "and auto by itself"];
     place.refuse(&["--version", "2", "--variants", "auto,q4"], &words);
     assert!(stdout(&built).contains("  a2 "), "{}", stdout(&built));

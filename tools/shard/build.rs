@@ -4,10 +4,12 @@ use super::interrupt;
 use super::rehearsal;
 use super::report::{self, Progress};
 use super::store::StoreOption;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use hermes::graph::skim::THRESHOLD_BYTES;
-use hermes::shard::{LADDER, Named, Order, Source};
+use hermes::shard::importance::{self, Measured};
+use hermes::shard::{LADDER, Named, Order, Player, ShardError, Source};
+use hermes::store::{self, ModelDir};
 use hermes::values::size;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -113,9 +115,36 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     interrupt::writing();
     let progress = Progress::new(0, options.json);
-    let installed = draft.write(&order, source, &progress)?;
+    let mut installed = draft.write(&order, source, &progress)?;
     progress.finish();
+    if options.is_auto() {
+        installed = weighed(&order, installed, options.json)?;
+    }
     report::built(&installed, started.elapsed(), options.json)
+}
+
+/// A version that is installed, with the importance of its tensors where that can be measured.
+fn weighed(order: &Order, installed: ModelDir, json: bool) -> Result<ModelDir> {
+    const LATER: &str = "hermes-shard importance measures it";
+    let progress = Progress::new(0, json);
+    let measured = Player::open(installed.clone()).and_then(|player| {
+        let inputs = super::importance::inputs(order.calibrate.as_deref(), &player)?;
+        importance::measure(&player, &inputs, &progress)
+    });
+    progress.finish();
+    match measured {
+        Ok(Measured { precision, notes }) => {
+            notes.iter().filter(|_| !json).for_each(|note| hermes::tell!("{note}"));
+            Ok(store::amend(&order.store, &installed, &precision)?)
+        }
+        Err(ShardError::Interrupted) => {
+            bail!("interrupted: the version is installed, but not what matters in it\n{LATER}")
+        }
+        Err(error) => {
+            hermes::tell!("what matters in it is not known: {error}\n{LATER}");
+            Ok(installed)
+        }
+    }
 }
 
 /// Below the least, axes and shapes would leave the graph, which cannot be run without them.

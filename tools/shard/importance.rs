@@ -10,7 +10,7 @@ use hermes::shard::{Inputs, Player, ShardError, Streamed, TokenizerFile, read_in
 use hermes::store::{self, Measure, Precision, Probe, StoreError};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Loudest tensors that are listed one by one.
@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return report(&player, &precision, options.json);
     }
     let store = options.store.writable()?;
-    let inputs = inputs(options, &player)?;
+    let inputs = inputs(options.calibrate.as_deref(), &player)?;
     interrupt::writing();
     let progress = Progress::new(0, options.json);
     let measured = importance::measure(&player, &inputs, &progress);
@@ -62,17 +62,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// The user's inputs, or made-up ones.
-fn inputs(options: &Options, player: &Player) -> Result<Inputs> {
+pub fn inputs(calibrate: Option<&Path>, player: &Player) -> Result<Inputs, ShardError> {
     let dir = player.dir();
-    let Some(file) = &options.calibrate else {
-        return Ok(player.made_up_inputs()?);
+    let Some(file) = calibrate else {
+        return player.made_up_inputs();
     };
     let tokenizer = dir.manifest.tokenizer.as_ref();
     let tokenizer = tokenizer.map(|entry| {
         let (path, bytes) = (dir.file_path(&entry.path)?, dir.read_file(entry)?);
         Ok::<_, StoreError>(TokenizerFile { path, bytes })
     });
-    Ok(read_inputs(file, &dir.manifest, tokenizer.transpose()?.as_ref())?)
+    read_inputs(file, &dir.manifest, tokenizer.transpose()?.as_ref())
 }
 
 /// An interruption loses nothing here.
