@@ -232,8 +232,16 @@ fn targets_are_followed_as_they_are_set() {
     let inquiry = Inquiry::default();
     let choice = engine.plan(MODEL, inquiry).unwrap().choice.unwrap();
     assert_eq!(choice.digest, found.choice.to_string(), "a plan is of the target that is set");
-    // What stands against it is said, and the model answers as without it.
+    // What comes nearest to a time that cannot be kept to is the fastest.
+    engine.set_targets(Targets::default());
+    let fastest = infer(&engine, 5, Some(accuracy(1e-6)));
     engine.set_targets(Targets { all: within(1e-3), ..Targets::default() });
+    assert_eq!(infer(&engine, 5, None).choice, fastest.choice);
+    let both = Target { accuracy: Some(1.0), ..within(1e-3) };
+    engine.set_targets(Targets { all: both, ..Targets::default() });
+    assert_eq!(infer(&engine, 5, None).choice, plain.choice, "as accurate as is asked");
+    // What cannot be asked for is said, and the model answers as without it.
+    engine.set_targets(Targets { all: accuracy(2.0), ..Targets::default() });
     assert_eq!(infer(&engine, 5, None).choice, plain.choice);
     engine.set_targets(Targets::default());
     let found = infer(&engine, 5, None);

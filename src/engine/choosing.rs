@@ -12,6 +12,9 @@ use crate::sys::panics;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use std::sync::Arc;
 
+/// An accuracy that every choice has.
+const ANY_ACCURACY: f64 = 1e-6;
+
 impl Planner {
     /// Has a model played as requests with this target of their own are to be answered, or where
     /// they have none as it is planned.
@@ -49,8 +52,29 @@ impl Planner {
         Ok(chosen)
     }
 
-    /// Plans a model for its target, as its passes are played from now on.
-    pub fn follow_target(
+    /// Plans a model for its target, as its passes are played from now on. Where no choice answers in
+    /// time, the fastest that is accurate enough comes nearest.
+    pub fn follow_nearly(
+        &self,
+        model: &Model,
+        profile: &Profile,
+        target: &Target,
+    ) -> Result<(), EngineError> {
+        let refused = match self.follow_target(model, profile, target) {
+            Err(refused @ (EngineError::Target(_) | EngineError::ShortOfMemory(_))) => refused,
+            followed => return followed,
+        };
+        let accuracy = target.accuracy.unwrap_or(ANY_ACCURACY);
+        let nearest = Target { latency_us: None, accuracy: Some(accuracy) };
+        if target.latency_us.is_none() || self.follow_target(model, profile, &nearest).is_err() {
+            return Err(refused);
+        }
+        let text = refused.to_string().replace('\n', ": ");
+        log::warn!("model {} comes as near to its target as it can: {text}", model.name());
+        Ok(())
+    }
+
+    fn follow_target(
         &self,
         model: &Model,
         profile: &Profile,

@@ -257,7 +257,7 @@ impl Planner {
     fn plan_tape(&self, model: &Model, profile: &Profile) {
         let target = self.targets.of(model.name());
         if is_set(&target) {
-            match self.follow_target(model, profile, &target) {
+            match self.follow_nearly(model, profile, &target) {
                 Ok(()) => return,
                 Err(error) => {
                     let text = error.to_string().replace('\n', ": ");
