@@ -15,7 +15,7 @@ impl Profile {
     ///
     /// # Errors
     /// A choice or a ladder of another tape; [`LadderError::Rate`] where a codec was not measured;
-    /// [`LadderError::Variant`] where a tensor lacks the variant that was.
+    /// [`LadderError::Foreign`] where no tensor has the variant that was.
     pub fn with_choice(&self, ladder: &Ladder, choice: &[usize]) -> Result<Profile, LadderError> {
         ladder.check_choice(choice)?;
         self.check_tape(ladder)?;
@@ -30,7 +30,7 @@ impl Profile {
                         let tensor = &ladder.tensors[*index];
                         let rung = &tensor.rungs[choice[*index]];
                         runs.extend(tensor.runs(rung));
-                        more_us += self.more_us(tensor, rung)?;
+                        more_us += self.more_us(ladder, tensor, rung)?;
                     }
                 }
             }
@@ -53,14 +53,53 @@ impl Profile {
     /// Whether passes by every choice of a ladder can be forecast.
     ///
     /// # Errors
-    /// As [`Profile::with_choice`].
+    /// As [`Profile::with_choice`]; a measured variant whose layers have other bytes on the ladder.
     pub fn check_ladder(&self, ladder: &Ladder) -> Result<(), LadderError> {
         ladder.check()?;
         self.check_tape(ladder)?;
         for tensor in &ladder.tensors {
-            tensor.rungs.iter().try_for_each(|rung| self.more_us(tensor, rung).map(drop))?;
+            tensor
+                .rungs
+                .iter()
+                .try_for_each(|rung| self.more_us(ladder, tensor, rung).map(drop))?;
         }
-        Ok(())
+        let mut layers = self.layers.iter().zip(&ladder.tape);
+        let is_own = |parts: &Vec<Part>, bytes: u64| match self.measured_bytes(ladder, parts) {
+            Some(measured) => measured == bytes,
+            // A file of the measured variant is no longer there.
+            None => true,
+        };
+        match layers.all(|(layer, parts)| is_own(parts, layer.tape_bytes())) {
+            true => Ok(()),
+            false => Err(LadderError::Foreign { variant: self.variant.clone() }),
+        }
+    }
+
+    /// Bytes of a layer in the measured variant; None where a tensor lacks it.
+    fn measured_bytes(&self, ladder: &Ladder, parts: &[Part]) -> Option<u64> {
+        let bytes = parts.iter().map(|part| match part {
+            Part::Fixed(blocks) => {
+                Some(blocks.iter().map(|run| run.count as u64 * run.bytes).sum::<u64>())
+            }
+            Part::Tensor(index) => {
+                let tensor = &ladder.tensors[*index];
+                Some(tensor.rungs[tensor.rung_of(&self.variant).ok()?].bytes())
+            }
+        });
+        bytes.sum()
+    }
+
+    /// How a tensor was stored when it was measured: by its rung of that variant, or where it has
+    /// none any more as other tensors are.
+    fn measured_codec<'a>(
+        &self,
+        ladder: &'a Ladder,
+        tensor: &'a LadderTensor,
+    ) -> Result<&'a str, LadderError> {
+        let codec =
+            |of: &'a LadderTensor| Some(of.rungs[of.rung_of(&self.variant).ok()?].codec.as_str());
+        let found = codec(tensor).or_else(|| ladder.tensors.iter().find_map(codec));
+        found.ok_or_else(|| LadderError::Foreign { variant: self.variant.clone() })
     }
 
     fn check_tape(&self, ladder: &Ladder) -> Result<(), LadderError> {
@@ -73,12 +112,17 @@ impl Profile {
 
     /// Time of one core that a pass takes more with a tensor in this rung than with it in the
     /// variant that was measured.
-    fn more_us(&self, tensor: &LadderTensor, rung: &Rung) -> Result<f64, LadderError> {
-        let measured = &tensor.rungs[tensor.rung_of(&self.variant)?];
-        if measured.codec == rung.codec {
+    fn more_us(
+        &self,
+        ladder: &Ladder,
+        tensor: &LadderTensor,
+        rung: &Rung,
+    ) -> Result<f64, LadderError> {
+        let measured = self.measured_codec(ladder, tensor)?;
+        if measured == rung.codec {
             return Ok(0.0);
         }
-        let more_ns = self.rate_ns(&rung.codec)? - self.rate_ns(&measured.codec)?;
+        let more_ns = self.rate_ns(&rung.codec)? - self.rate_ns(measured)?;
         Ok(tensor.elements as f64 * more_ns / 1e3)
     }
 
@@ -177,6 +221,13 @@ mod tests {
         assert_eq!((runs[1].count, runs[1].elements), (3, 1 << 20));
     }
 
+    fn fixture_without(variant: &str) -> Ladder {
+        let mut ladder = fixture::ladder();
+        let tensors = ladder.tensors.iter_mut();
+        tensors.for_each(|tensor| tensor.rungs.retain(|rung| rung.variant != variant));
+        ladder
+    }
+
     #[test]
     fn what_was_not_measured_is_refused() {
         let (mut profile, ladder) = (fixture::profile(), fixture::ladder());
@@ -185,10 +236,24 @@ mod tests {
         assert!(error.contains("how fast a3 is decoded was not measured"), "{error}");
         assert!(profile.with_choice(&ladder, &choice_of(&ladder, "a4")).is_ok());
         assert!(profile.with_choice(&ladder, &choice_of(&ladder, "a3")).is_err());
+        profile.layers[3].blocks[0].count += 1;
+        let error = profile.check_ladder(&fixture_without("a3")).unwrap_err().to_string();
+        assert!(error.contains("the profile of f32 is of another tape"), "{error}");
         profile.layers.pop();
         assert!(matches!(profile.check_ladder(&ladder), Err(LadderError::Tape { .. })));
         let foreign = Profile { variant: "q8".into(), ..fixture::profile() };
         let error = foreign.check_ladder(&ladder).unwrap_err().to_string();
-        assert!(error.contains("has no variant q8"), "{error}");
+        assert!(error.contains("the profile of q8 is of another tape"), "{error}");
+    }
+
+    /// A file of the measured variant may be damaged: its tensors have other rungs then.
+    #[test]
+    fn a_tensor_without_the_measured_variant_was_stored_as_others_are() {
+        let (profile, mut ladder) = (fixture::profile(), fixture::ladder());
+        let choice = choice_of(&ladder, "a4");
+        let derived = profile.with_choice(&ladder, &choice).unwrap();
+        ladder.tensors[7].rungs.remove(0);
+        profile.check_ladder(&ladder).unwrap();
+        assert_eq!(profile.with_choice(&ladder, &choice_of(&ladder, "a4")).unwrap(), derived);
     }
 }

@@ -138,6 +138,11 @@ impl Profile {
 }
 
 impl super::LayerCost {
+    /// Bytes of its blocks on the disk.
+    pub(super) fn tape_bytes(&self) -> u64 {
+        self.blocks.iter().map(|run| run.count as u64 * run.bytes).sum()
+    }
+
     fn compute_us(&self, tokens: f64) -> f64 {
         self.fixed_us + self.per_token_us * tokens
     }

@@ -60,6 +60,8 @@ pub enum LadderError {
     Choice { found: usize, expected: usize },
     #[error("tensor {tensor} has no variant {variant}: there are {}", .known.join(", "))]
     Variant { tensor: String, variant: String, known: Vec<String> },
+    #[error("the profile of {variant} is of another tape than the ladder\nprofile the model again")]
+    Foreign { variant: String },
     #[error("how fast {codec} is decoded was not measured\nprofile the model again")]
     Rate { codec: String },
 }
