@@ -5,6 +5,7 @@
 //! knows tract: `engine` measures, and plays what is planned.
 
 mod advice;
+mod allot;
 mod board;
 mod choice;
 mod cost;
