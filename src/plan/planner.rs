@@ -39,15 +39,64 @@ pub fn plan(profile: &Profile, wish: &Wish, fixed: &Overrides) -> Result<Planned
     let tried = search.tried()?;
     let chosen = search.choose(&tried)?;
     let mut alternatives = alternatives(&tried, &chosen.plan);
-    let smooth = |plan: &Plan| forecast(profile, plan, wish.tokens, Passing::Later);
     for alternative in &mut alternatives {
-        alternative.forecast = smooth(&alternative.plan)?;
+        let plan = &alternative.plan;
+        alternative.forecast = forecast(profile, plan, wish.tokens, Passing::Later)?;
     }
-    let plan = chosen.plan;
-    let forecast = smooth(&plan)?;
+    Ok(Planned { alternatives, ..planned_by(profile, wish, chosen.plan)? })
+}
+
+/// What passes by a plan take.
+///
+/// # Errors
+/// A plan that cannot be played.
+pub(super) fn planned_by(
+    profile: &Profile,
+    wish: &Wish,
+    plan: Plan,
+) -> Result<Planned, ForecastError> {
+    let forecast = forecast(profile, &plan, wish.tokens, Passing::Later)?;
+    let granted_bytes = profile.fixed_bytes(wish.tokens) + plan.window_bytes + plan.pin_bytes;
     let fits = forecast.bytes_read == 0;
-    let granted_bytes = search.granted_bytes(&plan);
-    Ok(Planned { plan, forecast, granted_bytes, fits, alternatives })
+    Ok(Planned { plan, forecast, granted_bytes, fits, alternatives: vec![] })
+}
+
+/// A plan of the same kind for another tape: its window as far as that has to hold more or can spare
+/// some, and pins that take what it leaves of the budget. None where there is no room for it.
+///
+/// # Errors
+/// A grouping that is not of this tape.
+pub(super) fn refit(
+    profile: &Profile,
+    wish: &Wish,
+    fixed: &Overrides,
+    frame: &Plan,
+) -> Result<Option<Plan>, PlanError> {
+    let fixed_bytes = profile.fixed_bytes(wish.tokens);
+    let pin_bytes = fixed.pin_bytes.unwrap_or(0);
+    let search = Search { profile, wish, fixed, fixed_bytes };
+    let least = search.least_window_bytes(frame.source)?;
+    let needed = [least, pin_bytes].into_iter().fold(fixed_bytes, u64::saturating_add);
+    if needed > wish.budget_bytes {
+        return Ok(None);
+    }
+    let most = search.most_window_bytes(frame.source, least);
+    let window_bytes = frame.window_bytes.min(most).max(least);
+    let pin_bytes = search.pin_bytes(frame.source, window_bytes);
+    Ok(Some(Plan { window_bytes, pin_bytes, ..frame.clone() }))
+}
+
+/// What plans are compared by: a pass over a rough tape.
+///
+/// # Errors
+/// A plan that cannot be played.
+pub(super) fn compared_us(
+    profile: &Profile,
+    wish: &Wish,
+    plan: &Plan,
+) -> Result<f64, ForecastError> {
+    let tape = TapeTimes::new(profile, plan.source, plan.threads, wish.tokens)?.rough();
+    Ok(rough_pass(&tape, plan)?.latency_us)
 }
 
 /// A pass over a rough tape, with what a narrow window costs beside.
@@ -248,18 +297,29 @@ impl Search<'_> {
     /// Windows to try, each half as large again as the one before, up to the tape. Where the whole
     /// tape can be pinned beside the least window, no larger one takes that room.
     fn windows(&self, way: Way, least: u64) -> Vec<u64> {
+        let most = self.most_window_bytes(way, least);
+        if self.fixed.window_bytes.is_some() {
+            return vec![least];
+        }
+        let windows = std::iter::successors(Some(least), |window| Some(window + window / 2 + 1));
+        windows.take_while(|window| *window <= most).collect()
+    }
+
+    /// The tape, or what is left beside it or beside pins that are set by hand.
+    fn most_window_bytes(&self, way: Way, least: u64) -> u64 {
         let tape_bytes = self.profile.held_bytes(way);
         let room = self.room();
         let most = match least.saturating_add(tape_bytes) <= room {
             true => room - tape_bytes,
             false => room - self.fixed.pin_bytes.unwrap_or(0),
         };
-        let most = most.min(tape_bytes).max(least);
-        if self.fixed.window_bytes.is_some() {
-            return vec![least];
-        }
-        let windows = std::iter::successors(Some(least), |window| Some(window + window / 2 + 1));
-        windows.take_while(|window| *window <= most).collect()
+        most.min(tape_bytes).max(least)
+    }
+
+    /// Bytes for pins beside a window.
+    fn pin_bytes(&self, way: Way, window_bytes: u64) -> u64 {
+        let spare = (self.room() - window_bytes).min(self.profile.held_bytes(way));
+        self.fixed.pin_bytes.unwrap_or(spare)
     }
 
     /// Bytes for window and pins.
@@ -275,7 +335,6 @@ impl Search<'_> {
         pins: PinPlace,
         window_bytes: u64,
     ) -> Result<Candidate, PlanError> {
-        let spare = (self.room() - window_bytes).min(self.profile.held_bytes(way));
         let plan = Plan {
             source: way,
             loaders: crew.loaders,
@@ -285,7 +344,7 @@ impl Search<'_> {
             turns: self.fixed.turns.unwrap_or(Dealing::Next),
             release: self.fixed.release.unwrap_or(Release::AfterUse),
             window_bytes,
-            pin_bytes: self.fixed.pin_bytes.unwrap_or(spare),
+            pin_bytes: self.pin_bytes(way, window_bytes),
             pins,
             variants: vec![],
         };
