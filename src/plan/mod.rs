@@ -5,6 +5,7 @@
 //! knows tract: `engine` measures, and plays what is planned.
 
 mod advice;
+mod aim;
 mod allot;
 mod board;
 mod choice;
@@ -19,6 +20,7 @@ mod pins;
 mod planner;
 mod profile;
 mod report;
+mod seek;
 mod simulate;
 mod speeds;
 mod stale;
@@ -28,6 +30,7 @@ mod wish;
 
 pub use crate::stream::{Dealing, Release};
 pub use advice::{Advice, Change, WhatIf, advise};
+pub use aim::plan_target;
 pub use board::{Board, Core};
 pub use forecast::{Bound, Forecast, ForecastError, Passing, forecast, forecast_spans};
 pub use grouping::{largest_unit_bytes, pipeswitch_groups};
@@ -41,7 +44,7 @@ pub use profile::{
 pub use report::UnknownWay;
 pub use simulate::{Doing, Lapse};
 pub use stale::Stale;
-pub use target::{Chosen, Target, TargetError, plan_target};
+pub use target::{Chosen, Target, TargetError};
 pub use unmeasured::Unmeasured;
 pub use wish::{Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish};
 

@@ -1,96 +1,124 @@
-//! What is asked of answers, and the precisions that are chosen for it.
+//! What answers are to be like, and what is chosen for that.
 
+use super::forecast::ForecastError;
 use super::ladder::{Ladder, LadderError};
-use super::planner::plan;
-use super::profile::Profile;
-use super::wish::{Overrides, PlanError, Planned, Wish};
+use super::wish::{PlanError, Planned, mib};
 use thiserror::Error;
 
-/// Longest time that may be asked for: a day.
-const MAX_LATENCY_US: f64 = 86_400e6;
+/// The part of a latency that a pass may take by its forecast: what is measured is within a tenth
+/// of that.
+pub(super) const AIM: f64 = 0.97;
 
-/// Within which time a pass is to be computed, and how close its answers are to come to those of the
-/// best precision.
+/// Longest latency that is aimed at: an hour.
+const MAX_LATENCY_US: f64 = 3.6e9;
+
+/// What is asked of answers: either, or both.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Target {
+    /// Longest that a pass takes.
     pub latency_us: Option<f64>,
-    /// 1 where they are the same.
+    /// Least accuracy, 1 being answers of the best variants: their cosine, or its equal.
     pub accuracy: Option<f64>,
 }
 
-/// A choice of precisions, and how it is played.
+/// The precisions and the plan that meet a target.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
-    /// Its plan has the variant of each tensor.
+    /// The plan names the variant of each tensor.
     pub planned: Planned,
-    /// How close answers are expected to come.
+    /// Index of each tensor's rung on the ladder.
+    pub rungs: Vec<usize>,
+    /// Expected of answers.
     pub accuracy: f64,
     /// Of the tape.
     pub bytes: u64,
+    /// That a weight takes in the mean.
+    pub bits: f64,
 }
 
-/// Why no choice is made for a target.
+/// Why nothing meets a target.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum TargetError {
-    #[error("a latency of {latency_us} us cannot be asked for\ngive one above 0 and up to a day")]
+    #[error("there is no target: ask for a latency, an accuracy or both")]
+    Nothing,
+    #[error("a latency of {} cannot be aimed at\nit is more than 0 and at most an hour", ms(*latency_us))]
     Latency { latency_us: f64 },
-    #[error("an accuracy of {accuracy} cannot be asked for\ngive one from 0 to 1")]
-    Accuracy { accuracy: f64 },
     #[error(
-        "no precisions answer within {:.1} ms as accurately as is asked: the least time that can be \
-         met is {:.1} ms\ngive more time, more memory or less accuracy", .latency_us / 1e3, .least_us / 1e3
+        "an accuracy of {accuracy} cannot be aimed at\nit is more than 0 and at most 1, which is that of the best variants"
     )]
-    Unmet { latency_us: f64, least_us: f64 },
-    #[error(transparent)]
-    Plan(#[from] PlanError),
+    Accuracy { accuracy: f64 },
+    #[error("{model} with {tokens} tokens cannot answer within {}: the least that can be met is {}\n{}", ms(*wanted_us), ms(*least_us), more_memory(more_bytes.as_ref()))]
+    TooSoon {
+        model: String,
+        tokens: u64,
+        wanted_us: f64,
+        least_us: f64,
+        /// Of budget, with which it could.
+        more_bytes: Option<u64>,
+    },
+    #[error(
+        "{model} has no variants with an accuracy of {accuracy}: the best have {best:.4}\nask for less, or shard it again with more variants"
+    )]
+    TooExact { model: String, accuracy: f64, best: f64 },
+    #[error("{model} cannot answer within {} with an accuracy of {accuracy}: the best within that time is {best:.4}, and that accuracy takes {}\nask for less, or give it more memory", ms(*wanted_us), ms(*least_us))]
+    Both { model: String, wanted_us: f64, accuracy: f64, best: f64, least_us: f64 },
     #[error(transparent)]
     Ladder(#[from] LadderError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
 }
 
-/// The choice that is expected to be most accurate among those that keep to a target; where that asks
-/// for no time, the fastest.
-///
-/// # Errors
-/// A target that nobody can ask for; [`TargetError::Unmet`] with the least time that can be met; what
-/// stands against any plan.
-pub fn plan_target(
-    profile: &Profile,
-    ladder: &Ladder,
-    wish: &Wish,
-    target: &Target,
-    fixed: &Overrides,
-) -> Result<Chosen, TargetError> {
-    let Target { latency_us, accuracy } = *target;
-    if let Some(latency_us) = latency_us.filter(|us| !(*us > 0.0 && *us <= MAX_LATENCY_US)) {
-        return Err(TargetError::Latency { latency_us });
+impl From<ForecastError> for TargetError {
+    fn from(error: ForecastError) -> TargetError {
+        TargetError::Plan(error.into())
     }
-    if let Some(accuracy) = accuracy.filter(|accuracy| !(0.0..=1.0).contains(accuracy)) {
-        return Err(TargetError::Accuracy { accuracy });
-    }
-    profile.check_ladder(ladder)?;
-    let widths = ladder.tensors.iter().map(|tensor| tensor.rungs.len()).max().unwrap_or(1);
-    let mut least_us = f64::INFINITY;
-    let mut best: Option<Chosen> = None;
-    for width in 0..widths {
-        // One precision for all, as far as each tensor has it.
-        let rung = |rungs: usize| width.min(rungs - 1);
-        let choice: Vec<usize> = ladder.tensors.iter().map(|t| rung(t.rungs.len())).collect();
-        let expected = ladder.accuracy(&choice);
-        if accuracy.is_some_and(|accuracy| expected < accuracy) {
-            continue;
-        }
-        let mut planned = plan(&profile.with_choice(ladder, &choice)?, wish, fixed)?;
-        planned.plan.variants = ladder.variants(&choice);
-        let us = planned.forecast.latency_us;
-        least_us = least_us.min(us);
-        let is_better = |best: &Chosen| match latency_us {
-            Some(_) => expected > best.accuracy,
-            None => us < best.planned.forecast.latency_us,
-        };
-        if latency_us.is_none_or(|most_us| us <= most_us) && best.as_ref().is_none_or(is_better) {
-            best = Some(Chosen { planned, accuracy: expected, bytes: ladder.bytes(&choice) });
+}
+
+impl Chosen {
+    /// A choice as it is planned.
+    pub(super) fn new(ladder: &Ladder, rungs: Vec<usize>, mut planned: Planned) -> Chosen {
+        let variants = ladder.variants(&rungs);
+        let others = planned.alternatives.iter_mut().map(|other| &mut other.plan);
+        others.for_each(|plan| plan.variants.clone_from(&variants));
+        planned.plan.variants = variants;
+        Chosen {
+            planned,
+            accuracy: ladder.accuracy(&rungs),
+            bytes: ladder.bytes(&rungs),
+            bits: ladder.bits(&rungs),
+            rungs,
         }
     }
-    let latency_us = latency_us.unwrap_or(f64::INFINITY);
-    best.ok_or(TargetError::Unmet { latency_us, least_us })
+}
+
+impl Target {
+    /// Whether it can be aimed at.
+    ///
+    /// # Errors
+    /// Neither a latency nor an accuracy; one that is no figure, or out of its range.
+    pub fn check(&self) -> Result<(), TargetError> {
+        let is_within = |value: f64, most: f64| value.is_finite() && value > 0.0 && value <= most;
+        match *self {
+            Target { latency_us: None, accuracy: None } => Err(TargetError::Nothing),
+            Target { latency_us: Some(us), .. } if !is_within(us, MAX_LATENCY_US) => {
+                Err(TargetError::Latency { latency_us: us })
+            }
+            Target { accuracy: Some(accuracy), .. } if !is_within(accuracy, 1.0) => {
+                Err(TargetError::Accuracy { accuracy })
+            }
+            Target { .. } => Ok(()),
+        }
+    }
+}
+
+/// Milliseconds, rounded up to tenths.
+fn ms(us: f64) -> String {
+    format!("{:.1} ms", (us / 100.0).ceil() / 10.0)
+}
+
+fn more_memory(more_bytes: Option<&u64>) -> String {
+    match more_bytes {
+        Some(bytes) => format!("give it that long, or {} more of memory", mib(*bytes)),
+        None => "give it that long: no memory makes it faster than it computes".to_owned(),
+    }
 }
