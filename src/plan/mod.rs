@@ -24,6 +24,7 @@ mod seek;
 mod simulate;
 mod speeds;
 mod stale;
+mod sti;
 mod target;
 mod unmeasured;
 mod wish;
@@ -44,6 +45,7 @@ pub use profile::{
 pub use report::UnknownWay;
 pub use simulate::{Doing, Lapse};
 pub use stale::Stale;
+pub use sti::plan_sti;
 pub use target::{Chosen, Target, TargetError};
 pub use unmeasured::Unmeasured;
 pub use wish::{Alternative, Kind, MAX_TOKENS, Overrides, PlanError, Planned, Usage, Wish};
