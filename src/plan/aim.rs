@@ -17,8 +17,7 @@ const ROUNDING: f64 = 1e-12;
 ///
 /// # Errors
 /// A target that cannot be aimed at; one that is not met, with the least that could be; a ladder
-/// that the profile does not know enough about; a budget that not even the least
-/// variants fit.
+/// that the profile does not know enough about; a budget that not even the least variants fit.
 pub fn plan_target(
     profile: &Profile,
     ladder: &Ladder,

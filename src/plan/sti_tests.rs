@@ -102,7 +102,7 @@ fn what_cannot_be_met_is_told() {
     let accuracy = Target { accuracy: Some(0.9), ..Target::default() };
     assert!(error(&wish, &accuracy).contains("there is no target"));
     let text = error(&wish, &target(50.0));
-    assert!(text.contains("cannot answer within 50.0 ms: the least"), "{text}");
+    assert!(text.contains("cannot answer within 50 ms: the least"), "{text}");
     let poor = Wish { budget_bytes: 28 * MIB, ..wish };
     assert!(error(&poor, &target(900.0)).contains("too small for bert"), "{text}");
 }

@@ -47,7 +47,7 @@ pub enum TargetError {
         "an accuracy of {accuracy} cannot be aimed at\nit is more than 0 and at most 1, which is that of the best variants"
     )]
     Accuracy { accuracy: f64 },
-    #[error("{model} with {tokens} tokens cannot answer within {}: the least that can be met is {}\n{}", ms(*wanted_us), ms(*least_us), more_memory(more_bytes.as_ref()))]
+    #[error("{model} with {tokens} tokens cannot answer within {}: the least that can be met is {}\n{}", ms(*wanted_us), least_ms(*least_us), more_memory(more_bytes.as_ref()))]
     TooSoon {
         model: String,
         tokens: u64,
@@ -60,7 +60,7 @@ pub enum TargetError {
         "{model} has no variants with an accuracy of {accuracy}: the best have {best:.4}\nask for less, or shard it again with more variants"
     )]
     TooExact { model: String, accuracy: f64, best: f64 },
-    #[error("{model} cannot answer within {} with an accuracy of {accuracy}: the best within that time is {best:.4}, and that accuracy takes {}\nask for less, or give it more memory", ms(*wanted_us), ms(*least_us))]
+    #[error("{model} cannot answer within {} with an accuracy of {accuracy}: the best within that time is {best:.4}, and that accuracy takes {}\nask for less, or give it more memory", ms(*wanted_us), least_ms(*least_us))]
     Both { model: String, wanted_us: f64, accuracy: f64, best: f64, least_us: f64 },
     #[error(transparent)]
     Ladder(#[from] LadderError),
@@ -111,14 +111,19 @@ impl Target {
     }
 }
 
-/// Milliseconds, rounded up to tenths.
+/// A time that was asked for, in milliseconds.
 fn ms(us: f64) -> String {
-    format!("{:.1} ms", (us / 100.0).ceil() / 10.0)
+    format!("{} ms", us / 1e3)
+}
+
+/// A time to ask for: whole milliseconds, as people write them, rounded up.
+fn least_ms(us: f64) -> String {
+    format!("{} ms", (us / 1e3).ceil())
 }
 
 fn more_memory(more_bytes: Option<&u64>) -> String {
     match more_bytes {
         Some(bytes) => format!("give it that long, or {} more of memory", mib(*bytes)),
-        None => "give it that long: no memory makes it faster than it computes".to_owned(),
+        None => "give it that long: more memory alone would not do".to_owned(),
     }
 }
