@@ -172,12 +172,12 @@ fn tell_sums(what: &str, rows: &[Row], key: impl Fn(&Row) -> String) {
 /// What a node of every layer is, by its name: `/encoder/layer.3/attention/self/query/MatMul` is
 /// `attention/self/query`.
 fn kind(node: &str) -> String {
-    let parts: Vec<&str> = node.split('/').filter(|part| !part.is_empty()).collect();
-    let has_number = |part: &&str| part.split(['.', '_']).any(|word| word.parse::<u32>().is_ok());
+    let is_number = |part: &&str| part.split('_').any(|word| word.parse::<u32>().is_ok());
     // The last part is the operator's, which exporters number too.
-    let path = &parts[..parts.len().saturating_sub(1)];
-    let start = path.iter().rposition(has_number).map_or(0, |at| at + 1);
-    match path[start..].join("/") {
+    let path = node.rsplit_once('/').map_or("", |(path, _)| path);
+    let parts: Vec<&str> = path.split(['/', '.']).filter(|part| !part.is_empty()).collect();
+    let start = parts.iter().rposition(is_number).map_or(0, |at| at + 1);
+    match parts[start..].join("/") {
         name if name.is_empty() => node.to_owned(),
         name => name,
     }
@@ -193,6 +193,7 @@ mod tests {
         check("/encoder/layer.3/attention/self/query/MatMul", "attention/self/query");
         check("/h.11/mlp/c_fc/MatMul_1", "mlp/c_fc");
         check("/blocks/blocks.2/attn/qkv/MatMul", "attn/qkv");
+        check("encoder.layer.5.attention.self.query/matmul", "attention/self/query");
         check("/pooler/dense/Gemm", "pooler/dense");
         check("/MatMul_7", "/MatMul_7");
         check("", "");
