@@ -25,7 +25,7 @@ trap 'rm -rf "$work"' EXIT
 cc -O2 -shared -fPIC -o "$work/count.so" cross/count.c
 qemu-aarch64 "$programs/hermes-shard" build \
     "$models/paraphrase-minilm-l3/paraphrase-MiniLM-L3-v2.onnx" --store "$work/store" --name demo \
-    --variants f32,q8,q4 --json >/dev/null
+    --variants f32,q8,a6,a5,a4,a3,a2 --json >/dev/null
 
 # Of a run with so many rounds. One thread computes and one loads, for others wait by spinning; the
 # budget is large, for the emulator's memory counts.
@@ -44,7 +44,7 @@ for cpu in "$@"; do
     unset TRACT_CPU_AARCH64_KIND
     # shellcheck source=cross/emulator.sh
     . cross/emulator.sh
-    for variant in f32 q8 q4; do
+    for variant in f32 q8 a6 a5 a4 a3 a2; do
         streamed=$(($(counted "$variant" "$many" --no-resident) - \
             $(counted "$variant" "$few" --no-resident)))
         all=$(($(counted "$variant" "$many") - $(counted "$variant" "$few")))

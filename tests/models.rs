@@ -7,7 +7,7 @@
 //! - f32: no element further from the reference than 1e-4 of the reference's largest magnitude.
 //!   Relative to the largest and not to each: an element near 0 is a difference of large ones.
 //! - q8 and a4: cosine similarity with the reference of at least 0.999 and 0.99; the sentence
-//!   model's a4 is held to the 0.97 it reaches: three layers of 384 have little to average over.
+//!   model's a4 is held to the 0.98 it reaches: three layers of 384 have little to average over.
 //! - an output that is not float, whatever the variant: every bit.
 //! - the same variant with other numbers of compute threads and loaders: every bit.
 
@@ -29,7 +29,7 @@ const BUDGET_BYTES: u64 = 2 << 30;
 
 #[test]
 fn paraphrase_minilm_l3() {
-    check("paraphrase-minilm-l3/paraphrase-MiniLM-L3-v2.onnx", "paraphrase-l3", 0.97);
+    check("paraphrase-minilm-l3/paraphrase-MiniLM-L3-v2.onnx", "paraphrase-l3", 0.98);
 }
 
 #[test]
