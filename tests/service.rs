@@ -444,6 +444,8 @@ fn flags_are_taken_or_told_for_what_they_are() {
         assert!(said.contains(expected), "{said}");
     };
     check(&["--budget", "-1"], "\"-1\" is not a size");
+    check(&["--latency", "0"], "no answer takes no time");
+    check(&["--accuracy", "-1"], "give more than 0 and at most 1");
     check(&["--listen", "8000"], "neither unix: nor tcp:");
     check(&["--listen", "unix:/a,unix:/a"], "--listen: unix:/a is there twice");
 }

@@ -103,6 +103,7 @@ fn serve(sources: ConfigSources, effective: Effective) -> Result<()> {
         .map_err(|error| anyhow!("cannot start the event loop: {error}"))?;
     let settings = effective.settings.clone();
     let engine = Engine::start(settings.engine())?;
+    settings.tell_missing_models(&engine);
     // Until here a signal ends the process, as nothing has to be drained.
     let context = runtime.enter();
     let mut lifecycle = Lifecycle::new(sources, effective)?;

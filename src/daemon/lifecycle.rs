@@ -123,11 +123,11 @@ impl Lifecycle {
         let mut reading = ConfigReading::default();
         loop {
             tokio::select! {
-                Some(()) = self.reload.recv() => self.begin_reload(&mut reading),
+                Some(()) = self.reload.recv() => self.begin_reload(&mut reading, engine),
                 read = reading.done() => {
                     self.end_reload(read, engine);
                     if reading.again {
-                        self.begin_reload(&mut reading);
+                        self.begin_reload(&mut reading, engine);
                     }
                 }
                 Some(()) = self.terminate.recv() => self.advance("SIGTERM"),
@@ -150,10 +150,10 @@ impl Lifecycle {
     }
 
     /// Begins to read the config anew; where that is under way, notes that it is to be done again.
-    fn begin_reload(&mut self, reading: &mut ConfigReading) {
+    fn begin_reload(&mut self, reading: &mut ConfigReading, engine: &Engine) {
         log::info!("SIGHUP: reading the config anew");
         self.manager.reloading();
-        if let Err(error) = reading.begin(&self.sources) {
+        if let Err(error) = reading.begin(&self.sources, engine) {
             log::error!("the old config stays in force: no thread to read the new one: {error}");
             self.manager.ready();
         }
@@ -188,6 +188,7 @@ impl Lifecycle {
         }
         self.running.take_live(newer);
         journal::set_level(self.running.settings.log.filter());
+        engine.set_targets(self.running.settings.targets());
         self.live.send_replace(Live::of(&self.running));
         log::info!("the config is reloaded");
     }
@@ -249,15 +250,17 @@ struct ConfigReading {
 }
 
 impl ConfigReading {
-    fn begin(&mut self, sources: &ConfigSources) -> io::Result<()> {
+    fn begin(&mut self, sources: &ConfigSources, engine: &Engine) -> io::Result<()> {
         self.again = self.outcome.is_some();
         if self.again {
             return Ok(());
         }
-        let (sources, (sender, outcome)) = (sources.clone(), oneshot::channel());
+        let (sources, engine) = (sources.clone(), engine.clone());
+        let (sender, outcome) = oneshot::channel();
         std::thread::Builder::new().name("reload".to_owned()).spawn(move || {
             let read = sources.read().map(|effective| {
                 let budget_bytes = effective.settings.budget_bytes();
+                effective.settings.tell_missing_models(&engine);
                 (effective, budget_bytes)
             });
             // The receiver is gone when the daemon ends.

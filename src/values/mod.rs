@@ -5,7 +5,7 @@ pub mod duration;
 pub mod size;
 mod target;
 
-pub use target::{Accuracy, Latency};
+pub use target::{Accuracy, Latency, target};
 
 use crate::plan::MAX_TOKENS;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};

@@ -1,6 +1,7 @@
 //! What answers are to be: how soon, and how close to those of the best variant.
 
 use super::duration::{self, Time};
+use crate::plan::Target;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
@@ -103,6 +104,14 @@ impl FromStr for Accuracy {
     fn from_str(text: &str) -> Result<Accuracy, String> {
         let value = text.trim().parse::<f64>();
         Accuracy::try_from(value.map_err(|_| format!("{text:?} is no number: write such as 0.99"))?)
+    }
+}
+
+/// Both in the planner's units.
+pub fn target(latency: Option<Latency>, accuracy: Option<Accuracy>) -> Target {
+    Target {
+        latency_us: latency.map(|latency| latency.us() as f64),
+        accuracy: accuracy.map(f64::from),
     }
 }
 

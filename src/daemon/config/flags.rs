@@ -1,7 +1,7 @@
 //! The command line's share of the settings.
 
 use super::super::address::Address;
-use super::{Bytes, Threads, Tokens, Variant};
+use super::{Accuracy, Bytes, Latency, Threads, Tokens, Variant};
 use crate::plan::Way;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -43,6 +43,14 @@ pub struct Flags {
     /// [default: the best each model has].
     #[arg(long)]
     pub variant: Option<Variant>,
+    /// Time within which answers are to be there: 400ms, 2s; the precision of the weights follows
+    /// [default: none].
+    #[arg(long, value_name = "TIME")]
+    pub latency: Option<Latency>,
+    /// How close answers are to be to those of the best variant: 0.99 [default: as close as the
+    /// latency allows].
+    #[arg(long)]
+    pub accuracy: Option<Accuracy>,
     /// Tokens that requests are expected to have, which plans are made for [default: 128].
     #[arg(long)]
     pub tokens: Option<Tokens>,

@@ -5,10 +5,12 @@
 //! each value.
 
 mod flags;
+mod models;
 mod read;
 mod show;
 
 pub use flags::Flags;
+pub use models::ModelSettings;
 pub use read::{ConfigError, ConfigSources, Effective};
 pub use show::show;
 
@@ -18,9 +20,12 @@ use crate::codec;
 use crate::engine::{Config, EXPECTED_TOKENS, Engine, EngineError};
 use crate::plan::Way;
 use crate::sys::{capabilities::Capabilities, memory};
-use crate::values::{Bytes, DEFAULT_SOCKET, DEFAULT_STORE, Threads, Tokens, size};
+use crate::values::{
+    Accuracy, Bytes, DEFAULT_SOCKET, DEFAULT_STORE, Latency, Threads, Tokens, size,
+};
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -59,6 +64,10 @@ pub struct Settings {
     pub source: Option<Way>,
     /// Variant of every model.
     pub variant: Option<Variant>,
+    /// Time within which answers are to be there, where a model has no other.
+    pub latency: Option<Latency>,
+    /// How close answers are to be to those of the best variant, where a model has no other.
+    pub accuracy: Option<Accuracy>,
     /// Tokens that requests are expected to have.
     pub tokens: Tokens,
     /// Whether models are measured while nothing waits; their plans follow.
@@ -69,6 +78,8 @@ pub struct Settings {
     pub log: Level,
     /// Who may do what.
     pub rights: Rights,
+    /// What is set for one model, by its name.
+    pub models: BTreeMap<String, ModelSettings>,
 }
 
 impl Default for Settings {
@@ -84,11 +95,14 @@ impl Default for Settings {
             loaders: None,
             source: None,
             variant: None,
+            latency: None,
+            accuracy: None,
             tokens: Tokens(EXPECTED_TOKENS),
             profiles: true,
             drain: DEFAULT_DRAIN_S,
             log: Level::Info,
             rights: Rights::default(),
+            models: BTreeMap::new(),
         }
     }
 }
@@ -122,6 +136,7 @@ impl Settings {
             loaders: self.loaders.map(|threads| threads.0.get().into()),
             source: self.source,
             tokens: self.tokens.0,
+            targets: self.targets(),
             profiles: self.profiles,
             profile_folder: None,
             rehearses: true,
@@ -175,7 +190,7 @@ const fn live(name: &'static str, default: &'static str) -> Key {
 }
 
 /// All keys.
-pub const KEYS: [Key; 17] = [
+pub const KEYS: [Key; 19] = [
     key("store", ""),
     key("socket", "none, as listen says what is served"),
     key("listen", "the socket alone"),
@@ -186,6 +201,8 @@ pub const KEYS: [Key; 17] = [
     key("loaders", "planned, or one for two cores"),
     key("source", "planned, or chosen by the disk's read-ahead"),
     key("variant", "the best that each model has"),
+    live("latency", "no other than what the budget and the disk allow"),
+    live("accuracy", "as close as the latency allows"),
     key("tokens", ""),
     key("profiles", ""),
     live("drain", ""),

@@ -2,6 +2,7 @@
 
 use super::super::address::Addresses;
 use super::super::token::Token;
+use super::models::{MODEL_KEYS, SECTION};
 use super::{DEFAULT_PATH, KEYS, Key, Settings};
 use crate::sys::capabilities::WITHOUT;
 use serde::Serialize;
@@ -108,6 +109,7 @@ impl ConfigSources {
             warnings: vec![],
             token: None,
             values: BTreeMap::new(),
+            model_values: BTreeMap::new(),
         };
         let path = self.path.clone().unwrap_or_else(|| DEFAULT_PATH.into());
         match read_file(&path) {
@@ -124,7 +126,7 @@ impl ConfigSources {
             effective.add_variable(variable, text)?;
         }
         for (name, value) in &self.flags {
-            effective.add(find(name), value.clone(), Origin::Flag(name.clone()))?;
+            effective.add(find(&KEYS, name), value.clone(), Origin::Flag(name.clone()))?;
         }
         effective.finish()?;
         Ok(effective)
@@ -143,12 +145,19 @@ pub struct Effective {
     /// What `token-file` holds.
     pub token: Option<Token>,
     values: BTreeMap<&'static str, (Value, Origin)>,
+    /// Those of `[models.NAME]`, by the name and the key.
+    model_values: BTreeMap<(String, &'static str), (Value, Origin)>,
 }
 
 impl Effective {
     /// What was set for a key, and where.
     pub fn value(&self, key: &Key) -> Option<&(Value, Origin)> {
         self.values.get(key.name)
+    }
+
+    /// What was set for single models, and where: by the model's name and the key.
+    pub fn model_values(&self) -> impl Iterator<Item = (&str, &'static str, &(Value, Origin))> {
+        self.model_values.iter().map(|((model, key), set)| (model.as_str(), *key, set))
     }
 
     /// The keys that `newer` sets otherwise and that only a restart changes.
@@ -167,10 +176,13 @@ impl Effective {
         }
         let is_live = |name: &str| KEYS.iter().any(|key| key.is_live && key.name == name);
         self.values.extend(newer.values.into_iter().filter(|(name, _)| is_live(name)));
+        self.model_values = newer.model_values;
         self.token = newer.token;
-        let Settings { token_file, budget, drain, log, rights, .. } = newer.settings;
-        let settings = self.settings.clone();
-        self.settings = Settings { token_file, budget, drain, log, rights, ..settings };
+        let settings = std::mem::take(&mut self.settings);
+        let Settings { token_file, budget, latency, accuracy, .. } = newer.settings;
+        let settings = Settings { token_file, budget, latency, accuracy, ..settings };
+        let Settings { drain, log, rights, models, .. } = newer.settings;
+        self.settings = Settings { drain, log, rights, models, ..settings };
     }
 
     /// Goes back to the budget of `older`.
@@ -194,8 +206,8 @@ impl Effective {
             Ok(places) => places,
             Err(error) => return broken(error),
         };
-        if let Some((name, offset)) = places.iter().find(|(name, _)| !is_key(name)) {
-            return wrong(*offset, unknown(name));
+        if let Some((path, offset)) = places.iter().find(|(path, _)| !is_known(path)) {
+            return wrong(*offset, unknown(path));
         }
         // Types and values, each error with its span.
         if let Err(error) = toml::from_str::<Settings>(text) {
@@ -205,14 +217,19 @@ impl Effective {
             Ok(table) => table,
             Err(error) => return broken(error),
         };
-        for (name, offset) in &places {
-            let value = name.split('.').fold(None, |within: Option<&Value>, part| match within {
-                None => table.get(part),
-                Some(value) => value.get(part),
-            });
+        for (path_of, offset) in &places {
+            let parts = &mut path_of.iter();
+            let first = parts.next().and_then(|part| table.get(part));
+            let value = parts.fold(first, |within, part| within?.get(part));
             let line = text[..*offset].matches('\n').count() + 1;
-            if let Some(value) = value {
-                self.add(find(name), value.clone(), Origin::File(path.to_owned(), line))?;
+            let origin = Origin::File(path.to_owned(), line);
+            match (value, &path_of[..]) {
+                (Some(value), [section, model, key]) if section == SECTION => {
+                    let key = find(&MODEL_KEYS, key).name;
+                    self.model_values.insert((model.clone(), key), (value.clone(), origin));
+                }
+                (Some(value), of) => self.add(find(&KEYS, &of.join(".")), value.clone(), origin)?,
+                (None, _) => {}
             }
         }
         self.files.push(path.to_owned());
@@ -235,6 +252,7 @@ impl Effective {
             false => match key.name {
                 "threads" | "loaders" | "tokens" | "drain" => text.parse().map(Value::Integer).ok(),
                 "profiles" => text.parse().map(Value::Boolean).ok(),
+                "accuracy" => text.parse().map(Value::Float).ok(),
                 _ => None,
             }
             .unwrap_or_else(|| Value::String(text.to_string())),
@@ -255,7 +273,16 @@ impl Effective {
 
     fn finish(&mut self) -> Result<(), ConfigError> {
         let values = self.values.iter().map(|(name, (value, _))| (*name, value.clone()));
-        self.settings = nest(values).try_into().expect("each value was checked when it was added");
+        let mut table = nest(values);
+        let mut models = Table::new();
+        for ((model, key), (value, _)) in &self.model_values {
+            let model = models.entry(model).or_insert_with(|| Table::new().into());
+            if let Value::Table(model) = model {
+                model.insert((*key).to_owned(), value.clone());
+            }
+        }
+        table.insert(SECTION.to_owned(), models.into());
+        self.settings = table.try_into().expect("each value was checked when it was added");
         let wrong = |name: &str, message: String| {
             Err(ConfigError::Wrong { origin: self.values[name].1.clone(), message })
         };
@@ -284,12 +311,16 @@ impl Effective {
     }
 }
 
-fn find(name: &str) -> &'static Key {
-    KEYS.iter().find(|key| key.name == name).expect("the name was checked")
+fn find(keys: &'static [Key], name: &str) -> &'static Key {
+    keys.iter().find(|key| key.name == name).expect("the name was checked")
 }
 
-fn is_key(name: &str) -> bool {
-    KEYS.iter().any(|key| key.name == name)
+/// Whether a path in a file is that of a key.
+fn is_known(path: &[String]) -> bool {
+    match path {
+        [section, _, key] if section == SECTION => MODEL_KEYS.iter().any(|known| known.name == key),
+        _ => KEYS.iter().any(|known| known.name == path.join(".")),
+    }
 }
 
 /// A table of keys whose names are paths.
@@ -310,24 +341,34 @@ fn nest<'a>(values: impl IntoIterator<Item = (&'a str, Value)>) -> Table {
 }
 
 /// The paths of all keys in a file and the offsets at which they stand.
-fn places(text: &str) -> Result<Vec<(String, usize)>, toml::de::Error> {
+fn places(text: &str) -> Result<Vec<(Vec<String>, usize)>, toml::de::Error> {
     let table = DeTable::parse(text)?;
     let mut places = vec![];
-    for (key, value) in table.get_ref() {
-        match value.get_ref().as_table() {
-            Some(section) => places.extend(section.keys().map(|inner| {
-                (format!("{}.{}", key.get_ref(), inner.get_ref()), inner.span().start)
-            })),
-            None => places.push((key.get_ref().to_string(), key.span().start)),
-        }
-    }
+    add_places(table.get_ref(), &[], &mut places);
     // The first mistake of a file is told first.
     places.sort_by_key(|(_, offset)| *offset);
     Ok(places)
 }
 
-fn unknown(name: &str) -> String {
-    match nearest(name, KEYS.iter().map(|key| key.name)) {
+/// Those below `within`: sections have keys, and that of models has a section for each.
+fn add_places(table: &DeTable<'_>, within: &[String], places: &mut Vec<(Vec<String>, usize)>) {
+    for (key, value) in table {
+        let path = [within, &[key.get_ref().to_string()]].concat();
+        let has_sections = within.is_empty() || within == [SECTION];
+        match value.get_ref().as_table() {
+            Some(section) if has_sections => add_places(section, &path, places),
+            _ => places.push((path, key.span().start)),
+        }
+    }
+}
+
+fn unknown(path: &[String]) -> String {
+    let name = path.join(".");
+    if path[0] == SECTION {
+        let keys = MODEL_KEYS.map(|key| key.name).join(" and ");
+        return format!("there is no key {name:?}: [{SECTION}.NAME] has {keys}");
+    }
+    match nearest(&name, KEYS.iter().map(|key| key.name)) {
         Some(nearest) => format!("there is no key {name:?}: did you mean {nearest:?}?"),
         None => {
             let names: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
@@ -393,6 +434,7 @@ mod tests {
     use crate::daemon::config::{Bytes, Level};
     use crate::daemon::rights::Right;
     use crate::plan::Way;
+    use crate::values::Latency;
 
     fn sources(text: &str) -> (tempfile::TempDir, ConfigSources) {
         let folder = tempfile::tempdir().unwrap();
@@ -443,6 +485,19 @@ mod tests {
             "[rights]\nload = [\n \"root\",\n \"no such user\",\n]",
             "c.toml:2: there is no user \"no such user\"",
         );
+        check("latency = 0", "c.toml:1: no answer takes no time");
+        check("latency = \"31536000s\"", "c.toml:1: 31536000s is more than an hour");
+        check("latency = 0.4", "c.toml:1: invalid type: floating point `0.4`, expected a time");
+        check("\naccuracy = 2", "c.toml:2: an accuracy of 2: give more than 0 and at most 1");
+        check("accuracy = nan", "c.toml:1: an accuracy of NaN");
+        check("[models.m]\n\nlatency = \"0ms\"", "c.toml:3: no answer takes no time");
+        check(
+            "[models.m]\nvariant = \"q8\"",
+            "c.toml:2: there is no key \"models.m.variant\": [models.NAME] has latency and accuracy",
+        );
+        check("models = 3", "c.toml:1: there is no key \"models\": [models.NAME] has");
+        check("[models]\nlatency = 1", "c.toml:2: there is no key \"models.latency\"");
+        check("[models.m.n]\nlatency = 1", "c.toml:1: there is no key \"models.m.n\"");
         check("drain = 1\ndrain = 2", "c.toml:2: duplicate key");
         check("drain 1", "c.toml:1: ");
         check(
@@ -494,6 +549,47 @@ mod tests {
         sources.environment = vec![("HERMES_THREADS".to_string(), "many".to_string())];
         let error = sources.read().unwrap_err().to_string();
         assert!(error.starts_with("HERMES_THREADS: invalid type"), "{error}");
+    }
+
+    #[test]
+    fn models_have_targets_of_their_own() {
+        let (folder, mut sources) = sources(
+            "latency = 2\n[models.\"all.MiniLM-L6\"]\nlatency = \"400ms\"\naccuracy = 0.98\n",
+        );
+        let drop_ins = folder.path().join("c.toml.d");
+        fs::create_dir_all(&drop_ins).unwrap();
+        let drop_in = "[models.\"all.MiniLM-L6\"]\naccuracy = 0.99\n[models.other]\naccuracy = 1";
+        fs::write(drop_ins.join("a.conf"), drop_in).unwrap();
+        sources.environment = vec![("HERMES_ACCURACY".to_string(), "0.9".to_string())];
+        let effective = sources.read().unwrap();
+        let Settings { latency, accuracy, models, .. } = &effective.settings;
+        assert_eq!(
+            (latency.map(Latency::us), accuracy.map(f64::from)),
+            (Some(2_000_000), Some(0.9))
+        );
+        let of = |name: &str| (models[name].latency.map(Latency::us), models[name].accuracy);
+        assert_eq!(of("all.MiniLM-L6"), (Some(400_000), Some(0.99.try_into().unwrap())));
+        assert_eq!(of("other"), (None, Some(1.0.try_into().unwrap())));
+        let targets = effective.settings.targets();
+        let of = |name: &str| (targets.of(name).latency_us, targets.of(name).accuracy);
+        assert_eq!(of("all.MiniLM-L6"), (Some(4e5), Some(0.99)));
+        assert_eq!(of("other"), (Some(2e6), Some(1.0)));
+        assert_eq!(of("of nobody"), (Some(2e6), Some(0.9)));
+        let shown = super::super::show(&effective);
+        let own = shown.split_once("[models.\"all.MiniLM-L6\"]\n").unwrap().1;
+        assert!(own.starts_with("accuracy = 0.99  # ") && own.contains("a.conf:2\n"), "{shown}");
+        let path = folder.path().join("shown.toml");
+        fs::write(&path, &shown).unwrap();
+        let again = ConfigSources { path: Some(path), environment: vec![], flags: Table::new() };
+        assert_eq!(again.read().unwrap().settings.models, effective.settings.models);
+
+        sources.environment.clear();
+        let mut running = effective;
+        fs::remove_dir_all(drop_ins).unwrap();
+        running.take_live(sources.read().unwrap());
+        assert_eq!(running.settings.accuracy, None);
+        assert_eq!(running.settings.models.keys().collect::<Vec<_>>(), ["all.MiniLM-L6"]);
+        assert!(!super::super::show(&running).contains("other"));
     }
 
     #[test]

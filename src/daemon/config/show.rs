@@ -1,5 +1,6 @@
 //! The settings in force as TOML, with the origin of each value as a comment.
 
+use super::models::SECTION;
 use super::{Effective, KEYS, Key};
 use crate::daemon::rights::Right;
 use crate::values::size::Size;
@@ -29,6 +30,14 @@ pub fn show(effective: &Effective) -> String {
                 None => push(&mut text, format_args!("# {name}: {}\n", hint(effective, key))),
             },
         }
+    }
+    let mut section = "";
+    for (model, name, (value, origin)) in effective.model_values() {
+        if model != section {
+            push(&mut text, format_args!("\n[{SECTION}.{}]\n", Value::from(model)));
+            section = model;
+        }
+        push(&mut text, format_args!("{name} = {value}  # {origin}\n"));
     }
     text
 }
