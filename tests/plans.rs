@@ -45,7 +45,7 @@ fn a_plan_is_answered_once_the_model_is_measured() {
     let daemon = &served.daemon;
     check_error(&daemon.get("/v2/models/linear/plan"), 409, "hermesctl profile linear");
     check_error(&daemon.get("/v2/models/nobody/plan"), 404, "nobody");
-    check_error(&daemon.get("/v2/models/slow/plan?bugdet=1"), 400, "there are budget, tokens");
+    check_error(&daemon.get("/v2/models/slow/plan?bugdet=1"), 400, "there are latency, accuracy");
     let (status, plan) = daemon.get("/v2/models/slow/plan");
     assert_eq!(status, 200, "{plan}");
     assert_eq!((&plan["budget_bytes"], &plan["tokens"]), (&json!(96 << 20), &json!(128)));

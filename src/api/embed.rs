@@ -1,7 +1,8 @@
 //! From tokens to a model's inputs, and from its output to one vector.
 
 use super::error::ApiError;
-use crate::engine::{Array, Cancel, Reply, Request};
+use crate::engine::{Array, Cancel, Choice, Reply, Request};
+use crate::plan::Target;
 use crate::store::Dtype;
 use crate::store::manifest::{Dim, Manifest, Pooling, Task};
 use crate::wire::pooling::{Measure, pool};
@@ -19,6 +20,8 @@ pub struct Embedding {
     normalizes: bool,
     /// Values of the output's vectors, where its shape says.
     width: Option<usize>,
+    /// Within which time a text's pass is to be computed, and how accurately.
+    target: Option<Target>,
 }
 
 /// What an input is fed.
@@ -74,7 +77,13 @@ impl Embedding {
         let output = output.clone();
         let keeps_length = manifest.text.as_ref().is_some_and(|text| text.keeps_length);
         let normalizes = normalize.unwrap_or(!keeps_length);
-        Ok(Embedding { model, version, inputs, output, pooling: *pooling, normalizes, width })
+        let (pooling, target) = (*pooling, None);
+        Ok(Embedding { model, version, inputs, output, pooling, normalizes, width, target })
+    }
+
+    /// The same within a time, and as accurate as is asked.
+    pub fn within(self, target: Option<Target>) -> Embedding {
+        Embedding { target, ..self }
     }
 
     /// Refuses more dimensions than the vectors have, where that is known before.
@@ -115,7 +124,8 @@ impl Embedding {
             inputs.push((name.clone(), array));
         }
         let (model, outputs) = (self.model.clone(), vec![self.output.clone()]);
-        Ok(Request { model, inputs, outputs, cancel: Cancel::new(), target: None, trace: None })
+        let (cancel, target) = (Cancel::new(), self.target);
+        Ok(Request { model, inputs, outputs, cancel, target, trace: None })
     }
 
     /// The vector of a reply to `text`, cut to so many dimensions.
@@ -165,12 +175,14 @@ fn too_many(wanted: usize, width: usize) -> ApiError {
 pub struct Vectors {
     values: Vec<f32>,
     width: usize,
+    /// The precisions of the passes that they are from, each once.
+    choices: Vec<Choice>,
 }
 
 impl Vectors {
     /// So many, each of so many values, to be put.
     pub fn new(count: usize, width: usize) -> Vectors {
-        Vectors { values: vec![0.0; count * width], width }
+        Vectors { values: vec![0.0; count * width], width, choices: vec![] }
     }
 
     /// Bytes that they hold.
@@ -200,6 +212,18 @@ impl Vectors {
         }
         self.values[index * self.width..][..self.width].copy_from_slice(vector);
         Ok(())
+    }
+
+    /// Notes the precisions of a pass that gave some of them.
+    pub fn note(&mut self, choice: Choice) {
+        if !self.choices.contains(&choice) {
+            self.choices.push(choice);
+        }
+    }
+
+    /// The precisions of the passes that they are from, each once.
+    pub fn choices(&self) -> &[Choice] {
+        &self.choices
     }
 
     /// The one of number `index`, where there is one.

@@ -8,6 +8,7 @@ use super::granted;
 use super::metadata::{ServedIn, metadata};
 use super::pieces::Pieces;
 use super::state::{Api, ModelPath, ModelPathArg, Submitted};
+use super::target;
 use super::traffic::AnsweredBy;
 use crate::engine::{Cancel, Class, Reply, Request};
 use crate::store::manifest::Manifest;
@@ -106,7 +107,8 @@ pub async fn infer(
 ) -> Result<Response, OipError> {
     let done = run(&api, path, &headers, body, None).await?;
     let by = AnsweredBy(done.model.as_str().into());
-    Ok((Extension(by), infer_response(done)).into_response())
+    let choice = target::choice_header(&[done.reply.choice]);
+    Ok((Extension(by), choice, infer_response(done)).into_response())
 }
 
 /// A request that was served.
@@ -130,6 +132,7 @@ pub async fn run(
     let called = Called::find(api, path).await.map_err(ApiError::closing)?;
     let length = body.size_hint().lower();
     let deadline = Deadline::from_headers(headers)?;
+    let target = target::from_headers(headers)?;
     let json_bytes = body::require_json_or_binary(headers)?;
     let parse = move |bytes: &[u8], reserve: &mut Reserve<'_>| parse(bytes, json_bytes, reserve);
     let parsed = match body::read(body, api.body_limit_bytes(), api).await {
@@ -157,7 +160,7 @@ pub async fn run(
         model: model.clone(),
         inputs: std::mem::take(&mut asked.inputs),
         outputs: asked.outputs.iter().map(|wanted| wanted.name.clone()).collect(),
-        target: None,
+        target,
         cancel: Cancel::new(),
         trace,
     };

@@ -9,6 +9,7 @@ use super::error::ApiError;
 use super::granted;
 use super::pieces::Pieces;
 use super::state::{Api, ModelPath};
+use super::target;
 use super::texts;
 use super::traffic::AnsweredBy;
 use super::vectors;
@@ -71,6 +72,7 @@ pub async fn embeddings(
     body: Body,
 ) -> Result<Response, OpenAiError> {
     let deadline = Deadline::from_headers(&headers)?;
+    let target = target::from_headers(&headers)?;
     body::require_json(&headers)?;
     let body = match body::read(body, api.body_limit_bytes(), &api).await {
         Err(error) if error.over_budget.is_some() => {
@@ -91,7 +93,7 @@ pub async fn embeddings(
         (request.encoding, request.dimensions, request.model.clone());
     let named = model.clone();
     let manifest = api.look(move |api| manifest(api, &named)).await?;
-    let embedding = Embedding::new(&manifest, request.normalize)?;
+    let embedding = Embedding::new(&manifest, request.normalize)?.within(target);
     embedding.check_dimensions(dimensions)?;
     let tokenized = texts::tokenize(&api, manifest, request, grant);
     let (texts, mut grant) = deadline.bound(tokenized).await?;
@@ -99,8 +101,9 @@ pub async fn embeddings(
     let vectors = vectors::embed(&api, embedding, texts, dimensions, &mut grant);
     let vectors = deadline.bound(vectors).await?;
     let by = Extension(AnsweredBy(model.as_str().into()));
+    let choice = target::choice_header(vectors.choices());
     let pieces = EmbeddingPieces::new(vectors, encoding, model, token_count);
     let json = HeaderValue::from_static("application/json");
     let body = Body::new(Pieces::new(pieces, grant));
-    Ok((by, [(header::CONTENT_TYPE, json)], body).into_response())
+    Ok((by, choice, [(header::CONTENT_TYPE, json)], body).into_response())
 }

@@ -1,5 +1,6 @@
 //! Profiles and plans: what was measured of a model on this board, and what is best done with it.
 
+use super::choice::{choice_json, choice_text, more_json};
 use super::envelope::OipError;
 use super::error::ApiError;
 use super::state::{Api, Asked, FoundModel, ModelPathArg};
@@ -9,6 +10,7 @@ use crate::plan::{
     Usage, Way,
 };
 use crate::values::size::{self, Size};
+use crate::values::{Accuracy, Latency, target};
 use crate::wire::quote::quote;
 use crate::wire::table;
 use axum::Json;
@@ -19,7 +21,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// What a plan can be asked for, as parameters of the query.
-const PARAMETERS: [&str; 7] = ["budget", "tokens", "use", "source", "loaders", "threads", "window"];
+const PARAMETERS: [&str; 9] =
+    ["latency", "accuracy", "budget", "tokens", "use", "source", "loaders", "threads", "window"];
 
 /// Most bytes of a budget or a window: beyond any board's, and far from what overflows.
 const MAX_BYTES: u64 = 1 << 40;
@@ -57,10 +60,13 @@ pub async fn plan(
 /// What a query asks for.
 fn parse(query: &str) -> Result<Inquiry, ApiError> {
     let mut inquiry = Inquiry::default();
+    let (mut latency, mut accuracy) = (None::<Latency>, None::<Accuracy>);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let fixed = &mut inquiry.fixed;
         let put = match name {
+            "latency" => put(&mut latency, value.parse()),
+            "accuracy" => put(&mut accuracy, value.parse()),
             "budget" => put(&mut inquiry.budget_bytes, bytes(value)),
             "tokens" => put(&mut inquiry.tokens, number(value, 1..=MAX_TOKENS)),
             "use" => put(&mut inquiry.usage, usage(value)),
@@ -72,6 +78,7 @@ fn parse(query: &str) -> Result<Inquiry, ApiError> {
         };
         put.map_err(|wrong| ApiError::invalid(format!("parameter {}: {wrong}", quote(name))))?;
     }
+    inquiry.target = target(latency, accuracy);
     Ok(inquiry)
 }
 
@@ -107,7 +114,7 @@ fn usage(text: &str) -> Result<Usage, String> {
 }
 
 fn describe(answered: &Answered) -> Value {
-    let Answered { profile, budget_bytes, wish, planned, advice, .. } = answered;
+    let Answered { profile, budget_bytes, wish, planned, choice, advice } = answered;
     let alternative = |Alternative { plan, forecast, differs_in }: &Alternative| {
         json!({
             "differs_in": differs_in.to_string(),
@@ -115,7 +122,7 @@ fn describe(answered: &Answered) -> Value {
             "forecast": figures(forecast),
         })
     };
-    json!({
+    let mut described = json!({
         "model": profile.model,
         "version": profile.version,
         "variant": profile.variant,
@@ -129,7 +136,12 @@ fn describe(answered: &Answered) -> Value {
         "alternatives": planned.alternatives.iter().map(alternative).collect::<Vec<_>>(),
         "advice": advice,
         "text": text(answered),
-    })
+    });
+    if let Some(choice) = choice {
+        described["choice"] = choice_json(choice);
+        described["more"] = more_json(choice);
+    }
+    described
 }
 
 fn figures(forecast: &Forecast) -> Value {
@@ -150,7 +162,7 @@ fn figures(forecast: &Forecast) -> Value {
 
 /// The same for people.
 fn text(answered: &Answered) -> String {
-    let Answered { profile, budget_bytes, wish, planned, advice, .. } = answered;
+    let Answered { profile, budget_bytes, wish, planned, choice, advice } = answered;
     let Planned { plan, forecast, fits, alternatives, .. } = planned;
     let ms = |time_us: f64| format!("{:.1} ms", time_us / 1e3);
     let (io, compute) = (ms(forecast.io_us), ms(forecast.compute_us));
@@ -190,8 +202,9 @@ fn text(answered: &Answered) -> String {
         "{model} {version} ({variant}), passes of {tokens} tokens, {usage} use, a budget of \
          {budget}."
     );
+    let choice = choice.as_ref().map_or_else(String::new, choice_text);
     format!(
-        "{}\n{bound}\n\n{}\n\n{}\n{skipped}\n{}",
+        "{}\n{bound}\n\n{choice}{}\n\n{}\n{skipped}\n{}",
         table::wrapped(&about, COLUMNS),
         table::lines(&figures),
         table::lines(&ways),
@@ -225,11 +238,11 @@ fn way(name: &str, plan: &Plan) -> [String; 7] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Overrides;
+    use crate::plan::{Overrides, Target};
 
     #[test]
     fn queries_say_what_is_wanted() {
-        let query = "budget=64MiB&tokens=7&use=one-shot&source=direct&loaders=2&threads=3&window=1";
+        let query = "latency=400ms&accuracy=0.99&budget=64MiB&tokens=7&use=one-shot&source=direct&loaders=2&threads=3&window=1";
         let (source, loaders, threads) = (Some(Way::Direct), Some(2), Some(3));
         let fixed =
             Overrides { source, loaders, threads, window_bytes: Some(1), ..Overrides::default() };
@@ -237,8 +250,8 @@ mod tests {
             budget_bytes: Some(64 << 20),
             tokens: Some(7),
             usage: Some(Usage::OneShot),
+            target: Target { latency_us: Some(4e5), accuracy: Some(0.99) },
             fixed,
-            ..Inquiry::default()
         };
         assert_eq!(parse(query).unwrap(), expected);
         assert_eq!(parse("").unwrap(), Inquiry::default());
@@ -250,7 +263,13 @@ mod tests {
             let message = parse(query).unwrap_err().message;
             assert!(message.starts_with(expected), "{message}");
         };
-        check("colour=1", "parameter \"colour\": it is unknown: there are budget, tokens, use,");
+        check("colour=1", "parameter \"colour\": it is unknown: there are latency, accuracy, budg");
+        check("latency=0", "parameter \"latency\": no answer takes no time");
+        check("latency=31536000s", "parameter \"latency\": 31536000s is more than an hour");
+        check("latency=fast", "parameter \"latency\": \"fast\" is not a time");
+        check("accuracy=2", "parameter \"accuracy\": an accuracy of 2: give more than 0");
+        check("accuracy=NaN", "parameter \"accuracy\": an accuracy of NaN");
+        check("accuracy=1&accuracy=1", "parameter \"accuracy\": it is given twice");
         check("budget", "parameter \"budget\": \"\" is not a size: write bytes");
         check("budget=64Mbit", "parameter \"budget\": \"64Mbit\" is not a size");
         check("window=9999GiB", "parameter \"window\": 9999GiB is more than 1 TiB");

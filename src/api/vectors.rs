@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::granted;
 use super::state::{Api, Submitted};
 use super::texts::Text;
-use crate::engine::{Class, LONG_PATIENCE, TICK};
+use crate::engine::{Class, LONG_PATIENCE, Reply, TICK};
 use crate::stream::Grant;
 use crate::wire::pooling::Measure;
 use std::collections::VecDeque;
@@ -71,7 +71,9 @@ pub async fn embed(
             let measure = Measure { tokens: text.tokens.len(), skipped: text.skipped };
             let embedding = Arc::clone(&embedding);
             // Pooled on the engine's thread: of a pass's rows only the one vector is kept.
-            let digest = move |reply| embedding.vector(&reply, measure, dimensions);
+            let digest = move |reply: Reply| {
+                Ok((embedding.vector(&reply, measure, dimensions)?, reply.choice))
+            };
             let submitted = Submitted::new(&api.engine, class, request, digest);
             in_flight.push_back((index, submitted, place));
         }
@@ -79,7 +81,7 @@ pub async fn embed(
             grant.resize(vectors.held_bytes())?;
             return Ok(vectors);
         };
-        let vector = match submitted.wait().await {
+        let (vector, choice) = match submitted.wait().await {
             Err(error) if error.may_pass() && Instant::now() < patience => {
                 drop(place);
                 waiting.push_front(index);
@@ -95,6 +97,7 @@ pub async fn embed(
             vectors = Vectors::new(texts.len(), vector.len());
         }
         vectors.put(index, &vector)?;
+        vectors.note(choice);
     }
 }
 

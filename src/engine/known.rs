@@ -146,6 +146,7 @@ impl Known {
                 name: tensor.name.clone(),
                 layer: manifest.layers[tensor.layer].name.clone(),
                 variant: rung.variant.clone(),
+                elements: tensor.elements,
                 bytes: rung.bytes(),
                 divergence: rung.divergence,
             }
@@ -251,6 +252,7 @@ pub struct ChosenTensor {
     /// Name of its layer.
     pub layer: String,
     pub variant: String,
+    pub elements: u64,
     pub bytes: u64,
     /// How far answers are off with this tensor alone so.
     pub divergence: f64,
