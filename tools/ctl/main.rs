@@ -7,6 +7,7 @@ mod doctor;
 mod embed;
 mod infer;
 mod list;
+mod map;
 mod npy;
 mod plan;
 mod repository;

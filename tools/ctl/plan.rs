@@ -1,10 +1,13 @@
 //! `hermesctl profile` and `plan`: what was measured of a model, and what is best done with it.
 
 use super::client::{Client, ClientError, parse, segment};
+use super::map;
 use super::versions::model_name;
 use clap::{Args, Subcommand};
 use hermes_base::plan::{Profile, Way};
-use hermes_base::values::{Bytes, Threads, Tokens};
+use hermes_base::values::{Accuracy, Bytes, Latency, Threads, Tokens};
+use std::fs;
+use std::path::{Path, PathBuf};
 
 /// Commands about profiles and plans.
 #[derive(Clone, Debug, Subcommand)]
@@ -22,7 +25,9 @@ pub enum PlanCommand {
     },
     /// Show how a model's passes are best played, and what would help.
     ///
-    /// Nothing is changed. What is not said is as the daemon has it.
+    /// With --latency or --accuracy also the precision of each tensor that fulfils it best, and what
+    /// twice the time or the memory would give. Nothing is changed. What is not said is as the
+    /// daemon has it.
     Plan(PlanArgs),
 }
 
@@ -32,6 +37,15 @@ pub struct PlanArgs {
     /// Name of the model.
     #[arg(value_parser = model_name)]
     model: String,
+    /// Time within which answers are to be there: 400ms, 2s.
+    #[arg(long, value_name = "TIME")]
+    latency: Option<Latency>,
+    /// How close answers are to be to those of the best variant: 0.99.
+    #[arg(long)]
+    accuracy: Option<Accuracy>,
+    /// Draw the choice, layers by tensors with their bits, as an SVG file.
+    #[arg(long, value_name = "FILE.svg")]
+    map: Option<PathBuf>,
     /// Memory that the daemon may hold: 64M, 1.5GiB (powers of 1024).
     #[arg(long)]
     budget: Option<Bytes>,
@@ -64,6 +78,8 @@ impl PlanArgs {
         let bytes = |bytes: Bytes| bytes.0.to_string();
         let threads = |threads: Threads| threads.0.to_string();
         let parameters = [
+            ("latency", self.latency.map(|latency| latency.to_string())),
+            ("accuracy", self.accuracy.map(|accuracy| f64::from(accuracy).to_string())),
             ("budget", self.budget.map(bytes)),
             ("tokens", self.tokens.map(|tokens| tokens.0.to_string())),
             ("use", self.usage.clone()),
@@ -100,6 +116,9 @@ impl PlanCommand {
             PlanCommand::Plan(args) => {
                 let path = format!("/v2/models/{}/plan?{}", segment(&args.model), args.query());
                 let reply = client.get_text(&path)?;
+                if let Some(file) = &args.map {
+                    draw(&reply, file)?;
+                }
                 match args.json {
                     true => Ok(reply),
                     false => Ok(parse(reply.as_bytes())?["text"].as_str().unwrap_or("").to_owned()),
@@ -107,4 +126,15 @@ impl PlanCommand {
             }
         }
     }
+}
+
+/// Draws the choice of a reply.
+fn draw(reply: &str, file: &Path) -> Result<(), ClientError> {
+    let drawn = map::svg(&parse(reply.as_bytes())?).ok_or_else(|| {
+        let text = "there is no choice to draw: ask for one with --latency or --accuracy";
+        ClientError::Usage(text.to_owned())
+    })?;
+    fs::write(file, drawn).map_err(|error| {
+        ClientError::Usage(format!("{}: the map cannot be written: {error}", file.display()))
+    })
 }
