@@ -5,11 +5,13 @@ mod common;
 
 use common::daemon::{Daemon, wait_logged};
 use common::precision::tell_precision;
+use common::programs::program;
 use common::served::{check_error, hermesctl, served};
 use common::tiny::{self, path};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use tempfile::TempDir;
 
@@ -172,4 +174,29 @@ fn hermesctl_prints_and_draws_a_choice() {
     for wrong in [["--latency", "0"], ["--accuracy", "2"], ["--latency", "31536000"]] {
         assert_eq!(ask(&wrong).0, 2, "{wrong:?}");
     }
+}
+
+#[test]
+fn show_and_inspect_tell_what_was_measured_of_precisions() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = start(store(), &folder, "");
+    let (code, shown, error) = hermesctl(&daemon.socket, &["show", MODEL]);
+    assert_eq!(code, 0, "{error}");
+    let mut inspect = Command::new(program("hermes-shard"));
+    inspect.args(["inspect", MODEL, "--store", path(store())]);
+    let inspected = String::from_utf8(inspect.output().unwrap().stdout).unwrap();
+    let words = "tensors   matter by 1 - cosine, each alone in a4, 1 inputs of made up";
+    for (told, words) in [(shown, words), (inspected, &words.replacen("  ", " ", 1)[..])] {
+        assert!(told.contains(words) && told.contains("onnx::MatMul_"), "{told}");
+        assert!(told.contains("encoded") && told.contains("by the weights alone"), "{told}");
+        for variant in ["f32", "q8", "a4"] {
+            assert!(
+                told.contains(&format!("variant  {variant:5}"))
+                    || told.contains(&format!("variant   {variant:5}")),
+                "{told}"
+            );
+        }
+    }
+    let (_, plain, _) = hermesctl(&daemon.socket, &["show", "gpt2-tiny"]);
+    assert!(!plain.contains("matter"), "{plain}");
 }

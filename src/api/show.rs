@@ -6,8 +6,8 @@ use super::metadata::{BatchMetadata, ServedIn, TensorList};
 use super::state::Api;
 use super::versions::{PathArg, name, parsing_bytes};
 use crate::engine::{Budget, budgets};
-use crate::store::manifest::{Manifest, Provenance, Task, TextRules};
-use crate::store::{Demand, Role};
+use crate::store::manifest::{HEAP_BYTES_PER_BYTE, Manifest, Provenance, Task, TextRules};
+use crate::store::{Demand, PrecisionSummary, Role};
 use crate::stream::Category;
 use axum::extract::State;
 use axum::response::Response;
@@ -26,6 +26,9 @@ pub async fn show(
         let _parsing = api.engine.room().grant(Category::Graph, bytes)?;
         let dir = store.version(&model, &version)?;
         let manifest = &*dir.manifest;
+        let precision_bytes = manifest.precision.as_ref().map_or(0, |entry| entry.bytes);
+        let precision_bytes = precision_bytes.saturating_mul(HEAP_BYTES_PER_BYTE);
+        let _reading = api.engine.room().grant(Category::Graph, precision_bytes)?;
         let variant = api.engine.variant_of(manifest)?;
         // A manifest that is too long for this has no budget to tell.
         let demand = Demand::read(&dir.path).ok();
@@ -42,6 +45,7 @@ pub async fn show(
             text: manifest.text.as_ref(),
             served: ServedIn::new(&variant, api.engine.wanted_variant()),
             variants: Variants(manifest),
+            precision: dir.precision()?.map(|precision| precision.summary()),
             layers: manifest.layers.len(),
             budgets: demand.map_or_else(Vec::new, |demand| budgets(&demand, process_bytes)),
             files: Files(manifest),
@@ -81,6 +85,9 @@ struct Shown<'a, I, O> {
     #[serde(flatten)]
     served: ServedIn<'a>,
     variants: Variants<'a>,
+    /// What was measured of the variants, where they have such a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    precision: Option<PrecisionSummary>,
     layers: usize,
     budgets: Vec<Budget>,
     files: Files<'a>,

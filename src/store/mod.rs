@@ -18,6 +18,7 @@ mod package;
 #[cfg(test)]
 mod power_tests;
 mod precision;
+mod precision_summary;
 mod rehearsal;
 mod served;
 pub mod tar;
@@ -37,6 +38,7 @@ pub use package::Package;
 pub use precision::{
     Calibration, Measure, PRECISION_FORMAT, PRECISION_NAME, Precision, Probe, TensorPrecision,
 };
+pub use precision_summary::{Loud, PrecisionSummary};
 pub use rehearsal::Rehearsal;
 pub use served::Served;
 pub use verify::Problem;

@@ -4,6 +4,7 @@ use super::client::{Client, ClientError, segment};
 use super::embed::Print;
 use super::list::served_in;
 use super::versions::{date, model_and_version, version_path};
+use hermes_base::store::PrecisionSummary;
 use hermes_base::values::counted;
 use hermes_base::values::size::Size;
 use serde_json::{Value, json};
@@ -57,6 +58,10 @@ fn describe(shown: &Value, versions: &[Value]) -> String {
         let (name, size) = (text(&variant["name"]), size(&variant["bytes"]).to_string());
         let mark = if variant["name"] == shown["variant"] { ", served" } else { "" };
         tell("variant", format!("{name:5} {size:>10}, error of the worst layer {error:.5}{mark}"));
+    }
+    let precision = serde_json::from_value::<PrecisionSummary>(shown["precision"].clone());
+    for (name, words) in precision.into_iter().flat_map(|precision| precision.lines()) {
+        tell(name, words);
     }
     for budget in each(&shown["budgets"]) {
         let length = budget["length"].as_u64();

@@ -164,6 +164,12 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     }
     hermes::say!("graph    {:.1} MiB", mib(manifest.graph.bytes));
     tell_text(manifest, "");
+    for variant in &manifest.variants {
+        hermes::say!("variant  {variant:5} {:9.1} MiB", mib(bytes_of(dir, variant)));
+    }
+    for (name, words) in dir.precision()?.iter().flat_map(|of| of.summary().lines()) {
+        hermes::say!("{name:8} {words}");
+    }
     let demand = Demand::read(&dir.path).ok();
     for Budget { length, bytes } in demand.iter().flat_map(|own| budgets(own, PROCESS_BYTES)) {
         let requests = length.map(|length| format!(" for requests of length {length}"));
