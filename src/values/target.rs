@@ -137,16 +137,6 @@ mod tests {
     }
 
     #[test]
-    fn latencies_are_read_as_times_or_seconds() {
-        let read = |json: &str| serde_json::from_str::<Latency>(json);
-        assert_eq!(read("\"400ms\"").unwrap().us(), 400_000);
-        assert_eq!(serde_json::to_string(&read("\"400ms\"").unwrap()).unwrap(), "\"400ms\"");
-        for wrong in ["0", "-1", "0.4", "true", "\"year\""] {
-            assert!(read(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn accuracies_are_shares() {
         let check = |text: &str, value: f64| {
             assert_eq!(text.parse().map(<f64 as From<Accuracy>>::from), Ok(value));
