@@ -104,11 +104,6 @@ impl Allotter {
         self.sums(&self.items_after(steps)).0
     }
 
-    /// How many steps of greedy's stay within so many bytes.
-    pub fn steps_within(&self, most_bytes: u64) -> usize {
-        self.stop(Limit::Bytes(most_bytes))
-    }
-
     /// The choice of least loss within so many bytes of the tape; None where there is none.
     pub fn within_bytes(&self, most_bytes: u64) -> Option<Vec<usize>> {
         let limit = Limit::Bytes(most_bytes);

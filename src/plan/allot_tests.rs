@@ -118,7 +118,6 @@ fn bytes_are_those_of_the_tape() {
     assert_eq!(allotter.bytes_after(0), 124);
     assert_eq!(allotter.after(0), [1, 1, 0]);
     assert_eq!(allotter.within_bytes(139), Some(vec![1, 0, 0]));
-    assert_eq!(allotter.steps_within(139), 1);
     assert_eq!(allotter.bytes_after(2), ladder.bytes(&[0, 0, 0]));
 }
 
