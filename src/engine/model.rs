@@ -222,7 +222,7 @@ impl Model {
     }
 
     /// The precisions in which its tensors lie on the disk; found out once.
-    pub(super) fn ladder(&self) -> Result<Arc<Ladder>, EngineError> {
+    pub fn ladder(&self) -> Result<Arc<Ladder>, EngineError> {
         if let Some((ladder, _)) = &lock(&self.standing).ladder {
             return Ok(Arc::clone(ladder));
         }

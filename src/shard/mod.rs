@@ -34,7 +34,7 @@ mod trial;
 mod watch;
 mod write;
 
-pub use calibrate::{Sketch, read as read_inputs};
+pub use calibrate::Sketch;
 pub use draft::Draft;
 pub use embedder::Named;
 pub use error::ShardError;

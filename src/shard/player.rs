@@ -1,8 +1,9 @@
 //! Plays a version by itself, with no engine: passes over given inputs, in any choice of variants.
 
-use super::calibrate::Sketch;
+use super::calibrate::{Sketch, read};
 use super::error::{ShardError, ensure, unfit};
 use super::inputs::Inputs;
+use super::source::TokenizerFile;
 use super::watch::Watch;
 use crate::codec::{self, Codec};
 use crate::graph::{self, Imported, Walk, Walker, WeightUse, Weights};
@@ -14,6 +15,7 @@ use crate::wire::Array;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// Activations of the requests that are played together, at most, unless one takes more.
@@ -116,6 +118,20 @@ impl Player {
     /// The version.
     pub fn dir(&self) -> &ModelDir {
         &self.dir
+    }
+
+    /// Inputs of a user's file, read with the version's own tokenizer, or made up.
+    ///
+    /// # Errors
+    /// What does not fit the model, is empty or no number, with its place; where none can be made up.
+    pub fn inputs(&self, file: Option<&Path>) -> Result<Inputs, ShardError> {
+        let Some(file) = file else { return self.made_up_inputs() };
+        let dir = &self.dir;
+        let tokenizer = dir.manifest.tokenizer.as_ref().map(|entry| {
+            let (path, bytes) = (dir.file_path(&entry.path)?, dir.read_file(entry)?);
+            Ok::<_, StoreError>(TokenizerFile { path, bytes })
+        });
+        read(file, &dir.manifest, tokenizer.transpose()?.as_ref())
     }
 
     /// Inputs that the model takes, whatever they mean.

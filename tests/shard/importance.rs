@@ -2,7 +2,7 @@
 
 use super::{Place, check_refusal, files, stderr, stdout};
 use hermes::graph::sample_inputs;
-use hermes::shard::importance::{self, Measured};
+use hermes::shard::importance::{self, Accuracy, Measured};
 use hermes::shard::{Inputs, Player, ShardError, Watch};
 use hermes::store::{self, Measure, ModelDir, Precision, Store, TensorPrecision};
 use hermes::wire::Array;
@@ -135,6 +135,33 @@ fn language_models_are_measured_by_the_next_token() {
     let probe = measured.precision.probe.as_ref().unwrap();
     assert_eq!(probe.measure, Measure::Kl, "{:?}", measured.notes);
     assert!(divergences(&measured).iter().any(|divergence| *divergence > 0.0));
+}
+
+/// With one tensor alone in the probe's variant, what is measured of a choice is what the sweep found
+/// of that tensor, and what is expected of it too.
+#[test]
+fn a_choice_is_as_accurate_as_its_tensors() {
+    let place = built("bert-tiny");
+    let dir = version(&place);
+    let inputs = inputs(&dir, &[5, 9, 3]);
+    let player = Player::open(dir.clone()).unwrap();
+    let Measured { precision, .. } = importance::measure(&player, &inputs, &()).unwrap();
+    let dir = store::amend(&place.store(), &dir, &precision).unwrap();
+    let accuracy = Accuracy::new(Player::open(dir).unwrap(), inputs, &()).unwrap();
+    let mut variants = vec!["f32".to_string(); precision.tensors.len()];
+    assert_eq!(accuracy.measure(&variants, &()).unwrap(), 1.0);
+    assert_eq!(accuracy.expect(&variants).unwrap().0, 1.0);
+    for index in [1, precision.tensors.len() - 1] {
+        variants[index] = "a4".to_string();
+        let lost = precision.tensors[index].divergence.unwrap();
+        let measured = accuracy.measure(&variants, &()).unwrap();
+        assert!((1.0 - measured - lost).abs() < 1e-9, "{measured}, lost {lost}");
+        let (expected, bits) = accuracy.expect(&variants).unwrap();
+        assert!((1.0 - expected - lost).abs() < 1e-12 && bits < 40.0, "{expected}, {bits} bits");
+        variants[index] = "f32".to_string();
+    }
+    variants.pop();
+    assert!(accuracy.measure(&variants, &()).is_err());
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn weighed(order: &Order, installed: ModelDir, json: bool) -> Result<ModelDir> {
     const LATER: &str = "hermes-shard importance measures it";
     let progress = Progress::new(0, json);
     let measured = Player::open(installed.clone()).and_then(|player| {
-        let inputs = super::importance::inputs(order.calibrate.as_deref(), &player)?;
+        let inputs = player.inputs(order.calibrate.as_deref())?;
         importance::measure(&player, &inputs, &progress)
     });
     progress.finish();

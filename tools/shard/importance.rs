@@ -6,11 +6,11 @@ use super::store::StoreOption;
 use anyhow::{Context, Result};
 use clap::Args;
 use hermes::shard::importance::{self, Measured};
-use hermes::shard::{Inputs, Player, ShardError, Streamed, TokenizerFile, read_inputs};
-use hermes::store::{self, Measure, Precision, Probe, StoreError};
+use hermes::shard::{Player, ShardError, Streamed};
+use hermes::store::{self, Measure, Precision, Probe};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Loudest tensors that are listed one by one.
@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return report(&player, &precision, options.json);
     }
     let store = options.store.writable()?;
-    let inputs = inputs(options.calibrate.as_deref(), &player)?;
+    let inputs = player.inputs(options.calibrate.as_deref())?;
     interrupt::writing();
     let progress = Progress::new(0, options.json);
     let measured = importance::measure(&player, &inputs, &progress);
@@ -59,20 +59,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     notes.iter().filter(|_| !options.json).for_each(|note| hermes::tell!("{note}"));
     store::amend(&store, &dir, &precision)?;
     report(&player, &precision, options.json)
-}
-
-/// The user's inputs, or made-up ones.
-pub fn inputs(calibrate: Option<&Path>, player: &Player) -> Result<Inputs, ShardError> {
-    let dir = player.dir();
-    let Some(file) = calibrate else {
-        return player.made_up_inputs();
-    };
-    let tokenizer = dir.manifest.tokenizer.as_ref();
-    let tokenizer = tokenizer.map(|entry| {
-        let (path, bytes) = (dir.file_path(&entry.path)?, dir.read_file(entry)?);
-        Ok::<_, StoreError>(TokenizerFile { path, bytes })
-    });
-    read_inputs(file, &dir.manifest, tokenizer.transpose()?.as_ref())
 }
 
 /// An interruption loses nothing here.

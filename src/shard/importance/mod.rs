@@ -1,12 +1,14 @@
 //! How much each tensor matters: how far answers are off with it alone at few bits.
 //!
-//! `judge` says how far that is, `sweep` plays the passes, `unfinished` keeps what an interruption
+//! `judge` says how far that is, `accuracy` of any choice, `sweep` plays the passes, `unfinished` keeps what an interruption
 //! would lose. The way of the paper that Hermes follows is here too, to be compared with.
 
+mod accuracy;
 mod judge;
 mod sweep;
 mod unfinished;
 
+pub use accuracy::Accuracy;
 pub use judge::{Answer, Judge};
 
 use super::error::{ShardError, ensure, unfit};
