@@ -22,6 +22,7 @@ mod setup;
 mod smallest;
 mod soak;
 mod socket;
+mod sti;
 mod switch;
 mod synth;
 mod together;
@@ -66,6 +67,11 @@ enum Command {
     Paper(paper::Arguments),
     /// Measure what a pass costs within budgets from the smallest that works
     Sweep(paper::sweep::Arguments),
+    /// Compare choices of precisions by accuracy, time and memory, on several disks
+    Sti(sti::Arguments),
+    /// One job of `sti`
+    #[command(hide = true)]
+    StiPass(sti::pass::Arguments),
     /// One measurement of `paper` or `sweep`
     #[command(hide = true)]
     PaperPass(paper::measure::Arguments),
@@ -91,6 +97,8 @@ fn main() -> anyhow::Result<()> {
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Paper(arguments) => paper::run(&arguments),
         Command::Sweep(arguments) => paper::sweep::run(&arguments),
+        Command::Sti(arguments) => sti::run(&arguments),
+        Command::StiPass(arguments) => sti::pass::run(&arguments),
         Command::PaperPass(arguments) => paper::measure::run(&arguments),
     }
 }

@@ -6,7 +6,7 @@
 //! `sweep` asks what a budget costs. Nothing here is linked into the daemon.
 
 mod chart;
-mod disks;
+pub mod disks;
 mod gantt;
 pub mod ink;
 pub mod measure;
