@@ -434,7 +434,7 @@ fn a_version_that_changes_meanwhile_ends_it() {
     let file = files.write("texts.txt", "cat\n\ndog\ncar\n");
     let (code, error) = embed(&socket, &file, &files.path("v.npy"), &[]);
     assert!(code == 2 && error.contains("was 1, now it is 2"), "{code}: {error}");
-    assert!(error.contains("1 lines are in"), "{error}");
+    assert!(error.contains("1 line is in"), "{error}");
     assert_eq!(files.names(), ["s", "texts.txt", "v.npy.partial", "v.npy.partial.json"]);
 }
 

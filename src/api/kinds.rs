@@ -139,8 +139,8 @@ mod tests {
         let layers = [layer("layer.0", &kinds), layer("layer.1", &kinds), layer("pooler", &["p"])];
         let expected = "         query    up\n\
                         layer.0    2.6   3.6\n\
-                        layer.1    2.6   3.6\n             p\n\
-                        pooler     2.6";
+                        layer.1    2.6   3.6\n            p\n\
+                        pooler    2.6";
         assert_eq!(bits_table(&layers), expected);
         assert_eq!(bits_table(&[]), "");
     }
