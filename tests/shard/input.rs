@@ -97,8 +97,8 @@ fn files_of_other_kinds_are_told_with_the_way_to_an_onnx_file() {
         let path = place.path(name);
         let words = [path.to_str().unwrap(), "not an ONNX model: it is ", what, advice];
         place.refuse_command(build(&path), &words);
-        // In a folder it is found by its name.
-        if !name.starts_with("model.onnx") {
+        // In a folder it is found by its name, but what lies beside models.
+        if !name.starts_with("model.onnx") && name != "tokenizer.json" {
             let words = ["has no ONNX file", name, what, advice];
             place.refuse_command(build(place.folder.path()), &words);
         }

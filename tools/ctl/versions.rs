@@ -3,7 +3,7 @@
 use super::client::{Client, ClientError, EXIT_CODES, parse, segment};
 use super::embed::Print;
 use clap::Subcommand;
-use hermes_base::store::Package;
+use hermes_base::store::{Package, manifest::is_name};
 use hermes_base::values::size::Size;
 use hermes_base::wire::table;
 use http_body_util::BodyExt;
@@ -176,11 +176,12 @@ fn list(reply: &Value) -> String {
 /// For `MODEL/VERSION`, with the way to that version.
 pub fn model_name(text: &str) -> Result<String, String> {
     match model_and_version(text) {
-        (_, None) => Ok(text.to_owned()),
-        (model, Some(version)) => Err(format!(
+        (model, Some(version)) if is_name(model) && is_name(version) => Err(format!(
             "the served version is meant here: give {model:?} alone; hermesctl use {model} \
              {version} serves another"
         )),
+        // What is no name either way is the daemon's to refuse.
+        _ => Ok(text.to_owned()),
     }
 }
 
