@@ -143,6 +143,7 @@ fn write_version(folder: &Path, model: &str, version: &str) {
         task: None,
         text: None,
         precision: None,
+        generation: None,
         batch: None,
         loading_bytes: None,
         needs: None,

@@ -57,9 +57,9 @@ pub fn amend(
 
 /// Gives the files of a version, but for manifest and precisions, a second name in `folder`.
 fn link_files(dir: &ModelDir, folder: &Path) -> Result<(), StoreError> {
-    let Manifest { graph, tokenizer, layers, .. } = &*dir.manifest;
+    let Manifest { graph, tokenizer, generation, layers, .. } = &*dir.manifest;
     let layers = layers.iter().flat_map(|layer| layer.files.values()).map(|file| &file.path);
-    let whole = [graph].into_iter().chain(tokenizer).map(|file| &file.path);
+    let whole = [graph].into_iter().chain(tokenizer).chain(generation).map(|file| &file.path);
     for path in whole.chain(layers) {
         link(&dir.file_path(path)?, folder.join(path))?;
     }

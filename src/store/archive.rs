@@ -3,6 +3,7 @@
 use super::{
     ModelDir, Staging, StoreError,
     folder::{MAX_MANIFEST_BYTES, check_room},
+    generation::GENERATION_NAME,
     install::{install, staging},
     layer_file::{LayerIndex, open_file},
     manifest::{MANIFEST_NAME, Manifest},
@@ -272,6 +273,8 @@ fn expected_files(manifest: &Manifest) -> Result<BTreeMap<String, u64>, StoreErr
     files.extend(tokenizer.map(|file| ("tokenizer", &file.path, file.bytes, TOKENIZER_NAME)));
     let precision = manifest.precision.iter();
     files.extend(precision.map(|file| ("precision", &file.path, file.bytes, PRECISION_NAME)));
+    let generation = manifest.generation.iter();
+    files.extend(generation.map(|file| ("generation", &file.path, file.bytes, GENERATION_NAME)));
     for (what, path, _, name) in &files {
         if path != name {
             let what = format!("is {path:?} by the manifest's field {what}: expected {name:?}");

@@ -1,6 +1,7 @@
 use super::{
     StoreError,
     error::OPEN_STORE,
+    generation::{Generation, MAX_GENERATION_BYTES},
     layer_file::{LayerFile, TensorEntry, open_file},
     manifest::{CURRENT_NAME, FileEntry, MANIFEST_NAME, Manifest, Weight, is_model_name, is_name},
     precision::Precision,
@@ -277,6 +278,19 @@ impl ModelDir {
         let precision = Precision::parse(&self.read_file(entry)?, &self.manifest);
         let corrupt = |what| StoreError::corrupt(&self.path.join(&entry.path), what);
         precision.map(Some).map_err(corrupt)
+    }
+
+    /// What is to be known to have the model write texts; none where it writes none.
+    ///
+    /// # Errors
+    /// As [`ModelDir::read_file`], and a file that cannot be believed.
+    pub fn generation(&self) -> Result<Option<Generation>, StoreError> {
+        let Some(entry) = &self.manifest.generation else { return Ok(None) };
+        let corrupt = |what: String| StoreError::corrupt(&self.path.join(&entry.path), what);
+        if entry.bytes > MAX_GENERATION_BYTES {
+            return Err(corrupt(format!("has more than {MAX_GENERATION_BYTES} bytes")));
+        }
+        Generation::parse(&self.read_file(entry)?).map(Some).map_err(corrupt)
     }
 
     /// Where a file of the manifest lies. The manifest's paths cannot climb out of the folder;

@@ -79,6 +79,9 @@ pub struct Manifest {
     /// programs built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<FileEntry>,
+    /// What is to be known to have it write texts. None of a model that writes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<FileEntry>,
     pub provenance: Provenance,
 }
 
@@ -157,7 +160,8 @@ impl Manifest {
 
     /// The files that are read whole.
     pub fn whole_files(&self) -> impl Iterator<Item = &FileEntry> {
-        [&self.graph].into_iter().chain(&self.tokenizer).chain(&self.precision)
+        let files = [&self.graph].into_iter().chain(&self.tokenizer).chain(&self.precision);
+        files.chain(&self.generation)
     }
 
     /// The inputs as requests give them.
@@ -183,6 +187,8 @@ impl Manifest {
         let mut paths = vec![("graph.path".to_owned(), &self.graph.path)];
         paths.extend(self.tokenizer.iter().map(|file| ("tokenizer.path".to_owned(), &file.path)));
         paths.extend(self.precision.iter().map(|file| ("precision.path".to_owned(), &file.path)));
+        let generation = self.generation.iter();
+        paths.extend(generation.map(|file| ("generation.path".to_owned(), &file.path)));
         for (index, layer) in self.layers.iter().enumerate() {
             let files = layer.files.iter();
             paths.extend(files.map(|(variant, entry)| {
@@ -465,6 +471,7 @@ mod tests {
             ],
             "variants": ["f32", "q8"],
             "tokenizer": {"path": "tokenizer.json", "bytes": 10, "checksum": "0123456789abcdef"},
+            "generation": {"path": "generation.json", "bytes": 9, "checksum": "0123456789abcdef"},
             "task": {"kind": "embedding", "output": "hidden", "pooling": "mean"},
             "text": {"max_tokens": 256, "truncates": true, "cuts_start": false, "lowercase": false,
                 "prompts": [{"name": "query", "text": "query: "}], "default_prompt": "query",

@@ -11,6 +11,7 @@ mod dtype;
 mod error;
 mod field;
 mod folder;
+mod generation;
 mod install;
 pub mod layer_file;
 pub mod manifest;
@@ -32,6 +33,9 @@ pub use demand::{Demand, TOKENIZER_BYTES_PER_BYTE};
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
 pub use folder::{ModelDir, Serving, Store, check_room};
+pub use generation::{
+    GENERATION_FORMAT, GENERATION_NAME, Generation, MAX_GENERATION_BYTES, SamplingDefaults,
+};
 pub use install::{Staging, check_writable, install, staging};
 pub use layer_file::block_rows;
 pub use package::Package;

@@ -201,6 +201,7 @@ fn install_version(root: &Path, version: &str, fill: u8) {
         task: None,
         text: None,
         precision: None,
+        generation: None,
         provenance: Provenance {
             source: "test".to_string(),
             source_bytes: 0,
