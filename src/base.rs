@@ -1,6 +1,6 @@
 //! What Hermes stands on, and what its client shares with its daemon: files and memory, blocks and
-//! their codecs, the flow of weights, plans, arrays and how they travel. Nothing here knows a graph,
-//! so that a program which only asks is a small one.
+//! their codecs, the flow of weights, plans, arrays and how they travel, chats and texts. Nothing here
+//! knows a graph, so that a program which only asks is a small one.
 
 pub mod codec;
 pub mod manual;
@@ -8,6 +8,7 @@ pub mod plan;
 pub mod store;
 pub mod stream;
 pub mod sys;
+pub mod text;
 pub mod values;
 pub mod wire;
 

@@ -14,4 +14,4 @@ pub mod engine;
 pub mod graph;
 pub mod shard;
 
-pub use hermes_base::{codec, manual, plan, say, store, stream, sys, tell, values, wire};
+pub use hermes_base::{codec, manual, plan, say, store, stream, sys, tell, text, values, wire};
