@@ -1,7 +1,19 @@
-//! What a language model needs beside its passes, as pure functions: logits become tokens, and bytes
-//! become text that ends where it should. Nothing here knows a tokenizer, a thread or a socket.
+//! What a language model needs beside its passes, as pure functions: chats become prompts, logits
+//! become tokens, and bytes become text that ends where it should. Nothing here knows a tokenizer,
+//! a thread or a socket.
 
+pub mod chat;
+pub mod clock;
+mod dump;
+pub mod messages;
+mod python;
 pub mod random;
 pub mod sampler;
 pub mod stops;
+pub mod template;
 pub mod whole;
+
+pub use minijinja::Value;
+
+/// The name of the template that is taken where none is asked for.
+const DEFAULT: &str = "default";

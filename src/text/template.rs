@@ -1,0 +1,207 @@
+//! Chat templates: Jinja as transformers has it, bounded in time and memory.
+
+use super::clock::Moment;
+use super::python;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value};
+use std::sync::{Arc, Mutex, PoisonError};
+use thiserror::Error as ThisError;
+
+/// Longest template that is taken.
+pub const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+
+/// Deepest nesting of calls in a template.
+const MAX_RECURSION: usize = 64;
+
+/// Bytes of data that one unit of minijinja's fuel pays for, or one instruction.
+const BYTES_PER_FUEL: u64 = 64;
+
+/// What a template may take whatever it is given: some hundred thousand instructions.
+const LEAST_BYTES: u64 = 8 << 20;
+
+/// What it may take for each byte that it is given.
+const BYTES_PER_BYTE: u64 = 128;
+
+/// Why there is no text.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+pub enum TemplateError {
+    /// The template's own words, by `raise_exception`.
+    #[error("{0}")]
+    Raised(String),
+    /// It is no template.
+    #[error("the chat template cannot be read: {0}")]
+    Syntax(String),
+    /// It cannot be rendered with what was sent.
+    #[error("the chat template cannot be rendered: {0}")]
+    Failed(String),
+    /// It asked for more steps or bytes than there are for it.
+    #[error("the chat template takes too much: more than {limit_bytes} bytes or as many steps")]
+    TooMuch {
+        /// What there was for it.
+        limit_bytes: u64,
+    },
+}
+
+/// A template, and what it is rendered with.
+#[derive(Clone, Debug)]
+pub struct Rendering<'a> {
+    pub source: &'a str,
+    /// Its variables, the later ones first.
+    pub variables: &'a [(String, Value)],
+    /// What strftime_now tells; without it the function is not there.
+    pub now: Option<Moment>,
+    /// A character that JSON leaves as it is.
+    pub mark: Option<char>,
+    /// What rendering may take: [`most_bytes`].
+    pub limit_bytes: u64,
+}
+
+/// Most that rendering takes of memory where it is given so many bytes.
+pub fn most_bytes(given_bytes: usize) -> u64 {
+    LEAST_BYTES + BYTES_PER_BYTE * given_bytes as u64
+}
+
+/// Whether `source` is a template.
+///
+/// # Errors
+/// Why it is none.
+pub fn check(source: &str) -> Result<(), TemplateError> {
+    let source = prepared(source)?;
+    environment(None).template_from_str(&source).map(drop).map_err(|error| failed(&error, 0))
+}
+
+impl Rendering<'_> {
+    /// The text that the template makes.
+    ///
+    /// # Errors
+    /// What the template raises, and what it fails by.
+    pub fn render(&self) -> Result<String, TemplateError> {
+        let source = prepared(self.source)?;
+        let mut environment = environment(self.mark);
+        environment.set_fuel(Some(self.limit_bytes / BYTES_PER_FUEL));
+        let raised = Arc::new(Mutex::new(None));
+        let words = Arc::clone(&raised);
+        environment.add_function("raise_exception", move |what: String| -> Result<Value, Error> {
+            *words.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+            Err(Error::new(ErrorKind::InvalidOperation, "raised"))
+        });
+        if let Some(now) = self.now {
+            environment.add_function("strftime_now", move |format: &str| {
+                now.format(format).map_err(|what| Error::new(ErrorKind::InvalidOperation, what))
+            });
+        }
+        let template = environment.template_from_str(&source);
+        let template = template.map_err(|error| failed(&error, self.limit_bytes))?;
+        let named = self.variables.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        let rendered = template.render(Value::from_pairs(named));
+        rendered.map_err(|error| {
+            let raised = raised.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match raised {
+                Some(what) if error.kind() != ErrorKind::OutOfFuel => TemplateError::Raised(what),
+                _ => failed(&error, self.limit_bytes),
+            }
+        })
+    }
+}
+
+fn environment<'a>(mark: Option<char>) -> Environment<'a> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("no delimiter was changed"));
+    environment.set_recursion_limit(MAX_RECURSION);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    python::install(&mut environment, mark);
+    environment
+}
+
+fn failed(error: &Error, limit_bytes: u64) -> TemplateError {
+    let mut causes = std::iter::successors(Some(error), |error| {
+        std::error::Error::source(*error)?.downcast_ref()
+    });
+    if causes.any(|error| error.kind() == ErrorKind::OutOfFuel) {
+        return TemplateError::TooMuch { limit_bytes };
+    }
+    let line = error.line().map_or_else(String::new, |line| format!(" (line {line})"));
+    let detail = error.detail().map_or_else(String::new, |detail| format!(": {detail}"));
+    let what = format!("{}{detail}{line}", error.kind());
+    match error.kind() {
+        ErrorKind::SyntaxError => TemplateError::Syntax(what),
+        _ => TemplateError::Failed(what),
+    }
+}
+
+/// The source with its `generation` marks, which print nothing, as blocks that are always entered:
+/// so the white space around them goes as around any block.
+fn prepared(source: &str) -> Result<String, TemplateError> {
+    if source.len() > MAX_TEMPLATE_BYTES {
+        let what = format!("it has {} bytes; the limit is {MAX_TEMPLATE_BYTES}", source.len());
+        return Err(TemplateError::Syntax(what));
+    }
+    let mut prepared = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        prepared.push_str(before);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let (tag, behind) = tag.split_at(end);
+        match tag.trim_matches(|c: char| c.is_whitespace() || "{}%+-".contains(c)) {
+            "generation" => prepared.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => prepared.push_str(&tag.replace("endgeneration", "endif")),
+            _ => prepared.push_str(tag),
+        }
+        rest = behind;
+    }
+    prepared.push_str(rest);
+    Ok(prepared)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> Result<String, TemplateError> {
+        let limit_bytes = most_bytes(0);
+        Rendering { source, variables: &[], now: None, mark: None, limit_bytes }.render()
+    }
+
+    /// Templates come with models, and the event loop of others must not wait for them.
+    #[test]
+    fn hostile_templates_end() {
+        let doubling = "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(99) %}\
+                        {% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}";
+        let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in \
+                      range(99999) %}{% endfor %}{% endfor %}{% endfor %}";
+        let calls = "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}";
+        let branching = "{% macro a(n) %}{% if n %}{{ a(n - 1) }}{{ a(n - 1) }}{% endif %}\
+                         {% endmacro %}{{ a(60) }}";
+        let dumped = "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}\
+                      {% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}";
+        for source in [
+            doubling,
+            nested,
+            branching,
+            dumped,
+            "{{ 'x' * 1000000000 }}",
+            "{{ range(100000000) | list | length }}",
+            "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
+            "{{ 'x' | indent(width=1000000000, first=true) }}",
+            "{{ '%1000000000d' | format(1) }}",
+            "{{ 'a'.center(1000000000) }}",
+        ] {
+            let refused = render(source).unwrap_err();
+            assert!(!matches!(refused, TemplateError::Raised(_)), "{source}: {refused}");
+        }
+        assert!(matches!(render(doubling), Err(TemplateError::TooMuch { .. })));
+        assert!(render(calls).is_err());
+        let brackets = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
+        assert!(matches!(render(&brackets), Err(TemplateError::Syntax(_))));
+        assert!(check(&"x".repeat(MAX_TEMPLATE_BYTES + 1)).is_err());
+    }
+
+    #[test]
+    fn templates_are_read_when_the_model_is_built() {
+        assert_eq!(check("{{ messages }}"), Ok(()));
+        assert!(matches!(check("{% for %}"), Err(TemplateError::Syntax(_))));
+        assert_eq!(render("{%- generation %}\nx{% endgeneration -%}\n y"), Ok("xy".to_owned()));
+    }
+}
