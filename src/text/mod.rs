@@ -9,6 +9,7 @@ pub mod messages;
 mod python;
 pub mod random;
 pub mod sampler;
+pub mod settings;
 pub mod stops;
 pub mod template;
 pub mod whole;
@@ -17,3 +18,6 @@ pub use minijinja::Value;
 
 /// The name of the template that is taken where none is asked for.
 const DEFAULT: &str = "default";
+
+#[cfg(test)]
+mod cases;
