@@ -6,6 +6,7 @@ use super::dims::{self, Settled, Sizes};
 use super::embedder::{self, Wish};
 use super::error::{ShardError, ensure, unfit};
 use super::files::{entry, write_file};
+use super::generation;
 use super::inputs::Inputs;
 use super::makers::Makers;
 use super::order::Order;
@@ -16,7 +17,7 @@ use crate::graph::{Imported, Lockstep, WeightUse};
 use crate::store::manifest::{
     self, FileEntry, Manifest, Needs, PassNeeds, Provenance, Task, TextRules, Weight,
 };
-use crate::store::{self, ModelDir, Rehearsal};
+use crate::store::{self, GENERATION_NAME, Generation, ModelDir, Rehearsal};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -32,6 +33,7 @@ pub struct Draft {
     pub manifest: Manifest,
     /// What was decided, line by line.
     pub notes: Vec<String>,
+    generation: Option<Generation>,
     sizes: Sizes,
     uses: Vec<WeightUse>,
     sketch: Sketch,
@@ -54,6 +56,9 @@ impl Draft {
         let (task, text) = read_makers(order, source, &settled.imported)?;
         let Settled { skeleton, imported, sizes, loading_bytes, graph_bytes, batch, notes } =
             settled;
+        let generation = generation::read(source, &imported)?;
+        let told = generation.iter().flat_map(|generation| generation.sources.iter().cloned());
+        let notes = notes.into_iter().chain(told).collect();
         let sketch = Sketch::of(&imported);
         let manifest = Manifest {
             format: manifest::FORMAT,
@@ -71,10 +76,11 @@ impl Draft {
             task,
             text,
             precision: None,
+            generation: generation.as_ref().map(|told| entry(GENERATION_NAME, &told.to_json())),
             loading_bytes,
             provenance: provenance(source),
         };
-        Ok(Draft { manifest, notes, sizes, uses: imported.uses, sketch })
+        Ok(Draft { manifest, notes, generation, sizes, uses: imported.uses, sketch })
     }
 
     /// Reads what [`Draft::to_text`] wrote.
@@ -146,7 +152,7 @@ impl Draft {
         watch: &dyn Watch,
     ) -> Result<ModelDir, ShardError> {
         let inputs = if order.learns() { self.learnt_from(order, &source, watch)? } else { None };
-        let Draft { mut manifest, sizes, uses, .. } = self;
+        let Draft { mut manifest, generation, sizes, uses, .. } = self;
         let Source { mut skim, tokenizer, .. } = source;
         let skeleton = std::mem::take(&mut skim.skeleton);
         let skeleton =
@@ -161,6 +167,9 @@ impl Draft {
         store::check_room(&order.store, building.needed_bytes() + small_bytes as u64)?;
         if let Some(file) = tokenizer {
             write_file(staging.path(), TOKENIZER_NAME, &file.bytes)?;
+        }
+        if let Some(generation) = generation {
+            write_file(staging.path(), GENERATION_NAME, &generation.to_json())?;
         }
         write_file(staging.path(), GRAPH_NAME, &skeleton)?;
         drop(skeleton);

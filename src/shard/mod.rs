@@ -19,6 +19,7 @@ mod encode;
 mod error;
 mod files;
 mod foreign;
+mod generation;
 pub mod importance;
 mod inputs;
 mod layers;
