@@ -6,6 +6,7 @@
 mod amend;
 mod archive;
 mod batch;
+mod decoder;
 mod demand;
 mod dtype;
 mod error;
@@ -29,6 +30,7 @@ mod versions;
 
 pub use amend::amend;
 pub use archive::{Archive, BUFFER_BYTES, Progress, Received, Verified};
+pub use decoder::{Cache, Decoder, NoDecoder};
 pub use demand::{Demand, TOKENIZER_BYTES_PER_BYTE};
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
