@@ -19,6 +19,8 @@ pub enum Category {
     Window,
     /// What passes compute with.
     Activations,
+    /// Keys and values of texts that are generated, and what their passes compute with.
+    Session,
     /// Memory of such that is kept between passes.
     Kept,
     /// Requests and replies.
@@ -27,13 +29,14 @@ pub enum Category {
 
 impl Category {
     /// Every category, in the order of reports.
-    pub const ALL: [Category; 8] = [
+    pub const ALL: [Category; 9] = [
         Category::Process,
         Category::Graph,
         Category::Tokenizer,
         Category::Pins,
         Category::Window,
         Category::Activations,
+        Category::Session,
         Category::Kept,
         Category::Request,
     ];
@@ -47,6 +50,7 @@ impl Category {
             Category::Pins => "pins",
             Category::Window => "window",
             Category::Activations => "activations",
+            Category::Session => "session",
             Category::Kept => "kept",
             Category::Request => "request",
         }

@@ -132,7 +132,7 @@ impl Hold {
             return 0;
         }
         // Pins are in slots.
-        let held = [Category::Graph, Category::Tokenizer, Category::Request];
+        let held = [Category::Graph, Category::Tokenizer, Category::Session, Category::Request];
         let held_bytes: u64 =
             held.map(|category| self.room.ledger.held_bytes(category)).iter().sum();
         let known_bytes = held_bytes + self.slots.bytes() + heap::kept_bytes();
@@ -182,17 +182,48 @@ impl Hold {
             if !refused.can_fit() {
                 return Err(refused.into());
             }
-            if self.room.spare_room(model.name()) {
+            if self.give_way(model) {
                 continue;
             }
-            if window_bytes > smallest_bytes {
-                self.slots.keep_within(0);
-                // Shrinking is always granted.
-                let _ = self.window.resize(smallest_bytes);
-            } else if !self.room.make_room(model.name())
+            if !self.room.make_room(model.name())
                 && !wait.goes_on(&self.room, &refused, returns, cancel)
             {
                 return Err(refused.into());
+            }
+        }
+    }
+
+    /// Frees what can be done without for a moment: what nobody uses, then the window but for its
+    /// smallest. False where nothing of that is left.
+    fn give_way(&mut self, model: &Model) -> bool {
+        if self.room.spare_room(model.name()) {
+            return true;
+        }
+        let smallest_bytes = model.reel().largest_unit_bytes;
+        let gives = self.window.bytes() > smallest_bytes;
+        if gives {
+            self.slots.keep_within(0);
+            // Shrinking is always granted.
+            let _ = self.window.resize(smallest_bytes);
+        }
+        gives
+    }
+
+    /// A grant for a session of `model`: before it is refused, all gives way that can be done
+    /// without. Nobody is waited for.
+    pub fn grant_session(&mut self, model: &Model, bytes: u64) -> Result<Grant, OverBudget> {
+        loop {
+            let window_bytes = self.window.bytes();
+            let smallest_bytes = model.reel().smallest_window_bytes().min(window_bytes);
+            match self.room.ledger.try_grant(Category::Session, bytes) {
+                Ok(grant) => return Ok(grant),
+                Err(refused) => {
+                    let refused = refused.beside(model.graph_bytes());
+                    let refused = refused.without(window_bytes - smallest_bytes);
+                    if !refused.can_fit() || !self.give_way(model) {
+                        return Err(refused);
+                    }
+                }
             }
         }
     }
