@@ -40,9 +40,9 @@ pub async fn embed(
     };
     let share = match (class, texts.len()) {
         (Class::Bulk, _) => Some(api.many_places.share()),
-        (Class::Interactive, 1) => None,
+        (_, 1) => None,
         // Nine requests of 32 texts had all that may wait.
-        (Class::Interactive, _) => Some(api.few_places.share()),
+        (_, _) => Some(api.few_places.share()),
     };
     let mut waiting = longest_first(&texts);
     let longest = waiting.front().map_or(0, |index| texts[*index].tokens.len());

@@ -4,13 +4,15 @@ use super::error::EngineError;
 use super::library::Library;
 use super::model::Model;
 use super::needs::REQUEST_BYTES;
-use super::pass::{Pass, Seat};
+use super::pass::{Outputs, Pass, Seat, Wanted};
 use super::planning::Performed;
 use super::pressure::Pressure;
-use super::request::{Class, Line, PassStats, Reply, Waiting};
+use super::request::{Asked, Class, Line, PassStats, Reply, Waiting};
+use super::room::gone;
 use super::signature::longest_open;
 use super::stage::Stage;
 use super::stats::{CounterSet, Counters};
+use super::step::{Past, Stepped};
 use crate::stream::{Category, FlowCounters, Grant};
 use crate::sys::heap;
 use crate::wire::Array;
@@ -36,6 +38,15 @@ struct Admitted {
     /// Bytes they hold once they share the pass.
     together_bytes: u64,
     grant: Grant,
+    /// What was granted for its passes before.
+    own_bytes: u64,
+}
+
+impl Admitted {
+    /// What it may hold in the pass.
+    fn granted_bytes(&self) -> u64 {
+        self.grant.bytes() + self.own_bytes
+    }
 }
 
 /// Why a request that waits is not admitted.
@@ -66,11 +77,14 @@ impl Admission<'_> {
                 return None;
             }
         };
+        if line.class == Class::Session {
+            self.stage.room().sessions.gather(model.name());
+        }
         // Until the first block is there, others may join: they cost no waiting.
         if !reel.blocks().is_empty() && flow.wait_for(0).is_ok() {
             self.admit(model, line, &mut seats);
         }
-        let granted_bytes: u64 = seats.iter().map(|seat| seat.grant.bytes()).sum();
+        let granted_bytes: u64 = seats.iter().map(Admitted::granted_bytes).sum();
         let spare = self.stage.hold.keep_freed(granted_bytes);
         let pass = self.stage.pass(model, &reel, flow, trace);
         let performed = self.run(&pass, began, seats);
@@ -87,9 +101,12 @@ impl Admission<'_> {
         let traced = |waiting: &Waiting| waiting.request.trace.is_some();
         while count(seats) < MAX_SEATS
             && !seats.first().is_some_and(|first| traced(&first.waiting))
-            && let Some(waiting) = self.stage.room().inbox.pop(line)
+            && let Some(mut waiting) = self.stage.room().inbox.pop(line)
         {
-            let tokens = model.signature.longest_open(&waiting.request.inputs);
+            let tokens = match waiting.step() {
+                Some(step) => step.ids.len() as u64,
+                None => model.signature.longest_open(&waiting.request.inputs),
+            };
             let is_over = line.class == Class::Bulk
                 && !seats.is_empty()
                 && tokens_of(seats).saturating_add(tokens) > model.pace.tokens();
@@ -102,20 +119,63 @@ impl Admission<'_> {
             }
             if waiting.request.cancel.is_cancelled() {
                 Counters::add(&counters.cancelled, 1);
-                waiting.answer.give(Err(EngineError::Cancelled));
+                waiting.refuse(EngineError::Cancelled);
+                continue;
+            }
+            if waiting.step().is_some() {
+                match self.seat_step(model, &mut waiting) {
+                    Ok((seat, grant)) => {
+                        let own_bytes = waiting.step().map_or(0, |step| step.work_bytes);
+                        let (together_bytes, taken) = (0, vec![seat]);
+                        seats.push(Admitted {
+                            waiting,
+                            tokens,
+                            seats: taken,
+                            together_bytes,
+                            grant,
+                            own_bytes,
+                        });
+                    }
+                    Err(error) => waiting.refuse(error),
+                }
                 continue;
             }
             match self.seat(model, &waiting, seats) {
-                Ok((taken, together_bytes, grant)) => {
-                    seats.push(Admitted { waiting, tokens, seats: taken, together_bytes, grant });
-                }
+                Ok((taken, together_bytes, grant)) => seats.push(Admitted {
+                    waiting,
+                    tokens,
+                    seats: taken,
+                    together_bytes,
+                    grant,
+                    own_bytes: 0,
+                }),
                 Err(Refusal::Later) => return self.stage.room().inbox.put_back(waiting),
                 Err(Refusal::Error(error)) => {
                     Counters::add(&counters.failed, 1);
-                    waiting.answer.give(Err(error));
+                    waiting.refuse(error);
                 }
             }
         }
+    }
+
+    /// A session's seat: all that it will hold was granted when it was opened.
+    fn seat_step(
+        &self,
+        model: &Arc<Model>,
+        waiting: &mut Waiting,
+    ) -> Result<(Seat, Grant), EngineError> {
+        model.check_service()?;
+        let cancel = waiting.request.cancel.clone();
+        let Asked::Step(step, _) = &mut waiting.asked else {
+            return Err(EngineError::Internal("a request is no step".to_string()));
+        };
+        if !model.tenancy.is(&step.tenancy) {
+            return Err(gone(model.name(), Some(model)));
+        }
+        let inputs = step.take_inputs(model.decoder()?, &model.dir.manifest.inputs);
+        let inputs = inputs.map_err(|error| EngineError::Internal(format!("{error:#}")))?;
+        let grant = self.stage.room().ledger.try_grant(Category::Activations, 0)?;
+        Ok((Seat { inputs, wanted: Wanted::Values, cancel }, grant))
     }
 
     fn seat(
@@ -161,8 +221,11 @@ impl Admission<'_> {
             }
         };
         let rows = given.arrange().map_err(Refusal::Error)?;
-        let seat =
-            |inputs| Seat { inputs, outputs: outputs.clone(), cancel: request.cancel.clone() };
+        let seat = |inputs| Seat {
+            inputs,
+            wanted: Wanted::Arrays(outputs.clone()),
+            cancel: request.cancel.clone(),
+        };
         Ok((rows.into_iter().map(seat).collect(), together_bytes, grant))
     }
 
@@ -179,8 +242,9 @@ impl Admission<'_> {
             [Admitted { seats, .. }] if seats.len() == 1 => model.tokens_of(&seats[0].inputs),
             _ => None,
         };
+        let granted_bytes: u64 = admitted.iter().map(Admitted::granted_bytes).sum();
         for Admitted { waiting, seats: taken, grant, .. } in admitted {
-            asked.push((waiting, taken[0].outputs.clone(), taken.len(), grant));
+            asked.push((waiting, taken[0].wanted.clone(), taken.len(), grant));
             seats.extend(taken);
         }
         let rows = seats.len();
@@ -189,7 +253,6 @@ impl Admission<'_> {
         let ran = self.stage.perform(pass, seats);
         let latency_us = began.elapsed().as_micros() as u64;
         let peak_bytes = heap::peak_bytes().saturating_sub(held_bytes);
-        let granted_bytes: u64 = asked.iter().map(|(_, _, _, grant)| grant.bytes()).sum();
         log::debug!("a pass held {peak_bytes} bytes at its peak, {granted_bytes} were granted");
         let failure = flow.failure();
         reel.pins.take(flow.end());
@@ -203,10 +266,13 @@ impl Admission<'_> {
             let loading_us = counted.stall_us.max(counted.loader_cpu_us);
             model.pace.learn(all_tokens, latency_us, loading_us);
         }
+        if asked.first().is_some_and(|(waiting, ..)| waiting.class == Class::Session) {
+            room.sessions.note_pass(latency_us);
+        }
         if let Some(failure) = failure.filter(|_| !room.pulse.stopping.is_cancelled()) {
             model.fail(&failure);
         }
-        let results: Vec<Result<Vec<Array>, EngineError>> = ran.unwrap_or_else(|text| {
+        let results: Vec<Result<Outputs, EngineError>> = ran.unwrap_or_else(|text| {
             log::error!("a pass of model {} failed within: {text}", model.name());
             (0..rows).map(|_| Err(EngineError::Internal(text.clone()))).collect()
         });
@@ -221,13 +287,10 @@ impl Admission<'_> {
         let seats = asked.len();
         let judged = tokens.filter(|_| matches!(&results[..], [Ok(_)]));
         let mut results = results.into_iter();
-        for (waiting, outputs, rows, mut grant) in asked {
+        for (waiting, wanted, rows, grant) in asked {
+            let Waiting { request, asked, since, .. } = waiting;
             let rows: Vec<_> = results.by_ref().take(rows).collect();
-            let result = rows
-                .into_iter()
-                .collect::<Result<Vec<_>, _>>()
-                .and_then(|rows| model.signature.join_rows(rows, &outputs));
-            let queue_us = began.saturating_duration_since(waiting.since).as_micros() as u64;
+            let queue_us = began.saturating_duration_since(since).as_micros() as u64;
             Counters::add(&counters.queue_us, queue_us);
             let stats = PassStats {
                 queue_us,
@@ -239,31 +302,63 @@ impl Admission<'_> {
                 loader_cpu_us: counted.loader_cpu_us,
                 activation_bytes: grant.bytes(),
             };
-            // What was granted with the seat holds the outputs until they are taken; those whose
-            // sizes values decided may be more.
-            let result = result.and_then(|arrays| {
-                grant.resize(arrays.iter().map(|array| array.bytes.len() as u64).sum())?;
-                Ok(arrays)
-            });
-            if result.is_err() {
-                let _ = grant.resize(0);
+            match (asked, wanted) {
+                (Asked::Reply(answer), Wanted::Arrays(outputs)) => {
+                    let reply = self.reply(pass, rows, &outputs, stats, grant);
+                    answer.give(reply);
+                }
+                (Asked::Step(step, answer), _) => {
+                    drop(grant);
+                    let tokens = step.past.tokens + step.ids.len();
+                    let stepped = stepped(pass, tokens, rows, counted.bytes_read);
+                    room.sessions.decides(step.session, &request.model);
+                    answer.give(stepped);
+                }
+                (Asked::Reply(answer), Wanted::Values) => drop(answer),
             }
-            grant.turn_into(Category::Request);
-            let counter = match &result {
-                Ok(_) => &counters.answered,
-                Err(EngineError::Cancelled) => &counters.cancelled,
-                Err(_) => &counters.failed,
-            };
-            Counters::add(counter, 1);
-            let names =
-                outputs.iter().map(|output| model.signature.output_name(*output).to_string());
-            let outputs = result.map(|arrays| names.zip(arrays).collect());
-            let version = model.dir.manifest.version.clone();
-            let (choice, held) = (reel.cut.choice, Arc::new(grant));
-            let reply = |outputs| Reply { version, choice, outputs, stats, held };
-            waiting.answer.give(outputs.map(reply));
         }
         judged.map(|tokens| Performed { tokens, latency_us, counted })
+    }
+
+    /// What is answered to a request of so many rows.
+    fn reply(
+        &self,
+        pass: &Pass,
+        rows: Vec<Result<Outputs, EngineError>>,
+        outputs: &[usize],
+        stats: PassStats,
+        mut grant: Grant,
+    ) -> Result<Reply, EngineError> {
+        let Pass { model, reel, .. } = pass;
+        let arrays = |row| match row {
+            Ok(Outputs::Arrays(arrays)) => Ok(arrays),
+            Ok(Outputs::Values(_)) => Ok(vec![]),
+            Err(error) => Err(error),
+        };
+        let rows: Result<Vec<Vec<Array>>, EngineError> = rows.into_iter().map(arrays).collect();
+        // What was granted with the seat holds the outputs until they are taken; those whose
+        // sizes values decided may be more.
+        let result =
+            rows.and_then(|rows| model.signature.join_rows(rows, outputs)).and_then(|all| {
+                grant.resize(all.iter().map(|array: &Array| array.bytes.len() as u64).sum())?;
+                Ok(all)
+            });
+        if result.is_err() {
+            let _ = grant.resize(0);
+        }
+        grant.turn_into(Category::Request);
+        let counters = self.counters.of(model.name());
+        let counter = match &result {
+            Ok(_) => &counters.answered,
+            Err(EngineError::Cancelled) => &counters.cancelled,
+            Err(_) => &counters.failed,
+        };
+        Counters::add(counter, 1);
+        let names = outputs.iter().map(|output| model.signature.output_name(*output).to_string());
+        let (choice, held) = (reel.cut.choice, Arc::new(grant));
+        let version = model.dir.manifest.version.clone();
+        let outputs = names.zip(result?).collect();
+        Ok(Reply { version, choice, outputs, stats, held })
     }
 
     /// Tells the next request for a model that cannot be loaded. The others that wait find out for
@@ -288,8 +383,25 @@ impl Admission<'_> {
         if let Some(counters) = self.counters.known(&line.model) {
             Counters::add(&counters.failed, 1);
         }
-        waiting.answer.give(Err(error));
+        waiting.refuse(error);
     }
+}
+
+/// What is told to a session that has read so many tokens.
+fn stepped(
+    pass: &Pass,
+    tokens: usize,
+    rows: Vec<Result<Outputs, EngineError>>,
+    bytes_read: u64,
+) -> Result<Stepped, EngineError> {
+    let values = match rows.into_iter().next() {
+        Some(Ok(Outputs::Values(values))) => values,
+        Some(Err(error)) => return Err(error),
+        _ => return Err(EngineError::Internal("a step came to nothing".to_string())),
+    };
+    let (past, logits) = Past::of_outputs(pass.model.decoder()?, tokens, values)
+        .map_err(|error| EngineError::Invalid(format!("the model goes on wrongly: {error:#}")))?;
+    Ok(Stepped { past, logits, choice: pass.reel.cut.choice, bytes_read })
 }
 
 /// Tokens of the requests in a pass.

@@ -3,6 +3,7 @@
 use super::error::EngineError;
 use super::known::Known;
 use super::model::Model;
+use super::opening::{Opened, Opening};
 use super::request::{Answer, PassStats};
 use crate::plan::Profile;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub enum Command {
     Profile(String, Answer<Arc<Profile>>),
     /// Tells what is known of a model, which is not loaded for it.
     Recall(String, Answer<Known>),
+    /// Opens a session, loading its model where it is not loaded: what it will hold is granted.
+    Open(Opening, Answer<Opened>),
     /// Follows a new budget: comes before all else, and nobody waits for it.
     Replan,
     /// Follows other targets, or another level of memory pressure, where there are targets; nobody
@@ -36,6 +39,7 @@ impl Command {
             Command::Play(_, answer) => answer.give(Err(error)),
             Command::Profile(_, answer) => answer.give(Err(error)),
             Command::Recall(_, answer) => answer.give(Err(error)),
+            Command::Open(_, answer) => answer.give(Err(error)),
             Command::Replan | Command::Retarget => {}
         }
     }

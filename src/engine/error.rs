@@ -78,6 +78,30 @@ pub enum EngineError {
     /// An earlier failure took the model out of service.
     #[error("model \"{model}\" is out of service since an earlier error: {cause}")]
     OutOfService { model: String, cause: String },
+    /// The model generates no text.
+    #[error("model \"{model}\" generates no text: {why}")]
+    NoText { model: String, why: String },
+    /// A text takes more than the budget, whoever else may be there.
+    #[error(
+        "{tokens} tokens with model \"{model}\" take a budget of {needed_bytes} bytes, there are {budget_bytes}\n\
+         give {most_tokens} tokens at most, prompt and answer together, or --budget at least {needed_bytes}"
+    )]
+    TextTooLong {
+        model: String,
+        tokens: usize,
+        most_tokens: usize,
+        budget_bytes: u64,
+        needed_bytes: u64,
+    },
+    /// Another version of the model is served than the one that is asked for.
+    #[error("version {version} of model \"{model}\" is served, not {wanted}\nask again")]
+    OtherVersion { model: String, wanted: String, version: String },
+    /// The model was unloaded while it generated a text.
+    #[error("model \"{model}\" was unloaded meanwhile")]
+    Unloaded { model: String },
+    /// The model was loaded anew, or another version of it, while it generated a text.
+    #[error("model \"{model}\" was replaced meanwhile by version {version}\nask again")]
+    Replaced { model: String, version: String },
     /// The queue is full.
     #[error("the queue of {limit} requests is full\ntry again later")]
     Busy { limit: usize },
@@ -143,12 +167,16 @@ impl EngineError {
         match self {
             EngineError::UnknownModel { .. } => ErrorKind::NotFound,
             EngineError::NotMeasured { .. }
+            | EngineError::OtherVersion { .. }
+            | EngineError::Unloaded { .. }
+            | EngineError::Replaced { .. }
             | EngineError::NotMeasurable { .. }
             | EngineError::NoChoice { .. }
             | EngineError::Ladder(_)
             | EngineError::Target(TargetError::Ladder(_)) => ErrorKind::Conflict,
             EngineError::UnknownVariant { .. }
             | EngineError::Invalid(_)
+            | EngineError::NoText { .. }
             | EngineError::BudgetTooSmall { .. }
             | EngineError::Plan(_)
             | EngineError::Target(_) => ErrorKind::Invalid,
@@ -158,6 +186,7 @@ impl EngineError {
                     false => ErrorKind::TooLarge,
                 }
             }
+            EngineError::TextTooLong { .. } => ErrorKind::TooLarge,
             EngineError::Cancelled | EngineError::Stream(StreamError::Cancelled) => {
                 ErrorKind::Cancelled
             }

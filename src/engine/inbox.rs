@@ -129,7 +129,7 @@ impl Inbox {
         };
         let error = || if broken { EngineError::Broken } else { EngineError::Cancelled };
         commands.into_iter().for_each(|command| command.refuse(error()));
-        waiting.into_iter().for_each(|waiting| waiting.answer.give(Err(error())));
+        waiting.into_iter().for_each(|waiting| waiting.refuse(error()));
     }
 
     /// Waits for what is to be done next; `None` once closed.
@@ -173,6 +173,16 @@ impl Inbox {
     /// The next request of a line.
     pub fn pop(&self, line: &Line) -> Option<Waiting> {
         lock(&self.state).turns.pop(line)
+    }
+
+    /// Whether anybody waits in a line.
+    pub fn has(&self, line: &Line) -> bool {
+        lock(&self.state).turns.has(line)
+    }
+
+    /// Takes out every request for which `is_gone` holds.
+    pub fn remove(&self, is_gone: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
+        lock(&self.state).turns.remove(is_gone)
     }
 
     /// Puts a request back where it came from.

@@ -9,10 +9,11 @@ use super::pace::Pace;
 use super::reel::{Cut, Reel};
 use super::signature::Signature;
 use super::standing::Standing;
+use super::step::Tenancy;
 use crate::graph::{self, Footprint, GraphError, Imported, Lockstep, WeightUse};
 use crate::plan::{Ladder, Plan, Profile};
 use crate::store::manifest::Dim;
-use crate::store::{ModelDir, Serving};
+use crate::store::{Decoder, ModelDir, NoDecoder, Serving};
 use crate::stream::{Category, Grant, Ledger, Slots, StreamError};
 use crate::sys::heap;
 use crate::sys::lock::lock;
@@ -31,6 +32,8 @@ pub struct Model {
     /// How the plan uses the weights, in its order.
     uses: Box<[WeightUse]>,
     pub(super) signature: Signature,
+    decoder: Result<Decoder, NoDecoder>,
+    pub(super) tenancy: Tenancy,
     disk: DiskKind,
     slots: Arc<Slots>,
     ledger: Arc<Ledger>,
@@ -98,8 +101,11 @@ impl Model {
         let held_bytes = cut.held_bytes(&**cut.sources.by(base.source));
         let reel = Reel::new(base.clone(), &cut, None, ledger)?;
         let plan = policy.plan(&cut.tape, &held_bytes, base.clone());
+        let decoder = Decoder::of(&dir.manifest.inputs, &dir.manifest.outputs);
         let model = Model {
             serving,
+            decoder,
+            tenancy: Tenancy::default(),
             variant,
             plan: lockstep,
             uses,
@@ -117,6 +123,14 @@ impl Model {
         };
         model.settle(plan)?;
         Ok(model)
+    }
+
+    /// How it generates text.
+    pub(super) fn decoder(&self) -> Result<&Decoder, EngineError> {
+        self.decoder.as_ref().map_err(|why| EngineError::NoText {
+            model: self.name().to_string(),
+            why: why.to_string(),
+        })
     }
 
     /// When it was used last, by the engine's count.

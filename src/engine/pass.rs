@@ -148,9 +148,23 @@ fn runs_of(table: &Table, rows: &[usize]) -> Vec<(Range<usize>, Range<u64>)> {
 pub struct Seat {
     /// In the plan's order.
     pub inputs: TVec<TValue>,
-    /// Indices of the outputs wanted.
-    pub outputs: Vec<usize>,
+    pub wanted: Wanted,
     pub cancel: Cancel,
+}
+
+/// What a seat wants of its outputs.
+#[derive(Clone)]
+pub enum Wanted {
+    /// Those of these indices, to leave the engine.
+    Arrays(Vec<usize>),
+    /// All of them, as they are.
+    Values,
+}
+
+/// What a seat gets.
+pub enum Outputs {
+    Arrays(Vec<Array>),
+    Values(TVec<TValue>),
 }
 
 /// What the requests of a pass have in common.
@@ -169,12 +183,12 @@ pub struct Pass {
 impl Pass {
     /// Evaluates the plan once for all of `seats`, on the calling thread, which must be one of
     /// the compute pool's. Every seat gets its outputs or its own error.
-    pub fn run(&self, seats: Vec<Seat>) -> Vec<Result<Vec<Array>, EngineError>> {
+    pub fn run(&self, seats: Vec<Seat>) -> Vec<Result<Outputs, EngineError>> {
         let cancels: Vec<Cancel> = seats.iter().map(|seat| seat.cancel.clone()).collect();
         let empty: Vec<Option<String>> =
             seats.iter().map(|seat| self.model.signature.empty_axis(&seat.inputs)).collect();
-        let (inputs, outputs): (Vec<_>, Vec<_>) =
-            seats.into_iter().map(|seat| (seat.inputs, seat.outputs)).unzip();
+        let (inputs, wanted): (Vec<_>, Vec<_>) =
+            seats.into_iter().map(|seat| (seat.inputs, seat.wanted)).unzip();
         // What was asked for on the way is held until all outputs are copied.
         let feed = self.feed(&cancels);
         let outcomes = self.evaluate(&feed, inputs, &cancels);
@@ -182,10 +196,13 @@ impl Pass {
         match self.flow.confirm().map_err(TractError::from).and(outcomes) {
             Ok(outcomes) => outcomes
                 .into_iter()
-                .zip(outputs.iter().zip(cancels.iter().zip(&empty)))
-                .map(|(outcome, (outputs, (cancel, empty)))| {
+                .zip(wanted.iter().zip(cancels.iter().zip(&empty)))
+                .map(|(outcome, (wanted, (cancel, empty)))| {
                     outcome
-                        .and_then(|values| arrays(values, outputs))
+                        .and_then(|values| match wanted {
+                            Wanted::Arrays(outputs) => arrays(values, outputs).map(Outputs::Arrays),
+                            Wanted::Values => Ok(Outputs::Values(values)),
+                        })
                         .map_err(|error| self.explain(cancel, empty.as_deref(), &error))
                 })
                 .collect(),

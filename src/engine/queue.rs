@@ -35,9 +35,10 @@ impl<L: Clone + PartialEq, T> Queue<L, T> {
         }
     }
 
-    /// The line whose turn it is; it goes to the end.
-    pub fn next_line(&mut self) -> Option<L> {
-        let (name, line) = self.lines.pop_front()?;
+    /// The line whose turn it is, of those for which `is_served` holds; it goes to the end.
+    pub fn next_line(&mut self, is_served: impl Fn(&L) -> bool) -> Option<L> {
+        let at = self.lines.iter().position(|(name, _)| is_served(name))?;
+        let (name, line) = self.lines.remove(at)?;
         self.lines.push_back((name.clone(), line));
         Some(name)
     }
@@ -86,7 +87,7 @@ mod tests {
             queue.push(line, request);
         }
         let mut served = vec![];
-        while let Some(line) = queue.next_line() {
+        while let Some(line) = queue.next_line(|_| true) {
             served.push((line, queue.pop(&line).unwrap()));
         }
         assert_eq!(served, [("a", 1), ("b", 4), ("c", 5), ("a", 2), ("b", 6), ("a", 3)]);
@@ -114,7 +115,7 @@ mod tests {
                 queue.push(*line, ());
             }
             let mut since = [0; 5];
-            while let Some(served) = queue.next_line() {
+            while let Some(served) = queue.next_line(|_| true) {
                 queue.pop(&served).unwrap();
                 for (line, since) in since.iter_mut().enumerate() {
                     *since = if line == served { 0 } else { *since + 1 };

@@ -2,6 +2,7 @@
 
 use super::choice::Choice;
 use super::error::EngineError;
+use super::step::{Step, Stepped};
 use super::targets::TargetKey;
 use crate::plan::Target;
 use crate::stream::{Grant, Trace};
@@ -130,6 +131,8 @@ pub enum Class {
     Interactive,
     /// As one of many, by a client that waits for all of them.
     Bulk,
+    /// By a session that goes on with what comes of it.
+    Session,
 }
 
 /// Where requests wait for their pass. Lines take turns, so that whoever has many requests of a
@@ -146,14 +149,44 @@ pub struct Line {
 pub struct Waiting {
     pub request: Request,
     pub class: Class,
-    pub answer: Answer<Reply>,
+    pub asked: Asked,
     pub since: Instant,
+}
+
+/// What is computed for a request, and who is told.
+pub enum Asked {
+    /// Its outputs, from its inputs.
+    Reply(Answer<Reply>),
+    /// A session's next tokens are read.
+    Step(Box<Step>, Answer<Stepped>),
 }
 
 impl Waiting {
     /// A request that waits from now on.
     pub fn new(request: Request, class: Class, answer: Answer<Reply>) -> Waiting {
-        Waiting { request, class, answer, since: Instant::now() }
+        Waiting { request, class, asked: Asked::Reply(answer), since: Instant::now() }
+    }
+
+    /// A session's step that waits from now on, for a request without inputs.
+    pub fn of_step(request: Request, step: Box<Step>, answer: Answer<Stepped>) -> Waiting {
+        let asked = Asked::Step(step, answer);
+        Waiting { request, class: Class::Session, asked, since: Instant::now() }
+    }
+
+    /// The session's step, where it is one.
+    pub fn step(&self) -> Option<&Step> {
+        match &self.asked {
+            Asked::Step(step, _) => Some(step),
+            Asked::Reply(_) => None,
+        }
+    }
+
+    /// Answers it with an error.
+    pub fn refuse(self, error: EngineError) {
+        match self.asked {
+            Asked::Reply(answer) => answer.give(Err(error)),
+            Asked::Step(_, answer) => answer.give(Err(error)),
+        }
     }
 
     /// Where it waits.

@@ -5,6 +5,7 @@ use super::command::Command;
 use super::config::{Config, EXPECTED_TOKENS};
 use super::crew::thread_bytes;
 use super::error::EngineError;
+use super::generation::{Generated, Prompt};
 use super::keepers::Keeper;
 use super::known::{Answered, Inquiry, Known};
 use super::library::Library;
@@ -14,6 +15,7 @@ use super::pressure::Pressure;
 use super::rehearsal::Rehearsals;
 use super::request::{Answer, Class, PassStats, Reply, Request, Waiting};
 use super::room::{Hold, Room};
+use super::session;
 use super::stats::{CounterSet, EngineStats, Loaded, ModelStats, Progress};
 use super::targets::{SharedTargets, Targets};
 use super::turns::QUEUE_LIMIT;
@@ -217,7 +219,7 @@ impl Engine {
                 };
                 counter.fetch_add(1, Ordering::Relaxed);
             }
-            waiting.answer.give(Err(error));
+            waiting.refuse(error);
         }
     }
 
@@ -229,6 +231,18 @@ impl Engine {
             let _ = sender.send(result);
         });
         receiver.recv().unwrap_or(Err(EngineError::Cancelled))
+    }
+
+    /// Has a text generated. Its keys and values are granted first, for the prompt and all that may
+    /// be generated: it waits for that as long as somebody waits for it. Texts of one model are
+    /// generated side by side. `done` is called from the session's thread, when nothing is held any
+    /// more: with what was generated, whatever ended it, or with why nothing could be.
+    pub fn generate(
+        &self,
+        prompt: Prompt,
+        done: impl FnOnce(Result<Generated, EngineError>) + Send + 'static,
+    ) {
+        session::begin(&self.0.room, &self.0.counters, prompt, Answer::new(done));
     }
 
     /// Tries the import of a version that is about to be installed, and notes in its folder how
@@ -387,6 +401,8 @@ impl Engine {
             models: models.collect(),
             waiting: self.0.room.inbox.len(),
             waiting_limit: QUEUE_LIMIT,
+            sessions: self.0.room.sessions.count(),
+            session_bytes: self.0.room.ledger.held_bytes(Category::Session),
             window_bytes: self.0.room.window_bytes.load(Ordering::Relaxed),
             pressure: self.0.room.pressure.get(),
         }
@@ -440,6 +456,7 @@ impl Handle {
         {
             log::error!("the engine's thread panicked");
         }
+        self.room.sessions.wait_for_end(session::LEAVE);
     }
 }
 

@@ -7,7 +7,7 @@
 use super::choice::Choice;
 use super::command::Command;
 use super::error::EngineError;
-use super::request::{Answer, Cancel, Class, Line, PassStats, Reply, Request, Waiting};
+use super::request::{Answer, Asked, Cancel, Class, Line, PassStats, Reply, Request, Waiting};
 use super::turns::{Left, Turn, Turns};
 use crate::plan::Target;
 use crate::stream::{Category, Grant, Ledger};
@@ -138,8 +138,8 @@ impl Simulation {
             0 => {
                 let (commands, waiting) = self.turns.drain();
                 commands.into_iter().for_each(|command| command.refuse(EngineError::Cancelled));
-                let cancelled = waiting.into_iter().map(|waiting| waiting.answer);
-                cancelled.for_each(|answer| answer.give(Err(EngineError::Cancelled)));
+                let cancelled = waiting.into_iter();
+                cancelled.for_each(|waiting| waiting.refuse(EngineError::Cancelled));
                 self.turns.done(self.now, Left::Nothing);
                 self.finish_pass();
             }
@@ -261,7 +261,7 @@ impl Simulation {
     fn refuse(&mut self, waiting: Waiting, error: EngineError) {
         let number = number(&waiting);
         self.requests.retain(|(other, ..)| *other != number);
-        waiting.answer.give(Err(error));
+        waiting.refuse(error);
     }
 
     /// The engine's thread goes on.
@@ -395,7 +395,8 @@ impl Simulation {
             self.last[line] = number;
             let mut held = grant.split(grant.bytes() / 3);
             held.turn_into(Category::Request);
-            waiting.answer.give(Ok(Reply {
+            let Asked::Reply(answer) = waiting.asked else { unreachable!("no session is there") };
+            answer.give(Ok(Reply {
                 version: String::new(),
                 choice: Choice::of(std::iter::empty(), None),
                 outputs: vec![],

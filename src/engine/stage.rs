@@ -3,7 +3,7 @@
 use super::crew::Crew;
 use super::error::EngineError;
 use super::model::Model;
-use super::pass::{Pass, Seat};
+use super::pass::{Outputs, Pass, Seat};
 use super::pressure::Pressure;
 use super::reel::Reel;
 use super::room::{Hold, Room};
@@ -11,7 +11,6 @@ use crate::graph::Kernels;
 use crate::plan::{Plan, Release};
 use crate::stream::{BlockMemory, Course, Flow, Keep, OwnedFlow, Trace};
 use crate::sys::{affinity, panics};
-use crate::wire::Array;
 use std::sync::Arc;
 use tract_linalg::multithread::set_threading_panel_threshold;
 
@@ -28,7 +27,7 @@ pub(super) struct Stage {
 }
 
 /// What each seat of a pass came to.
-type Results = Vec<Result<Vec<Array>, EngineError>>;
+type Results = Vec<Result<Outputs, EngineError>>;
 
 impl Stage {
     /// Starts the threads that `plan` wants.

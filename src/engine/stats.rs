@@ -54,6 +54,12 @@ counters! {
     bytes_read,
     /// Blocks whose memory was given back.
     blocks_released,
+    /// Texts that were begun.
+    sessions,
+    /// Tokens of their prompts.
+    prompt_tokens,
+    /// Tokens that were generated.
+    generated_tokens,
     /// Times the model was loaded.
     loads,
     /// Time that took.
@@ -126,6 +132,10 @@ pub struct EngineStats {
     pub waiting: usize,
     /// Most that may wait.
     pub waiting_limit: usize,
+    /// Texts that are generated, or wait for that.
+    pub sessions: usize,
+    /// Bytes granted for them.
+    pub session_bytes: u64,
     /// Bytes of tape that a pass may hold.
     pub window_bytes: u64,
     pub pressure: Pressure,

@@ -3,7 +3,7 @@
 
 use super::error::EngineError;
 use super::model::Model;
-use super::pass::Seat;
+use super::pass::{Seat, Wanted};
 use super::reel::Reel;
 use super::request::{Cancel, PassStats};
 use super::room::Room;
@@ -295,7 +295,7 @@ impl Stage {
         let _spare = self.hold.keep_freed(bytes);
         let flow = self.begin(model, reel, pins, Keep::default(), trace.cloned())?;
         let pass = self.pass(model, reel, flow, trace.cloned());
-        let seat = Seat { inputs, outputs: vec![], cancel: cancel.clone() };
+        let seat = Seat { inputs, wanted: Wanted::Arrays(vec![]), cancel: cancel.clone() };
         // Made-up inputs may be such as tract does not take.
         let results = self.perform(&pass, vec![seat]);
         pass.flow.end();

@@ -5,6 +5,7 @@ use super::error::EngineError;
 use super::model::Model;
 use super::queue::Queue;
 use super::request::{Answer, Class, Line, Waiting};
+use super::sessions::SESSION_LIMIT;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,7 +103,12 @@ impl Turns {
 
     /// Whether anything is to be done that somebody waits for.
     pub fn is_busy(&self) -> bool {
-        !self.commands.is_empty() || self.is_measuring || (self.queue.len() > 0 && !self.is_held)
+        !self.commands.is_empty() || self.is_measuring || self.has_passes()
+    }
+
+    /// Whether a pass is to be computed. Sessions go on while requests are held.
+    fn has_passes(&self) -> bool {
+        self.queue.lines().any(|(line, _)| is_served(line, self.is_held))
     }
 
     /// Has a request wait. Returns those that do not, and why: the one that finds the queue full,
@@ -192,8 +198,9 @@ impl Turns {
                 let at = self.commands.iter().position(|command| !waits(command))?;
                 self.commands.remove(at).map(Turn::Command)
             }
-            Lane::Pass if self.is_held => None,
-            Lane::Pass => self.queue.next_line().map(Turn::Pass),
+            Lane::Pass => {
+                self.queue.next_line(|line| is_served(line, self.is_held)).map(Turn::Pass)
+            }
             Lane::Trial => self.is_measuring.then_some(Turn::Trial),
         }
     }
@@ -223,10 +230,25 @@ impl Turns {
         self.queue.put_back(waiting.line(), waiting);
     }
 
+    /// Whether anybody waits in a line.
+    pub fn has(&self, line: &Line) -> bool {
+        self.queue.lines().any(|(other, _)| other == line)
+    }
+
+    /// Takes out every request for which `is_gone` holds.
+    pub fn remove(&mut self, is_gone: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
+        self.queue.remove(is_gone)
+    }
+
     /// Everything that waits.
     pub fn drain(&mut self) -> (Vec<Command>, Vec<Waiting>) {
         (self.commands.drain(..).collect(), self.queue.remove(|_| true))
     }
+}
+
+/// Whether a line is served while requests are held.
+fn is_served(line: &Line, is_held: bool) -> bool {
+    !is_held || line.class == Class::Session
 }
 
 /// Requests of a class that may wait.
@@ -234,6 +256,8 @@ fn limit_of(class: Class) -> usize {
     match class {
         Class::Interactive => QUEUE_LIMIT,
         Class::Bulk => BULK_LIMIT,
+        // Each has one step at a time.
+        Class::Session => SESSION_LIMIT,
     }
 }
 
@@ -278,6 +302,7 @@ mod tests {
             Some(Turn::Pass(line)) => match turns.pop(&line).map(|waiting| waiting.class) {
                 Some(Class::Interactive) => "pass",
                 Some(Class::Bulk) => "bulk",
+                Some(Class::Session) => "step",
                 None => "no request",
             },
             Some(Turn::Trial) => "trial",
@@ -349,6 +374,20 @@ mod tests {
         check(&mut turns, now, Left::Trials, &["replan"]);
         // The second model is measured when the first one is.
         check(&mut turns, now, Left::Nothing, &["trial", "profile", "nothing"]);
+    }
+
+    #[test]
+    fn sessions_go_on_while_requests_are_held() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        assert!(turns.submit(request("m")).is_empty());
+        turns.hold(true);
+        assert!(!turns.is_busy());
+        check(&mut turns, now, Left::Nothing, &["nothing"]);
+        assert!(turns.submit(of_class("m", Class::Session)).is_empty());
+        assert!(turns.is_busy());
+        check(&mut turns, now, Left::Nothing, &["step", "nothing"]);
+        turns.hold(false);
+        check(&mut turns, now, Left::Nothing, &["pass", "nothing"]);
     }
 
     /// Sixty explicit loads of one model loaded it sixty times.

@@ -10,7 +10,8 @@ use super::loading::Loading;
 use super::measuring::Measuring;
 use super::model::Model;
 use super::planning::Planner;
-use super::request::{Answer, Line};
+use super::reckoning;
+use super::request::{Answer, Class, Line};
 use super::room::Hold;
 use super::stage::{Stage, guarded};
 use super::stats::CounterSet;
@@ -94,6 +95,10 @@ impl Worker {
             Command::Recall(name, answer) => {
                 answer.give(guarded("a plan", || self.planner.known(&self.stage, &name)));
             }
+            Command::Open(opening, answer) => answer.give(guarded("a session", || {
+                let model = self.loading().serving(&opening.model)?;
+                reckoning::open(&mut self.stage.hold, &model, &opening)
+            })),
             Command::Replan => {
                 self.measuring.restart();
                 self.stage.hold.follow_budget();
@@ -106,6 +111,14 @@ impl Worker {
     /// One pass for the requests of a line.
     fn pass(&mut self, line: &Line) {
         let name = &line.model;
+        // A model that was unloaded is not loaded again for those who used it.
+        let is_over = line.class == Class::Session && {
+            self.stage.room().end_strays(name);
+            !self.stage.room().inbox.has(line)
+        };
+        if is_over {
+            return;
+        }
         let serving = self.serving(name);
         let mut admission = Admission { stage: &mut self.stage, counters: &self.counters };
         let model = match serving {

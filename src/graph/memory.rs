@@ -19,6 +19,14 @@ pub struct Footprint {
     pub together_bytes: u64,
 }
 
+impl Footprint {
+    /// Bytes that a value of so many is counted with: what lies between an allocation's size and what
+    /// is mapped for it is an eighth at most.
+    pub fn taken_bytes(bytes: u64) -> u64 {
+        bytes.saturating_add(bytes / 8).saturating_add(VALUE_BYTES)
+    }
+}
+
 /// What a node works with besides its inputs and outputs.
 #[derive(Clone, Copy, Debug)]
 enum Work {
@@ -172,10 +180,8 @@ impl Liveness {
 
     /// What a pass will hold where the symbols stand for these sizes.
     pub fn footprint_of(&self, symbols: &SymbolValues) -> Footprint {
-        // What lies between an allocation's size and what is mapped for it is an eighth at most.
-        let taken = |bytes: u64| bytes.saturating_add(bytes / 8).saturating_add(VALUE_BYTES);
-        let sizes: Vec<u64> =
-            self.sizes.iter().map(|size| taken(bytes_of(size, symbols))).collect();
+        let taken = |size| Footprint::taken_bytes(bytes_of(size, symbols));
+        let sizes: Vec<u64> = self.sizes.iter().map(taken).collect();
         let size = |node: usize| self.size_of[node].map_or(0, |index| sizes[index]);
         let (mut is_live, mut live) = (vec![false; self.size_of.len()], self.state_bytes);
         let mut footprint = Footprint::default();

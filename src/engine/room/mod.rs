@@ -13,9 +13,11 @@ use super::keepers::{Keeper, Keepers};
 use super::model::Model;
 use super::needs::{SMALLEST_WINDOW_BYTES, WINDOW_BYTES};
 use super::pressure::{Pressure, SharedPressure};
-use super::request::Cancel;
+use super::request::{Cancel, Waiting};
 use super::residents::Residents;
+use super::sessions::Sessions;
 use super::stats::Pulse;
+use super::step::Tenancy;
 use crate::stream::{Category, Grant, Ledger, OverBudget};
 use crate::sys::heap;
 use crate::sys::lock::lock;
@@ -41,6 +43,7 @@ pub struct Room {
     /// What is waited for goes later.
     pub(super) inbox: Inbox,
     pub(super) pulse: Pulse,
+    pub(super) sessions: Arc<Sessions>,
     /// Of the last pass; before the first, what suits the budget.
     pub(super) window_bytes: AtomicU64,
     /// For freed tensors that are kept between passes.
@@ -64,6 +67,7 @@ impl Room {
             pressure: SharedPressure::default(),
             inbox: Inbox::default(),
             pulse: Pulse::default(),
+            sessions: Arc::default(),
             window_bytes: AtomicU64::default(),
             shelf: Mutex::default(),
         }
@@ -206,6 +210,20 @@ impl Room {
         was_loaded
     }
 
+    /// Ends sessions whose next step is one of a model that is not loaded any more.
+    pub(super) fn end_strays(&self, name: &str) {
+        let model = self.residents.get(name);
+        let is_of =
+            |tenancy: &Tenancy| model.as_ref().is_some_and(|model| model.tenancy.is(tenancy));
+        let is_stray = |waiting: &Waiting| {
+            let step = waiting.step().filter(|_| waiting.request.model == name);
+            step.is_some_and(|step| !is_of(&step.tenancy))
+        };
+        for waiting in self.inbox.remove(is_stray) {
+            waiting.refuse(gone(name, model.as_deref()));
+        }
+    }
+
     /// A grant for whoever tries again where it is refused: before it is, what nobody uses or waits
     /// for gives way.
     pub fn grant(&self, category: Category, bytes: u64) -> Result<Grant, OverBudget> {
@@ -285,9 +303,21 @@ impl Room {
     }
 }
 
+/// Why a session goes on no more, where this is loaded in the place of its model.
+pub(super) fn gone(name: &str, model: Option<&Model>) -> EngineError {
+    let name = name.to_string();
+    match model {
+        None => EngineError::Unloaded { model: name },
+        Some(other) => {
+            let version = other.dir.manifest.version.clone();
+            EngineError::Replaced { model: name, version }
+        }
+    }
+}
+
 /// Whether nobody uses a model but the list of models and the caller's.
 fn is_idle(model: &Arc<Model>) -> bool {
-    Arc::strong_count(model) <= 2
+    Arc::strong_count(model) <= 2 && !model.tenancy.is_used()
 }
 
 /// A wait for what others will give back.

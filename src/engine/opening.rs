@@ -1,0 +1,56 @@
+//! What a session is opened with.
+
+use super::step::{Past, Tenancy};
+use crate::stream::Grant;
+
+/// A session that is to be opened.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    pub model: String,
+    pub version: Option<String>,
+    /// Tokens of its prompt.
+    pub prompt: usize,
+    pub max_tokens: usize,
+    pub context: Option<usize>,
+}
+
+/// A session that was opened.
+pub struct Opened {
+    pub version: String,
+    pub tenancy: Tenancy,
+    pub past: Past,
+    /// Most tokens that are generated.
+    pub max_tokens: usize,
+    /// Most tokens of the prompt that a pass reads.
+    pub chunk: usize,
+    pub needs: SessionNeeds,
+    pub grant: Grant,
+    /// Time it waited for that.
+    pub queue_us: u64,
+}
+
+/// What a session holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionNeeds {
+    /// Keys and values of all its tokens.
+    pub kept_bytes: u64,
+    /// What reading a part of the prompt takes besides.
+    pub prefill_bytes: u64,
+    /// What reading one token takes besides.
+    pub step_bytes: u64,
+}
+
+/// What a session holds beside: its thread, its tokens and names.
+const BESIDE_BYTES: u64 = 128 << 10;
+
+impl SessionNeeds {
+    /// What it holds until its prompt is read.
+    pub fn opening_bytes(&self) -> u64 {
+        self.kept_bytes + self.prefill_bytes.max(self.step_bytes) + BESIDE_BYTES
+    }
+
+    /// What it holds from then on.
+    pub fn lasting_bytes(&self) -> u64 {
+        self.kept_bytes + self.step_bytes + BESIDE_BYTES
+    }
+}
