@@ -14,4 +14,6 @@ pub mod engine;
 pub mod graph;
 pub mod shard;
 
-pub use hermes_base::{codec, manual, plan, say, store, stream, sys, tell, text, values, wire};
+pub use hermes_base::{
+    checkpoint, codec, manual, plan, say, store, stream, sys, tell, text, values, wire,
+};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A part and the parts it may know.
-const PARTS: [(&str, &[&str]); 13] = [
+const PARTS: [(&str, &[&str]); 14] = [
     ("sys", &[]),
     ("codec", &[]),
     ("store", &["codec", "sys"]),
@@ -14,15 +14,17 @@ const PARTS: [(&str, &[&str]); 13] = [
     ("text", &["store"]),
     ("values", &["plan"]),
     ("wire", &["store", "stream"]),
-    ("graph", &["codec", "store", "sys", "wire"]),
-    ("shard", &["codec", "graph", "store", "sys", "text", "wire"]),
+    ("checkpoint", &["sys", "wire"]),
+    ("graph", &["checkpoint", "codec", "store", "sys", "wire"]),
+    ("shard", &["checkpoint", "codec", "graph", "store", "sys", "text", "wire"]),
     ("engine", &["codec", "graph", "plan", "store", "stream", "sys", "wire"]),
     ("daemon", &["codec", "engine", "plan", "sys", "values"]),
     ("api", &["daemon", "engine", "plan", "store", "stream", "sys", "text", "values", "wire"]),
 ];
 
 /// Those of the base, which the client has too.
-const BASE: [&str; 8] = ["sys", "codec", "store", "stream", "plan", "text", "values", "wire"];
+const BASE: [&str; 9] =
+    ["sys", "codec", "store", "stream", "plan", "text", "values", "wire", "checkpoint"];
 
 #[test]
 fn parts_know_only_what_is_below_them() {
@@ -97,7 +99,8 @@ fn only_api_knows_http_and_only_the_manifest_json_beside_it() {
     }
     let store = ["demand", "field", "generation", "manifest", "power_tests", "precision"];
     let store = store.map(|file| format!("store/{file}.rs"));
-    let others = ["api/", "plan/profile.rs", "shard/", "text/", "values/mod.rs", "wire/"];
+    let others =
+        ["api/", "checkpoint/", "plan/profile.rs", "shard/", "text/", "values/mod.rs", "wire/"];
     let allowed = [&others[..], &store.each_ref().map(String::as_str)].concat();
     check_absent("serde_json", &["."], &allowed);
     // Who calls is a program of its own.

@@ -6,6 +6,7 @@
 pub mod crews;
 pub mod daemon;
 pub mod frozen;
+pub mod gguf;
 pub mod precision;
 pub mod programs;
 pub mod python;
