@@ -59,13 +59,15 @@ pub(super) fn trying_bytes(import_bytes: u64) -> u64 {
 pub(super) fn needed_by_any(store: &Store, length: u64) -> u64 {
     let models = store.models().unwrap_or_default();
     let demands = models.iter().filter_map(|model| store.demand(model).ok());
-    let needed = demands.map(|demand| {
-        // A tokenizer gives way to its model, if need be.
-        let tokenizing = [SMALLEST_WINDOW_BYTES, REQUEST_BYTES, demand.tokenizer_bytes()];
-        let tokenizing = tokenizing.into_iter().fold(0, u64::saturating_add);
-        needed_bytes(&demand, demand.inputs_bytes(length), length).max(tokenizing)
-    });
-    needed.max().unwrap_or(0)
+    demands.map(|demand| needed_with_texts(&demand, length)).max().unwrap_or(0)
+}
+
+/// What serving the usual request takes where every open dimension has this length, and a text where
+/// the model has a tokenizer, which gives way to its model, if need be.
+fn needed_with_texts(demand: &Demand, length: u64) -> u64 {
+    let tokenizing = [SMALLEST_WINDOW_BYTES, REQUEST_BYTES, demand.tokenizer_bytes()];
+    let tokenizing = tokenizing.into_iter().fold(0, u64::saturating_add);
+    needed_bytes(demand, demand.inputs_bytes(length), length).max(tokenizing)
 }
 
 /// Heap that a parsed manifest holds for each byte of its text; measured, 1.5 to 1.8.
@@ -88,8 +90,7 @@ pub fn budgets(demand: &Demand, process_bytes: u64) -> Vec<Budget> {
     let lengths = if is_open { &LENGTHS[..] } else { &[None] };
     let of = |length: &Option<u64>| {
         let each = length.unwrap_or(1);
-        let needed = needed_bytes(demand, demand.inputs_bytes(each), each);
-        let bytes = process_bytes.saturating_add(needed);
+        let bytes = process_bytes.saturating_add(needed_with_texts(demand, each));
         Budget { length: *length, bytes: bytes.checked_next_multiple_of(1 << 20).unwrap_or(bytes) }
     };
     match demand.needs {
