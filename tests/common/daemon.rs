@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longest wait for anything that must happen.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for anything that must happen, on an emulated core too.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How `/metrics` tells a port.
 const LISTENING: &str = "hermes_listening{address=\"tcp:";
