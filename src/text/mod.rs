@@ -4,6 +4,7 @@
 
 pub mod chat;
 pub mod clock;
+pub mod detokenizer;
 mod dump;
 pub mod messages;
 mod python;
@@ -15,6 +16,7 @@ pub mod template;
 pub mod whole;
 
 pub use minijinja::Value;
+pub use minijinja::value::ValueKind;
 
 /// The name of the template that is taken where none is asked for.
 const DEFAULT: &str = "default";
