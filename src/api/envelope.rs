@@ -3,7 +3,7 @@
 use super::error::ApiError;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// An error as the Open Inference Protocol has it.
 pub struct OipError(
@@ -36,25 +36,33 @@ impl<E: Into<ApiError>> From<E> for OpenAiError {
     }
 }
 
-impl IntoResponse for OpenAiError {
-    fn into_response(self) -> Response {
-        let error = self.0;
+impl OpenAiError {
+    /// The body of the response.
+    pub fn json(&self) -> Value {
+        let error = &self.0;
         let kind = match error.status.is_client_error() {
             true => "invalid_request_error",
             false => "server_error",
         };
         let code = match (error.status, error.param) {
+            _ if error.exceeds_context => Some("context_length_exceeded"),
             (StatusCode::NOT_FOUND, Some("model")) => Some("model_not_found"),
             (StatusCode::UNAUTHORIZED, _) => Some("invalid_api_key"),
             _ => None,
         };
-        let body = json!({ "error": {
+        json!({ "error": {
             "message": error.message,
             "type": kind,
             "param": error.param,
             "code": code,
-        }});
-        error_response(&error, body.to_string().into_bytes())
+        }})
+    }
+}
+
+impl IntoResponse for OpenAiError {
+    fn into_response(self) -> Response {
+        let body = self.json().to_string().into_bytes();
+        error_response(&self.0, body)
     }
 }
 

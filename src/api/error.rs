@@ -18,6 +18,8 @@ pub struct ApiError {
     pub message: String,
     /// The field of the request it is about, where there is one.
     pub param: Option<&'static str>,
+    /// Whether there are more tokens than the model can look at.
+    pub exceeds_context: bool,
     /// Whether the rest of the request is not worth reading.
     pub close: bool,
     /// Where the budget is what is wrong.
@@ -28,7 +30,14 @@ impl ApiError {
     /// A refusal that leaves the connection open.
     pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
         let message = one_line(&message.into());
-        ApiError { status, message, param: None, close: false, over_budget: None }
+        ApiError {
+            status,
+            message,
+            param: None,
+            exceeds_context: false,
+            close: false,
+            over_budget: None,
+        }
     }
 
     /// 400.
@@ -49,6 +58,15 @@ impl ApiError {
     /// 503: the same request may succeed later.
     pub fn unavailable(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// 400: more tokens than the model can look at.
+    pub fn too_long(param: &'static str, tokens: &str, context: u64) -> ApiError {
+        let message = format!(
+            "{tokens} tokens; the model's context has {context}, the answer's among them\n\
+             send less, or ask for fewer tokens"
+        );
+        ApiError { exceeds_context: true, ..ApiError::invalid(message).about(param) }
     }
 
     /// Names the field it is about.

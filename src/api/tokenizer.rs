@@ -3,12 +3,14 @@
 use super::embeddings_json::Cut;
 use super::error::ApiError;
 use super::helpers::Helpers;
+use super::language::Language;
 use super::vocabulary::{Survey, VocabularyKind};
 use crate::engine::{Cancel, Described, Engine, Keeper};
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
-use crate::store::{ModelDir, TOKENIZER_BYTES_PER_BYTE};
+use crate::store::{Generation, ModelDir, TOKENIZER_BYTES_PER_BYTE};
 use crate::stream::{Category, Grant, OverBudget};
 use crate::sys::heap;
+use crate::text::chat::Prompt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeSet, HashMap};
@@ -45,7 +47,12 @@ impl Asker<'_> {
         self.engine.room().enlarge_in_time(grant, bytes, self.own_bytes, self.cancel)
     }
 
-    fn grant(&self, category: Category, bytes: u64) -> Result<Grant, OverBudget> {
+    /// A grant for it.
+    ///
+    /// # Errors
+    ///
+    /// Where there comes to be no room in time.
+    pub fn grant(&self, category: Category, bytes: u64) -> Result<Grant, OverBudget> {
         self.engine.room().grant_in_time(category, bytes, self.own_bytes, self.cancel)
     }
 }
@@ -60,6 +67,7 @@ pub struct TextEncoder {
     rules: TextRules,
     frame: Frame,
     vocabulary: usize,
+    language: Option<Language>,
     grant: Grant,
 }
 
@@ -103,8 +111,11 @@ impl TextEncoder {
         let mut grant = asker
             .grant(Category::Tokenizer, surveying)
             .map_err(|refused| refused.at_least(refused.fixed_bytes + asker.own_bytes + likely))?;
-        let (tokenizer, took) = heap::metered(|| build(dir, entry, &mut grant, asker));
-        let mut tokenizer = tokenizer?;
+        let (built, took) = heap::metered(|| {
+            let generation = dir.generation()?;
+            build(dir, entry, generation, &mut grant, asker)
+        });
+        let Built { mut tokenizer, language } = built?;
         let granted_bytes = grant.bytes();
         if took.peak_bytes > granted_bytes {
             let path = dir.path.join(&entry.path);
@@ -143,7 +154,7 @@ impl TextEncoder {
             _ => Cut::End,
         };
         let vocabulary = tokenizer.get_vocab_size(true);
-        Ok(TextEncoder { tokenizer, limit, cut, rules, frame, vocabulary, grant })
+        Ok(TextEncoder { tokenizer, limit, cut, rules, frame, vocabulary, language, grant })
     }
 
     /// The text of the prompt that `name` asks for, or of the one that comes unasked.
@@ -219,6 +230,100 @@ impl TextEncoder {
         Ok(Encoded { ids, segments, lost_in_front })
     }
 
+    /// What is to be known to have the model write texts.
+    pub fn language(&self) -> Option<&Language> {
+        self.language.as_ref()
+    }
+
+    /// The tokens of a plain prompt, with those that the tokenizer adds.
+    ///
+    /// # Errors
+    ///
+    /// 400 for a text that is too long; 503 where the ledger has no room to encode it.
+    pub fn encode_prompt(&self, text: &str, asker: Asker) -> Result<Vec<u32>, ApiError> {
+        let encode = || {
+            let encoding = self.tokenizer.encode_fast(text, false)?;
+            Ok(self.tokenizer.post_process(encoding, None, true)?.get_ids().to_vec())
+        };
+        self.encode_by(text, "prompt", asker, encode)
+    }
+
+    /// The tokens of a rendered chat.
+    ///
+    /// # Errors
+    ///
+    /// As [`TextEncoder::encode_prompt`].
+    pub fn encode_chat(
+        &self,
+        language: &Language,
+        prompt: &Prompt,
+        asker: Asker,
+    ) -> Result<Vec<u32>, ApiError> {
+        let encode = || language.encode(&self.tokenizer, prompt);
+        self.encode_by(&prompt.text, "messages", asker, encode)
+    }
+
+    fn encode_by(
+        &self,
+        text: &str,
+        param: &'static str,
+        asker: Asker,
+        encode: impl FnOnce() -> tokenizers::Result<Vec<u32>>,
+    ) -> Result<Vec<u32>, ApiError> {
+        let failed = |error: tokenizers::Error| {
+            ApiError::invalid(format!("cannot tokenize the text: {error}")).about(param)
+        };
+        let own_bytes = asker.own_bytes + self.grant.bytes();
+        let asker = Asker { own_bytes, ..asker };
+        if text.len() <= MAX_TEXT_BYTES {
+            let scratch = text.len() as u64 * ENCODING_PER_BYTE;
+            let _grant = asker.grant(Category::Request, scratch)?;
+            return encode().map_err(failed);
+        }
+        // Counted in pieces, as far as it takes to tell that it is too long.
+        let _grant = asker.grant(Category::Request, MAX_TEXT_BYTES as u64 * ENCODING_PER_BYTE)?;
+        let context = self.language.as_ref().and_then(|language| language.generation.context);
+        let (mut rest, mut tokens) = (text, 0);
+        while let Some(context) = context.filter(|_| !rest.is_empty()) {
+            let at = rest.floor_char_boundary(MAX_TEXT_BYTES / 2);
+            let (piece, behind) = rest.split_at(at);
+            tokens += self.tokenizer.encode_fast(piece, false).map_err(failed)?.len() as u64;
+            if tokens > context {
+                return Err(ApiError::too_long(param, &format!("at least {tokens}"), context));
+            }
+            rest = behind;
+        }
+        let message = format!("the text has {} bytes; the limit is {MAX_TEXT_BYTES}", text.len());
+        Err(ApiError::invalid(message).about(param))
+    }
+
+    /// Refuses ids that are no tokens.
+    ///
+    /// # Errors
+    ///
+    /// 400, with the first of them.
+    pub fn check_ids(&self, ids: &[u32], param: &'static str) -> Result<(), ApiError> {
+        let is_none = |id: &&u32| self.tokenizer.id_to_token(**id).is_none();
+        match ids.iter().find(is_none) {
+            None => Ok(()),
+            Some(id) => {
+                let count = self.vocabulary;
+                let message = format!("token {id} is none of the model's vocabulary of {count}");
+                Err(ApiError::invalid(message).about(param))
+            }
+        }
+    }
+
+    /// A token as its tokenizer has it, and whether no text shows it.
+    pub fn token(&self, language: &Language, id: u32) -> Option<(String, bool)> {
+        language.token(&self.tokenizer, id)
+    }
+
+    /// How many tokens there are.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
     /// Special tokens that a text gets.
     pub fn frame_tokens(&self) -> usize {
         self.frame.tokens()
@@ -287,13 +392,20 @@ fn lower_case(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     Ok(())
 }
 
+/// A tokenizer, and what it is to know where its model writes texts.
+struct Built {
+    tokenizer: Tokenizer,
+    language: Option<Language>,
+}
+
 /// Reads and builds a tokenizer. `grant` covers surveying it, then building it.
 fn build(
     dir: &ModelDir,
     entry: &FileEntry,
+    generation: Option<Generation>,
     grant: &mut Grant,
     asker: Asker,
-) -> Result<Tokenizer, ApiError> {
+) -> Result<Built, ApiError> {
     let failed = |what: String| {
         ApiError::internal(format!("{}: {what}", dir.path.join(&entry.path).display()))
     };
@@ -310,15 +422,18 @@ fn build(
         Some(VocabularyKind::WordPiece) => assemble::<WordPiece>(&json),
         None => assemble::<ModelWrapper>(&json),
     };
-    direct.or_else(|_| {
+    let (tokenizer, added, decoder) = direct.or_else(|_| {
         // What is odd in a model is read too, but in several forms at once.
         asker.enlarge(grant, any_bytes)?;
         assemble::<ModelWrapper>(&json).map_err(failed)
-    })
+    })?;
+    let language = generation.map(|told| Language::new(told, &tokenizer, &added, &decoder));
+    let language = language.transpose().map_err(|error| failed(error.to_string()))?;
+    Ok(Built { tokenizer, language })
 }
 
-/// The parts of a tokenizer.json. Texts are not decoded, and each is a request of its own: nothing
-/// has to be padded to anything.
+/// The parts of a tokenizer.json. Texts are decoded otherwise, and each is a request of its own:
+/// nothing has to be padded to anything.
 #[derive(Deserialize)]
 struct Parts<M> {
     version: Option<String>,
@@ -328,6 +443,8 @@ struct Parts<M> {
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
     post_processor: Option<PostProcessorWrapper>,
+    #[serde(default)]
+    decoder: serde_json::Value,
     model: M,
 }
 
@@ -337,9 +454,12 @@ struct Added {
     token: AddedToken,
 }
 
+/// A tokenizer, the tokens that were added to it, and how it would decode.
+type Assembled = (Tokenizer, Vec<AddedToken>, serde_json::Value);
+
 /// Builds a tokenizer whose model is of the type `M`. Read as what it is, a model takes a third of
 /// what it takes where that has to be found out.
-fn assemble<M: DeserializeOwned + Into<ModelWrapper>>(json: &[u8]) -> Result<Tokenizer, String> {
+fn assemble<M: DeserializeOwned + Into<ModelWrapper>>(json: &[u8]) -> Result<Assembled, String> {
     let parts: Parts<M> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
     if parts.version.as_deref().is_some_and(|version| version != "1.0") {
         return Err(format!("unknown version {:?}", parts.version.unwrap_or_default()));
@@ -356,9 +476,9 @@ fn assemble<M: DeserializeOwned + Into<ModelWrapper>>(json: &[u8]) -> Result<Tok
         .with_truncation(parts.truncation)
         .build();
     let mut tokenizer = built.map_err(|error| error.to_string())?;
-    let added = parts.added_tokens.into_iter().map(|added| added.token);
-    tokenizer.add_tokens(added).map_err(|error| error.to_string())?;
-    Ok(Tokenizer::from(tokenizer))
+    let added: Vec<AddedToken> = parts.added_tokens.into_iter().map(|added| added.token).collect();
+    tokenizer.add_tokens(added.iter().cloned()).map_err(|error| error.to_string())?;
+    Ok((Tokenizer::from(tokenizer), added, parts.decoder))
 }
 
 /// Rows of the table of learned positions, where the model has one among its big weights.
@@ -384,6 +504,7 @@ struct LoadedTokenizer {
     /// What it was made of: a version that is installed anew has its name and other files.
     entry: FileEntry,
     text: Option<TextRules>,
+    generation: Option<FileEntry>,
     /// When it was used last, by the engine's count.
     used: u64,
 }
@@ -437,6 +558,7 @@ impl Tokenizers {
             encoder: Arc::clone(&encoder),
             entry: entry.clone(),
             text: manifest.text.clone(),
+            generation: manifest.generation.clone(),
             used: asker.engine.now(),
         };
         self.lock().insert((manifest.model.clone(), manifest.version.clone()), loaded);
@@ -447,7 +569,10 @@ impl Tokenizers {
         let key = (manifest.model.clone(), manifest.version.clone());
         let mut loaded = self.lock();
         let known = loaded.get_mut(&key)?;
-        if Some(&known.entry) != manifest.tokenizer.as_ref() || known.text != manifest.text {
+        let is_same = Some(&known.entry) == manifest.tokenizer.as_ref()
+            && known.text == manifest.text
+            && known.generation == manifest.generation;
+        if !is_same {
             return None;
         }
         known.used = engine.now();
