@@ -1,0 +1,708 @@
+//! The bodies of OpenAI's completions and chat calls, read. Whatever would change the answer and is
+//! not done here is refused by its name.
+
+use super::embeddings_json::Input;
+use super::error::ApiError;
+use crate::store::SamplingDefaults;
+use crate::text::chat::Chat;
+use crate::text::sampler::Sampling;
+use crate::text::stops::{MAX_STOP_BYTES, StopError, Stops};
+use crate::text::{Value, ValueKind};
+use crate::wire::infer_tensor::Reserve;
+use crate::wire::json::{JsonError, Scanner};
+use crate::wire::quote::quote;
+
+/// Most prompts of a request.
+pub const MAX_PROMPTS: usize = 128;
+
+/// Most likeliest tokens that are told of each token: OpenAI's limits.
+const MAX_LOGPROBS: i64 = 5;
+const MAX_TOP_LOGPROBS: i64 = 20;
+
+/// What a value of a tree takes beside its text.
+const NODE_BYTES: usize = 80;
+
+/// Fields that would change the answer and have no effect here, and what is to be done instead.
+const UNHEEDED: [(&str, &str); 22] = [
+    ("audio", "answers are texts"),
+    ("bad_words", "logit_bias keeps tokens out"),
+    ("chat_template", "the model's own template is taken"),
+    ("function_call", "use tools"),
+    ("functions", "use tools"),
+    ("grammar", "answers are plain texts"),
+    ("guided_choice", "answers are plain texts"),
+    ("guided_grammar", "answers are plain texts"),
+    ("guided_json", "answers are plain texts"),
+    ("guided_regex", "answers are plain texts"),
+    ("ignore_eos", "a text ends where the model ends it"),
+    ("include_stop_str_in_output", "a stop string is no part of the text"),
+    ("json_schema", "answers are plain texts"),
+    ("length_penalty", "texts are drawn, not searched"),
+    ("min_tokens", "a text ends where the model ends it"),
+    ("prompt_logprobs", "only tokens of the answer have logprobs"),
+    ("skip_special_tokens", "special tokens are no part of the text"),
+    ("stop_token_ids", "give stop strings"),
+    ("structured_outputs", "answers are plain texts"),
+    ("truncate_prompt_tokens", "shorten the prompt"),
+    ("use_beam_search", "texts are drawn, not searched"),
+    ("web_search_options", "the model knows what it knows"),
+];
+
+/// Which call it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    Completion,
+    Chat,
+}
+
+/// What is to be gone on with.
+#[derive(Debug)]
+pub enum Asked {
+    /// Plain prompts, each for itself.
+    Prompts(Vec<Input>),
+    /// A chat, and how many bytes it came in.
+    Chat(Box<Chat>, usize),
+}
+
+/// The body of a request.
+#[derive(Debug)]
+pub struct GenerationRequest {
+    pub model: String,
+    pub asked: Asked,
+    /// Most tokens of the answer.
+    pub max_tokens: Option<usize>,
+    pub seed: Option<u64>,
+    pub stops: Stops,
+    /// Whether the answer comes as events, and whether the last tells the usage.
+    pub streams: bool,
+    pub includes_usage: bool,
+    /// How many of the likeliest tokens are told beside each token.
+    pub logprobs: Option<usize>,
+    drawing: Drawing,
+}
+
+/// How tokens are to be drawn, as far as it is said.
+#[derive(Debug, Default)]
+struct Drawing {
+    temperature: Option<f64>,
+    top_k: Option<i64>,
+    top_p: Option<f64>,
+    min_p: Option<f64>,
+    repetition_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    logit_bias: Vec<(String, f64)>,
+}
+
+/// An error on the way through the body.
+struct Refusal(ApiError);
+
+impl From<JsonError> for Refusal {
+    fn from(error: JsonError) -> Refusal {
+        Refusal(ApiError::invalid(format!("the request body cannot be read: {error}")))
+    }
+}
+
+fn refuse<T>(param: &'static str, message: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal(ApiError::invalid(message).about(param)))
+}
+
+/// Asked, before memory is taken, with the bytes that one more thing takes.
+type Ask<'a> = dyn FnMut(usize) -> Result<(), Refusal> + 'a;
+
+impl GenerationRequest {
+    /// Reads a request body; never panics, whatever `text` is. Says also how many bytes it holds.
+    ///
+    /// # Errors
+    ///
+    /// 400, naming the field and what was expected; what `reserve` makes of bytes that there are
+    /// not.
+    pub fn parse(
+        call: Call,
+        text: &[u8],
+        reserve: &mut Reserve<'_>,
+    ) -> Result<(GenerationRequest, u64), ApiError> {
+        let mut total_bytes = 0;
+        let mut ask = |bytes: usize| {
+            total_bytes += bytes as u64;
+            reserve(total_bytes).map_err(|error| Refusal(error.into()))
+        };
+        let mut fields = Fields::default();
+        let mut scanner = Scanner::new(text);
+        let read = scanner
+            .object(|scanner, key| fields.read(call, scanner, key, &mut ask))
+            .and_then(|()| scanner.end().map_err(Refusal::from))
+            .and_then(|()| fields.finish(call));
+        let request = read.map_err(|Refusal(error)| error)?;
+        Ok((request, total_bytes))
+    }
+
+    /// How tokens are drawn for a model with these defaults and so many tokens.
+    ///
+    /// # Errors
+    ///
+    /// 400 for what is out of range.
+    pub fn sampling(
+        &self,
+        defaults: &SamplingDefaults,
+        vocabulary: usize,
+    ) -> Result<Sampling, ApiError> {
+        let own = Sampling::of(defaults);
+        let Drawing { logit_bias, .. } = &self.drawing;
+        let biases = logit_bias.iter().map(|(key, bias)| Sampling::bias(key, *bias, vocabulary));
+        let biases = biases.collect::<Result<Vec<_>, _>>();
+        let checked = biases.and_then(|logit_bias| {
+            let sampling = Sampling {
+                temperature: self.drawing.temperature.unwrap_or(own.temperature),
+                top_k: self.drawing.top_k.unwrap_or(own.top_k),
+                top_p: self.drawing.top_p.unwrap_or(own.top_p),
+                min_p: self.drawing.min_p.unwrap_or(own.min_p),
+                repetition_penalty: self
+                    .drawing
+                    .repetition_penalty
+                    .unwrap_or(own.repetition_penalty),
+                frequency_penalty: self.drawing.frequency_penalty.unwrap_or(0.0),
+                presence_penalty: self.drawing.presence_penalty.unwrap_or(0.0),
+                logit_bias,
+            };
+            sampling.check().map(|()| sampling)
+        });
+        checked.map_err(|error| ApiError::invalid(error.to_string()).about(error.param))
+    }
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct Fields {
+    model: Option<String>,
+    prompts: Option<Vec<Input>>,
+    messages: Option<Value>,
+    tools: Option<Value>,
+    documents: Option<Value>,
+    template: Vec<(String, Value)>,
+    adds_prompt: Option<bool>,
+    continues: Option<bool>,
+    chat_bytes: usize,
+    max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
+    seed: Option<u64>,
+    stops: Vec<String>,
+    streams: bool,
+    stream_options: Option<bool>,
+    /// Whether logprobs are wanted, and how many.
+    logprobs: Option<i64>,
+    top_logprobs: Option<i64>,
+    n: Option<i64>,
+    best_of: Option<i64>,
+    drawing: Drawing,
+}
+
+impl Fields {
+    fn read(
+        &mut self,
+        call: Call,
+        scanner: &mut Scanner,
+        key: &str,
+        ask: &mut Ask<'_>,
+    ) -> Result<(), Refusal> {
+        let drawing = &mut self.drawing;
+        match key {
+            "model" => self.model = Some(text(scanner, "model", ask)?),
+            "prompt" if call == Call::Completion => self.prompts = Some(prompts(scanner, ask)?),
+            "messages" if call == Call::Chat => {
+                self.messages = Some(self.tree(scanner, "messages", ask)?);
+            }
+            "tools" if call == Call::Chat => {
+                let tools = self.tree(scanner, "tools", ask)?;
+                if tools.kind() != ValueKind::Seq {
+                    return refuse("tools", "tools is no list");
+                }
+                self.tools = Some(tools).filter(|tools| tools.len() != Some(0));
+            }
+            "documents" if call == Call::Chat => {
+                self.documents = Some(self.tree(scanner, "documents", ask)?);
+            }
+            "chat_template_kwargs" if call == Call::Chat => {
+                let given = self.tree(scanner, "chat_template_kwargs", ask)?;
+                self.template = variables(&given)?;
+            }
+            "add_generation_prompt" => {
+                self.adds_prompt = Some(flag(scanner, "add_generation_prompt")?)
+            }
+            "continue_final_message" => {
+                self.continues = Some(flag(scanner, "continue_final_message")?);
+            }
+            "max_tokens" => self.max_tokens = Some(whole(scanner, "max_tokens")?),
+            "max_completion_tokens" if call == Call::Chat => {
+                self.max_completion_tokens = Some(whole(scanner, "max_completion_tokens")?);
+            }
+            "temperature" => drawing.temperature = Some(number(scanner, "temperature")?),
+            "top_p" => drawing.top_p = Some(number(scanner, "top_p")?),
+            "min_p" => drawing.min_p = Some(number(scanner, "min_p")?),
+            "top_k" => drawing.top_k = Some(whole(scanner, "top_k")?),
+            "repetition_penalty" => {
+                drawing.repetition_penalty = Some(number(scanner, "repetition_penalty")?);
+            }
+            "frequency_penalty" => {
+                drawing.frequency_penalty = Some(number(scanner, "frequency_penalty")?);
+            }
+            "presence_penalty" => {
+                drawing.presence_penalty = Some(number(scanner, "presence_penalty")?);
+            }
+            "logit_bias" => drawing.logit_bias = biases(scanner, ask)?,
+            "seed" => self.seed = Some(whole(scanner, "seed")?.cast_unsigned()),
+            "stop" => self.stops = stops(scanner, ask)?,
+            "stream" => self.streams = flag(scanner, "stream")?,
+            "stream_options" => self.stream_options = Some(stream_options(scanner)?),
+            "logprobs" if call == Call::Chat => {
+                self.logprobs = flag(scanner, "logprobs")?.then_some(0);
+            }
+            "logprobs" => self.logprobs = Some(within(scanner, "logprobs", MAX_LOGPROBS)?),
+            "top_logprobs" if call == Call::Chat => {
+                self.top_logprobs = Some(within(scanner, "top_logprobs", MAX_TOP_LOGPROBS)?);
+            }
+            "n" => self.n = Some(whole(scanner, "n")?),
+            "best_of" => self.best_of = Some(whole(scanner, "best_of")?),
+            "echo" => {
+                if flag(scanner, "echo")? {
+                    return refuse("echo", "echo is not done here: put the prompt before the text");
+                }
+            }
+            "suffix" => {
+                if !text(scanner, "suffix", ask)?.is_empty() {
+                    return refuse("suffix", "suffix is not done here: texts go on at their end");
+                }
+            }
+            "response_format" => response_format(scanner)?,
+            "tool_choice" => tool_choice(scanner)?,
+            "modalities" => modalities(scanner)?,
+            _ => {
+                scanner.skip()?;
+                let unheeded = UNHEEDED.iter().find(|(field, _)| *field == key);
+                if let Some((field, instead)) = unheeded {
+                    return refuse(field, format!("{field} is not done here: {instead}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A value of any kind.
+    fn tree(
+        &mut self,
+        scanner: &mut Scanner,
+        param: &'static str,
+        ask: &mut Ask<'_>,
+    ) -> Result<Value, Refusal> {
+        let raw = scanner.skip()?;
+        let nodes = raw.iter().filter(|byte| b",:[{".contains(byte)).count();
+        ask(2 * raw.len() + NODE_BYTES * (nodes + 1))?;
+        self.chat_bytes += raw.len();
+        let tree = serde_json::from_slice(raw);
+        tree.or_else(|error| refuse(param, format!("{param} cannot be read: {error}")))
+    }
+
+    fn finish(self, call: Call) -> Result<GenerationRequest, Refusal> {
+        let Some(model) = self.model else { return refuse("model", "the request names no model") };
+        let n = self.n.unwrap_or(1);
+        if n != 1 {
+            return refuse("n", format!("n is {n}: one choice is made, ask again for another"));
+        }
+        let best_of = self.best_of.unwrap_or(1);
+        if best_of != 1 {
+            return refuse("best_of", format!("best_of is {best_of}: one choice is made"));
+        }
+        if self.stream_options.is_some() && !self.streams {
+            return refuse("stream_options", "stream_options is for answers that are streamed");
+        }
+        let logprobs = match (self.logprobs, self.top_logprobs) {
+            (None, Some(_)) => {
+                return refuse("top_logprobs", "top_logprobs needs \"logprobs\": true");
+            }
+            (wanted, top) => wanted.map(|count| top.unwrap_or(count)),
+        };
+        let (param, most) = match (self.max_completion_tokens, self.max_tokens) {
+            (Some(most), _) => ("max_completion_tokens", Some(most)),
+            (None, most) => ("max_tokens", most),
+        };
+        let max_tokens = match most.map(usize::try_from) {
+            Some(Err(_) | Ok(0)) => {
+                return refuse(
+                    param,
+                    format!("{param} is {}: it may be 1 or more", most.unwrap_or(0)),
+                );
+            }
+            Some(Ok(most)) => Some(most),
+            None => None,
+        };
+        let stops = Stops::new(self.stops).or_else(|error| refuse("stop", told(&error)))?;
+        let asked = match call {
+            Call::Completion => match self.prompts {
+                Some(prompts) => Asked::Prompts(prompts),
+                None => return refuse("prompt", "the request has no prompt"),
+            },
+            Call::Chat => {
+                let Some(messages) = self.messages else {
+                    return refuse("messages", "the request has no messages");
+                };
+                let continues = self.continues.unwrap_or(false);
+                let chat = Chat {
+                    tools: self.tools,
+                    documents: self.documents,
+                    variables: self.template,
+                    add_generation_prompt: self.adds_prompt.unwrap_or(!continues),
+                    continue_final_message: continues,
+                    ..Chat::new(messages)
+                };
+                Asked::Chat(Box::new(chat), self.chat_bytes)
+            }
+        };
+        Ok(GenerationRequest {
+            model,
+            asked,
+            max_tokens,
+            seed: self.seed,
+            stops,
+            streams: self.streams,
+            includes_usage: self.stream_options.unwrap_or(false),
+            logprobs: logprobs.map(|count| usize::try_from(count).unwrap_or(0)),
+            drawing: self.drawing,
+        })
+    }
+}
+
+fn told(error: &StopError) -> String {
+    format!("stop {error}")
+}
+
+/// The variables of a template by name.
+fn variables(given: &Value) -> Result<Vec<(String, Value)>, Refusal> {
+    const PARAM: &str = "chat_template_kwargs";
+    /// Those that other fields set, or the model.
+    const OWN: [&str; 3] = ["messages", "tools", "documents"];
+    let keys = given.try_iter().ok().filter(|_| given.as_object().is_some());
+    let keys = keys.into_iter().flatten();
+    let pairs = keys.filter_map(|key| Some((key.as_str()?.to_owned(), given.get_item(&key).ok()?)));
+    let pairs: Vec<(String, Value)> = pairs.collect();
+    match pairs.iter().find(|(name, _)| OWN.contains(&name.as_str())) {
+        Some((name, _)) => refuse(PARAM, format!("{PARAM} sets {name}, which is a field")),
+        None => Ok(pairs),
+    }
+}
+
+fn wrong<T>(param: &'static str, expected: &str) -> Result<T, Refusal> {
+    refuse(param, format!("{param} is no {expected}"))
+}
+
+fn text(scanner: &mut Scanner, param: &'static str, ask: &mut Ask<'_>) -> Result<String, Refusal> {
+    match scanner.peek() {
+        Some(b'"') if param == "model" => Ok(scanner.string()?.into_owned()),
+        Some(b'"') => Ok(scanner.long_string(ask)?.into_owned()),
+        _ => wrong(param, "text"),
+    }
+}
+
+fn flag(scanner: &mut Scanner, param: &'static str) -> Result<bool, Refusal> {
+    match scanner.peek() {
+        Some(b't' | b'f') => Ok(scanner.literal()?.unwrap_or(false)),
+        _ => wrong(param, "true or false"),
+    }
+}
+
+fn number(scanner: &mut Scanner, param: &'static str) -> Result<f64, Refusal> {
+    match scanner.peek() {
+        Some(b'-' | b'0'..=b'9') => {
+            let number = scanner.number()?.parse::<f64>().ok().filter(|number| number.is_finite());
+            number.map_or_else(|| wrong(param, "number that can be held"), Ok)
+        }
+        _ => wrong(param, "number"),
+    }
+}
+
+fn whole(scanner: &mut Scanner, param: &'static str) -> Result<i64, Refusal> {
+    match scanner.peek() {
+        Some(b'-' | b'0'..=b'9') => {
+            let digits = scanner.number()?;
+            let plain = digits.strip_suffix(".0").unwrap_or(digits);
+            plain.parse().map_or_else(|_| wrong(param, "whole number that can be held"), Ok)
+        }
+        _ => wrong(param, "whole number"),
+    }
+}
+
+fn within(scanner: &mut Scanner, param: &'static str, most: i64) -> Result<i64, Refusal> {
+    let count = whole(scanner, param)?;
+    match (0..=most).contains(&count) {
+        true => Ok(count),
+        false => refuse(param, format!("{param} is {count}: it may be 0 to {most}")),
+    }
+}
+
+fn ids(scanner: &mut Scanner, ask: &mut Ask<'_>) -> Result<Vec<u32>, Refusal> {
+    let mut ids = vec![];
+    scanner.array(|scanner, _| -> Result<(), Refusal> {
+        let id = match scanner.peek() {
+            Some(b'-' | b'0'..=b'9') => scanner.number()?.parse().ok(),
+            _ => return wrong("prompt", "text, no list of texts, and no list of tokens"),
+        };
+        let Some(id) = id else { return refuse("prompt", "prompt has a number that is no token") };
+        ask(2 * size_of::<u32>())?;
+        ids.push(id);
+        Ok(())
+    })?;
+    Ok(ids)
+}
+
+fn prompts(scanner: &mut Scanner, ask: &mut Ask<'_>) -> Result<Vec<Input>, Refusal> {
+    const EXPECTED: &str = "text, no list of texts, and no list of tokens";
+    match scanner.peek() {
+        Some(b'"') => return Ok(vec![Input::Text(text(scanner, "prompt", ask)?)]),
+        Some(b'[') => {}
+        _ => return wrong("prompt", EXPECTED),
+    }
+    let mut ahead = scanner.clone();
+    ahead.take(b'[');
+    let kind = ahead.peek();
+    if let Some(b'-' | b'0'..=b'9') = kind {
+        return Ok(vec![Input::Tokens(ids(scanner, ask)?)]);
+    }
+    let mut prompts = vec![];
+    scanner.array(|scanner, index| -> Result<(), Refusal> {
+        if index == MAX_PROMPTS {
+            return refuse("prompt", format!("more than {MAX_PROMPTS} prompts"));
+        }
+        ask(size_of::<Input>())?;
+        prompts.push(match scanner.peek() {
+            Some(b'"') if kind == Some(b'"') => Input::Text(text(scanner, "prompt", ask)?),
+            Some(b'[') if kind == Some(b'[') => Input::Tokens(ids(scanner, ask)?),
+            _ => return wrong("prompt", EXPECTED),
+        });
+        Ok(())
+    })?;
+    match prompts.is_empty() {
+        true => refuse("prompt", "prompt is an empty list"),
+        false => Ok(prompts),
+    }
+}
+
+fn stops(scanner: &mut Scanner, ask: &mut Ask<'_>) -> Result<Vec<String>, Refusal> {
+    let one = |scanner: &mut Scanner, ask: &mut Ask<'_>| {
+        let stop = text(scanner, "stop", ask)?;
+        match stop.len() {
+            // More are refused together; no longer one is held.
+            length if length > MAX_STOP_BYTES => refuse("stop", told(&StopError::Long(length))),
+            // What is found of them is a node for each byte.
+            length => ask(length * NODE_BYTES).map(|()| stop),
+        }
+    };
+    match scanner.peek() {
+        Some(b'"') => Ok(vec![one(scanner, ask)?]),
+        Some(b'[') => {
+            let mut stops = vec![];
+            scanner.array(|scanner, _| -> Result<(), Refusal> {
+                stops.push(one(scanner, ask)?);
+                Ok(())
+            })?;
+            Ok(stops)
+        }
+        _ => wrong("stop", "text and no list of texts"),
+    }
+}
+
+fn biases(scanner: &mut Scanner, ask: &mut Ask<'_>) -> Result<Vec<(String, f64)>, Refusal> {
+    if scanner.peek() != Some(b'{') {
+        return wrong("logit_bias", "object of tokens and numbers");
+    }
+    let mut biases = vec![];
+    scanner.object(|scanner, key| -> Result<(), Refusal> {
+        ask(key.len() + size_of::<(String, f64)>())?;
+        biases.push((key.to_owned(), number(scanner, "logit_bias")?));
+        Ok(())
+    })?;
+    Ok(biases)
+}
+
+fn stream_options(scanner: &mut Scanner) -> Result<bool, Refusal> {
+    if scanner.peek() != Some(b'{') {
+        return wrong("stream_options", "object");
+    }
+    let mut includes_usage = false;
+    scanner.object(|scanner, key| -> Result<(), Refusal> {
+        match key {
+            "include_usage" => includes_usage = flag(scanner, "stream_options")?,
+            _ => drop(scanner.skip()?),
+        }
+        Ok(())
+    })?;
+    Ok(includes_usage)
+}
+
+/// Answers are plain texts: what asks for more is refused rather than answered with prose.
+fn response_format(scanner: &mut Scanner) -> Result<(), Refusal> {
+    const PARAM: &str = "response_format";
+    if scanner.peek() != Some(b'{') {
+        return wrong(PARAM, "object");
+    }
+    let mut kind = None;
+    scanner.object(|scanner, key| -> Result<(), Refusal> {
+        match (key, scanner.peek()) {
+            ("type", Some(b'"')) => kind = Some(scanner.string()?.into_owned()),
+            _ => drop(scanner.skip()?),
+        }
+        Ok(())
+    })?;
+    match kind.as_deref() {
+        Some("text") => Ok(()),
+        Some(kind) => refuse(
+            PARAM,
+            format!("{PARAM} {} cannot be kept: answers are plain texts", quote(kind)),
+        ),
+        None => refuse(PARAM, format!("{PARAM} has no type")),
+    }
+}
+
+fn tool_choice(scanner: &mut Scanner) -> Result<(), Refusal> {
+    const PARAM: &str = "tool_choice";
+    let raw = scanner.skip()?;
+    match raw {
+        b"\"auto\"" | b"\"none\"" => Ok(()),
+        _ => refuse(PARAM, format!("{PARAM} cannot be kept: a call is the model's own choice")),
+    }
+}
+
+fn modalities(scanner: &mut Scanner) -> Result<(), Refusal> {
+    if scanner.peek() != Some(b'[') {
+        return wrong("modalities", "list");
+    }
+    scanner.array(|scanner, _| -> Result<(), Refusal> {
+        match scanner.skip()? {
+            b"\"text\"" => Ok(()),
+            _ => refuse("modalities", "modalities: answers are texts"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(call: Call, body: &[u8]) -> Result<GenerationRequest, ApiError> {
+        let (request, _) = GenerationRequest::parse(call, body, &mut |_| Ok(()))?;
+        request.sampling(&SamplingDefaults::default(), 1000)?;
+        if let Asked::Chat(chat, _) = &request.asked {
+            let form = crate::text::messages::Form::default();
+            let normal = crate::text::messages::normalize(&chat.messages, form);
+            normal.map_err(|error| ApiError::invalid(error.to_string()))?;
+        }
+        Ok(request)
+    }
+
+    /// What a model, a tokenizer or a connection decides is tested where there is one.
+    #[test]
+    fn requests_are_read_as_openai_documents_them() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/text/requests.json");
+        let file: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let mut count = 0;
+        for case in file["cases"].as_array().unwrap() {
+            let about = case["about"].as_str().unwrap();
+            let call = match case["path"].as_str().unwrap() {
+                "/v1/completions" => Call::Completion,
+                "/v1/chat/completions" => Call::Chat,
+                _ => continue,
+            };
+            let of_others =
+                ["$EMB", "$RAISE", "$BARE", "a model that is", "an id outside", "plain text"];
+            let told = format!("{about} {case}");
+            let has_body = case.get("body").is_some() || case.get("raw").is_some();
+            if !has_body || case["method"] == "GET" || of_others.iter().any(|of| told.contains(of))
+            {
+                continue;
+            }
+            let mut body = match case["raw"].as_str() {
+                Some(raw) => raw.to_owned(),
+                None => case["body"].to_string(),
+            };
+            if let Some(then) = case.get("then") {
+                let times = usize::try_from(then["times"].as_u64().unwrap()).unwrap();
+                body += &then["text"].as_str().unwrap().repeat(times);
+            }
+            let statuses: Vec<u64> = case["status"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter_map(serde_json::Value::as_u64)
+                .collect();
+            match parse(call, body.as_bytes()) {
+                Ok(_) => assert!(statuses.contains(&200), "{about}: {body}"),
+                Err(error) => {
+                    let status = u64::from(error.status.as_u16());
+                    assert!(statuses.contains(&status), "{about}: {error}");
+                    let params = match &case["param"] {
+                        serde_json::Value::Array(several) => several.clone(),
+                        serde_json::Value::Null => vec![],
+                        one => vec![one.clone()],
+                    };
+                    let is_named = params.iter().any(|param| param.as_str() == error.param);
+                    assert!(params.is_empty() || is_named, "{about}: {:?}: {error}", error.param);
+                }
+            }
+            count += 1;
+        }
+        assert!(count > 80, "{count} cases");
+    }
+
+    #[test]
+    fn what_would_change_the_answer_is_refused_by_its_name() {
+        for (field, _) in UNHEEDED {
+            let body = format!(r#"{{"model":"m","prompt":"x","{field}":[1]}}"#);
+            let refused = parse(Call::Completion, body.as_bytes()).unwrap_err();
+            assert_eq!(refused.param, Some(field));
+            let body = format!(r#"{{"model":"m","prompt":"x","{field}":null,"user":"u"}}"#);
+            assert!(parse(Call::Completion, body.as_bytes()).is_ok());
+        }
+        let check = |extra: &str, param: &str| {
+            let body = format!(r#"{{"model":"m","prompt":"x",{extra}}}"#);
+            let refused = parse(Call::Completion, body.as_bytes()).unwrap_err();
+            assert_eq!(refused.param, Some(param), "{extra}: {refused}");
+        };
+        check(r#""echo":true"#, "echo");
+        check(r#""suffix":" end""#, "suffix");
+        check(r#""n":2"#, "n");
+        check(r#""best_of":3"#, "best_of");
+        check(r#""max_tokens":0"#, "max_tokens");
+        check(r#""temperature":1e999"#, "temperature");
+        check(r#""response_format":{"type":"json_object"}"#, "response_format");
+        check(r#""tool_choice":"required""#, "tool_choice");
+    }
+
+    #[test]
+    fn prompts_are_texts_or_tokens() {
+        let check = |prompt: &str, right: Option<Vec<Input>>| {
+            let body = format!(r#"{{"model":"m","prompt":{prompt}}}"#);
+            let read = parse(Call::Completion, body.as_bytes()).ok().map(|request| request.asked);
+            match (read, right) {
+                (Some(Asked::Prompts(read)), Some(right)) => assert_eq!(read, right, "{prompt}"),
+                (read, right) => assert!(read.is_none() && right.is_none(), "{prompt}"),
+            }
+        };
+        let text = |text: &str| Input::Text(text.to_owned());
+        check(r#""a""#, Some(vec![text("a")]));
+        check(r#"["a","b"]"#, Some(vec![text("a"), text("b")]));
+        check("[1, 2]", Some(vec![Input::Tokens(vec![1, 2])]));
+        check("[[1],[2, 3]]", Some(vec![Input::Tokens(vec![1]), Input::Tokens(vec![2, 3])]));
+        for wrong in ["[]", "5", "[1,\"a\"]", "[[1],\"a\"]", "[-1]", "[1.5]", "{}", "true"] {
+            check(wrong, None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics(body in "[\\[\\]{}:,\"a1\\\\ .-]{0,24}|\\{\"(prompt|messages|stop|logit_bias|tools)\":.{0,16}\\}") {
+            for call in [Call::Completion, Call::Chat] {
+                let _ = GenerationRequest::parse(call, body.as_bytes(), &mut |_| Ok(()));
+            }
+        }
+    }
+}
