@@ -8,6 +8,7 @@ use common::frozen::Frozen;
 use common::scrape::{Sample, Scrape};
 use common::served::{check_alive, check_error, linear_request, served, slow_request};
 use common::small_store::{self, SmallModel};
+use common::writer;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -94,6 +95,7 @@ fn store() -> tempfile::TempDir {
     small_store::write(store.path(), small_store::linear());
     small_store::write(store.path(), small_store::words());
     small_store::write(store.path(), small_store::slow(30));
+    writer::build(store.path(), "writer", Some(writer::TEMPLATE));
     small_store::write(store.path(), SmallModel { name: "broken", ..small_store::linear() });
     let layers = fs::read_dir(store.path().join("broken/1/layers")).unwrap();
     for layer in layers {
@@ -147,6 +149,8 @@ fn every_declared_metric_moves() {
     check_alive(&daemon);
     let words = json!({"model": "words", "input": ["cat", "dog"]}).to_string();
     assert_eq!(daemon.post("/v1/embeddings", &words).0, 200);
+    let asked = json!({"model": "writer", "prompt": [5, 9], "max_tokens": 3}).to_string();
+    assert_eq!(daemon.post("/v1/completions", &asked).0, 200);
     look(&mut seen);
 
     // Failed: a wrong request, and a weight that is damaged.
@@ -190,7 +194,7 @@ fn every_declared_metric_moves() {
     drop(frozen);
     waiting.iter_mut().for_each(|connection| assert_eq!(connection.reply().0, 200));
     drop(waiting);
-    for model in ["linear", "words", "slow"] {
+    for model in ["linear", "words", "slow", "writer"] {
         assert_eq!(daemon.post(&format!("/v2/repository/models/{model}/unload"), "").0, 200);
     }
     seen.look_until(&daemon, "rest", |now| now.sum("hermes_connections") == 1.0);

@@ -7,6 +7,7 @@ use common::daemon::Daemon;
 use common::schema::Schemas;
 use common::served::{linear_request, served};
 use common::small_store;
+use common::writer;
 use hermes::api::routes;
 use hermes::store::Package;
 use serde_json::{Value, json};
@@ -116,6 +117,7 @@ fn answers_are_as_described() {
     small_store::write(store.path(), small_store::linear());
     small_store::write(store.path(), small_store::words());
     small_store::write(store.path(), small_store::log());
+    writer::build(store.path(), "writer", Some(writer::TEMPLATE));
     for version in ["2", "3"] {
         let model = small_store::scaled_linear(2.0);
         small_store::write_version(other.path(), model, version);
@@ -209,6 +211,14 @@ fn answers_are_as_described() {
     }
     caller.call("POST", "/v1/embeddings", r#"{"model":"words","input":""}"#, 400);
     caller.call("POST", "/v1/embeddings", r#"{"model":"nobody","input":"cat"}"#, 404);
+    for (path, text) in [
+        ("/v1/completions", r#""prompt":"cat""#),
+        ("/v1/chat/completions", r#""messages":[{"role":"user","content":"cat"}]"#),
+    ] {
+        caller.call("POST", path, format!(r#"{{"model":"writer","max_tokens":2,{text}}}"#), 200);
+        caller.call("POST", path, format!(r#"{{"model":"words",{text}}}"#), 400);
+        caller.call("POST", path, format!(r#"{{"model":"nobody",{text}}}"#), 404);
+    }
     for path in ["/metrics", "/docs", "/openapi.json"] {
         caller.call("GET", path, "", 200);
     }

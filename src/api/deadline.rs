@@ -52,6 +52,11 @@ impl Deadline {
         Deadline { limit: Some(limit), ..self }
     }
 
+    /// When it is over, where that ever comes.
+    pub fn end(self) -> Option<std::time::Instant> {
+        self.start.checked_add(self.limit?).map(Instant::into_std)
+    }
+
     /// What `work` answers; it is dropped, which cancels its passes, when the time is over.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! moves while the daemon works.
 
 use super::envelope::OipError;
+use super::speed::Speeds;
 use super::state::Api;
 use super::traffic::{BOUNDS_US, Figures, Times};
 use crate::daemon::address::Address;
@@ -48,6 +49,7 @@ struct Snapshot<'a> {
     process: ProcessMemory,
     refaults: Option<Refaults>,
     traffic: Figures,
+    speeds: Speeds,
     begin: SystemTime,
     connections: usize,
     addresses: &'a [Address],
@@ -181,6 +183,30 @@ const METRICS: &[Metric] = &[
             }
         },
     ),
+    counter("hermes_prompt_tokens_total", "Tokens of prompts.", |from, to| {
+        to.put_counted(from, |counted| counted.prompt_tokens as f64);
+    }),
+    counter("hermes_generated_tokens_total", "Tokens of texts that models wrote.", |from, to| {
+        to.put_counted(from, |counted| counted.generated_tokens as f64);
+    }),
+    histogram(
+        "hermes_first_token_duration_seconds",
+        "Time from a text's being asked for to its first token, by model.",
+        |from, to| {
+            for (model, times) in &from.speeds.first {
+                to.put_times(&[("model", model)], times);
+            }
+        },
+    ),
+    histogram(
+        "hermes_next_token_duration_seconds",
+        "Time from a token of a text to the next one, by model.",
+        |from, to| {
+            for (model, times) in &from.speeds.next {
+                to.put_times(&[("model", model)], times);
+            }
+        },
+    ),
     gauge("process_start_time_seconds", "When the daemon began to serve.", |from, to| {
         let since = from.begin.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         to.put(&[], since.as_secs_f64());
@@ -280,6 +306,7 @@ pub async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, OipError> 
             process: memory::process(),
             refaults: refaults(),
             traffic: api.traffic.figures(),
+            speeds: api.speed.figures(),
             begin: api.traffic.begin,
             connections: api.connections.count(),
             addresses: &api.addresses,

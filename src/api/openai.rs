@@ -51,7 +51,7 @@ pub async fn model(
 }
 
 /// The manifest of the model that a request names.
-fn manifest(api: &Api, model: &str) -> Result<Described, ApiError> {
+pub fn manifest(api: &Api, model: &str) -> Result<Described, ApiError> {
     let path = ModelPath { model: model.to_owned(), version: None };
     api.manifest(&path).map_err(|error| error.about("model"))
 }

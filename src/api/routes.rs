@@ -4,7 +4,9 @@ use super::envelope::refuse;
 use super::error::ApiError;
 use super::rights::require;
 use super::state::Api;
-use super::{docs, install, metrics, oip, openai, plan, repository, show, stats, trace, versions};
+use super::{
+    docs, generate, install, metrics, oip, openai, plan, repository, show, stats, trace, versions,
+};
 use crate::daemon::rights::Right;
 use crate::wire::quote::{method_name, quote};
 use axum::Router;
@@ -54,6 +56,8 @@ const ROUTES: &[Route] = &[
     ("GET", "/v1/models", None, || get(openai::models)),
     ("GET", "/v1/models/{model}", None, || get(openai::model)),
     ("POST", "/v1/embeddings", INFER, || post(openai::embeddings)),
+    ("POST", "/v1/completions", INFER, || post(generate::completions)),
+    ("POST", "/v1/chat/completions", INFER, || post(generate::chat)),
     ("GET", "/metrics", None, || get(metrics::metrics)),
     ("GET", "/docs", None, || get(docs::page)),
     ("GET", "/openapi.json", None, || get(docs::document)),

@@ -4,6 +4,7 @@ use super::connections::Connections;
 use super::error::ApiError;
 use super::helpers::Helpers;
 use super::places::Places;
+use super::speed::Speed;
 use super::tokenizer::Tokenizers;
 use super::traffic::Traffic;
 use crate::daemon::Phase;
@@ -42,6 +43,8 @@ pub struct Api {
     pub connections: Arc<Connections>,
     /// What was asked and answered.
     pub traffic: Arc<Traffic>,
+    /// How fast texts were written.
+    pub speed: Arc<Speed>,
     /// Where it listens.
     pub addresses: Vec<Address>,
     /// How far the daemon has come.
@@ -64,6 +67,7 @@ impl Api {
             few_places: Places::new(QUEUE_LIMIT / 4),
             installs: Installs::default(),
             traffic: Arc::default(),
+            speed: Arc::default(),
             addresses,
             phase,
         })

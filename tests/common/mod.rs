@@ -19,3 +19,4 @@ pub mod skip;
 pub mod small_store;
 pub mod tar;
 pub mod tiny;
+pub mod writer;
