@@ -219,6 +219,106 @@ impl Client {
             }
         })
     }
+
+    /// The events that a `POST` of a JSON body is answered with, as they come. What `take` fails by is
+    /// that its output is closed; Ctrl-C ends the stream where `is_interruptible`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::get`]; an event that tells an error.
+    pub fn events(
+        &self,
+        path: &str,
+        body: Vec<u8>,
+        is_interruptible: bool,
+        mut take: impl FnMut(&Value) -> io::Result<()>,
+    ) -> Result<Ended, ClientError> {
+        let request = Request::post(path)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::HOST, "hermes")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| ClientError::Usage(format!("no request can be made: {error}")))?;
+        let whole = async {
+            let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
+                ClientError::Unreachable { socket: self.socket.clone(), source }
+            })?;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            // With it the connection ends, and the daemon sees that nobody waits.
+            let _connection = AbortOnDrop(tokio::spawn(connection));
+            let (head, mut body) = sender.send_request(request).await?.into_parts();
+            if !head.status.is_success() {
+                return Err(refused(&head, &body.collect().await?.to_bytes()));
+            }
+            let mut events = Events::default();
+            while let Some(frame) = body.frame().await.transpose()? {
+                for event in events.push(&frame.into_data().unwrap_or_default()) {
+                    if event == "[DONE]" {
+                        return Ok(Ended::Whole);
+                    }
+                    let event = parse(event.as_bytes())?;
+                    if event["error"].is_object() {
+                        return Err(refused(&head, event.to_string().as_bytes()));
+                    }
+                    if take(&event).is_err() {
+                        return Ok(Ended::Closed);
+                    }
+                }
+            }
+            Err(ClientError::Broken("the text broke off".to_owned()))
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                ended = whole => ended,
+                () = interrupted(is_interruptible) => Ok(Ended::Interrupted),
+            }
+        })
+    }
+}
+
+/// Waits for Ctrl-C, or for ever.
+async fn interrupted(is_interruptible: bool) {
+    // Where it cannot be waited for, the program ends by it.
+    if !is_interruptible || tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// How a stream of events ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// As the daemon meant.
+    Whole,
+    /// By Ctrl-C.
+    Interrupted,
+    /// Nobody takes the events any more.
+    Closed,
+}
+
+/// Events as their bytes come.
+#[derive(Default)]
+struct Events(Vec<u8>);
+
+impl Events {
+    /// The data of those that are whole with these bytes.
+    fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.0.extend_from_slice(bytes);
+        let mut events = vec![];
+        while let Some(end) = self.0.windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = self.0.drain(..end + 2).collect();
+            let event = String::from_utf8_lossy(&event);
+            let data = event.lines().filter_map(|line| line.strip_prefix("data: "));
+            events.extend(data.map(str::to_owned));
+        }
+        events
+    }
 }
 
 /// The JSON of an answer.
@@ -262,6 +362,17 @@ pub fn segment(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_are_whole_however_their_bytes_come() {
+        let text = "data: {\"a\":\"\u{e9}\"}\n\n: a comment\n\ndata: [DONE]\n\n";
+        for cut in 1..text.len() {
+            let mut events = Events::default();
+            let got: Vec<String> =
+                text.as_bytes().chunks(cut).flat_map(|piece| events.push(piece)).collect();
+            assert_eq!(got, ["{\"a\":\"\u{e9}\"}", "[DONE]"]);
+        }
+    }
 
     /// The way with curl was told to who had given a file of texts.
     #[test]

@@ -19,6 +19,7 @@ mod top;
 mod trace;
 mod versions;
 mod watch;
+mod write;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError, EXIT_CODES, default_socket};
@@ -33,6 +34,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use versions::{VersionsCommand, model_name};
 use watch::WatchCommand;
+use write::WriteCommand;
 
 /// Asks hermesd to run models.
 #[derive(Parser)]
@@ -85,6 +87,8 @@ enum Command {
     },
     #[command(after_help = EMBED_EXIT_CODES)]
     Embed(EmbedCommand),
+    #[command(flatten)]
+    Write(WriteCommand),
     #[command(flatten)]
     Repository(RepositoryCommand),
     #[command(flatten)]
@@ -142,6 +146,7 @@ fn run(args: Args) -> Result<(String, ExitCode), ClientError> {
         Command::Show { what, json } => show::run(&client, &what, print(json)),
         Command::Versions(command) => command.run(&client),
         Command::Embed(command) => return command.run(&client),
+        Command::Write(command) => return command.run(&client),
         Command::Infer { model, input, output, request, reply, json } => {
             let show = match (reply, json) {
                 (Some(file), _) => Show::File(file),
