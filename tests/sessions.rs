@@ -4,6 +4,7 @@
 mod common;
 
 use common::programs::program;
+use common::small_store::{self, SmallModel, graph_of, node, output, port};
 use common::tiny::{WINDOW_BYTES, path, run};
 use hermes::engine::{
     Array, Cancel, Config, Decide, DiskKind, Ended, Engine, EngineError, ErrorKind, Generated,
@@ -15,6 +16,8 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
+use tract_onnx::pb::attribute_proto::AttributeType;
+use tract_onnx::pb::{AttributeProto, NodeProto, TensorProto};
 
 const MODEL: &str = "gpt2-tiny";
 
@@ -140,8 +143,10 @@ fn nearly_equal(one: &[f32], other: &[f32]) -> bool {
 /// What sessions and passes hold, when the engine's thread has taken its turn.
 fn held(engine: &Engine) -> [u64; 3] {
     engine.unload("nothing").unwrap();
-    [Category::Session, Category::Activations, Category::Request]
-        .map(|category| engine.ledger().held_bytes(category))
+    let held = |category| engine.ledger().held_bytes(category);
+    let kept_bytes = engine.stats().kept_text_bytes;
+    let session_bytes = held(Category::Session) - kept_bytes;
+    [session_bytes, held(Category::Activations), held(Category::Request)]
 }
 
 #[test]
@@ -183,8 +188,9 @@ fn texts_beside_each_other_have_the_bits_that_they_have_alone() {
         })
         .collect();
     for threads in [1, 2, 4] {
-        let engine = Engine::start(Config { threads: Some(threads), ..config() }).unwrap();
         for count in [1, 2, 5] {
+            // One that starts from what is kept of another is cut otherwise.
+            let engine = Engine::start(Config { threads: Some(threads), ..config() }).unwrap();
             let begun: Vec<(Told, Seen)> = prompts[..count]
                 .iter()
                 .map(|of| {
@@ -197,8 +203,8 @@ fn texts_beside_each_other_have_the_bits_that_they_have_alone() {
                 let is_equal = *seen.lock().unwrap() == expected[index];
                 assert!(is_equal, "text {index} of {count}, {threads} threads");
             }
+            assert_eq!(held(&engine), [0; 3]);
         }
-        assert_eq!(held(&engine), [0; 3]);
     }
 }
 
@@ -222,7 +228,7 @@ fn sessions_share_passes_and_a_slow_one_holds_up_nobody() {
     assert_eq!((counted.sessions, counted.answered), (3, 3));
     assert_eq!((counted.prompt_tokens, counted.generated_tokens), (48, 121));
     assert!(counted.seats > counted.passes, "passes were shared");
-    assert_eq!((stats.sessions, stats.session_bytes), (0, 0));
+    assert_eq!((stats.sessions, stats.session_bytes), (0, stats.kept_text_bytes));
 }
 
 #[test]
@@ -290,6 +296,46 @@ fn what_does_not_fit_now_waits_for_room() {
     assert_eq!(first.recv().unwrap().unwrap().ids.len(), 1);
     assert_eq!(again.recv().unwrap().unwrap().ids.len(), 1);
     assert_eq!(held(&engine), [0; 3]);
+}
+
+/// A chat that goes on reads what is new; what it says is what it would have said.
+#[test]
+fn a_text_that_begins_as_a_kept_one_starts_from_it() {
+    let engine = Engine::start(config()).unwrap();
+    let first = generate(&engine, prompt(ids(40, 7), 9).0);
+    assert_eq!(first.stats.cached_tokens, 0);
+    let kept_bytes = engine.stats().kept_text_bytes;
+    assert!(kept_bytes >= 48 * 2 * 2 * 128 * 4, "{kept_bytes}");
+    let check = |text: Vec<u32>, cached_tokens: usize| {
+        let (prompt, seen) = prompt(text.clone(), 5);
+        let generated = generate(&engine, prompt);
+        assert_eq!(generated.stats.cached_tokens, cached_tokens);
+        let mut text = text;
+        for (found, id) in seen.lock().unwrap().iter().zip(&generated.ids) {
+            assert!(nearly_equal(found, &logits_without_cache(&engine, &text)));
+            text.push(*id);
+        }
+    };
+    // Of what was generated the last token was not read.
+    let goes_on = [ids(40, 7), first.ids.clone(), vec![5, 6, 7]].concat();
+    check(goes_on.clone(), 48);
+    check(goes_on[..30].to_vec(), 29);
+    check([&goes_on[..35], &[900; 9]].concat(), 35);
+    check(ids(20, 3), 0);
+    let counted = engine.stats().models[0].counted;
+    assert_eq!((counted.prefix_hits, counted.cached_tokens), (3, 48 + 29 + 35));
+    assert_eq!(held(&engine), [0; 3]);
+    // It is the first to give way, and goes with its model.
+    engine.set_pressure(Pressure::Pins);
+    assert_eq!(engine.stats().kept_text_bytes, 0);
+    engine.set_pressure(Pressure::None);
+    generate(&engine, prompt(ids(40, 7), 9).0);
+    assert!(engine.stats().kept_text_bytes > 0);
+    engine.unload(MODEL).unwrap();
+    assert_eq!(engine.stats().session_bytes, 0);
+    generate(&engine, prompt(ids(40, 7), 9).0);
+    while engine.room().spare_room("") {}
+    assert_eq!(engine.stats().session_bytes, 0);
 }
 
 /// Begins a session, does `meanwhile` when it has decided three times, and returns what it came to.
@@ -405,4 +451,88 @@ fn sessions_that_are_cut_off_by_chance_leave_the_ledger_where_it_was() {
     assert!(whole > 0 && cut_off > 0, "{whole} were whole, {cut_off} cut off");
     assert_eq!(held(&engine), [0; 3]);
     engine.shutdown();
+}
+
+fn with_int(mut node: NodeProto, name: &str, i: i64) -> NodeProto {
+    let r#type = AttributeType::Int.into();
+    node.attribute.push(AttributeProto { name: name.to_string(), i, r#type, ..Default::default() });
+    node
+}
+
+fn with_ints(mut node: NodeProto, name: &str, ints: &[i64]) -> NodeProto {
+    let (name, ints, r#type) = (name.to_string(), ints.to_vec(), AttributeType::Ints.into());
+    node.attribute.push(AttributeProto { name, ints, r#type, ..Default::default() });
+    node
+}
+
+/// Floats of 4 for each of 8 tokens that f16 holds exactly.
+fn embedding(token: usize) -> [f32; 4] {
+    [0, 1, 2, 3].map(|axis| ((token * 5 + axis * 3) % 7) as f32 / 8.0)
+}
+
+/// The mean of all tokens' embeddings, times a weight of 4 by 8: keys and values in
+/// f16, logits of the last position alone, neither mask nor positions.
+fn means() -> SmallModel {
+    let table = TensorProto {
+        name: "table".to_string(),
+        dims: vec![8, 4],
+        data_type: 1,
+        float_data: (0..8).flat_map(embedding).collect(),
+        ..TensorProto::default()
+    };
+    let axis = TensorProto {
+        name: "axis".to_string(),
+        dims: vec![1],
+        data_type: 7,
+        int64_data: vec![1],
+        ..TensorProto::default()
+    };
+    let past = ["1", "1", "P", "4"];
+    let inputs = vec![
+        port("input_ids", Dtype::Int64, &["1", "S"]),
+        port("past_key_values.0.key", Dtype::Fp16, &past),
+        port("past_key_values.0.value", Dtype::Fp16, &past),
+        port("W", Dtype::Fp32, &["4", "8"]),
+    ];
+    let concat =
+        |past: &str, present: &str| with_int(node("Concat", &[past, "half"], present), "axis", 2);
+    let nodes = vec![
+        node("Gather", &["table", "input_ids"], "x"),
+        node("Unsqueeze", &["x", "axis"], "one"),
+        with_int(node("Cast", &["one"], "half"), "to", 10),
+        concat("past_key_values.0.key", "present.0.key"),
+        concat("past_key_values.0.value", "present.0.value"),
+        with_int(node("Cast", &["present.0.key"], "all"), "to", 1),
+        with_ints(node("ReduceMean", &["all"], "mean"), "axes", &[2]),
+        node("Squeeze", &["mean", "axis"], "y"),
+        node("MatMul", &["y", "W"], "logits"),
+    ];
+    let half = |name| output(name, Dtype::Fp16);
+    let outputs =
+        vec![output("logits", Dtype::Fp32), half("present.0.key"), half("present.0.value")];
+    let mut graph = graph_of(inputs, nodes, outputs);
+    graph.initializer.extend([table, axis]);
+    let weights = vec![("W", [4, 8], (0..32).map(|i| (i * 7 % 11) as f32).collect())];
+    SmallModel { name: "means", graph, weights, tokenizer: None, task: None }
+}
+
+/// Keys and values may be of f16, and masks and positions be none of the caller's.
+#[test]
+fn keys_and_values_of_two_bytes_are_kept_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    small_store::write(folder.path(), means());
+    let engine = Engine::start(Config::new(folder.path(), 64 << 20)).unwrap();
+    let (prompt, seen) = prompt(vec![1, 6, 3, 3, 0], 4);
+    let mut text: Vec<usize> = prompt.ids.iter().map(|id| *id as usize).collect();
+    generate(&engine, Prompt { model: "means".to_string(), ..prompt });
+    for found in &*seen.lock().unwrap() {
+        let sum = |axis: usize| text.iter().map(|token| embedding(*token)[axis]).sum::<f32>();
+        let mean = [0, 1, 2, 3].map(|axis| sum(axis) / text.len() as f32);
+        let weight = |axis: usize, logit: usize| ((axis * 8 + logit) * 7 % 11) as f32;
+        let logit = |logit| (0..4).map(|axis| mean[axis] * weight(axis, logit)).sum::<f32>();
+        let expected: Vec<f32> = (0..8).map(logit).collect();
+        assert!(nearly_equal(found, &expected), "{text:?}");
+        text.push(likeliest(found) as usize);
+    }
+    assert_eq!(seen.lock().unwrap().len(), 4);
 }

@@ -67,6 +67,7 @@ impl Loading<'_> {
         loaded.note_use(self.room().keepers.now());
         self.planner.recall(self.stage, &loaded);
         self.room().residents.insert(Arc::clone(&loaded));
+        self.room().texts.forget(name);
         let counters = self.counters.of(name);
         Counters::add(&counters.loads, 1);
         Counters::add(&counters.load_us, began.elapsed().as_micros() as u64);

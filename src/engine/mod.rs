@@ -56,6 +56,7 @@ mod stats;
 mod step;
 mod tape;
 mod targets;
+mod texts;
 mod trials;
 mod turns;
 mod worker;

@@ -1,15 +1,18 @@
 //! What a session is opened with.
 
 use super::step::{Past, Tenancy};
+use super::targets::TargetKey;
 use crate::stream::Grant;
+use std::sync::Arc;
 
 /// A session that is to be opened.
 #[derive(Clone, Debug)]
 pub struct Opening {
     pub model: String,
     pub version: Option<String>,
-    /// Tokens of its prompt.
-    pub prompt: usize,
+    /// Its prompt.
+    pub ids: Arc<[u32]>,
+    pub target: Option<TargetKey>,
     pub max_tokens: usize,
     pub context: Option<usize>,
 }
@@ -18,7 +21,10 @@ pub struct Opening {
 pub struct Opened {
     pub version: String,
     pub tenancy: Tenancy,
+    /// Of a text that begins as the prompt does.
     pub past: Past,
+    /// How many of its tokens are the prompt's.
+    pub cached_tokens: usize,
     /// Most tokens that are generated.
     pub max_tokens: usize,
     /// Most tokens of the prompt that a pass reads.

@@ -65,7 +65,8 @@ impl Reckoning<'_> {
 /// What never fits, with the numbers; what does not fit now ([`OverBudget::can_fit`]); a model that
 /// generates no text, a prompt that is none.
 pub fn open(hold: &mut Hold, model: &Arc<Model>, opening: &Opening) -> Result<Opened, EngineError> {
-    let Opening { prompt, max_tokens, context, .. } = *opening;
+    let Opening { max_tokens, context, .. } = *opening;
+    let prompt = opening.ids.len();
     model.check_service()?;
     let version = model.dir.manifest.version.clone();
     if let Some(wanted) = opening.version.as_ref().filter(|wanted| **wanted != version) {
@@ -89,14 +90,32 @@ pub fn open(hold: &mut Hold, model: &Arc<Model>, opening: &Opening) -> Result<Op
     let budget_bytes = hold.room.ledger.budget_bytes();
     let reckoning = Reckoning { model, decoder, budget_bytes };
     let (chunk, needs) = reckoning.needs(prompt, tokens);
+    // What is found may go to make room: it is counted as the session's own from here on.
+    let tenancy = model.tenancy.clone();
+    let kept = hold.room.texts.find(&tenancy.tenant(), opening.target, &opening.ids);
+    let (past, cached_tokens) = match kept {
+        Some(kept) => kept,
+        None => {
+            let none = Past::none(decoder);
+            (none.map_err(|error| EngineError::Internal(format!("{error:#}")))?, 0)
+        }
+    };
     let granted = hold.grant_session(model, needs.opening_bytes());
     let grant = granted.map_err(|refused| match refused.can_fit() {
         true => refused.into(),
         false => too_long(&reckoning, prompt, tokens, &refused),
     })?;
-    let past = Past::none(decoder).map_err(|error| EngineError::Internal(format!("{error:#}")))?;
-    let tenancy = model.tenancy.clone();
-    Ok(Opened { version, tenancy, past, max_tokens, chunk, needs, grant, queue_us: 0 })
+    Ok(Opened {
+        version,
+        tenancy,
+        past,
+        cached_tokens,
+        max_tokens,
+        chunk,
+        needs,
+        grant,
+        queue_us: 0,
+    })
 }
 
 /// Tells how many tokens would fit.

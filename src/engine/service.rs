@@ -403,6 +403,7 @@ impl Engine {
             waiting_limit: QUEUE_LIMIT,
             sessions: self.0.room.sessions.count(),
             session_bytes: self.0.room.ledger.held_bytes(Category::Session),
+            kept_text_bytes: self.0.room.texts.bytes(),
             window_bytes: self.0.room.window_bytes.load(Ordering::Relaxed),
             pressure: self.0.room.pressure.get(),
         }

@@ -10,8 +10,11 @@ use super::request::{Answer, Cancel, Request, Waiting};
 use super::room::{Room, TICK};
 use super::sessions::{Place, SESSION_LIMIT};
 use super::stats::{CounterSet, Counters};
-use super::step::{Past, Step, Stepped};
+use super::step::{Past, Step, Stepped, Tenancy, Tenant};
+use super::targets::TargetKey;
+use super::texts::Text;
 use crate::plan::Target;
+use crate::stream::Grant;
 use crate::sys::panics;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use std::sync::Arc;
@@ -19,6 +22,9 @@ use std::time::{Duration, Instant};
 
 /// Stack of a session's thread, on which whoever decides runs.
 const STACK_BYTES: usize = 512 << 10;
+
+/// Share of the budget that texts may be kept in: half of what pins leave to others.
+const KEPT_SHARE: u64 = 8;
 
 /// Longest wait for sessions to end when the engine does.
 pub const LEAVE: Duration = Duration::from_secs(1);
@@ -64,12 +70,22 @@ fn generate(
 ) -> (Result<Generated, EngineError>, String) {
     let Prompt { model, version, ids, max_tokens, context, target, decide, cancel, deadline } =
         prompt;
-    let opening = Opening { model: model.clone(), version, prompt: ids.len(), max_tokens, context };
+    let ids: Arc<[u32]> = ids.into();
+    let opening = Opening {
+        model: model.clone(),
+        version,
+        ids: Arc::clone(&ids),
+        target: target.as_ref().map(TargetKey::of),
+        max_tokens,
+        context,
+    };
     let session = Session { room, place, model, target, cancel, deadline };
     let generated = session.open(&opening).and_then(|opened| {
         let counters = counters.of(&session.model);
         Counters::add(&counters.sessions, 1);
         Counters::add(&counters.prompt_tokens, ids.len() as u64);
+        Counters::add(&counters.prefix_hits, u64::from(opened.cached_tokens > 0));
+        Counters::add(&counters.cached_tokens, opened.cached_tokens as u64);
         let generated = session.live(opened, &ids, decide);
         let count = generated.as_ref().map_or(0, |generated| generated.ids.len());
         Counters::add(&counters.generated_tokens, count as u64);
@@ -138,11 +154,12 @@ impl Session<'_> {
         prompt: &[u32],
         mut decide: Box<dyn Decide>,
     ) -> Result<Generated, EngineError> {
-        let Opened { version, tenancy, past, max_tokens, chunk, needs, mut grant, queue_us } =
-            opened;
+        let Opened { version, tenancy, past, cached_tokens, max_tokens, chunk, needs, .. } = opened;
+        let (mut grant, queue_us) = (opened.grant, opened.queue_us);
         let began = Instant::now();
         let mut stats = SessionStats {
             prompt_tokens: prompt.len(),
+            cached_tokens,
             queue_us,
             held_bytes: grant.bytes(),
             ..SessionStats::default()
@@ -155,7 +172,9 @@ impl Session<'_> {
             stats.bytes_read += stepped.bytes_read;
             Ok::<Stepped, EngineError>(stepped)
         };
-        let mut chunks = prompt.chunks(chunk);
+        let past = past.cut(cached_tokens);
+        let past = past.map_err(|error| EngineError::Internal(format!("{error:#}")))?;
+        let mut chunks = prompt[cached_tokens..].chunks(chunk);
         let first = chunks.next().unwrap_or_default();
         let mut stepped = read(first, past, needs.prefill_bytes)?;
         for ids in chunks {
@@ -164,7 +183,8 @@ impl Session<'_> {
         let prefill_us = began.elapsed().as_micros() as u64;
         // Shrinking is always granted.
         let _ = grant.resize(needs.lasting_bytes());
-        let Stepped { mut past, mut logits, choice, .. } = stepped;
+        let Stepped { past, mut logits, choice, .. } = stepped;
+        let mut past = Some(past);
         let mut ids = vec![];
         let ended = loop {
             if ids.len() >= max_tokens {
@@ -179,8 +199,9 @@ impl Session<'_> {
                 Err(text) => break Ended::Failed(EngineError::Internal(text)),
             }
             let Some(last) = ids.last().filter(|_| ids.len() < max_tokens) else { continue };
-            match read(&[*last], past, needs.step_bytes) {
-                Ok(stepped) => (past, logits) = (stepped.past, stepped.logits),
+            let Some(before) = past.take() else { break Ended::Cancelled };
+            match read(&[*last], before, needs.step_bytes) {
+                Ok(stepped) => (past, logits) = (Some(stepped.past), stepped.logits),
                 Err(error) => break Ended::by(error),
             }
         };
@@ -188,9 +209,35 @@ impl Session<'_> {
             Ended::Cancelled if self.is_late() => Ended::Deadline,
             ended => ended,
         };
+        if let Some(past) = past {
+            self.keep(&tenancy, [prompt, &ids].concat(), past, grant);
+        }
         stats.prefill_us = prefill_us;
         stats.decode_us = (began.elapsed().as_micros() as u64).saturating_sub(prefill_us);
         Ok(Generated { version, choice, ids, ended, stats })
+    }
+
+    /// Keeps the text for those that begin as it does, if memory suffices.
+    fn keep(&self, tenancy: &Tenancy, mut ids: Vec<u32>, past: Past, mut grant: Grant) {
+        let room = self.room;
+        if room.pressure.get() > Pressure::None || room.ledger.is_exceeded() {
+            return;
+        }
+        // The last one that was decided on was not read.
+        ids.truncate(past.tokens);
+        ids.shrink_to_fit();
+        // Shrinking is always granted.
+        let bytes = past.bytes() + (ids.len() * size_of::<u32>()) as u64;
+        if grant.resize(bytes).is_err() {
+            return;
+        }
+        let (model, target) = (self.model.clone(), self.target.as_ref().map(TargetKey::of));
+        let text = Text { model, tenant: tenancy.tenant(), target, ids, past, grant };
+        let is_loaded = |tenant: &Tenant| {
+            let loaded = room.residents.get(&self.model);
+            loaded.is_some_and(|loaded| loaded.tenancy.tenant() == *tenant)
+        };
+        room.texts.keep(text, room.ledger.budget_bytes() / KEPT_SHARE, is_loaded);
     }
 
     /// Has tokens read by the next pass.

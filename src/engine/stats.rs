@@ -56,8 +56,12 @@ counters! {
     blocks_released,
     /// Texts that were begun.
     sessions,
+    /// Those that began as one that was kept.
+    prefix_hits,
     /// Tokens of their prompts.
     prompt_tokens,
+    /// Of these, those whose keys and values were kept.
+    cached_tokens,
     /// Tokens that were generated.
     generated_tokens,
     /// Times the model was loaded.
@@ -134,8 +138,10 @@ pub struct EngineStats {
     pub waiting_limit: usize,
     /// Texts that are generated, or wait for that.
     pub sessions: usize,
-    /// Bytes granted for them.
+    /// Bytes granted for them, and for those that are kept.
     pub session_bytes: u64,
+    /// Of these, what texts are kept in that have ended.
+    pub kept_text_bytes: u64,
     /// Bytes of tape that a pass may hold.
     pub window_bytes: u64,
     pub pressure: Pressure,

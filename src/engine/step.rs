@@ -1,10 +1,10 @@
 //! A session's part in a pass: what it reads, and what comes of it.
 
 use super::choice::Choice;
-use crate::graph::datum_of;
+use crate::graph::{Footprint, datum_of};
 use crate::store::manifest::Port;
 use crate::store::{Cache, Decoder, Dtype};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use tract_core::internal::*;
 
 /// Tells a loaded model from any other, and whether sessions use it.
@@ -21,13 +21,30 @@ impl Tenancy {
     pub fn is(&self, other: &Tenancy) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
+
+    /// Tells the same of somebody who does not use it.
+    pub fn tenant(&self) -> Tenant {
+        Tenant(Arc::downgrade(&self.0))
+    }
+}
+
+/// Of which loaded model something is.
+#[derive(Clone, Debug)]
+pub struct Tenant(Weak<()>);
+
+impl PartialEq for Tenant {
+    fn eq(&self, other: &Tenant) -> bool {
+        Weak::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// Keys and values of the tokens that were read, in the order of the decoder's caches.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Past {
     pub tokens: usize,
     values: Vec<TValue>,
+    /// Where the tokens are in each.
+    axes: Arc<[usize]>,
 }
 
 /// Tokens to be read.
@@ -59,7 +76,26 @@ impl Past {
             let empty = Tensor::zero_dt(datum(cache.dtype)?, &cache.shape_of(0))?;
             Ok(empty.into_tvalue())
         });
-        Ok(Past { tokens: 0, values: values.collect::<TractResult<_>>()? })
+        let axes = decoder.caches.iter().map(|cache| cache.axis).collect();
+        Ok(Past { tokens: 0, values: values.collect::<TractResult<_>>()?, axes })
+    }
+
+    /// The past of the first so many tokens.
+    pub fn cut(self, tokens: usize) -> TractResult<Past> {
+        if tokens >= self.tokens {
+            return Ok(self);
+        }
+        let values = self.values.iter().zip(&*self.axes);
+        let cut =
+            |(value, axis): (&TValue, &usize)| Ok(value.slice(*axis, 0, tokens)?.into_tvalue());
+        let values = values.map(cut).collect::<TractResult<_>>()?;
+        Ok(Past { tokens, values, axes: self.axes })
+    }
+
+    /// Bytes that it is counted with.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |value: &TValue| (value.len() * value.datum_type().size_of()) as u64;
+        self.values.iter().map(|value| Footprint::taken_bytes(bytes(value))).sum()
     }
 
     /// Takes the past of so many tokens, and the last position's logits, from a pass's outputs.
@@ -86,7 +122,8 @@ impl Past {
             Ok(value)
         };
         let values = decoder.caches.iter().map(present).collect::<TractResult<_>>()?;
-        Ok((Past { tokens, values }, logits))
+        let axes = decoder.caches.iter().map(|cache| cache.axis).collect();
+        Ok((Past { tokens, values, axes }, logits))
     }
 }
 

@@ -295,7 +295,9 @@ impl Hold {
             return Keep::default();
         }
         let reserve = self.room.ledger.budget_bytes() / UNPINNED_SHARE;
-        let spare = self.room.ledger.unclaimed_bytes().saturating_sub(reserve);
+        // Texts that are kept lie within what pins leave to others.
+        let there = self.room.ledger.unclaimed_bytes() + self.room.texts.bytes().min(reserve);
+        let spare = there.saturating_sub(reserve).min(self.room.ledger.unclaimed_bytes());
         let wanted = plan.pin_bytes.saturating_sub(pins.bytes());
         // What others came to need since the budget was set is not ours.
         let room = memory::machine().map_or(u64::MAX, MachineMemory::spare_bytes);

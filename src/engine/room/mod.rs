@@ -18,6 +18,7 @@ use super::residents::Residents;
 use super::sessions::Sessions;
 use super::stats::Pulse;
 use super::step::Tenancy;
+use super::texts::Texts;
 use crate::stream::{Category, Grant, Ledger, OverBudget};
 use crate::sys::heap;
 use crate::sys::lock::lock;
@@ -44,6 +45,7 @@ pub struct Room {
     pub(super) inbox: Inbox,
     pub(super) pulse: Pulse,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) texts: Texts,
     /// Of the last pass; before the first, what suits the budget.
     pub(super) window_bytes: AtomicU64,
     /// For freed tensors that are kept between passes.
@@ -68,6 +70,7 @@ impl Room {
             inbox: Inbox::default(),
             pulse: Pulse::default(),
             sessions: Arc::default(),
+            texts: Texts::default(),
             window_bytes: AtomicU64::default(),
             shelf: Mutex::default(),
         }
@@ -96,12 +99,16 @@ impl Room {
         shelf.is_some()
     }
 
-    /// Frees memory that another use needs more: what is kept for the next pass, then pins, those of
+    /// Frees memory that another use needs more: what is kept for the next pass and the next text, then pins, those of
     /// other models before those of `name`, then whatever was used longest ago of what nobody uses or waits for, but the model
     /// `name`. A model goes before its tokenizer, which takes longer to come back. False where
     /// nothing of that is left.
     pub fn spare_room(&self, name: &str) -> bool {
         if self.clear_shelf() {
+            return true;
+        }
+        if self.texts.give_way() {
+            heap::trim();
             return true;
         }
         let models = self.residents.all();
@@ -153,6 +160,7 @@ impl Room {
     /// Unloads a model for the memory; whether it was loaded.
     fn let_go(&self, model: &str) -> bool {
         let was_loaded = self.residents.remove(model);
+        self.texts.forget(model);
         if was_loaded {
             log::info!("model {model} is unloaded: its memory is needed");
         }
@@ -178,6 +186,7 @@ impl Room {
         }
         if budget_bytes < self.ledger.set_budget(budget_bytes) {
             self.residents.unpin();
+            self.texts.clear();
         }
         self.inbox.command(Command::Replan);
         Ok(())
@@ -191,6 +200,7 @@ impl Room {
         }
         if before == Pressure::None {
             self.residents.unpin();
+            self.texts.clear();
             // What a trial holds goes too.
             self.inbox.end_leisure();
         }
@@ -203,6 +213,7 @@ impl Room {
         let was_loaded = self.residents.remove(name);
         self.keepers.forget(name);
         self.catalogue.forget(name);
+        self.texts.forget(name);
         heap::trim();
         if was_loaded {
             log::info!("model {name} is unloaded");
