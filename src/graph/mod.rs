@@ -35,6 +35,7 @@ mod uses;
 mod vet;
 mod view;
 mod walker;
+pub mod writer;
 
 pub use datum::{array_of, datum_of, dtype_of, tensor_of};
 pub use error::GraphError;

@@ -1,8 +1,8 @@
 //! BERT without its pooler: `BertModel` as exported for feature extraction.
 
 use super::Dims;
-use super::onnx::{Dim, Graph, Part, Scope, Value, int_tensor};
-use tract_onnx::pb::tensor_proto::DataType;
+use super::modules::{Graph, Modules, Scope};
+use hermes::graph::writer::{DataType, Dim, Part, Value, int, int_tensor};
 
 const EPSILON: f32 = 1e-12;
 
@@ -99,7 +99,7 @@ fn self_attention(scope: &mut Scope, dims: Dims, x: &str, mask: &str) -> Value {
     let value = scope.transpose(&value, &[0, 2, 1, 3]);
     let scores = scope.scores(&query, &key, &[0, 2, 3, 1]);
     let scores = scope.op("Add", &[&scores, mask]);
-    let shares = scope.op_with("Softmax", &[&scores], vec![super::onnx::int("axis", -1)]);
+    let shares = scope.op_with("Softmax", &[&scores], vec![int("axis", -1)]);
     let mixed = scope.op("MatMul", &[&shares, &value]);
     let mixed = scope.transpose(&mixed, &[0, 2, 1, 3]);
     let width = dims.width as i64;

@@ -3,7 +3,7 @@
 //! All lengths are known beforehand, so the layout of the file is computed first: encoded
 //! messages, and between them regions of weights. Threads then fill the regions in any order.
 
-use super::onnx::{Fill, Graph, Tensor};
+use super::modules::{Fill, Graph, Tensor};
 use super::random;
 use anyhow::{Context, Result};
 use prost::Message;
@@ -71,6 +71,11 @@ impl Weights {
     }
 }
 
+/// Bytes of a weight's elements.
+fn bytes_of(tensor: &Tensor) -> u64 {
+    4 * tensor.elements()
+}
+
 /// Write `graph` to `path` with weights drawn from `seed`.
 ///
 /// The files appear under their names when they are complete.
@@ -95,7 +100,7 @@ pub fn write(graph: &Graph, path: &Path, weights: Weights, seed: u64) -> Result<
     }
     model.finish()?;
     Ok(Written {
-        parameters: graph.weights().map(Tensor::elements).sum(),
+        parameters: graph.weights.iter().map(Tensor::elements).sum(),
         bytes: layout.model_bytes + layout.data_bytes,
     })
 }
@@ -123,7 +128,7 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn inline(graph: &'a Graph) -> Layout<'a> {
-        let weights = graph.weights().map(|tensor| (tensor, header(tensor), true)).collect();
+        let weights = graph.weights.iter().map(|tensor| (tensor, header(tensor), true)).collect();
         Layout::new(graph, weights, vec![], 0)
     }
 
@@ -131,13 +136,13 @@ impl<'a> Layout<'a> {
         let mut weights = vec![];
         let mut regions = vec![];
         let mut end = 0u64;
-        for tensor in graph.weights() {
-            if tensor.bytes() < EXTERNAL_MIN_BYTES {
+        for tensor in &graph.weights {
+            if bytes_of(tensor) < EXTERNAL_MIN_BYTES {
                 weights.push((tensor, header(tensor), true));
                 continue;
             }
             let offset = end.next_multiple_of(EXTERNAL_ALIGN);
-            end = offset + tensor.bytes();
+            end = offset + bytes_of(tensor);
             weights.push((tensor, external_header(tensor, location, offset), false));
             regions.push(Region { tensor, place: Place::Data, offset });
         }
@@ -184,7 +189,7 @@ impl<'a> Layout<'a> {
 
 /// The initializer up to its elements, and how many bytes of these follow.
 fn initializer(tensor: &Tensor, mut fields: Vec<u8>, is_inline: bool) -> (Vec<u8>, u64) {
-    let raw_bytes = if is_inline { tensor.bytes() } else { 0 };
+    let raw_bytes = if is_inline { bytes_of(tensor) } else { 0 };
     if is_inline {
         push_field(&mut fields, TENSOR_RAW_DATA, raw_bytes);
     }
@@ -220,7 +225,7 @@ fn external_header(tensor: &Tensor, location: &str, offset: u64) -> Vec<u8> {
     message.external_data = vec![
         entry("location", location.to_string()),
         entry("offset", offset.to_string()),
-        entry("length", tensor.bytes().to_string()),
+        entry("length", bytes_of(tensor).to_string()),
     ];
     message.encode_to_vec()
 }
@@ -320,8 +325,9 @@ struct Chunk {
 /// not on threads or on the layout.
 fn chunks(region: &Region, seed: u64) -> impl Iterator<Item = Chunk> {
     let mut key = xxhash_rust::xxh3::xxh3_64_with_seed(region.tensor.name.as_bytes(), seed);
-    let (place, start, end) = (region.place, region.offset, region.offset + region.tensor.bytes());
-    let fill = region.tensor.fill;
+    let (place, start, end) =
+        (region.place, region.offset, region.offset + bytes_of(region.tensor));
+    let fill = region.tensor.content;
     (start..end).step_by(CHUNK_BYTES as usize).map(move |offset| {
         let bytes = CHUNK_BYTES.min(end - offset);
         Chunk { place, offset, bytes, key: random::split_mix(&mut key), fill }

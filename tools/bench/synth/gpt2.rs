@@ -1,10 +1,10 @@
 //! GPT-2 with its language-model head: `GPT2LMHeadModel`.
 
 use super::Dims;
-use super::onnx::{
-    Dim, Fill, Graph, Part, Scope, Value, bool_tensor, float, int, tensor_attribute,
+use super::modules::{Fill, Graph, Modules, Scope};
+use hermes::graph::writer::{
+    DataType, Dim, Part, Value, bool_tensor, float, int, tensor_attribute,
 };
-use tract_onnx::pb::tensor_proto::DataType;
 
 const EPSILON: f32 = 1e-5;
 

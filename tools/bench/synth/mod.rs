@@ -1,19 +1,19 @@
 //! `hermes-bench synth`: ONNX models of known architectures with random weights.
 //!
-//! A family's file says which nodes its exporter writes, `onnx` builds the graph and `file`
+//! A family's file says which nodes its exporter writes, `modules` builds the graph of them and `file`
 //! streams it to the disk. Weights exist a chunk at a time; nothing here ever holds a tensor.
 
 mod bert;
 mod file;
 mod gpt2;
-mod onnx;
+mod modules;
 pub mod random;
 mod vit;
 
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use file::Weights;
-use onnx::Graph;
+use modules::Graph;
 use std::path::PathBuf;
 use std::time::Instant;
 

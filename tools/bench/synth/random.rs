@@ -1,6 +1,6 @@
 //! Normal-like random numbers, the same on every machine and fast enough for any disk.
 
-use super::onnx::Fill;
+use super::modules::Fill;
 
 /// Generators side by side; a plain loop over them becomes vector instructions.
 const LANES: usize = 8;

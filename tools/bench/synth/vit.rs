@@ -1,8 +1,8 @@
 //! Vision transformers: `ViTForImageClassification`.
 
 use super::Dims;
-use super::onnx::{Dim, Fill, Graph, Part, Scope, Value, int, ints};
-use tract_onnx::pb::tensor_proto::DataType;
+use super::modules::{Fill, Graph, Modules, Scope};
+use hermes::graph::writer::{DataType, Dim, Part, Value, float, int, ints};
 
 const EPSILON: f32 = 1e-12;
 const CHANNELS: u64 = 3;
@@ -31,8 +31,7 @@ pub fn build(dims: Dims, image: u64, patch: u64, labels: u64) -> Graph {
 fn classifier(scope: &mut Scope, x: &str, width: u64, labels: u64) -> Value {
     let weight = scope.parameter("weight", &[labels, width], Fill::WEIGHT);
     let bias = scope.parameter("bias", &[labels], Fill::BIAS);
-    let attributes =
-        vec![super::onnx::float("alpha", 1.0), super::onnx::float("beta", 1.0), int("transB", 1)];
+    let attributes = vec![float("alpha", 1.0), float("beta", 1.0), int("transB", 1)];
     scope.op_with("Gemm", &[x, &weight, &bias], attributes)
 }
 
