@@ -2,6 +2,7 @@
 
 mod quantized;
 
+use crate::checkpoint::Kind;
 use crate::store::Dtype;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
@@ -31,6 +32,15 @@ pub enum Elements {
     Packed { bytes: Box<Elements>, bits: u32, is_signed: bool },
     /// Integers with scales.
     Quantized(Box<Quantized>),
+    /// Blocks of values that share scales, as GGUF files have them; they become f32.
+    Blocks(Location, Kind),
+}
+
+/// Elements, and what they are once they are read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    pub dtype: Dtype,
+    pub elements: Elements,
 }
 
 /// Bytes of a file.
@@ -69,7 +79,9 @@ impl Elements {
     pub fn locations(&self) -> Vec<&Location> {
         match self {
             Elements::Held(_) => vec![],
-            Elements::Plain(location) | Elements::Varints(location, _) => vec![location],
+            Elements::Plain(location)
+            | Elements::Varints(location, _)
+            | Elements::Blocks(location, _) => vec![location],
             Elements::Packed { bytes, .. } => bytes.locations(),
             Elements::Quantized(quantized) => quantized.locations(),
         }
@@ -90,6 +102,10 @@ impl Elements {
                 Chunks::boxed(move |chunk| unpack(&mut bytes, bits, is_signed, chunk))
             }
             Elements::Quantized(quantized) => quantized.read(dtype)?,
+            Elements::Blocks(location, kind) => {
+                let (mut bytes, kind) = (location.read()?, *kind);
+                Chunks::boxed(move |chunk| decode_blocks(&mut bytes, kind, chunk))
+            }
         })
     }
 }
@@ -146,6 +162,20 @@ fn decode_varints(bytes: &mut impl BufRead, dtype: Dtype, chunk: &mut Vec<u8>) -
             }
         }
     }
+    Ok(())
+}
+
+/// Appends the values of some blocks as f32.
+fn decode_blocks(bytes: &mut impl Read, kind: Kind, chunk: &mut Vec<u8>) -> io::Result<()> {
+    let most = CHUNK_BYTES as u64 / 4 / kind.block_values() * kind.block_bytes();
+    let mut blocks = vec![];
+    bytes.take(most).read_to_end(&mut blocks)?;
+    if !(blocks.len() as u64).is_multiple_of(kind.block_bytes()) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut values = vec![];
+    kind.decode(&blocks, &mut values);
+    chunk.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     Ok(())
 }
 
