@@ -4,6 +4,7 @@
 //! offset and length and left where they are; everything else becomes the skeleton, an ONNX
 //! model in which each big weight is an input of the graph.
 
+mod assemble;
 mod dequantize;
 mod elements;
 mod functions;
@@ -14,7 +15,8 @@ mod skeleton;
 mod tensor;
 mod wire;
 
-pub use elements::{Elements, Location, OnnxWeight};
+pub use assemble::assemble;
+pub use elements::{Elements, Location, OnnxWeight, Stored};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tensor::{Files, TensorFields};
