@@ -18,6 +18,11 @@ pub struct ErrorSums {
 }
 
 impl ErrorSums {
+    /// Whether every value was a number.
+    pub fn is_finite(&self) -> bool {
+        self.squared.is_finite()
+    }
+
     fn add(&mut self, other: ErrorSums) {
         self.squared_error += other.squared_error;
         self.squared += other.squared;

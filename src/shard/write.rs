@@ -230,7 +230,13 @@ impl<'a> Writing<'a> {
         let source = sources.spread(weight)?;
         let (matrix, place) = (tensor.matrix(&source), (tensor.layout, number));
         let heard = |bytes| watch.advance(bytes);
+        let are_numbers = |targets: &[Target]| targets.iter().all(|to| to.errors.is_finite());
+        let were_numbers = are_numbers(&self.targets);
         encode::write(&matrix, place, statistics, &mut self.targets, sources, &heard)?;
+        if were_numbers && !are_numbers(&self.targets) {
+            let name = &weight.name;
+            watch.tell(&format!("weight \"{name}\" has infinities, or what is not a number (NaN)"));
+        }
         sources.forget(&source)?;
         sources.forget(weight)
     }
