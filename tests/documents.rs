@@ -94,6 +94,14 @@ fn furnish(folder: &Path) {
         fs::copy(&model, place.join("model.onnx")).unwrap();
         fs::copy(model.with_file_name("tokenizer.json"), place.join("tokenizer.json")).unwrap();
     }
+    let checkpoints = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoints");
+    let language_model = folder.join("SmolLM2-135M-Instruct");
+    fs::create_dir_all(&language_model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(checkpoints.join("qwen2").join(name), language_model.join(name)).unwrap();
+    }
+    let packed = language_model.with_file_name("SmolLM2-135M-Instruct-Q8_0.gguf");
+    fs::copy(checkpoints.join("gguf_q4_1.gguf"), packed).unwrap();
     fs::write(folder.join("texts.txt"), "a sentence\nanother\n").unwrap();
     for (name, values) in [("ids", [101i64, 2003, 102]), ("mask", [1, 1, 1])] {
         let file = fs::File::create(folder.join(format!("{name}.npy"))).unwrap();

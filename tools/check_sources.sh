@@ -21,7 +21,7 @@ fi
 text=()
 for file in "${files[@]}"; do
     case $file in
-    *.npy | *.png | *Cargo.lock) ;;
+    *.npy | *.png | *.safetensors | *.gguf | *Cargo.lock) ;;
     *) [[ -f $file ]] && text+=("$file") ;;
     esac
 done

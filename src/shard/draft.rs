@@ -19,6 +19,7 @@ use crate::store::manifest::{
 };
 use crate::store::{self, GENERATION_NAME, Generation, ModelDir, Rehearsal};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -53,12 +54,14 @@ impl Draft {
         };
         let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
         let settled = dims::settle(skim, &weights, order)?;
-        let (task, text) = read_makers(order, source, &settled.imported)?;
+        let Said { task, text, tokens } = read_makers(order, source, &settled.imported)?;
         let Settled { skeleton, imported, sizes, loading_bytes, graph_bytes, batch, notes } =
             settled;
         let generation = generation::read(source, &imported)?;
         let told = generation.iter().flat_map(|generation| generation.sources.iter().cloned());
-        let notes = notes.into_iter().chain(told).collect();
+        let unequal = tokens.zip(source.vocabulary).and_then(unequal);
+        let found = source.notes.iter().cloned().chain(unequal);
+        let notes = found.chain(notes).chain(told).collect();
         let sketch = Sketch::of(&imported);
         let manifest = Manifest {
             format: manifest::FORMAT,
@@ -205,22 +208,40 @@ fn needs(imported: &Imported, graph_bytes: u64) -> Needs {
     Needs { graph_bytes, passes: passes.to_vec() }
 }
 
-/// What the model makes of a text, and by which rules; neither where it has no tokenizer.
-fn read_makers(
-    order: &Order,
-    source: &Source,
-    imported: &Imported,
-) -> Result<(Option<Task>, Option<TextRules>), ShardError> {
+/// What is said of a model of texts; nothing of one without a tokenizer.
+#[derive(Default)]
+struct Said {
+    /// What it makes of a text.
+    task: Option<Task>,
+    /// By which rules.
+    text: Option<TextRules>,
+    /// How many tokens there are.
+    tokens: Option<u64>,
+}
+
+/// What is to be said of a tokenizer that has another number of tokens than a table has rows.
+fn unequal((tokens, rows): (u64, u64)) -> Option<String> {
+    let what = match tokens.cmp(&rows) {
+        Ordering::Equal => return None,
+        Ordering::Less => "the last rows are no tokens",
+        Ordering::Greater => "texts with the last tokens are refused",
+    };
+    Some(format!("the tokenizer has {tokens} tokens, the table of words {rows} rows: {what}"))
+}
+
+/// What the files beside a model say of texts.
+fn read_makers(order: &Order, source: &Source, imported: &Imported) -> Result<Said, ShardError> {
     let wish = Wish { embedding: order.embedding.as_deref(), pooling: order.pooling };
     let Some(tokenizer) = &source.tokenizer else {
         let is_wished = wish.embedding.is_some() || wish.pooling.is_some();
         ensure!(!is_wished, "--embedding needs a tokenizer: give --tokenizer FILE");
-        return Ok((None, None));
+        return Ok(Said::default());
     };
     let parsed = tokenizer.parse()?;
     let makers = Makers::read(&source.folder, &tokenizer.bytes, &parsed)?;
     let (task, rules) = embedder::decide(wish, makers, imported)?;
-    Ok((task, Some(rules)))
+    let tokens = Some(parsed.get_vocab_size(true) as u64);
+    Ok(Said { task, text: Some(rules), tokens })
 }
 
 fn provenance(source: &Source) -> Provenance {

@@ -1,3 +1,4 @@
+use crate::checkpoint::CheckpointError;
 use crate::graph::skim::SkimError;
 use crate::graph::{GraphError, WalkError};
 use crate::store::StoreError;
@@ -10,6 +11,9 @@ pub enum ShardError {
     /// The model's file is none, or lacks something.
     #[error(transparent)]
     Skim(#[from] SkimError),
+    /// The checkpoint is none, or damaged.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The graph cannot be served.
     #[error(transparent)]
     Graph(#[from] GraphError),

@@ -30,6 +30,7 @@ const ENDS: [&str; 14] = [
 
 const OPTIMUM: &str = "export the model that it belongs to: optimum-cli export onnx --model \
                        FOLDER_OR_NAME OUT, or torch.onnx.export in code";
+const IN_FOLDER: &str = "call it model.safetensors and lay config.json beside it";
 const TORCH: &str = "load it in Python and call torch.onnx.export(model, example, \"model.onnx\"), or \
                      for a model of Hugging Face: optimum-cli export onnx --model FOLDER_OR_NAME OUT";
 const POINTER: &str = "a pointer of Git LFS in place of the file";
@@ -103,11 +104,11 @@ fn by_magic(head: &[u8], bytes: u64) -> Option<Foreign> {
     if bytes == 0 {
         return foreign("an empty file", AGAIN);
     }
-    if [&b"GGUF"[..], b"tjgg", b"fmgg", b"lmgg"].iter().any(|magic| at(0, magic)) {
-        return foreign("a GGUF (or GGML) file, weights for llama.cpp without a graph", OPTIMUM);
+    if [&b"tjgg"[..], b"fmgg", b"lmgg"].iter().any(|magic| at(0, magic)) {
+        return foreign("a GGML file of before GGUF, weights without a graph", OPTIMUM);
     }
     if is_safetensors(head, bytes) {
-        return foreign("a safetensors file, weights without a graph", OPTIMUM);
+        return foreign("a safetensors file, weights without a graph", IN_FOLDER);
     }
     if at(4, b"TFL3") {
         let advice = "convert it: python -m tf2onnx.convert --tflite FILE --output model.onnx";

@@ -12,12 +12,13 @@ use std::path::Path;
 
 /// The files that are looked at, beside the templates in a folder of their own.
 const NAMES: [&str; 5] = [
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
 ];
+const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TEMPLATES: &str = "additional_chat_templates";
 
@@ -34,7 +35,12 @@ pub fn read(source: &Source, imported: &Imported) -> Result<Option<Generation>, 
     let Some(tokenizer) = source.tokenizer.as_ref().filter(|_| is_decoder) else {
         return Ok(None);
     };
-    let mut files = beside(&source.folder)?;
+    let mut files = BTreeMap::new();
+    if let Some(checkpoint) = &source.checkpoint {
+        files.clone_from(&checkpoint.files);
+        files.insert(CONFIG.to_owned(), checkpoint.config.to_string().into_bytes());
+    }
+    files.extend(beside(&source.folder)?);
     files.insert(TOKENIZER.to_owned(), tokenizer.bytes.clone());
     let generation = settings::read(&files).map_err(|error| unfit!("{error}"))?;
     let bytes = generation.to_json().len() as u64;

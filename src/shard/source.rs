@@ -1,10 +1,12 @@
 //! A model's files, as far as they are read before anything is made of them.
 
+use super::architectures::{self, Drawn};
 use super::configs;
 use super::error::{ShardError, unfit};
 use super::foreign::Foreign;
 use super::order::Order;
-use super::place::Place;
+use super::place::{Form, Place};
+use crate::checkpoint::Checkpoint;
 use crate::graph::skim::{self, Skim, SkimError};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,6 +26,12 @@ pub struct Source {
     pub folder: PathBuf,
     pub skim: Skim,
     pub tokenizer: Option<TokenizerFile>,
+    /// What it was drawn from, but for the tensors and the tokenizer; none of an ONNX file.
+    pub checkpoint: Option<Checkpoint>,
+    /// Rows of the table of words, where the graph was drawn here and has one.
+    pub vocabulary: Option<u64>,
+    /// What is to be said of it, line by line.
+    pub notes: Vec<String>,
 }
 
 /// A tokenizer.json, whatever it is called.
@@ -41,13 +49,53 @@ impl Source {
     pub fn read(order: &Order) -> Result<Source, ShardError> {
         let place = Place::of(&order.model)?;
         let name = order.check_at(&place)?;
+        match place.form {
+            Form::Onnx => Source::of_onnx(order, place, name),
+            Form::Checkpoint => Source::of_checkpoint(order, place, name),
+        }
+    }
+
+    fn of_onnx(order: &Order, place: Place, name: String) -> Result<Source, ShardError> {
         let skim = skim::skim(&place.model, order.threshold_bytes);
         let skim = skim.map_err(|error| told(error, &place.model))?;
         let tokenizer = read_tokenizer(order, &place)?;
-        let file = place.model.file_name().map(|name| name.to_string_lossy().into_owned());
-        let Place { folder, .. } = place;
-        Ok(Source { name, file: file.unwrap_or_default(), folder, skim, tokenizer })
+        let file = file_name(&place.model);
+        let Place { folder, note, .. } = place;
+        let (checkpoint, vocabulary) = (None, None);
+        let notes = note.into_iter().collect();
+        Ok(Source { name, file, folder, skim, tokenizer, checkpoint, vocabulary, notes })
     }
+
+    fn of_checkpoint(order: &Order, place: Place, name: String) -> Result<Source, ShardError> {
+        let mut checkpoint = Checkpoint::open(&place.model)?;
+        let Drawn { skim, vocabulary, mut notes } =
+            architectures::draw(&checkpoint, order.threshold_bytes)?;
+        checkpoint.tensors.clear();
+        let tokenizer = match (&order.tokenizer, checkpoint.files.remove(TOKENIZER_NAME)) {
+            (None, Some(bytes)) => {
+                // What was made of a GGUF file is in that file.
+                let path = checkpoint.config_file.with_file_name(TOKENIZER_NAME);
+                let path = if path.is_file() { path } else { checkpoint.config_file.to_path_buf() };
+                Some(TokenizerFile { path, bytes })
+            }
+            _ => read_tokenizer(order, &place)?,
+        };
+        if tokenizer.is_none() && vocabulary.is_some() {
+            notes.push(format!(
+                "there is no {TOKENIZER_NAME}: it takes ids of tokens, and no texts (--tokenizer FILE \
+                 gives it one)"
+            ));
+        }
+        let file = file_name(&fs::canonicalize(&place.model).unwrap_or(place.model));
+        let Place { folder, .. } = place;
+        let checkpoint = Some(checkpoint);
+        Ok(Source { name, file, folder, skim, tokenizer, checkpoint, vocabulary, notes })
+    }
+}
+
+/// The last part of a path.
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 impl TokenizerFile {

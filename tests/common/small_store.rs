@@ -71,6 +71,9 @@ pub fn write_version(store: &Path, model: SmallModel, version: &str) {
         folder: "/nothing/beside/it".into(),
         skim,
         tokenizer,
+        checkpoint: None,
+        vocabulary: None,
+        notes: vec![],
     };
     let order =
         Order { version: version.to_string(), trial: false, ..Order::new("test.onnx", store) };

@@ -41,8 +41,7 @@ fn foreign_files() -> Vec<(&'static str, Vec<u8>, [&'static str; 2])> {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 133466304\n";
     let openvino = "<?xml version=\"1.0\"?>\n<net name=\"bert\" version=\"11\"></net>\n";
     vec![
-        ("model.gguf", b"GGUF\x03\0\0\0\x23\x01".to_vec(), ["GGUF", "optimum-cli export onnx"]),
-        ("model.safetensors", tensor, ["safetensors", "optimum-cli export onnx"]),
+        ("weights", tensor, ["safetensors", "config.json beside it"]),
         ("pytorch_model.bin", zip("archive/data.pkl"), ["PyTorch", "torch.onnx.export"]),
         ("script.pt", zip("net/constants.pkl"), ["TorchScript", "torch.onnx.export"]),
         ("old.pth", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j".to_vec(), ["pickle", "torch.onnx.export"]),
@@ -98,7 +97,7 @@ fn files_of_other_kinds_are_told_with_the_way_to_an_onnx_file() {
         let words = [path.to_str().unwrap(), "not an ONNX model: it is ", what, advice];
         place.refuse_command(build(&path), &words);
         // In a folder it is found by its name, but what lies beside models.
-        if !name.starts_with("model.onnx") && name != "tokenizer.json" {
+        if !name.starts_with("model.onnx") && !["tokenizer.json", "weights"].contains(&name) {
             let words = ["has no ONNX file", name, what, advice];
             place.refuse_command(build(place.folder.path()), &words);
         }

@@ -50,7 +50,10 @@ fn help_tells_what_the_tool_is_and_its_exit_codes() {
     let output = tool().arg("--help").output().unwrap();
     let help = stdout(&output);
     assert_eq!(output.status.code(), Some(0));
-    assert!(help.starts_with("Cuts ONNX models into layer files for hermesd\n"), "{help}");
+    assert!(
+        help.starts_with("Cuts ONNX models and checkpoints into layer files for hermesd\n"),
+        "{help}"
+    );
     assert!(help.contains("Exit codes: 0 done, 1 refused or failed, 2 usage"), "{help}");
     let code = |arguments: &[&str]| tool().args(arguments).output().unwrap().status;
     assert_eq!(code(&["inspect", "nobody", "--store", "/none"]).code(), Some(1));

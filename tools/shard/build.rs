@@ -1,4 +1,4 @@
-//! `hermes-shard build`: from an ONNX file to an installed version.
+//! `hermes-shard build`: from an ONNX file or a checkpoint to an installed version.
 
 use super::interrupt;
 use super::rehearsal;
@@ -18,8 +18,9 @@ use std::time::Instant;
 /// Arguments of `hermes-shard build`.
 #[derive(Args)]
 pub struct Options {
-    /// The ONNX model, or the folder of a repository with one; external data is looked for beside
-    /// it, the tokenizer and the configs there or above `onnx`
+    /// The ONNX model, a GGUF file, or the folder of a repository with an ONNX file or safetensors;
+    /// external data is looked for beside the model, the tokenizer and the configs there or above
+    /// `onnx`
     model: PathBuf,
     #[command(flatten)]
     store: StoreOption,

@@ -1,4 +1,4 @@
-//! hermes-shard: cuts an ONNX model into layer files that hermesd streams.
+//! hermes-shard: cuts an ONNX model or a checkpoint into layer files that hermesd streams.
 
 mod build;
 mod importance;
@@ -27,7 +27,7 @@ static HEAP: CountingAllocator = CountingAllocator;
 /// The last line of the help.
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 usage (arguments).";
 
-/// Cuts ONNX models into layer files for hermesd.
+/// Cuts ONNX models and checkpoints into layer files for hermesd.
 #[derive(Parser)]
 #[command(name = "hermes-shard", version, after_help = EXIT_CODES)]
 struct Arguments {
