@@ -138,7 +138,7 @@ fn data_bytes(shape: &[u64], kind: u32) -> u64 {
     let all = shape.iter().copied().fold(1, u64::saturating_mul);
     let data = (all / values).saturating_mul(bytes);
     // What is to be beyond the file's end is not written.
-    if data < 1 << 20 { data } else { 0 }
+    if data < 1 << 24 { data } else { 0 }
 }
 
 fn text(out: &mut Vec<u8>, text: &str) {
