@@ -8,7 +8,7 @@ use super::error::ApiError;
 use super::events;
 use super::generation_json::{Call, GenerationRequest};
 use super::granted;
-use super::job::{Job, Session};
+use super::job::{Job, SIDE_BY_SIDE, Session};
 use super::replies::{Answer, Style, Usage};
 use super::state::Api;
 use super::target;
@@ -20,6 +20,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// `POST /v1/completions`: prompts go on.
@@ -86,12 +87,20 @@ fn style_of(call: Call) -> Style {
     }
 }
 
-/// All texts of a request at once.
+/// All texts of a request at once. A few are written side by side, in their order: who came first has
+/// the first of what memory there is.
 async fn whole(api: &Arc<Api>, job: &Job, answer: &Answer) -> Result<Response, ApiError> {
     let mut usage = Usage::default();
     let mut choices = vec![];
-    for index in 0..job.prompts.len() {
-        let mut session = Session::begin(api, job, index)?;
+    let mut begun = VecDeque::new();
+    let mut waiting = 0..job.prompts.len();
+    loop {
+        while begun.len() < SIDE_BY_SIDE
+            && let Some(index) = waiting.next()
+        {
+            begun.push_back((index, Session::begin(api, job, index)?));
+        }
+        let Some((index, mut session)) = begun.pop_front() else { break };
         let mut text = Piece::default();
         while let Some(piece) = session.next().await? {
             text.text += &piece.text;

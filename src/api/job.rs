@@ -28,6 +28,12 @@ const CHAT_TOKENS: usize = 1024;
 /// The context of a model whose files say nothing of it.
 const UNKNOWN_CONTEXT: usize = 4096;
 
+/// Texts of a request that are written side by side.
+pub const SIDE_BY_SIDE: usize = 4;
+
+/// What drawing a token takes for each that there is: scores, and likelihoods to be told.
+const DRAWING_BYTES: usize = 32;
+
 /// Pieces that wait for whoever takes them: then the text waits.
 const PIECES: usize = 64;
 
@@ -116,7 +122,8 @@ impl Job {
         }
         let sampling = request.sampling(&generation.sampling, encoder.vocabulary())?;
         let held: usize = prompts.iter().map(|ids| ids.capacity() * size_of::<u32>()).sum();
-        let bytes = (held as u64).max(1 << 10);
+        let drawing = prompts.len().min(SIDE_BY_SIDE) * encoder.vocabulary() * DRAWING_BYTES;
+        let bytes = (held + drawing) as u64;
         match bytes > grant.bytes() {
             true => asker.engine.room().enlarge_in_time(&mut grant, bytes, 0, asker.cancel)?,
             false => grant.resize(bytes)?,
