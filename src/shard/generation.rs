@@ -3,7 +3,7 @@
 use super::error::{ShardError, unfit};
 use super::source::Source;
 use crate::graph::Imported;
-use crate::store::{Generation, MAX_GENERATION_BYTES};
+use crate::store::{Decoder, Generation, MAX_GENERATION_BYTES};
 use crate::text::settings;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -31,7 +31,7 @@ const MAX_BYTES: u64 = MAX_GENERATION_BYTES;
 /// # Errors
 /// A file that is there and cannot be read, or is not what it is called.
 pub fn read(source: &Source, imported: &Imported) -> Result<Option<Generation>, ShardError> {
-    let is_decoder = imported.inputs.iter().any(|port| port.name.contains("past"));
+    let is_decoder = Decoder::of(&imported.inputs, &imported.outputs).is_ok();
     let Some(tokenizer) = source.tokenizer.as_ref().filter(|_| is_decoder) else {
         return Ok(None);
     };
