@@ -118,7 +118,10 @@ impl Admission<'_> {
                 return self.stage.room().inbox.put_back(waiting);
             }
             if waiting.request.cancel.is_cancelled() {
-                Counters::add(&counters.cancelled, 1);
+                // A session counts itself.
+                if waiting.step().is_none() {
+                    Counters::add(&counters.cancelled, 1);
+                }
                 waiting.refuse(EngineError::Cancelled);
                 continue;
             }
@@ -380,7 +383,9 @@ impl Admission<'_> {
     /// Tells the next request of a line; the others that wait find out for themselves.
     pub fn fail_next(&self, line: &Line, error: EngineError) {
         let Some(waiting) = self.stage.room().inbox.pop(line) else { return };
-        if let Some(counters) = self.counters.known(&line.model) {
+        if let Some(counters) =
+            self.counters.known(&line.model).filter(|_| waiting.step().is_none())
+        {
             Counters::add(&counters.failed, 1);
         }
         waiting.refuse(error);

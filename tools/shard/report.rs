@@ -6,7 +6,7 @@ use hermes::engine::{Budget, PROCESS_BYTES, budgets};
 use hermes::shard::Watch;
 use hermes::store::layer_file::Layout;
 use hermes::store::manifest::{MAX_ROWS, Manifest};
-use hermes::store::{Demand, ModelDir};
+use hermes::store::{Decoder, Demand, ModelDir};
 use hermes::values::counted;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -161,6 +161,13 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     }
     if let Some(batch) = &manifest.batch {
         hermes::say!("batch    {}, at most {MAX_ROWS} rows a request", batch.name);
+    }
+    if let Ok(decoder) = Decoder::of(&manifest.inputs, &manifest.outputs) {
+        let (count, kib) = (decoder.caches.len(), decoder.token_bytes() as f64 / 1024.0);
+        hermes::say!(
+            "text     of {} tokens, {count} keys and values, {kib:.1} KiB a token",
+            decoder.vocabulary
+        );
     }
     hermes::say!("graph    {:.1} MiB", mib(manifest.graph.bytes));
     tell_text(manifest, "");
