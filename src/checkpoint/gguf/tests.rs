@@ -307,12 +307,14 @@ fn templates_and_ends_of_turns_are_found() {
     assert_eq!(said["chat_template"][1], json!({ "name": "tool_use", "template": "t" }));
 }
 
+/// Who has ids needs no tokenizer.
 #[test]
-fn a_vocabulary_unlike_the_table_is_told() {
-    let fewer = Sketch::llama().tensor("token_embd.weight", &[32, 12], Q8_0);
-    assert_eq!(fewer.tokenizer().1, ["9 tokens, and 12 rows of the table of tokens"]);
+fn a_file_without_tokens_is_taken() {
     let none = Sketch::llama().without("tokenizer.ggml.model").open().unwrap();
     assert!(!none.files.contains_key("tokenizer.json"));
+    let other = Sketch::llama().set("tokenizer.ggml.model", Meta::text("rwkv")).open().unwrap();
+    assert!(!other.files.contains_key("tokenizer.json"));
+    assert_eq!(other.notes, ["no tokenizer is made of the kind \"rwkv\""]);
 }
 
 proptest! {

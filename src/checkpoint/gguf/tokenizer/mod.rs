@@ -47,10 +47,6 @@ pub fn make(keys: &Keys, sizes: &Sizes, notes: &mut Vec<String>) -> Result<Made,
     let (Some(model), Some(vocabulary)) = (keys.text(MODEL)?, Vocabulary::read(keys)?) else {
         return Ok(Made::default());
     };
-    if vocabulary.len() as u64 != sizes.vocabulary {
-        let (tokens, rows) = (vocabulary.len(), sizes.vocabulary);
-        notes.push(format!("{tokens} tokens, and {rows} rows of the table of tokens"));
-    }
     let made = match model {
         "gpt2" => bytes::make(&vocabulary, notes)?,
         "llama" | "gemma" => pieces::make(&vocabulary, notes)?,
