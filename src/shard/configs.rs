@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The modules that make a model of sentence-transformers.
 pub const MODULES: &str = "modules.json";
@@ -18,6 +18,50 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// A length from which on "the longest text" means that there is none: transformers writes 1e30.
 const NO_LIMIT: f64 = 1e9;
+
+/// Where files are: in a folder, or in what was made of a file that has all in itself.
+pub enum Files<'a> {
+    Folder(PathBuf),
+    Made(&'a BTreeMap<String, Vec<u8>>),
+}
+
+impl Files<'_> {
+    /// Those of a folder.
+    pub fn of(folder: &Path) -> Files<'static> {
+        Files::Folder(folder.to_owned())
+    }
+
+    /// Those of a folder within; what was made has none.
+    pub fn at(&self, path: &str) -> Files<'_> {
+        match self {
+            Files::Folder(folder) => Files::Folder(folder.join(path)),
+            Files::Made(files) => Files::Made(files),
+        }
+    }
+
+    /// The bytes of a file, where it is there.
+    fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>, ShardError> {
+        let folder = match self {
+            Files::Folder(folder) => folder,
+            Files::Made(files) => return Ok(files.get(name).cloned()),
+        };
+        let path = folder.join(name);
+        let is_file = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
+        if !is_file {
+            return Ok(None);
+        }
+        let read = || -> io::Result<Vec<u8>> {
+            let mut text = vec![];
+            File::open(&path)?.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text)?;
+            if text.len() as u64 > MAX_CONFIG_BYTES {
+                let what = format!("it has more than {MAX_CONFIG_BYTES} bytes");
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+            }
+            Ok(text)
+        };
+        read().map(Some).map_err(ShardError::io(format!("read {}", path.display())))
+    }
+}
 
 /// An entry of [`MODULES`].
 #[derive(Debug, Deserialize)]
@@ -60,8 +104,8 @@ pub struct Sentence {
 ///
 /// # Errors
 /// A list that is none, or leads out of the folder.
-pub fn modules(folder: &Path) -> Result<Option<Vec<Module>>, ShardError> {
-    let modules: Option<Vec<Module>> = read(folder, MODULES)?;
+pub fn modules(files: &Files) -> Result<Option<Vec<Module>>, ShardError> {
+    let modules: Option<Vec<Module>> = read(files, MODULES)?;
     for Module { path, .. } in modules.iter().flatten() {
         let is_inner = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
         ensure!(path.is_empty() || is_inner, "{MODULES}: path {path:?} leaves the folder");
@@ -78,8 +122,8 @@ pub fn transformer_path(modules: Option<&[Module]>) -> &str {
 }
 
 /// Reads an object, where it is there.
-pub fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, ShardError> {
-    match read(folder, name)? {
+pub fn object(files: &Files, name: &str) -> Result<Option<Map<String, Value>>, ShardError> {
+    match read(files, name)? {
         None => Ok(None),
         Some(Value::Object(object)) => Ok(Some(object)),
         Some(_) => Err(unfit!("{name}: it is no JSON object")),
@@ -87,26 +131,36 @@ pub fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, S
 }
 
 /// Reads a config, where it is there.
-pub fn read<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>, ShardError> {
-    let path = folder.join(name);
-    let is_file = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
-    if !is_file {
-        return Ok(None);
-    }
-    let read = || -> io::Result<Vec<u8>> {
-        let mut text = vec![];
-        File::open(&path)?.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text)?;
-        if text.len() as u64 > MAX_CONFIG_BYTES {
-            let what = format!("it has more than {MAX_CONFIG_BYTES} bytes");
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
-        }
-        Ok(text)
-    };
-    let text = read().map_err(ShardError::io(format!("read {}", path.display())))?;
-    serde_json::from_slice(&text).map(Some).map_err(|error| unfit!("{name}: {error}"))
+pub fn read<T: DeserializeOwned>(files: &Files, name: &str) -> Result<Option<T>, ShardError> {
+    let text = files.bytes(name)?;
+    let parsed = text.map(|text| serde_json::from_slice(&text)).transpose();
+    parsed.map_err(|error| unfit!("{name}: {error}"))
 }
 
 /// A length of texts, where it is one.
 pub fn limit_of(value: Option<f64>) -> Option<u64> {
     value.filter(|number| (1.0..NO_LIMIT).contains(number)).map(|number| number as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A GGUF file says how its tokens are pooled; the folder that it lies in may be of others.
+    #[test]
+    fn what_was_made_has_files_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+        fs::write(folder.path().join("1_Pooling/config.json"), r#"{"of": "folder"}"#).unwrap();
+        let made = [("1_Pooling/config.json".to_owned(), br#"{"of": "file"}"#.to_vec())];
+        let made = BTreeMap::from(made);
+        let check = |files: Files, expected: &str| {
+            let found = object(&files, "1_Pooling/config.json").unwrap().unwrap();
+            assert_eq!(found["of"], expected);
+            assert!(modules(&files).unwrap().is_none());
+        };
+        check(Files::of(folder.path()), "folder");
+        check(Files::Made(&made), "file");
+        check(Files::Made(&made).at(""), "file");
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::building::{Building, UNTOLD};
 use super::calibrate::{self, Sketch};
+use super::configs::Files;
 use super::dims::{self, Settled, Sizes};
 use super::embedder::{self, Wish};
 use super::error::{ShardError, ensure, unfit};
@@ -238,7 +239,12 @@ fn read_makers(order: &Order, source: &Source, imported: &Imported) -> Result<Sa
         return Ok(Said::default());
     };
     let parsed = tokenizer.parse()?;
-    let makers = Makers::read(&source.folder, &tokenizer.bytes, &parsed)?;
+    let files = match &source.checkpoint {
+        // A GGUF file has no folder of its own, and says the same in itself.
+        Some(checkpoint) if !source.folder.is_dir() => Files::Made(&checkpoint.files),
+        _ => Files::of(&source.folder),
+    };
+    let makers = Makers::read(&files, &tokenizer.bytes, &parsed)?;
     let (task, rules) = embedder::decide(wish, makers, imported)?;
     let tokens = Some(parsed.get_vocab_size(true) as u64);
     Ok(Said { task, text: Some(rules), tokens })

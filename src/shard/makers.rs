@@ -2,12 +2,11 @@
 //! sentence-transformers and of transformers. Files that are broken are refused by name; where they
 //! contradict each other, or ask for what is not computed here, nothing is made of them.
 
-use super::configs::{self, MODULES, Module, Sentence, SentenceTransformers, limit_of};
+use super::configs::{self, Files, MODULES, Module, Sentence, SentenceTransformers, limit_of};
 use super::error::{ShardError, ensure, unfit};
 use crate::store::manifest::{MAX_PROMPTS, Pooling, Prompt, TextRules};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::path::Path;
 use tokenizers::Tokenizer;
 
 /// Limit of a prompt; a manifest's strings have one.
@@ -35,17 +34,17 @@ pub struct Makers {
 }
 
 impl Makers {
-    /// Reads what is in `folder`; `json` is the text of `tokenizer`.
+    /// Reads what is in `files`; `json` is the text of `tokenizer`.
     ///
     /// # Errors
     /// A file that is there and cannot be read, or says what no such file can.
-    pub fn read(folder: &Path, json: &[u8], tokenizer: &Tokenizer) -> Result<Makers, ShardError> {
+    pub fn read(files: &Files, json: &[u8], tokenizer: &Tokenizer) -> Result<Makers, ShardError> {
         let mut makers = Makers::default();
-        let modules = configs::modules(folder)?;
-        let network = folder.join(configs::transformer_path(modules.as_deref()));
-        let pooling = makers.read_modules(folder, modules.as_deref())?;
-        makers.read_pooling(folder, pooling)?;
-        makers.read_prompts(folder)?;
+        let modules = configs::modules(files)?;
+        let network = files.at(configs::transformer_path(modules.as_deref()));
+        let pooling = makers.read_modules(files, modules.as_deref())?;
+        makers.read_pooling(files, pooling)?;
+        makers.read_prompts(files)?;
         let of_tokenizer = configs::object(&network, TOKENIZER)?;
         makers.read_texts(&network, json, of_tokenizer.as_ref())?;
         makers.read_frame(of_tokenizer.as_ref(), tokenizer);
@@ -66,7 +65,7 @@ impl Makers {
     /// of the pooling, where one is named.
     fn read_modules<'a>(
         &mut self,
-        folder: &Path,
+        files: &Files,
         modules: Option<&'a [Module]>,
     ) -> Result<Option<&'a Module>, ShardError> {
         let Some(modules) = modules else {
@@ -80,7 +79,7 @@ impl Makers {
                 Some("Transformer") if index == 0 => {}
                 Some("Pooling") if index > 0 && pooling.is_none() => pooling = Some(module),
                 Some("Normalize") if pooling.is_some() => {
-                    let config = configs::object(folder, &below(path, MODEL))?;
+                    let config = configs::object(files, &below(path, MODEL))?;
                     let input = config.as_ref().and_then(|config| config.get("module_input_name"));
                     match input.and_then(Value::as_str) {
                         None | Some("sentence_embedding") => normalizes = true,
@@ -106,10 +105,10 @@ impl Makers {
     }
 
     /// How tokens are pooled; a module that is named has to be there.
-    fn read_pooling(&mut self, folder: &Path, named: Option<&Module>) -> Result<(), ShardError> {
+    fn read_pooling(&mut self, files: &Files, named: Option<&Module>) -> Result<(), ShardError> {
         let path = named.map_or(POOLING_PATH, |module| &module.path);
         let name = below(path, MODEL);
-        let Some(config) = configs::object(folder, &name)? else {
+        let Some(config) = configs::object(files, &name)? else {
             if named.is_some() {
                 self.miss(format!("{MODULES} names {path:?}, and there is no {name}"));
             }
@@ -165,9 +164,9 @@ impl Makers {
         Ok(())
     }
 
-    fn read_prompts(&mut self, folder: &Path) -> Result<(), ShardError> {
+    fn read_prompts(&mut self, files: &Files) -> Result<(), ShardError> {
         const NAME: &str = "config_sentence_transformers.json";
-        let config: Option<SentenceTransformers> = configs::read(folder, NAME)?;
+        let config: Option<SentenceTransformers> = configs::read(files, NAME)?;
         let SentenceTransformers { prompts, default_prompt_name: default, model_type } =
             config.unwrap_or_default();
         for (name, text) in prompts.into_iter().flatten() {
@@ -202,7 +201,7 @@ impl Makers {
     /// that is what somebody last cut texts to, and counts where nobody else says anything.
     fn read_texts(
         &mut self,
-        network: &Path,
+        network: &Files,
         json: &[u8],
         of_tokenizer: Option<&Map<String, Value>>,
     ) -> Result<(), ShardError> {
@@ -280,7 +279,7 @@ impl Makers {
     }
 
     /// A model with a head of its own is no embedder, whatever its outputs are called.
-    fn read_architecture(&mut self, network: &Path) -> Result<(), ShardError> {
+    fn read_architecture(&mut self, network: &Files) -> Result<(), ShardError> {
         const HEADS: [&str; 6] = [
             "ForSequenceClassification",
             "ForTokenClassification",
@@ -307,7 +306,7 @@ struct Own {
 }
 
 /// How the network is fed, by the first of the names that sentence-transformers knows, and that name.
-fn read_sentence(network: &Path) -> Result<(Sentence, String), ShardError> {
+fn read_sentence(network: &Files) -> Result<(Sentence, String), ShardError> {
     const KINDS: [&str; 7] =
         ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
     let names = KINDS.map(|kind| format!("sentence_{kind}_config.json"));

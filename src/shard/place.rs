@@ -1,7 +1,7 @@
 //! Where a model's files lie: an ONNX file or a checkpoint, or the folder of a repository with one in
 //! it, as transformers, optimum and sentence-transformers lay them out.
 
-use super::configs;
+use super::configs::{self, Files};
 use super::error::{ShardError, ensure, unfit};
 use super::foreign::Foreign;
 use super::layers;
@@ -149,7 +149,7 @@ fn gguf_in(folder: &Path) -> Option<PathBuf> {
 
 /// The folders of a repository in which its network may be.
 fn homes(folder: &Path) -> Result<Vec<PathBuf>, ShardError> {
-    let modules = configs::modules(folder)?;
+    let modules = configs::modules(&Files::of(folder))?;
     let mut homes = vec![folder.to_owned()];
     match configs::transformer_path(modules.as_deref()) {
         "" => {}
@@ -183,7 +183,7 @@ fn repository_of(folder: PathBuf) -> PathBuf {
         return folder;
     };
     // One that cannot be read is told where it is the model's own.
-    let modules = configs::modules(above).ok().flatten();
+    let modules = configs::modules(&Files::of(above)).ok().flatten();
     match configs::transformer_path(modules.as_deref()) == name {
         true => folder.join(".."),
         false => folder,

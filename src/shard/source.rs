@@ -1,7 +1,7 @@
 //! A model's files, as far as they are read before anything is made of them.
 
 use super::architectures::{self, Drawn};
-use super::configs;
+use super::configs::{self, Files};
 use super::error::{ShardError, unfit};
 use super::foreign::Foreign;
 use super::order::Order;
@@ -131,7 +131,7 @@ fn told(error: SkimError, model: &Path) -> ShardError {
 }
 
 fn read_tokenizer(order: &Order, place: &Place) -> Result<Option<TokenizerFile>, ShardError> {
-    let modules = configs::modules(&place.folder)?;
+    let modules = configs::modules(&Files::of(&place.folder))?;
     let network = place.folder.join(configs::transformer_path(modules.as_deref()));
     let places = [network.join(TOKENIZER_NAME), place.folder.join(TOKENIZER_NAME)];
     let beside = places.into_iter().find(|path| path.is_file());
