@@ -18,7 +18,7 @@ export HERMES_PYTHON
 HERMES_ARM_TARGET ?= $(abspath $(or $(CARGO_TARGET_DIR),target/arm))
 export HERMES_ARM_TARGET
 
-.PHONY: all build demo test format built programs lint unit simulate nightly models clients bench cross test-arm deb deb-test \
+.PHONY: all build demo demo-chat test format built programs lint unit simulate nightly models clients bench cross test-arm deb deb-test \
 	service-test vm-test vm-kernel install clean help
 
 all: build
@@ -26,6 +26,7 @@ all: build
 help:
 	@echo "make          build the four programs into target/release"
 	@echo "make demo     build, fetch a sentence model, shard it, serve it in 48 MiB, ask it"
+	@echo "make demo-chat  the same with a language model that does not fit: shard it, chat with it"
 	@echo "make test     format, lints, documentation, every test (fetches 344 MB of models, 185 of Python)"
 	@echo "make bench    measure BERT-Large through a 16 MiB window (3 GB of disk)"
 	@echo "make lint     format, lints and documentation alone"
@@ -47,6 +48,9 @@ build:
 
 demo:
 	tools/demo.sh
+
+demo-chat:
+	tools/demo_chat.sh
 
 test: lint unit
 
