@@ -5,7 +5,7 @@ use super::granted;
 use super::state::Api;
 use crate::engine::Cancel;
 use crate::stream::{Grant, OverBudget};
-use crate::sys::heap::LARGE_BYTES;
+use crate::sys::heap::large_bytes;
 use crate::values::size::Size;
 use crate::wire::JSON_BYTES_HEADER;
 use crate::wire::infer_tensor::Reserve;
@@ -184,7 +184,7 @@ impl GrantedBody {
             let capacity = length.max((2 * self.bytes.capacity()).min(whole));
             // What is small is copied: both are held for a moment. What is large has a mapping of
             // its own, which grows (`sys::heap`).
-            let copied = self.bytes.capacity().min(LARGE_BYTES);
+            let copied = self.bytes.capacity().min(large_bytes());
             let peak_bytes = (capacity + copied) as u64;
             granted::enlarge(api, &mut self.grant, peak_bytes).await.map_err(ApiError::closing)?;
             self.bytes.reserve_exact(capacity - self.bytes.len());

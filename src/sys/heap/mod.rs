@@ -6,7 +6,7 @@ mod meter;
 
 pub use meter::{Measured, Metered, measured, metered};
 
-pub use large::LARGE_BYTES;
+pub use large::large_bytes;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -44,8 +44,8 @@ pub fn exit_beyond(bytes: u64, status: i32) {
     LIMIT_BYTES.store(bytes, Ordering::Relaxed);
 }
 
-/// Lets large blocks that are freed be kept for the next of their size, as long as they and those
-/// in use come to no more than what is in use now and `more_bytes`.
+/// Lets large blocks that are freed be kept for the next of their size, as long as they and all that
+/// is in use come to no more than what is in use now and `more_bytes`.
 pub fn keep_within(more_bytes: u64) {
     large::keep_within(more_bytes);
 }
@@ -101,6 +101,7 @@ fn grew(layout: Layout) {
     if live > PEAK_BYTES.load(Ordering::Relaxed) {
         PEAK_BYTES.fetch_max(live, Ordering::Relaxed);
     }
+    large::make_room(live);
 }
 
 fn shrank(layout: Layout) {
