@@ -26,6 +26,9 @@ const MAX_SEATS: usize = 32;
 pub(super) struct Admission<'a> {
     pub stage: &'a mut Stage,
     pub counters: &'a CounterSet,
+    pub library: &'a Library,
+    /// Before the store was asked which version is served.
+    pub asked: Instant,
 }
 
 /// A request that was admitted to a pass.
@@ -143,6 +146,10 @@ impl Admission<'_> {
                 }
                 continue;
             }
+            // Who comes once a version is removed or replaced is not answered by it any more.
+            if waiting.since > self.asked && !self.is_served(model) {
+                return self.stage.room().inbox.put_back(waiting);
+            }
             match self.seat(model, &waiting, seats) {
                 Ok((taken, together_bytes, grant)) => seats.push(Admitted {
                     waiting,
@@ -179,6 +186,12 @@ impl Admission<'_> {
         let inputs = inputs.map_err(|error| EngineError::Internal(format!("{error:#}")))?;
         let grant = self.stage.room().ledger.try_grant(Category::Activations, 0)?;
         Ok((Seat { inputs, wanted: Wanted::Values, cancel }, grant))
+    }
+
+    /// Whether the store still serves a model as it is loaded, asked for whoever has come since.
+    fn is_served(&mut self, model: &Model) -> bool {
+        self.asked = Instant::now();
+        self.library.serving(model.name()).ok().as_ref() == Some(&model.serving)
     }
 
     fn seat(
@@ -367,12 +380,12 @@ impl Admission<'_> {
     /// Tells the next request for a model that cannot be loaded. The others that wait find out for
     /// themselves: it may be another cause by then. A budget that is named is one in which the
     /// request is answered, too.
-    pub fn fail_unloaded(&self, line: &Line, library: &Library, error: EngineError) {
+    pub fn fail_unloaded(&self, line: &Line, error: EngineError) {
         let EngineError::OverBudget(refused) = error else { return self.fail_next(line, error) };
         let inbox = &self.stage.room().inbox;
         let Some(waiting) = inbox.pop(line) else { return };
         let inputs = &waiting.request.inputs;
-        let least_bytes = library.least_budget_bytes(&line.model, |demand| {
+        let least_bytes = self.library.least_budget_bytes(&line.model, |demand| {
             let inputs_bytes = inputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
             (inputs_bytes, longest_open(&demand.inputs, inputs))
         });

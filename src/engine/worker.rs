@@ -19,6 +19,7 @@ use super::targets::{SharedTargets, TargetKey};
 use super::turns::Turn;
 use crate::sys::affinity;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Whoever does what is to be done next.
 pub(super) struct Worker {
@@ -119,11 +120,17 @@ impl Worker {
         if is_over {
             return;
         }
+        let (asked, library) = (Instant::now(), Arc::clone(&self.planner.library));
         let serving = self.serving(name);
-        let mut admission = Admission { stage: &mut self.stage, counters: &self.counters };
+        let mut admission = Admission {
+            stage: &mut self.stage,
+            counters: &self.counters,
+            library: &library,
+            asked,
+        };
         let model = match serving {
             Ok(model) => model,
-            Err(error) => return admission.fail_unloaded(line, &self.planner.library, error),
+            Err(error) => return admission.fail_unloaded(line, error),
         };
         let set_up = guarded("choosing", || {
             let own = line.target.map(TargetKey::target);
