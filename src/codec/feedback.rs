@@ -1,10 +1,7 @@
 //! How errors of weights add up in what is computed: the factor by which one step's error is fed
-//! forward, and the measures of errors.
+//! forward.
 
-use super::{
-    PANEL_ROWS,
-    simd::{self, Kernel},
-};
+use super::simd::{self, Kernel};
 use std::array;
 
 /// What is added to the diagonal of the moments, as a part of its mean: inputs that were seen are a
@@ -224,86 +221,9 @@ fn subtract_products(above: &mut [f32], block: &[f32], count: usize) {
     }
 }
 
-/// What errors of weights do to what is computed: the sum over the lanes of `d H d^T`, `d` being a
-/// lane's `values` less `decoded`, and `moments` H. Only what is on and below its diagonal is read.
-///
-/// Panics where lengths disagree, and where there are neither 1 nor [`PANEL_ROWS`] lanes.
-pub fn squared_error(values: &[f32], decoded: &[f32], lanes: usize, moments: &[f32]) -> f64 {
-    let mut sum = 0.0;
-    match lanes {
-        1 => simd::run(Measure::<1>::new(values, decoded, moments, &mut sum)),
-        PANEL_ROWS => simd::run(Measure::<PANEL_ROWS>::new(values, decoded, moments, &mut sum)),
-        _ => panic!("a run has 1 or {PANEL_ROWS} lanes, not {lanes}"),
-    }
-    sum
-}
-
-/// The same where H has nothing beside its diagonal, `weights`: one value for each step.
-///
-/// Panics where lengths disagree.
-pub fn weighted_error(values: &[f32], decoded: &[f32], lanes: usize, weights: &[f32]) -> f64 {
-    assert_eq!((values.len(), values.len()), (decoded.len(), weights.len() * lanes), "a run");
-    let runs = values.chunks_exact(lanes).zip(decoded.chunks_exact(lanes));
-    let error = |(values, decoded): (&[f32], &[f32])| -> f64 {
-        values.iter().zip(decoded).map(|(v, d)| (f64::from(*v) - f64::from(*d)).powi(2)).sum()
-    };
-    runs.map(error).zip(weights).map(|(error, weight)| error * f64::from(*weight)).sum()
-}
-
-/// Of `k` steps it takes `lanes * k^2 / 2` multiplications and additions.
-struct Measure<'a, const N: usize> {
-    errors: Vec<[f32; N]>,
-    moments: &'a [f32],
-    sum: &'a mut f64,
-}
-
-impl<'a, const N: usize> Measure<'a, N> {
-    fn new(values: &[f32], decoded: &[f32], moments: &'a [f32], sum: &'a mut f64) -> Self {
-        assert_eq!(values.len(), decoded.len(), "values of a run");
-        let (values, _) = values.as_chunks::<N>();
-        let (decoded, _) = decoded.as_chunks::<N>();
-        assert_eq!(moments.len(), values.len() * values.len(), "moments of a run's steps");
-        let error = |(v, d): (&[f32; N], &[f32; N])| array::from_fn(|i| v[i] - d[i]);
-        Measure { errors: values.iter().zip(decoded).map(error).collect(), moments, sum }
-    }
-}
-
-impl<const N: usize> Kernel for Measure<'_, N> {
-    #[inline(always)]
-    fn run(self) {
-        let Measure { errors, moments, sum } = self;
-        let depth = errors.len();
-        let row = |step: usize| &moments[step * depth..][..=step];
-        let mut add = |step: usize, products: &[f32; N], from: usize| {
-            // Those left of the diagonal stand for those right of it too.
-            let mut total = *products;
-            for (error, moment) in errors[from..step].iter().zip(&row(step)[from..]) {
-                total = array::from_fn(|i| total[i] + moment * error[i]);
-            }
-            let (own, error) = (row(step)[step], errors[step]);
-            for i in 0..N {
-                *sum += f64::from(error[i]) * f64::from(2.0 * total[i] + own * error[i]);
-            }
-        };
-        let whole = depth - depth % ROWS;
-        for first in (0..whole).step_by(ROWS) {
-            let mut products = [[0.0; N]; ROWS];
-            let rows: [&[f32]; ROWS] = array::from_fn(|index| &row(first + index)[..first]);
-            add_products(rows, &errors, &mut products);
-            for (index, products) in products.iter().enumerate() {
-                add(first + index, products, first);
-            }
-        }
-        for step in whole..depth {
-            add(step, &[0.0; N], 0);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn value(index: usize) -> f32 {
         (index * 7919 % 1000) as f32 / 333.0 - 1.5
@@ -386,37 +306,6 @@ mod tests {
             let mut moments = moments(3);
             moments[index] = value;
             assert!(Feedback::new(&moments, 3).is_none(), "{index}: {value}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn errors_are_measured_as_the_sum_says(
-            depth in 0usize..40,
-            lanes in prop::sample::select(vec![1, PANEL_ROWS]),
-        ) {
-            let values: Vec<f32> = (0..depth * lanes).map(value).collect();
-            let decoded: Vec<f32> = (0..depth * lanes).map(|i| value(i + 77)).collect();
-            let moments = moments(depth);
-            let error = |step: usize, lane: usize| {
-                let at = step * lanes + lane;
-                f64::from(values[at]) - f64::from(decoded[at])
-            };
-            let mut expected = 0.0;
-            for lane in 0..lanes {
-                for (index, moment) in moments.iter().enumerate() {
-                    let pair = error(index / depth, lane) * error(index % depth, lane);
-                    expected += pair * f64::from(*moment);
-                }
-            }
-            let measured = squared_error(&values, &decoded, lanes, &moments);
-            prop_assert!((measured - expected).abs() <= 1e-4 * expected, "{measured} {expected}");
-            let diagonal: Vec<f32> = moments.iter().step_by(depth + 1).copied().collect();
-            let mut alone = vec![0.0; depth * depth];
-            alone.iter_mut().step_by(depth + 1).zip(&diagonal).for_each(|(to, from)| *to = *from);
-            let expected = squared_error(&values, &decoded, lanes, &alone);
-            let measured = weighted_error(&values, &decoded, lanes, &diagonal);
-            prop_assert!((measured - expected).abs() <= 1e-4 * expected, "{measured} {expected}");
         }
     }
 }

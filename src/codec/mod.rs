@@ -23,7 +23,7 @@ mod q4;
 mod q8;
 mod simd;
 
-pub use feedback::{Feedback, squared_error, weighted_error};
+pub use feedback::Feedback;
 pub use moments::{add_moments, squared_products};
 
 use affine::Framed;

@@ -1,7 +1,6 @@
 use super::*;
 use crate::codec::simd::Isa;
 use crate::codec::{ALL, a2::A2, a3::A3, a4::A4, a5::A5, a6::A6, by_name};
-use crate::codec::{squared_error, weighted_error};
 
 /// All that are coded so, by their bits.
 const BITS: [(&str, usize); 5] = [("a2", 2), ("a3", 3), ("a4", 4), ("a5", 5), ("a6", 6)];
@@ -193,6 +192,24 @@ fn weights_that_are_used_more_are_nearer() {
 
 fn squares(values: &[f32], decoded: &[f32]) -> f64 {
     weighted_error(values, decoded, 1, &vec![1.0; values.len()])
+}
+
+/// What errors of weights do to what is computed where inputs have these mean squares and do not go
+/// with each other: one for each step.
+fn weighted_error(values: &[f32], decoded: &[f32], lanes: usize, weights: &[f32]) -> f64 {
+    let pairs = values.iter().zip(decoded).enumerate();
+    pairs.map(|(i, (v, d))| f64::from(weights[i / lanes]) * f64::from(v - d).powi(2)).sum()
+}
+
+/// The same where they do: the sum over the lanes of `d H d^T`, `d` being a lane's errors.
+fn squared_error(values: &[f32], decoded: &[f32], lanes: usize, moments: &[f32]) -> f64 {
+    let depth = values.len() / lanes;
+    let errors: Vec<f64> = values.iter().zip(decoded).map(|(v, d)| f64::from(v - d)).collect();
+    let pair = |(index, moment): (usize, &f32)| {
+        let [i, j] = [index / depth, index % depth].map(|step| &errors[step * lanes..][..lanes]);
+        f64::from(*moment) * i.iter().zip(j).map(|(a, b)| a * b).sum::<f64>()
+    };
+    moments.iter().enumerate().map(pair).sum()
 }
 
 #[test]
