@@ -8,6 +8,7 @@ use super::lockstep::{AtNode, Lockstep, Walk};
 use super::ops::{Feed, Lease, TapeFeed};
 use crate::codec::Codec;
 use crate::store::StoreError;
+use crate::sys::aligned::AlignedBuffer;
 use crate::sys::lock::lock;
 use crate::sys::{affinity, panics};
 use crate::wire::Array;
@@ -27,7 +28,10 @@ pub trait Weights: Send + Sync {
     /// Number of blocks of the op's weight.
     fn block_count(&self, slot: usize) -> usize;
 
-    /// Rows of a block; its stored bytes are put into `bytes`.
+    /// Stored bytes of a block of the op's weight.
+    fn block_bytes(&self, slot: usize, block: usize) -> usize;
+
+    /// Rows of a block; its stored bytes are put into `bytes`, which is as long.
     ///
     /// # Errors
     /// What cannot be read, or is not what was written.
@@ -35,7 +39,7 @@ pub trait Weights: Send + Sync {
         &self,
         slot: usize,
         block: usize,
-        bytes: &mut Vec<u8>,
+        bytes: &mut [u8],
     ) -> Result<Range<usize>, StoreError>;
 
     /// Puts the stored bytes of a table's row into `bytes`.
@@ -207,15 +211,15 @@ impl Reading {
     }
 }
 
-/// A block's bytes, behind which a kernel may read on.
+/// A block's bytes, which a kernel may use where they lie, and behind which it may read on.
 struct Block {
-    bytes: Vec<u8>,
+    bytes: AlignedBuffer,
     length: usize,
 }
 
 impl AsRef<[u8]> for Block {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        &self.bytes.as_ref()[..self.length]
     }
 }
 
@@ -229,10 +233,10 @@ impl Feed for Reading {
     }
 
     fn lease(&self, slot: usize, block: usize) -> TractResult<Lease> {
-        let mut bytes = vec![];
-        let rows = self.noted(self.weights.read_block(slot, block, &mut bytes))?;
-        let length = bytes.len();
-        bytes.resize(length + READ_AHEAD_BYTES, 0);
+        let length = self.weights.block_bytes(slot, block);
+        let mut bytes = AlignedBuffer::zeroed(length + READ_AHEAD_BYTES);
+        let read = self.weights.read_block(slot, block, &mut bytes.as_mut()[..length]);
+        let rows = self.noted(read)?;
         Ok(Lease { rows, bytes: Box::new(Block { bytes, length }) })
     }
 

@@ -436,15 +436,20 @@ impl Weights for Playing {
         self.stored(slot).entry().block_count
     }
 
+    fn block_bytes(&self, slot: usize, block: usize) -> usize {
+        let stored = self.stored(slot);
+        stored.file.block_bytes(stored.entry().first_block + block)
+    }
+
     fn read_block(
         &self,
         slot: usize,
         block: usize,
-        bytes: &mut Vec<u8>,
+        bytes: &mut [u8],
     ) -> Result<Range<usize>, StoreError> {
         let Stored { file, .. } = self.stored(slot);
         let block = self.stored(slot).entry().first_block + block;
-        file.read_block(block, bytes)?;
+        file.read_block_into(block, bytes)?;
         let block = &file.index.blocks[block];
         Ok(block.row_start as usize..(block.row_start + block.row_count) as usize)
     }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod affinity;
+pub mod aligned;
 pub mod board;
 pub mod bus;
 pub mod capabilities;

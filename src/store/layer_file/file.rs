@@ -78,14 +78,30 @@ impl LayerFile {
         })
     }
 
+    /// Bytes of a block.
+    pub fn block_bytes(&self, index: usize) -> usize {
+        usize::try_from(self.index.blocks[index].bytes).expect("parse bounds a block's bytes")
+    }
+
     /// Reads a block into `bytes`, which becomes as long as it, and checks its checksum.
     ///
     /// # Errors
     /// The system's, or [`StoreError::Corrupt`] naming tensor, rows and offset.
     pub fn read_block(&self, index: usize, bytes: &mut Vec<u8>) -> Result<(), StoreError> {
+        bytes.resize(self.block_bytes(index), 0);
+        self.read_block_into(index, bytes)
+    }
+
+    /// The same where there are as many bytes already.
+    ///
+    /// # Errors
+    /// As [`LayerFile::read_block`].
+    ///
+    /// # Panics
+    /// Where there are more or fewer.
+    pub fn read_block_into(&self, index: usize, bytes: &mut [u8]) -> Result<(), StoreError> {
         let block = &self.index.blocks[index];
-        let length = usize::try_from(block.bytes).expect("parse bounds a block's bytes");
-        bytes.resize(length, 0);
+        assert_eq!(bytes.len() as u64, block.bytes, "the bytes of a block");
         let result = self.file.read_exact_at(bytes, block.offset);
         result.map_err(|e| StoreError::io("read", &self.path, e))?;
         if xxh3_64(bytes) == block.checksum {

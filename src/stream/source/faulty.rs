@@ -1,7 +1,8 @@
 //! A source that fails on purpose.
 
-use super::{AlignedBuffer, BlockMemory, WeightSource, cut_short, io_error};
+use super::{BlockMemory, WeightSource, cut_short, io_error};
 use crate::stream::{Block, StreamError};
+use crate::sys::aligned::AlignedBuffer;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;

@@ -1,7 +1,8 @@
 //! Blocks of the mapped file.
 
-use super::{AlignedBuffer, BlockMemory, Memory, SlotBlock, WeightSource, cut_short, io_error};
+use super::{BlockMemory, Memory, SlotBlock, WeightSource, cut_short, io_error};
 use crate::stream::{Block, Slots, StreamError};
+use crate::sys::aligned::AlignedBuffer;
 use crate::sys::map::MappedFile;
 use std::fs::File;
 use std::ops::Range;

@@ -15,6 +15,7 @@ pub use throttled::ThrottledSource;
 
 use super::slots::Slot;
 use super::{Block, Grant, StreamError};
+use crate::sys::aligned::AlignedBuffer;
 use crate::sys::direct::PageBuffer;
 use std::io;
 use std::ops::Range;
@@ -130,34 +131,7 @@ impl Memory for SlotBlock {
     }
 }
 
-/// A buffer aligned for the widest vectors, with room for a kernel to read ahead.
-struct AlignedBuffer {
-    storage: Vec<u8>,
-    range: Range<usize>,
-}
-
-const BUFFER_ALIGN: usize = 64;
-
-impl AlignedBuffer {
-    fn zeroed(bytes: usize) -> AlignedBuffer {
-        let storage = vec![0; bytes + 2 * BUFFER_ALIGN];
-        let start =
-            storage.as_ptr().addr().next_multiple_of(BUFFER_ALIGN) - storage.as_ptr().addr();
-        AlignedBuffer { storage, range: start..start + bytes }
-    }
-
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.storage[self.range.clone()]
-    }
-}
-
 impl Memory for AlignedBuffer {}
-
-impl AsRef<[u8]> for AlignedBuffer {
-    fn as_ref(&self) -> &[u8] {
-        &self.storage[self.range.clone()]
-    }
-}
 
 fn cut_short() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before it")
