@@ -169,6 +169,35 @@ fn targets_take_turns() {
     }
 }
 
+/// Requests of new targets that come all at once, among others: each waits for its own plan, and has
+/// its own choice.
+#[test]
+fn new_targets_keep_nobody_waiting() {
+    let targets = [0.5, 0.9, 0.95, 0.99].map(|least| Some(accuracy(least)));
+    let targets = [&targets[..], &[None, Some(accuracy(2.0))]].concat();
+    let expected = {
+        let engine = engine();
+        targets.iter().map(|target| engine.infer(asking(&engine, 6, *target))).collect::<Vec<_>>()
+    };
+    let engine = engine();
+    engine.load(MODEL).unwrap();
+    engine.set_pressure(Pressure::Hold);
+    let waiting: Vec<_> = (0..18)
+        .map(|number| submit(&engine, asking(&engine, 6, targets[number % targets.len()])))
+        .collect();
+    engine.set_pressure(Pressure::None);
+    for (number, waiting) in waiting.into_iter().enumerate() {
+        match (waiting.recv().unwrap(), &expected[number % targets.len()]) {
+            (Ok(found), Ok(expected)) => {
+                assert_eq!(found.choice, expected.choice, "request {number}");
+                assert!(found.outputs == expected.outputs, "request {number}");
+            }
+            (Err(found), Err(expected)) => assert_eq!(found.to_string(), expected.to_string()),
+            (found, expected) => panic!("request {number}: {found:?}, not {expected:?}"),
+        }
+    }
+}
+
 #[test]
 fn targets_are_followed_as_they_are_set() {
     let engine = engine();

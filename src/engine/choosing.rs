@@ -2,12 +2,14 @@
 
 use super::config::Policy;
 use super::error::EngineError;
+use super::known::PlanTerms;
 use super::model::Model;
 use super::planning::Planner;
 use super::pressure::Pressure;
+use super::request::Line;
 use super::room::TICK;
-use super::targets::{is_set, merged};
-use crate::plan::{Chosen, Profile, Target};
+use super::targets::{TargetKey, is_set, merged};
+use crate::plan::{Chosen, Ladder, Profile, Target};
 use crate::sys::panics;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use std::sync::Arc;
@@ -15,40 +17,114 @@ use std::sync::Arc;
 /// An accuracy that every choice has.
 const ANY_ACCURACY: f64 = 1e-6;
 
+/// What a choice is made by.
+struct Choosing {
+    ladder: Arc<Ladder>,
+    terms: PlanTerms,
+    pressure: Pressure,
+    target: Target,
+}
+
+impl Choosing {
+    fn choose(&self, profile: &Profile) -> Result<Chosen, EngineError> {
+        let Choosing { ladder, terms, pressure, target } = self;
+        match terms.clone().under(*pressure).choose(profile, ladder, target) {
+            Ok((_, chosen)) => Ok(chosen),
+            Err(refused) => {
+                let would_do = || terms.choose(profile, ladder, target).is_ok();
+                Err(match *pressure > Pressure::None && would_do() {
+                    true => EngineError::ShortOfMemory(refused),
+                    false => refused.into(),
+                })
+            }
+        }
+    }
+}
+
 impl Planner {
-    /// Has a model played as requests with this target of their own are to be answered, or where
-    /// they have none as it is planned.
+    /// Has a model played as the requests of a line are to be answered: by a choice for their target,
+    /// or where they have none as it is planned. Whether it is so; if not, a plan is made, and the
+    /// line waits for it.
     ///
     /// # Errors
     /// What stands against such a plan; the model is played as before.
-    pub fn set_up(&mut self, model: &Arc<Model>, own: Option<Target>) -> Result<(), EngineError> {
-        let Some(own) = own.filter(is_set) else { return model.play_own() };
+    pub fn set_up(&mut self, model: &Arc<Model>, line: &Line) -> Result<bool, EngineError> {
+        let own = line.target.map(TargetKey::target);
+        let Some(own) = own.filter(is_set) else { return model.play_own().map(|()| true) };
         if self.config.policy != Policy::Tape {
             let what = "no target can be kept to: this engine follows one of the papers' policies";
             return Err(EngineError::Invalid(what.to_owned()));
         }
         let target = merged(&own, &self.targets.of(model.name()));
-        retried(model, || {
-            let chosen = self.chosen(model, &target)?;
-            let played = model.play_for_now(&chosen.planned.plan);
-            if played.is_err() {
-                self.choices.forget(model);
-            }
-            played
-        })
+        let played = match self.chosen(model, &target, line) {
+            Ok(None) => return Ok(false),
+            Ok(Some(chosen)) => self.play_chosen(model, &chosen),
+            Err(error) => Err(error),
+        };
+        if let Err(EngineError::Store(_)) = played {
+            // A layer file is no longer there that was: another choice is made without it.
+            self.choices.forget(model);
+            model.forget_ladder();
+            let chosen = self.chosen_at_once(model, &target)?;
+            return self.play_chosen(model, &chosen).map(|()| true);
+        }
+        played.map(|()| true)
+    }
+
+    fn play_chosen(&mut self, model: &Arc<Model>, chosen: &Chosen) -> Result<(), EngineError> {
+        let played = model.play_for_now(&chosen.planned.plan);
+        if played.is_err() {
+            self.choices.forget(model);
+        }
+        played
     }
 
     /// The choice for a target; planned once, for as long as version, profile, budget and pressure
-    /// stay.
-    fn chosen(&mut self, model: &Arc<Model>, target: &Target) -> Result<Arc<Chosen>, EngineError> {
+    /// stay. None while it is planned, or another one is: the line is parked.
+    fn chosen(
+        &mut self,
+        model: &Arc<Model>,
+        target: &Target,
+        line: &Line,
+    ) -> Result<Option<Arc<Chosen>>, EngineError> {
         let profile = self.measured(model)?;
-        let room = &self.library.room;
+        let room = Arc::clone(&self.library.room);
+        // Before anybody looks whether a plan is there: what comes later wakes the line.
+        room.inbox.park(line);
         self.choices.hold_under((room.ledger.budget_bytes(), room.pressure.get()));
-        if let Some(chosen) = self.choices.get(model, &profile, target) {
-            return Ok(chosen);
+        let has_waited = self.choices.has_waited(line);
+        match self.choices.get(model, &profile, target) {
+            Some(Ok(chosen)) => return Ok(Some(chosen)),
+            // Whoever did not wait for that may find it otherwise by now.
+            Some(Err(refused)) if has_waited => return Err(refused),
+            _ => {}
         }
+        if has_waited {
+            // For nothing: the model was loaded anew meanwhile, or the budget is another. Nobody waits
+            // for that again and again.
+            return self.chosen_at_once(model, target).map(Some);
+        }
+        if !self.choices.are_planned() {
+            let choosing = self.choosing(model, &profile, target)?;
+            let reckon = {
+                let profile = Arc::clone(&profile);
+                move || choosing.choose(&profile)
+            };
+            let of = (model, &profile, *target);
+            self.choices.plan(of, line, reckon, move || room.inbox.wake_all())?;
+        }
+        Ok(None)
+    }
+
+    /// The choice for a target, planned while all else waits.
+    fn chosen_at_once(
+        &mut self,
+        model: &Arc<Model>,
+        target: &Target,
+    ) -> Result<Arc<Chosen>, EngineError> {
+        let profile = self.measured(model)?;
         let chosen = Arc::new(self.choose(model, &profile, target)?);
-        self.choices.keep(model, &profile, target, &chosen);
+        self.choices.keep(model, &profile, target, Ok(Arc::clone(&chosen)));
         Ok(chosen)
     }
 
@@ -80,10 +156,18 @@ impl Planner {
         profile: &Profile,
         target: &Target,
     ) -> Result<(), EngineError> {
-        retried(model, || {
+        let follow = || {
             let Chosen { planned, accuracy, .. } = self.choose(model, profile, target)?;
             log::info!("model {}, an accuracy of {accuracy:.4} expected: {planned}", model.name());
             model.settle(planned.plan)
+        };
+        follow().or_else(|error| match error {
+            // A layer file is no longer there that was: another choice is made without it.
+            EngineError::Store(_) => {
+                model.forget_ladder();
+                follow()
+            }
+            error => Err(error),
         })
     }
 
@@ -94,19 +178,21 @@ impl Planner {
         profile: &Profile,
         target: &Target,
     ) -> Result<Chosen, EngineError> {
-        let ladder = model.ladder()?;
-        let terms = self.terms(model.graph_bytes(), profile);
-        let pressure = self.library.room.pressure.get();
-        let now = terms.clone().under(pressure);
-        self.beating(|| match now.choose(profile, &ladder, target) {
-            Ok((_, chosen)) => Ok(chosen),
-            Err(refused) => {
-                let would_do = || terms.choose(profile, &ladder, target).is_ok();
-                Err(match pressure > Pressure::None && would_do() {
-                    true => EngineError::ShortOfMemory(refused),
-                    false => refused.into(),
-                })
-            }
+        let choosing = self.choosing(model, profile, target)?;
+        self.beating(|| choosing.choose(profile))
+    }
+
+    fn choosing(
+        &self,
+        model: &Model,
+        profile: &Profile,
+        target: &Target,
+    ) -> Result<Choosing, EngineError> {
+        Ok(Choosing {
+            ladder: model.ladder()?,
+            terms: self.terms(model.graph_bytes(), profile),
+            pressure: self.library.room.pressure.get(),
+            target: *target,
         })
     }
 
@@ -160,19 +246,4 @@ impl Planner {
             );
         }
     }
-}
-
-/// Plays a model as is chosen for it; where a layer file is no longer there that was, as is chosen
-/// without it.
-fn retried<T>(
-    model: &Model,
-    mut play: impl FnMut() -> Result<T, EngineError>,
-) -> Result<T, EngineError> {
-    play().or_else(|error| match error {
-        EngineError::Store(_) => {
-            model.forget_ladder();
-            play()
-        }
-        error => Err(error),
-    })
 }

@@ -95,6 +95,22 @@ impl Inbox {
         self.changed.notify_one();
     }
 
+    /// The requests of a line wait for a plan, until they are woken.
+    pub fn park(&self, line: &Line) {
+        lock(&self.state).turns.park(line);
+    }
+
+    /// Those of a line wait for a pass again.
+    pub fn wake(&self, line: &Line) {
+        lock(&self.state).turns.wake(line);
+    }
+
+    /// Those of all lines do: a plan is there.
+    pub fn wake_all(&self) {
+        lock(&self.state).turns.wake_all();
+        self.changed.notify_one();
+    }
+
     /// Ends what is done while nothing waits.
     pub fn end_leisure(&self) {
         lock(&self.state).end_leisure();

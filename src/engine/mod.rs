@@ -6,6 +6,7 @@
 //! requests.
 
 mod admission;
+mod beside;
 mod catalogue;
 mod choice;
 mod choices;

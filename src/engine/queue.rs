@@ -92,6 +92,10 @@ mod tests {
         }
         assert_eq!(served, [("a", 1), ("b", 4), ("c", 5), ("a", 2), ("b", 6), ("a", 3)]);
         assert_eq!(queue.len(), 0);
+        ["a", "b", "c"].into_iter().for_each(|line| queue.push(line, 0));
+        let next = |queue: &mut Queue<_, _>| queue.next_line(|line| *line != "a");
+        assert_eq!([(); 3].map(|()| next(&mut queue)), [Some("b"), Some("c"), Some("b")]);
+        assert_eq!(queue.next_line(|_| true), Some("a"), "it has waited longest");
     }
 
     #[test]

@@ -462,8 +462,9 @@ impl Handle {
 }
 
 /// Threads beside the engine's, those that compute and those that load: three helpers, an install, one
-/// that watches memory pressure, one that a trial reads on, a reload, a shutdown, and two copies of the program that try graphs.
-const OTHER_THREADS: usize = 10;
+/// that watches memory pressure, one that a trial reads on, one that plans, a reload, a shutdown, and
+/// two copies of the program that try graphs.
+const OTHER_THREADS: usize = 11;
 
 /// Loaders that measuring tries at once, at most.
 const MOST_LOADERS_TRIED: usize = 4;

@@ -66,6 +66,8 @@ impl Lane {
 pub struct Turns {
     commands: VecDeque<Command>,
     queue: Queue<Line, Waiting>,
+    /// Lines whose requests wait for a plan, which is being made.
+    parked: Vec<Line>,
     /// Whether requests wait although the engine is idle.
     is_held: bool,
     is_measuring: bool,
@@ -81,6 +83,7 @@ impl Default for Turns {
         Turns {
             commands: VecDeque::new(),
             queue: Queue::default(),
+            parked: vec![],
             is_held: false,
             is_measuring: false,
             last: Lane::Trial,
@@ -171,7 +174,25 @@ impl Turns {
         self.is_held = is_held;
     }
 
-    /// What is to be done now, if anything is.
+    /// A line has no turn until [`Turns::wake`] or [`Turns::wake_all`].
+    pub fn park(&mut self, line: &Line) {
+        if !self.parked.contains(line) {
+            self.parked.push(line.clone());
+        }
+    }
+
+    /// A line has its turns again.
+    pub fn wake(&mut self, line: &Line) {
+        self.parked.retain(|parked| parked != line);
+    }
+
+    /// All lines have their turns again.
+    pub fn wake_all(&mut self) {
+        self.parked.clear();
+    }
+
+    /// What is to be done now, if anything is. While a plan is made for requests that wait, nothing is
+    /// measured: both would take longer.
     pub fn next(&mut self, now: Instant) -> Option<Turn> {
         if let Some(Command::Replan) = self.commands.front() {
             self.is_work = true;
@@ -187,6 +208,9 @@ impl Turns {
             return Some(turn);
         }
         self.is_work = false;
+        if !self.parked.is_empty() {
+            return None;
+        }
         self.idle_at.take_if(|at| *at <= now).map(|_| Turn::Idle)
     }
 
@@ -199,9 +223,11 @@ impl Turns {
                 self.commands.remove(at).map(Turn::Command)
             }
             Lane::Pass => {
-                self.queue.next_line(|line| is_served(line, self.is_held)).map(Turn::Pass)
+                let Turns { queue, parked, is_held, .. } = self;
+                let has_turn = |line: &Line| is_served(line, *is_held) && !parked.contains(line);
+                queue.next_line(has_turn).map(Turn::Pass)
             }
-            Lane::Trial => self.is_measuring.then_some(Turn::Trial),
+            Lane::Trial => (self.is_measuring && self.parked.is_empty()).then_some(Turn::Trial),
         }
     }
 
@@ -217,7 +243,7 @@ impl Turns {
 
     /// When there is something to do even if nothing comes before.
     pub fn idle_at(&self) -> Option<Instant> {
-        self.idle_at
+        self.idle_at.filter(|_| self.parked.is_empty())
     }
 
     /// The next request of a line.
@@ -242,6 +268,7 @@ impl Turns {
 
     /// Everything that waits.
     pub fn drain(&mut self) -> (Vec<Command>, Vec<Waiting>) {
+        self.wake_all();
         (self.commands.drain(..).collect(), self.queue.remove(|_| true))
     }
 }
@@ -388,6 +415,29 @@ mod tests {
         check(&mut turns, now, Left::Nothing, &["step", "nothing"]);
         turns.hold(false);
         check(&mut turns, now, Left::Nothing, &["pass", "nothing"]);
+    }
+
+    #[test]
+    fn nothing_is_measured_while_a_plan_is_made() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        assert!(turns.command(profile()).is_none());
+        check(&mut turns, now, Left::Trials, &["profile", "trial"]);
+        assert!(turns.submit(request("m")).is_empty());
+        assert!(turns.submit(request("n")).is_empty());
+        let parked = request("m").line();
+        turns.park(&parked);
+        turns.park(&parked);
+        check(&mut turns, now, Left::Trials, &["pass", "nothing"]);
+        assert!(turns.is_busy() && turns.waiting() == 1);
+        turns.wake(&parked);
+        check(&mut turns, now, Left::Trials, &["trial", "pass", "trial"]);
+        // Nor what there is leisure for.
+        check(&mut turns, now, Left::Nothing, &["trial", "nothing"]);
+        turns.park(&parked);
+        check(&mut turns, now + QUIET, Left::Nothing, &["nothing"]);
+        assert_eq!(turns.idle_at(), None);
+        turns.wake_all();
+        check(&mut turns, now + QUIET, Left::Nothing, &["idle"]);
     }
 
     /// Sixty explicit loads of one model loaded it sixty times.

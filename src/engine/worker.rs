@@ -15,7 +15,7 @@ use super::request::{Answer, Class, Line};
 use super::room::Hold;
 use super::stage::{Stage, guarded};
 use super::stats::CounterSet;
-use super::targets::{SharedTargets, TargetKey};
+use super::targets::SharedTargets;
 use super::turns::Turn;
 use crate::sys::affinity;
 use std::sync::Arc;
@@ -132,10 +132,11 @@ impl Worker {
             Ok(model) => model,
             Err(error) => return admission.fail_unloaded(line, error),
         };
-        let set_up = guarded("choosing", || {
-            let own = line.target.map(TargetKey::target);
-            self.planner.set_up(&model, own)
-        });
+        let set_up = guarded("choosing", || self.planner.set_up(&model, line));
+        if let Ok(false) = set_up {
+            return;
+        }
+        admission.stage.room().inbox.wake(line);
         if let Err(error) = set_up {
             return admission.fail_next(line, error);
         }
