@@ -109,13 +109,14 @@ impl Building<'_> {
         let (more, calibration) = match self.can_be_played(&player, &inputs)? {
             false => (self.layers.write(folder, &others, self.watch)?, None),
             true => {
-                let Learnt { written, inputs: count, columns } =
+                let Learnt { written, inputs: count, columns, learnt } =
                     learning.write(&mut player, inputs.requests)?;
                 let calibration = Calibration {
                     source: inputs.source,
                     is_made_up: inputs.is_made_up,
                     inputs: count as u64,
                     columns: columns as u64,
+                    learnt,
                 };
                 (written, Some(calibration))
             }
@@ -167,6 +168,7 @@ impl Building<'_> {
                     weight: weight.name.clone(),
                     layout: tensor.layout,
                     layer,
+                    node: tensor.node.clone(),
                     elements: (tensor.rows * tensor.depth) as u64,
                     fed: losses.iter().filter(|(_, l)| l.is_fed).map(|(v, _)| v.clone()).collect(),
                     errors: losses.into_iter().map(|(v, loss)| (v, loss.error)).collect(),

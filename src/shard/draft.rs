@@ -114,7 +114,10 @@ impl Draft {
     /// Those that do not fit the model, or cannot be made up for it.
     fn inputs(&self, order: &Order, source: &Source) -> Result<Inputs, ShardError> {
         match &order.calibrate {
-            Some(file) => calibrate::read(file, &self.manifest, source.tokenizer.as_ref()),
+            Some(file) => {
+                let tokenizer = source.tokenizer.as_ref();
+                calibrate::read(file, &self.manifest, tokenizer, calibrate::MOST_INPUTS)
+            }
             None => self.sketch.inputs(&self.manifest.inputs),
         }
     }

@@ -56,16 +56,21 @@ impl Inputs {
 
     /// The same for the same values.
     pub fn digest(&self) -> u64 {
-        let mut hash = Xxh3::new();
-        for array in self.requests.iter().flatten() {
-            hash.update(array.dtype.name().as_bytes());
-            for size in &array.shape {
-                hash.update(&(*size as u64).to_le_bytes());
-            }
-            hash.update(&array.bytes);
-        }
-        hash.digest()
+        digest(self.requests.iter().flatten())
     }
+}
+
+/// The same for arrays of the same values.
+pub(super) fn digest<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> u64 {
+    let mut hash = Xxh3::new();
+    for array in arrays {
+        hash.update(array.dtype.name().as_bytes());
+        for size in &array.shape {
+            hash.update(&(*size as u64).to_le_bytes());
+        }
+        hash.update(&array.bytes);
+    }
+    hash.digest()
 }
 
 /// What is wrong with an input, if anything; `sizes` are those of open dimensions so far.
@@ -82,13 +87,8 @@ fn fault<'a>(port: &'a Port, array: &Array, sizes: &mut HashMap<&'a str, usize>)
         let wanted = serde_json::to_string(&port.shape).unwrap_or_default();
         return Some(format!("has shape {shape:?}, the model takes {wanted}"));
     }
-    let odd = floats(array)?.iter().position(|value| !value.is_finite())?;
+    let odd = array.floats()?.iter().position(|value| !value.is_finite())?;
     Some(format!("has a value that is infinite or not a number, at {odd}"))
-}
-
-/// The values of an array of floats.
-pub(super) fn floats(array: &Array) -> Option<Vec<f32>> {
-    array.floats()
 }
 
 /// `kept` of `count` numbers, evenly spread, or all where there are no more.

@@ -11,14 +11,14 @@
 use super::encode::{FED, learns};
 use super::error::ShardError;
 use super::importance::Judge;
-use super::inputs::spread;
+use super::inputs::{digest, spread};
 use super::player::{Observer, Player};
 use super::statistics::{Columns, Statistics};
 use super::tensor::Sources;
 use super::watch::Watch;
 use super::write::{self, Layers, Writing, Written};
 use crate::store::layer_file::Layout;
-use crate::store::manifest::Manifest;
+use crate::store::manifest::{Checksum, Manifest};
 use crate::sys::lock::lock;
 use crate::wire::Array;
 use std::collections::HashMap;
@@ -48,6 +48,8 @@ pub(super) struct Learnt {
     /// Inputs that were used, and columns that the widest product had in all of them.
     pub inputs: usize,
     pub columns: usize,
+    /// Digests of the inputs that were learnt from.
+    pub learnt: Vec<Checksum>,
 }
 
 impl Learning<'_> {
@@ -69,7 +71,8 @@ impl Learning<'_> {
         let mut written = sweep.finish()?;
         let held_out = Questions { requests: &requests[learnt..], answers: &answers[learnt..] };
         self.settle(player, &mut written, held_out)?;
-        Ok(Learnt { written, inputs: requests.len(), columns })
+        let learnt = requests[..learnt].iter().map(|request| Checksum(digest(request))).collect();
+        Ok(Learnt { written, inputs: requests.len(), columns, learnt })
     }
 
     /// Variants, each followed by itself with errors fed forward, where it learns.

@@ -1,6 +1,6 @@
 //! Plays a version by itself, with no engine: passes over given inputs, in any choice of variants.
 
-use super::calibrate::{Sketch, read};
+use super::calibrate::{MOST_PROBED, Sketch, read};
 use super::error::{ShardError, ensure, unfit};
 use super::inputs::Inputs;
 use super::source::TokenizerFile;
@@ -131,7 +131,7 @@ impl Player {
             let (path, bytes) = (dir.file_path(&entry.path)?, dir.read_file(entry)?);
             Ok::<_, StoreError>(TokenizerFile { path, bytes })
         });
-        read(file, &dir.manifest, tokenizer.transpose()?.as_ref())
+        read(file, &dir.manifest, tokenizer.transpose()?.as_ref(), MOST_PROBED)
     }
 
     /// Inputs that the model takes, whatever they mean.

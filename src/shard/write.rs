@@ -25,22 +25,25 @@ pub(super) struct Layers<'a> {
 }
 
 /// A weight in one layout.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Tensor {
     pub weight: usize,
     pub layout: Layout,
     pub rows: usize,
     pub depth: usize,
+    /// The first node that uses it.
+    pub node: String,
     rows_contiguous: bool,
 }
 
 impl Tensor {
     fn new(skim: &Skim, used: &WeightUse) -> Tensor {
-        let WeightUse { weight, kind, layout, .. } = *used;
+        let WeightUse { weight, kind, layout, ref node, .. } = *used;
         let extent = kind.extent(&skim.weights[weight].shape);
         let (rows, depth) = extent.expect("the importer looks at the shapes of weights");
         let rows_contiguous = kind != UseKind::Linear { transposed: false };
-        Tensor { weight, layout, rows: rows as usize, depth: depth as usize, rows_contiguous }
+        let (rows, depth, node) = (rows as usize, depth as usize, node.clone());
+        Tensor { weight, layout, rows, depth, node, rows_contiguous }
     }
 
     fn matrix<'a>(&self, source: &'a OnnxWeight) -> Matrix<'a> {

@@ -1,7 +1,7 @@
 //! `precision.json`: what a version's weights lose at each precision, and what that does to answers.
 
 use super::layer_file::Layout;
-use super::manifest::Manifest;
+use super::manifest::{Checksum, Manifest};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 
@@ -38,10 +38,13 @@ pub struct Calibration {
     /// Passes that were computed, and columns that the products had in all of them.
     pub inputs: u64,
     pub columns: u64,
+    /// Digests of those inputs that encoders learnt from: less is lost with them than with others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub learnt: Vec<Checksum>,
 }
 
 /// How each tensor's importance was measured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Probe {
     /// The variant that one tensor had at a time, all others being the best.
@@ -50,6 +53,10 @@ pub struct Probe {
     /// Inputs that were compared, and where they were from.
     pub inputs: u64,
     pub source: String,
+    /// By variant, how far answers were off with all tensors in it, for each unit of what the tensors
+    /// alone come to; 1 where it was not measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub together: BTreeMap<String, f64>,
 }
 
 /// How far answers are from those of the best variant.
@@ -71,6 +78,9 @@ pub struct TensorPrecision {
     pub layout: Layout,
     /// Index of its layer.
     pub layer: usize,
+    /// The first node that uses it, whose name may say more than the weight's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
     pub elements: u64,
     /// By variant, the squared error of what it computes: `tr(D H D^T)` over rows and columns, D being
     /// the error of the weights and H the mean of `x x^T` over the inputs; 0 where nothing is lost.
@@ -86,7 +96,7 @@ pub struct TensorPrecision {
 impl TensorPrecision {
     /// How far answers are off with this tensor alone in `variant`: divergence goes by the squared
     /// error. None where that was not measured.
-    pub fn divergence_in(&self, variant: &str, probe: &Probe) -> Option<f64> {
+    pub fn divergence_alone(&self, variant: &str, probe: &Probe) -> Option<f64> {
         let error = *self.errors.get(variant)?;
         let (measured, probed) = (self.divergence?, *self.errors.get(&probe.variant)?);
         match error > 0.0 {
@@ -94,6 +104,13 @@ impl TensorPrecision {
             true => None,
             false => Some(0.0),
         }
+    }
+
+    /// The tensor's share of how far answers are off that have it in `variant` among others: what
+    /// is to be summed. None where that was not measured.
+    pub fn divergence_in(&self, variant: &str, probe: &Probe) -> Option<f64> {
+        let together = probe.together.get(variant).copied().unwrap_or(1.0);
+        Some(self.divergence_alone(variant, probe)? * together)
     }
 }
 
@@ -132,6 +149,11 @@ impl Precision {
             && !is_known(&probe.variant)
         {
             return Err(format!("probe.variant {:?} is none of the version's", probe.variant));
+        }
+        for (variant, factor) in self.probe.iter().flat_map(|probe| &probe.together) {
+            if !is_known(variant) || !factor.is_finite() || *factor <= 0.0 {
+                return Err(format!("probe.together: {factor} of {variant:?} is no such figure"));
+            }
         }
         let weights: HashSet<&str> = manifest.weights.iter().map(|w| w.name.as_str()).collect();
         let mut seen = HashSet::new();
@@ -184,8 +206,10 @@ mod tests {
     fn sample() -> Value {
         json!({
             "format": 1,
-            "calibration": {"source": "docs.txt, 64 texts", "is_made_up": false, "inputs": 64, "columns": 1530},
-            "probe": {"variant": "a3", "measure": "cosine", "inputs": 64, "source": "docs.txt"},
+            "calibration": {"source": "docs.txt, 64 texts", "is_made_up": false, "inputs": 64, "columns": 1530,
+                "learnt": ["0123456789abcdef"]},
+            "probe": {"variant": "a3", "measure": "cosine", "inputs": 64, "source": "docs.txt",
+                "together": {"a4": 1.5}},
             "tensors": [{"weight": "w", "layout": "panels", "layer": 0, "elements": 16,
                 "errors": {"f32": 0.0, "a4": 0.25, "a3": 1.0}, "fed": ["a3"], "divergence": 0.02}],
         })
@@ -199,8 +223,11 @@ mod tests {
     fn divergence_goes_by_the_squared_error() {
         let precision = parse(&sample()).unwrap();
         let (tensor, probe) = (&precision.tensors[0], precision.probe.as_ref().unwrap());
-        let found = ["f32", "a4", "a3", "a2"].map(|variant| tensor.divergence_in(variant, probe));
-        assert_eq!(found, [Some(0.0), Some(0.005), Some(0.02), None]);
+        let variants = ["f32", "a4", "a3", "a2"];
+        let alone = variants.map(|variant| tensor.divergence_alone(variant, probe));
+        assert_eq!(alone, [Some(0.0), Some(0.005), Some(0.02), None]);
+        let among = variants.map(|variant| tensor.divergence_in(variant, probe));
+        assert_eq!(among, [Some(0.0), Some(0.0075), Some(0.02), None]);
         assert!(precision.is_measured());
         let text = precision.to_json();
         assert_eq!(Precision::parse(&text, &manifest()).unwrap(), precision);
@@ -219,6 +246,8 @@ mod tests {
         };
         check("/format", json!(2), "format is 2");
         check("/probe/variant", json!("q8"), "probe.variant \"q8\"");
+        check("/probe/together/a4", json!(0.0), "probe.together: 0 of \"a4\"");
+        check("/probe/together", json!({"q8": 1.0}), "probe.together: 1 of \"q8\"");
         check("/tensors/0/weight", json!("v"), "tensors[0].weight");
         check("/tensors/0/layer", json!(1), "tensors[0].layer");
         check("/tensors/0/divergence", json!(-1.0), "tensors[0].errors or divergence");

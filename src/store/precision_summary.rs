@@ -3,6 +3,7 @@
 
 use super::precision::{Calibration, Measure, Precision, Probe};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Tensors that are told.
 const LOUDEST: usize = 3;
@@ -40,7 +41,11 @@ impl Precision {
             .collect();
         loudest.sort_by(|a, b| b.divergence.total_cmp(&a.divergence));
         loudest.truncate(LOUDEST);
-        PrecisionSummary { calibration: self.calibration.clone(), probe, loudest }
+        // Digests and factors tell people nothing.
+        let calibration =
+            self.calibration.clone().map(|told| Calibration { learnt: vec![], ..told });
+        let probe = probe.map(|probe| Probe { together: BTreeMap::new(), ..probe });
+        PrecisionSummary { calibration, probe, loudest }
     }
 }
 
@@ -55,7 +60,7 @@ impl PrecisionSummary {
             }
         };
         let mut lines = vec![("encoded", encoded)];
-        let Some(Probe { variant, measure, inputs, source }) = &self.probe else {
+        let Some(Probe { variant, measure, inputs, source, .. }) = &self.probe else {
             lines.push(("tensors", "which of them matter was not measured".to_owned()));
             return lines;
         };
@@ -75,15 +80,16 @@ impl PrecisionSummary {
 #[cfg(test)]
 mod tests {
     use super::super::layer_file::Layout;
+    use super::super::manifest::Checksum;
     use super::super::precision::{PRECISION_FORMAT, TensorPrecision};
     use super::*;
-    use std::collections::BTreeMap;
 
     fn precision(divergences: &[Option<f64>]) -> Precision {
         let tensor = |(index, divergence): (usize, &Option<f64>)| TensorPrecision {
             weight: format!("w{index}"),
             layout: Layout::Panels,
             layer: 0,
+            node: String::new(),
             elements: 16,
             errors: BTreeMap::new(),
             fed: vec![],
@@ -96,12 +102,14 @@ mod tests {
                 is_made_up: true,
                 inputs: 64,
                 columns: 1530,
+                learnt: vec![Checksum(7)],
             }),
             probe: Some(Probe {
                 variant: "a3".into(),
                 measure: Measure::Cosine,
                 inputs: 64,
                 source: "docs.txt".into(),
+                together: BTreeMap::from([("a3".to_owned(), 2.0)]),
             }),
             tensors: divergences.iter().enumerate().map(tensor).collect(),
         }
@@ -112,6 +120,9 @@ mod tests {
         let summary = precision(&[0.01, 0.04, 0.02, 0.03].map(Some)).summary();
         let names: Vec<&str> = summary.loudest.iter().map(|loud| loud.weight.as_str()).collect();
         assert_eq!(names, ["w1", "w3", "w2"]);
+        let (calibration, probe) = (summary.calibration.as_ref(), summary.probe.as_ref());
+        assert!(calibration.is_some_and(|told| told.learnt.is_empty()));
+        assert!(probe.is_some_and(|told| told.together.is_empty()));
         let lines: Vec<String> =
             summary.lines().into_iter().map(|(word, words)| format!("{word} {words}")).collect();
         let expected = [

@@ -3,6 +3,7 @@
 use hermes::store::{
     Measure, ModelDir, PRECISION_FORMAT, PRECISION_NAME, Precision, Probe, TensorPrecision,
 };
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
@@ -26,6 +27,7 @@ pub fn tell_precision(version: &Path, is_measured: bool) {
                 weight: tensor.name.clone(),
                 layout: tensor.layout,
                 layer,
+                node: String::new(),
                 elements: tensor.rows * tensor.depth,
                 errors: LOSSES.iter().map(error).collect(),
                 fed: vec![],
@@ -39,6 +41,7 @@ pub fn tell_precision(version: &Path, is_measured: bool) {
         measure: Measure::Cosine,
         inputs: 1,
         source: "made up".into(),
+        together: BTreeMap::new(),
     };
     let probe = is_measured.then_some(probe);
     let precision = Precision { format: PRECISION_FORMAT, calibration: None, probe, tensors };

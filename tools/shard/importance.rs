@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use hermes::shard::importance::{self, Measured};
 use hermes::shard::{Player, ShardError, Streamed};
+use hermes::store::manifest::Manifest;
 use hermes::store::{self, Measure, Precision, Probe};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -33,6 +34,10 @@ pub struct Options {
     /// Print what was measured before, and measure nothing
     #[arg(long, conflicts_with = "calibrate")]
     show: bool,
+    /// Rank tensors by the way of the STI paper instead: all are in the least variant, one at a time
+    /// is raised to the best, and what counts is how far answers agree then; printed and not kept
+    #[arg(long, conflicts_with = "show")]
+    by_accuracy: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -49,6 +54,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let precision = precision.with_context(|| format!("nothing was measured of {name} yet"))?;
         return report(&player, &precision, options.json);
     }
+    if options.by_accuracy {
+        return rank(&player, options);
+    }
     let store = options.store.writable()?;
     let inputs = player.inputs(options.calibrate.as_deref())?;
     interrupt::writing();
@@ -59,6 +67,54 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     notes.iter().filter(|_| !options.json).for_each(|note| hermes::tell!("{note}"));
     store::amend(&store, &dir, &precision)?;
     report(&player, &precision, options.json)
+}
+
+/// The tensors as the paper ranks them, the first first.
+fn rank(player: &Player, options: &Options) -> Result<ExitCode> {
+    let manifest = &player.dir().manifest;
+    let inputs = player.inputs(options.calibrate.as_deref())?;
+    let progress = Progress::new(0, options.json);
+    let agreements = importance::by_accuracy(player, &inputs, &progress);
+    progress.finish();
+    let mut rows: Vec<(f64, &Streamed)> = agreements?.into_iter().zip(player.tensors()).collect();
+    rows.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    let variants = &manifest.variants;
+    let (raised, others) = (&variants[0], &variants[variants.len() - 1]);
+    if options.json {
+        let tensors = rows.iter().map(|(agreement, streamed)| {
+            json!({
+                "name": manifest.weights[streamed.weight].name, "layout": streamed.layout,
+                "node": streamed.node, "layer": manifest.layers[streamed.layer].name,
+                "agreement": agreement,
+            })
+        });
+        let tensors: Vec<_> = tensors.collect();
+        let (model, source) = (&manifest.model, &inputs.source);
+        let report = json!({
+            "model": model, "version": manifest.version, "source": source, "raised": raised,
+            "others": others, "tensors": tensors,
+        });
+        hermes::say!("{report}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    hermes::say!(
+        "{}: agreement of answers with one tensor in {raised} and all others in {others}\n\n\
+         agreement  tensor",
+        manifest.model
+    );
+    for (agreement, streamed) in &rows {
+        let layer = &manifest.layers[streamed.layer].name;
+        hermes::say!("{agreement:9.6}  {layer}: {}", named(streamed, manifest));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a tensor is called: by the node that uses it, where there is one.
+fn named<'a>(streamed: &'a Streamed, manifest: &'a Manifest) -> &'a str {
+    match streamed.node.is_empty() {
+        true => &manifest.weights[streamed.weight].name,
+        false => &streamed.node,
+    }
 }
 
 /// An interruption loses nothing here.
@@ -114,11 +170,11 @@ fn report(player: &Player, precision: &Precision, json: bool) -> Result<ExitCode
     tell_sums("kind", &rows, |row| kind(&row.streamed.node));
     hermes::say!("\ndivergence    share  per million  tensor");
     for row in rows.iter().take(LISTED) {
-        let Row { layer, weight, streamed, divergence } = row;
+        let Row { layer, streamed, divergence, .. } = row;
         let millions = (streamed.rows * streamed.depth) as f64 / 1e6;
         let (share, each) =
             (100.0 * divergence / all.max(f64::MIN_POSITIVE), divergence / millions);
-        let name = if streamed.node.is_empty() { *weight } else { &streamed.node };
+        let name = named(streamed, manifest);
         hermes::say!("{divergence:10.6}  {share:5.1} %  {each:11.6}  {layer}: {name}");
     }
     if rows.len() > LISTED {

@@ -12,6 +12,9 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+/// Bytes of all that are read, unless [`MOST_INPUTS`] take more.
+const ALL_BYTES: usize = 32 << 20;
+
 /// Where in a file the arrays of one input lie, one behind the other.
 struct Column {
     dtype: crate::store::Dtype,
@@ -22,11 +25,12 @@ struct Column {
     offset: u64,
 }
 
-/// A pass for each of some rows of the arrays, spread over all.
+/// A pass for each of at most `most` rows of the arrays, spread over all; of large ones no more than
+/// encoders are told of.
 ///
 /// # Errors
 /// What is no such file, or does not fit the model, by the input's name.
-pub fn read(path: &Path, manifest: &Manifest) -> Result<Vec<Vec<Array>>, ShardError> {
+pub fn read(path: &Path, manifest: &Manifest, most: usize) -> Result<Vec<Vec<Array>>, ShardError> {
     let told = || ShardError::io(format!("read {}", path.display()));
     let mut file = File::open(path).map_err(ShardError::io(format!("open {}", path.display())))?;
     let wrong = |what: String| unfit!("{}: {what}", path.display());
@@ -67,8 +71,10 @@ pub fn read(path: &Path, manifest: &Manifest) -> Result<Vec<Vec<Array>>, ShardEr
             names[0], counts[other], names[other]
         )));
     }
+    let bytes: usize = columns.iter().map(Column::array_bytes).sum();
+    let most = (ALL_BYTES / bytes.max(1)).max(MOST_INPUTS).min(most);
     let mut passes = vec![];
-    for index in spread(count, MOST_INPUTS) {
+    for index in spread(count, most) {
         let arrays = columns.iter().map(|column| column.read(&mut file, index).map_err(wrong));
         passes.push(arrays.collect::<Result<_, _>>()?);
     }
@@ -122,8 +128,12 @@ impl Column {
         Ok(Column { dtype: *dtype, shape, count, offset: entry.offset + header_bytes })
     }
 
+    fn array_bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+
     fn read(&self, file: &mut File, index: usize) -> Result<Array, String> {
-        let length = self.shape.iter().product::<usize>() * self.dtype.size();
+        let length = self.array_bytes();
         let mut bytes = vec![0; length];
         let place = self.offset + (index * length) as u64;
         let read = file.seek(SeekFrom::Start(place)).and_then(|_| file.read_exact(&mut bytes));

@@ -17,11 +17,14 @@ use crate::store::manifest::Manifest;
 use std::ffi::OsStr;
 use std::path::Path;
 
-/// Most inputs that are used: more lower the error by next to nothing.
-const MOST_INPUTS: usize = 64;
+/// Most inputs that encoders are told of: more lower the error by next to nothing.
+pub const MOST_INPUTS: usize = 64;
 
-/// Inputs of `file`: texts, one a line (objects with `"text"` where it ends in .jsonl), or arrays by
-/// the inputs' names (.npz; .npy where there is but one input).
+/// Most that are read to measure what is lost: half of them and more were not told to encoders.
+pub const MOST_PROBED: usize = 2 * MOST_INPUTS;
+
+/// At most `most` inputs of `file`, spread over it: texts, one a line (objects with `"text"` where it
+/// ends in .jsonl), or arrays by the inputs' names (.npz; .npy where there is but one input).
 ///
 /// # Errors
 /// What does not fit the model, is empty or the same throughout, or holds what is no number; with
@@ -30,12 +33,15 @@ pub fn read(
     file: &Path,
     manifest: &Manifest,
     tokenizer: Option<&TokenizerFile>,
+    most: usize,
 ) -> Result<Inputs, ShardError> {
     let end = file.extension().and_then(OsStr::to_str).unwrap_or_default();
     let (requests, kind) = match end.to_ascii_lowercase().as_str() {
-        "npz" | "npy" => (arrays::read(file, manifest)?, "inputs"),
-        "jsonl" => (texts::read(file, texts::Form::Objects, manifest, tokenizer)?, "texts"),
-        _ => (texts::read(file, texts::Form::Lines, manifest, tokenizer)?, "texts"),
+        "npz" | "npy" => (arrays::read(file, manifest, most)?, "inputs"),
+        end => {
+            let form = if end == "jsonl" { texts::Form::Objects } else { texts::Form::Lines };
+            (texts::read(file, form, manifest, tokenizer, most)?, "texts")
+        }
     };
     let path = file.display();
     ensure!(!requests.is_empty(), "{path} has no {kind}\ngive {MOST_INPUTS} or so");

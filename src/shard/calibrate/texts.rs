@@ -1,6 +1,5 @@
 //! Texts of a file in a model's tokens.
 
-use super::MOST_INPUTS;
 use crate::shard::error::{ShardError, ensure, unfit};
 use crate::shard::inputs::spread;
 use crate::shard::source::TokenizerFile;
@@ -30,7 +29,7 @@ pub enum Form {
     Objects,
 }
 
-/// A pass for each of some texts, spread over the file.
+/// A pass for each of at most `most` texts, spread over the file.
 ///
 /// # Errors
 /// A model that does not take texts; a file that cannot be read or is none of texts, with the line.
@@ -39,6 +38,7 @@ pub fn read(
     form: Form,
     manifest: &Manifest,
     tokenizer: Option<&TokenizerFile>,
+    most: usize,
 ) -> Result<Vec<Vec<Array>>, ShardError> {
     let names: Vec<&str> = manifest.inputs.iter().map(|port| port.name.as_str()).collect();
     let advice = format!("give its inputs as .npz: numpy.savez(FILE, {})", keywords(&names));
@@ -63,7 +63,7 @@ pub fn read(
         }
     }
     let mut passes = vec![];
-    for index in spread(places.len(), MOST_INPUTS) {
+    for index in spread(places.len(), most) {
         let (place, number) = places[index];
         let told = |what: String| unfit!("{}, line {}: {what}", file.display(), number + 1);
         let text = lines.at(place, number)?;

@@ -1,7 +1,8 @@
 //! How much each tensor matters: how far answers are off with it alone at few bits.
 //!
-//! `judge` says how far that is, `accuracy` of any choice, `sweep` plays the passes, `unfinished` keeps what an interruption
-//! would lose. The way of the paper that Hermes follows is here too, to be compared with.
+//! `judge` says how far that is, `accuracy` of any choice, `sweep` plays the passes, `unfinished`
+//! keeps what an interruption would lose. The way of the paper that Hermes follows is here too, to be
+//! compared with.
 
 mod accuracy;
 mod judge;
@@ -12,12 +13,13 @@ pub use accuracy::Accuracy;
 pub use judge::{Answer, Judge};
 
 use super::error::{ShardError, ensure, unfit};
-use super::inputs::Inputs;
+use super::inputs::{Inputs, digest};
 use super::player::Player;
 use super::watch::Watch;
-use crate::store::manifest::Manifest;
-use crate::store::{Precision, Probe};
+use crate::store::manifest::{Checksum, Manifest};
+use crate::store::{Calibration, Precision, Probe};
 use crate::wire::Array;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use sweep::Sweep;
@@ -66,7 +68,8 @@ pub fn measure(
     inputs.check(&manifest.inputs)?;
     let judge = Judge::of(manifest, &player.table_rows())?;
     let best = player.best()?;
-    let requests = chosen(player, inputs, watch)?;
+    let (unseen, seen) = unseen(inputs, precision.calibration.as_ref());
+    let requests = chosen(player, unseen.as_ref().unwrap_or(inputs), watch)?;
     let count = requests.len();
     // What nothing is lost of in the probe is not played.
     let mut tensors: Vec<usize> = (0..errors.len()).filter(|t| errors[*t] > 0.0).collect();
@@ -76,6 +79,13 @@ pub fn measure(
     let key = format!("{variant} {:016x} {:016x}", played.digest(), identity(manifest));
     let mut unfinished = Unfinished::open(dir, key);
     let mut notes = vec![format!("{count} of {}: {}", inputs.source, judge.told())];
+    match (seen, &unseen) {
+        (0, _) => {}
+        (_, Some(_)) => notes.push(format!("left out are {seen} that the encoders learnt from")),
+        (_, None) => notes.push(
+            "the encoders learnt from all of them: more will be lost of other inputs".to_owned(),
+        ),
+    }
     match unfinished.measured().len() {
         0 => {}
         done => notes.push(format!("{done} measurements are there already")),
@@ -95,13 +105,47 @@ pub fn measure(
     for (tensor, off) in tensors.iter().zip(off) {
         precision.tensors[*tensor].divergence = Some(off.mean());
     }
-    precision.probe = Some(Probe {
+    let probe = Probe {
         variant: variant.to_owned(),
         measure: judge.measure(),
         inputs: count as u64,
         source: inputs.source.clone(),
-    });
+        together: BTreeMap::new(),
+    };
+    let together = together(&sweep, &precision, &probe)?;
+    precision.probe = Some(Probe { together, ..probe });
     Ok(Measured { precision, notes })
+}
+
+/// Those of the inputs that encoders did not learn from, unless that is none; and how many they did.
+fn unseen(inputs: &Inputs, calibration: Option<&Calibration>) -> (Option<Inputs>, usize) {
+    let learnt: HashSet<u64> =
+        calibration.iter().flat_map(|told| &told.learnt).map(|Checksum(digest)| *digest).collect();
+    let is_new = |request: &&Vec<Array>| !learnt.contains(&digest(*request));
+    let requests: Vec<_> = inputs.requests.iter().filter(is_new).cloned().collect();
+    let seen = inputs.requests.len() - requests.len();
+    ((!requests.is_empty()).then(|| Inputs { requests, ..inputs.clone() }), seen)
+}
+
+/// By variant, how far answers are off with all tensors in it, for each unit of what the tensors alone
+/// come to: divergence goes by the squared error, and adds up, but nearly.
+fn together(
+    sweep: &Sweep,
+    precision: &Precision,
+    probe: &Probe,
+) -> Result<BTreeMap<String, f64>, ShardError> {
+    let mut sums: Vec<(&str, f64)> = vec![];
+    for variant in &sweep.player.dir().manifest.variants {
+        let alone = precision.tensors.iter().map(|t| t.divergence_alone(variant, probe));
+        if let Some(sum) = alone.sum::<Option<f64>>().filter(|sum| *sum > 0.0) {
+            sums.push((variant, sum));
+        }
+    }
+    let variants: Vec<&str> = sums.iter().map(|(variant, _)| *variant).collect();
+    let offs = sweep.together(&variants)?;
+    let factors = sums.iter().zip(offs).map(|((variant, sum), off)| (*variant, off.mean() / sum));
+    let factors = factors.filter(|(_, factor)| factor.is_finite() && *factor > 0.0);
+    Ok(factors.map(|(variant, factor)| (variant.to_owned(), factor)).collect())
 }
 
 /// The importance of each tensor by the way of STI (Guo et al., ASPLOS 2023): all are in the least
@@ -116,6 +160,7 @@ pub fn by_accuracy(
     watch: &dyn Watch,
 ) -> Result<Vec<f64>, ShardError> {
     let manifest = &player.dir().manifest;
+    probe_of(manifest)?;
     inputs.check(&manifest.inputs)?;
     let judge = Judge::of(manifest, &player.table_rows())?;
     let least = manifest.variants.last().map_or("", String::as_str);

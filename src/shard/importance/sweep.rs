@@ -50,7 +50,29 @@ impl Sweep<'_> {
         let mut all = vec![Off::default(); tensors.len()];
         for (index, off) in unfinished.measured().iter().enumerate() {
             let sum = &mut all[index % tensors.len()];
-            *sum = Off { sum: sum.sum + off.sum, weight: sum.weight + off.weight };
+            *sum = sum.plus(*off);
+        }
+        Ok(all)
+    }
+
+    /// For each of some variants what comes of all tensors in it.
+    ///
+    /// # Errors
+    /// What cannot be read or computed, by the variant; [`ShardError::Interrupted`].
+    pub fn together(&self, variants: &[&str]) -> Result<Vec<Off>, ShardError> {
+        let Sweep { player, watch, .. } = *self;
+        let count = player.tensors().len();
+        let mut all = vec![Off::default(); variants.len()];
+        for group in player.groups(self.requests) {
+            let requests = &self.requests[group];
+            let best = self.best_answers(requests)?;
+            for (sum, variant) in all.iter_mut().zip(variants) {
+                watch.layer(&format!("all in {variant}"));
+                let choice = player.choose(&vec![variant; count])?;
+                let answers = self.answers(player.pass(&choice, requests, watch)?, requests);
+                let answers = answers.map_err(|what| unfit!("with all in {variant}, {what}"))?;
+                *sum = sum.plus(self.off(&best, &answers));
+            }
         }
         Ok(all)
     }
@@ -66,8 +88,7 @@ impl Sweep<'_> {
         }
         let Sweep { player, base, variant, watch, .. } = *self;
         let requests = &self.requests[group];
-        let best = self.answers(player.pass(self.best, requests, watch)?, requests);
-        let best = best.map_err(|what| unfit!("in its best variant {what}"))?;
+        let best = self.best_answers(requests)?;
         let mut walk = player.begin(requests)?;
         let manifest = &player.dir().manifest;
         for tensor in tensors {
@@ -81,14 +102,24 @@ impl Sweep<'_> {
             let name = &manifest.weights[streamed.weight].name;
             let answers = self.answers(outputs, requests);
             let answers = answers.map_err(|what| unfit!("with \"{name}\" in {variant}, {what}"))?;
-            let pairs = best.iter().zip(&answers);
-            unfinished.add(Off {
-                sum: pairs.map(|(best, other)| (self.compare)(self.judge, best, other)).sum(),
-                weight: best.iter().map(Answer::weight).sum(),
-            })?;
+            unfinished.add(self.off(&best, &answers))?;
             watch.advance(self.bytes_from(*tensor));
         }
         Ok(())
+    }
+
+    fn best_answers(&self, requests: &[Vec<Array>]) -> Result<Vec<Answer>, ShardError> {
+        let best = self.answers(self.player.pass(self.best, requests, self.watch)?, requests);
+        best.map_err(|what| unfit!("in its best variant {what}"))
+    }
+
+    /// How far answers are off, or agree.
+    fn off(&self, best: &[Answer], others: &[Answer]) -> Off {
+        let pairs = best.iter().zip(others);
+        Off {
+            sum: pairs.map(|(best, other)| (self.compare)(self.judge, best, other)).sum(),
+            weight: best.iter().map(Answer::weight).sum(),
+        }
     }
 
     /// What is compared of the outputs of some requests.

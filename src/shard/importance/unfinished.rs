@@ -25,6 +25,11 @@ pub struct Off {
 }
 
 impl Off {
+    /// That of both.
+    pub fn plus(self, other: Off) -> Off {
+        Off { sum: self.sum + other.sum, weight: self.weight + other.weight }
+    }
+
     /// Of one request or token.
     pub fn mean(self) -> f64 {
         if self.weight > 0.0 { self.sum / self.weight } else { 0.0 }
