@@ -59,8 +59,12 @@ fn body() -> String {
 
 /// What the answer to a request with these headers says of its precisions.
 fn choice(daemon: &Daemon, headers: &[(&str, &str)]) -> String {
+    choice_of(daemon, INFER, headers)
+}
+
+fn choice_of(daemon: &Daemon, call: &str, headers: &[(&str, &str)]) -> String {
     let headers = [&[("host", "h")], headers].concat();
-    let (status, head, reply) = daemon.connect().ask(INFER, &headers, &body()).response();
+    let (status, head, reply) = daemon.connect().ask(call, &headers, &body()).response();
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(&reply));
     let line = head.lines().find_map(|line| line.strip_prefix("x-hermes-choice: "));
     line.expect("it tells").to_owned()
@@ -121,6 +125,9 @@ fn answers_keep_to_what_headers_and_the_config_ask() {
     // A header comes before the config.
     assert_eq!(choice(&daemon, &[("x-hermes-accuracy", "0.9")]), by("accuracy=0.9"));
     assert_eq!(choice(&daemon, &[("x-hermes-latency", "100s")]), by("latency=100s"));
+    let trace = INFER.replace("/infer", "/trace");
+    let traced = choice_of(&daemon, &trace, &[("x-hermes-accuracy", "0.9")]);
+    assert_eq!(traced, by("accuracy=0.9"));
     let refused = |headers: &[(&str, &str)], words: &str| {
         let headers = [&[("host", "h")], headers].concat();
         check_error(&daemon.connect().ask(INFER, &headers, &body()).reply(), 400, words);

@@ -1,7 +1,7 @@
 //! What was chosen for a target: the precision of each tensor, what it comes to, and what more time or
 //! memory would give.
 
-use super::kinds::{LayerBits, bits_table, kinds};
+use super::kinds::{LayerBits, bits_table, kinds, telling};
 use crate::engine::{AnsweredChoice, ChosenTensor, More};
 use crate::values::size::Size;
 use serde_json::{Value, json};
@@ -73,7 +73,7 @@ fn layers(choice: &AnsweredChoice) -> impl Iterator<Item = &[ChosenTensor]> {
 
 /// The tensors of a layer, each with its kind.
 fn with_kinds(tensors: &[ChosenTensor]) -> impl Iterator<Item = (&ChosenTensor, String)> {
-    let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let names: Vec<&str> = tensors.iter().map(|of| telling(&of.name, &of.node)).collect();
     tensors.iter().zip(kinds(&names))
 }
 
@@ -85,6 +85,7 @@ mod tests {
     fn choice() -> AnsweredChoice {
         let tensor = |layer: usize, kind: &str, variant: &str, bytes| ChosenTensor {
             name: format!("encoder.layer.{layer}.{kind}.weight"),
+            node: String::new(),
             layer: format!("layer.{layer}"),
             variant: variant.to_owned(),
             elements: 1 << 20,
@@ -108,6 +109,22 @@ mod tests {
                 More { what: "2 x the memory", accuracy: 0.9912 },
             ],
         }
+    }
+
+    /// The weights of a folded transposition are called `onnx::MatMul_497`, and their kinds were `#1`.
+    #[test]
+    fn weights_that_an_exporter_named_are_called_by_their_nodes() {
+        let mut choice = choice();
+        for (tensor, kind) in choice.tensors.iter_mut().zip(["query", "up", "query", "up"]) {
+            tensor.node = format!("/encoder/layer.0/{kind}/MatMul");
+            tensor.name = "onnx::MatMul_497".to_owned();
+        }
+        let json = choice_json(&choice);
+        assert_eq!(
+            (&json["tensors"][0]["kind"], &json["tensors"][3]["kind"]),
+            (&"query".into(), &"up".into())
+        );
+        assert!(choice_text(&choice).contains("query    up\nlayer.0    3.6   4.6\n"));
     }
 
     #[test]

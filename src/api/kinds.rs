@@ -3,6 +3,9 @@
 /// Parts of a weight's name that say nothing of it.
 const EMPTY: [&str; 6] = ["weight", "weights", "kernel", "dense", "linear", "matmul"];
 
+/// Operators, as which exporters name nodes and the weights that they folded.
+const OPERATORS: [&str; 2] = ["matmul", "gemm"];
+
 /// Width of what people read.
 const COLUMNS: usize = 80;
 
@@ -37,11 +40,17 @@ pub fn kinds(names: &[&str]) -> Vec<String> {
     parts.iter().enumerate().map(kind).collect()
 }
 
+/// The name that tells of what kind a tensor is: its weight's, or that of the node that uses it where an
+/// exporter has named the weight.
+pub fn telling<'a>(weight: &'a str, node: &'a str) -> &'a str {
+    if telling_parts(weight).is_empty() { node } else { weight }
+}
+
 fn telling_parts(name: &str) -> Vec<&str> {
     let tells = |part: &&str| {
         let lower = part.to_lowercase();
         let is_number = part.chars().all(|c| c.is_ascii_digit());
-        let is_made_up = lower.starts_with("matmul") || part.contains("::");
+        let is_made_up = OPERATORS.iter().any(|of| lower.starts_with(of)) || part.contains("::");
         !(is_number || is_made_up || EMPTY.contains(&lower.as_str()))
     };
     name.split(['.', '/']).filter(tells).collect()
@@ -123,9 +132,18 @@ mod tests {
             &["c_attn", "attn.c_proj", "mlp.c_proj"],
         );
         check(&["onnx::MatMul_497", "onnx::MatMul_500"], &["#1", "#2"]);
+        check(&["/h.3/attn/c_attn/Gemm", "/h.3/mlp/c_fc/MatMul_1"], &["c_attn", "c_fc"]);
         check(&["a.w", "a.w"], &["#1", "#2"]);
         check(&["", "weight"], &["#1", "#2"]);
         check(&[], &[]);
+    }
+
+    #[test]
+    fn a_node_tells_where_a_weight_does_not() {
+        let node = "/encoder/layer.3/attention/self/query/MatMul";
+        assert_eq!(telling("onnx::MatMul_497", node), node);
+        assert_eq!(telling("layer.3.query.weight", node), "layer.3.query.weight");
+        assert_eq!(telling("onnx::MatMul_497", ""), "");
     }
 
     fn layer(name: &str, kinds: &[&str]) -> LayerBits {

@@ -6,6 +6,7 @@ use super::granted;
 use super::oip;
 use super::pieces::Pieces;
 use super::state::{Api, ModelPathArg};
+use super::target;
 use super::traffic::AnsweredBy;
 use crate::stream::{Event, Trace, What};
 use crate::wire::PIECE_BYTES;
@@ -45,7 +46,8 @@ pub async fn trace(
     let body = Body::new(Pieces::new(TracePieces::new(&about, events), grant));
     let json = HeaderValue::from_static("application/json");
     let by = Extension(AnsweredBy(done.model.into()));
-    Ok((by, [(header::CONTENT_TYPE, json)], body).into_response())
+    let choice = target::choice_header(&[done.reply.choice]);
+    Ok((by, choice, [(header::CONTENT_TYPE, json)], body).into_response())
 }
 
 /// A trace's text, piece by piece.

@@ -144,6 +144,7 @@ impl Known {
             let rung = &tensor.rungs[*rung];
             ChosenTensor {
                 name: tensor.name.clone(),
+                node: tensor.node.clone(),
                 layer: manifest.layers[tensor.layer].name.clone(),
                 variant: rung.variant.clone(),
                 elements: tensor.elements,
@@ -249,6 +250,8 @@ pub struct AnsweredChoice {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChosenTensor {
     pub name: String,
+    /// The first node that uses it; empty where that is not known.
+    pub node: String,
     /// Name of its layer.
     pub layer: String,
     pub variant: String,

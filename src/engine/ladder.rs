@@ -113,7 +113,9 @@ impl Building<'_> {
             }
             self.parts.push((key, layer, Part::Tensor(self.tensors.len())));
             let elements = tensor.rows * tensor.depth;
-            self.tensors.push(LadderTensor { name, layer, elements, rungs });
+            let measured = self.measured.get(&(tensor.name.as_str(), tensor.layout));
+            let node = measured.map_or_else(String::new, |measured| measured.node.clone());
+            self.tensors.push(LadderTensor { name, node, layer, elements, rungs });
         }
         Ok(())
     }

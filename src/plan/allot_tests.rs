@@ -18,6 +18,7 @@ fn ladder_of(tensors: &[Sketch]) -> Ladder {
         };
         LadderTensor {
             name: index.to_string(),
+            node: String::new(),
             layer: index,
             elements: *elements,
             rungs: rungs.iter().map(rung).collect(),

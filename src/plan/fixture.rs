@@ -108,7 +108,8 @@ pub fn ladder() -> Ladder {
             }
         };
         let name = format!("layer.{layer}.{kind}");
-        LadderTensor { name, layer, elements, rungs: VARIANTS.iter().map(rung).collect() }
+        let node = String::new();
+        LadderTensor { name, node, layer, elements, rungs: VARIANTS.iter().map(rung).collect() }
     };
     let tensors = (0..24).flat_map(|_| kinds).enumerate().map(tensor).collect();
     let tape = (0..24).map(|layer| (6 * layer..6 * layer + 6).map(Part::Tensor).collect());

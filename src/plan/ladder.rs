@@ -21,6 +21,8 @@ pub struct Ladder {
 pub struct LadderTensor {
     /// No other tensor has it.
     pub name: String,
+    /// The first node that uses it, for those who read; empty where that is not known.
+    pub node: String,
     /// Index of its layer in the manifest.
     pub layer: usize,
     pub elements: u64,
