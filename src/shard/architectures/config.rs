@@ -31,6 +31,11 @@ impl<'a> Config<'a> {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether no key holds an object.
+    pub fn is_flat(&self) -> bool {
+        !self.keys.values().any(Value::is_object)
+    }
+
     /// Whether a key is there, be it null.
     pub fn has(&self, key: &str) -> bool {
         self.keys.contains_key(key)

@@ -70,6 +70,7 @@ pub fn draw(
         "qwen3" => &QWEN3,
         _ => &LLAMA,
     };
+    config.only("partial_rotary_factor", &[1.0.into(), 1.into()])?;
     let prefix = tensors.prefix(&["model.", ""], "embed_tokens.weight");
     let layers = super::layers(config, "num_hidden_layers", 32)?;
     let model = Llama::read(kind, family, config, layers, &Named { tensors, prefix })?;

@@ -2,7 +2,7 @@
 //! `linear`, `llama3` and `yarn`.
 
 use super::config::Config;
-use crate::shard::error::{ShardError, unfit};
+use crate::shard::error::{ShardError, ensure, unfit};
 use std::f64::consts::TAU;
 
 /// The angles of a rotary embedding.
@@ -56,6 +56,11 @@ impl<'a> Rope<'a> {
         };
         let plain: Vec<f64> = (0..pairs).map(plain).collect();
         let Some(scaling) = self.scaling else { return Ok(of(plain, 1.0)) };
+        ensure!(
+            scaling.is_flat(),
+            "{}: the rope's numbers are given by kind of layer, which is not computed for this model",
+            scaling.file()
+        );
         scaling.only("partial_rotary_factor", &[1.0.into(), 1.into()])?;
         let kind = match scaling.given_text("rope_type")? {
             Some(kind) => Some(kind),

@@ -84,6 +84,8 @@ fn keys_that_change_what_is_computed_are_never_ignored() {
     check(json!({"num_hidden_layers": 1_000_000}), &["num_hidden_layers is 1000000"]);
     check(json!({"rope_scaling": {"type": "spiral"}}), &["spiral", "llama3 and yarn"]);
     check(json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}), &["dynamic"]);
+    check(json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}), &["kind of layer"]);
+    check(json!({"partial_rotary_factor": 0.5}), &["partial_rotary_factor is 0.5"]);
     check(json!({"num_local_experts": 8}), &["num_local_experts is 8"]);
     check(json!({"quantization_config": {"bits": 4}}), &["quantization_config"]);
     check(json!({"final_logit_softcapping": 30.0}), &["final_logit_softcapping is 30.0"]);
