@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build for aarch64 and run the tests under qemu-user: cross/test.sh [--computing] [cargo test
+# Build for aarch64 and run the tests under qemu-user: cross/test.sh [--computing | cargo test
 # arguments]. Makes the toolchain first where it is missing (cross/setup.sh).
 #
 # Under qemu-user, advice on mapped files (populate, dontneed) does nothing, the page cache is the
@@ -34,11 +34,7 @@ skipped=(
 cross/are_tests.sh cross/test.sh "${skipped[@]}"
 case ${1:-} in
 '') set -- --lib --bins --test program --test engine --test kernels --test models --test store ;;
---computing)
-    # Without hermes-bench, which no other core measures here.
-    shift
-    set -- -p hermes -p hermes-base -p hermes-shard -p hermesctl --lib --test program --test kernels "$@"
-    ;;
+--computing) set -- --lib --test program --test kernels ;;
 *) skipped=() ;;
 esac
 ((${#skipped[@]} == 0)) || set -- "$@" -- "${skipped[@]/#/--skip=}"
