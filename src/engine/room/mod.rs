@@ -99,10 +99,10 @@ impl Room {
         shelf.is_some()
     }
 
-    /// Frees memory that another use needs more: what is kept for the next pass and the next text, then pins, those of
-    /// other models before those of `name`, then whatever was used longest ago of what nobody uses or waits for, but the model
-    /// `name`. A model goes before its tokenizer, which takes longer to come back. False where
-    /// nothing of that is left.
+    /// Frees memory that another use needs more: what is kept for the next pass and the next text,
+    /// then pins, those of other models before those of `name`, then whatever was used longest ago of
+    /// what nobody uses or waits for, but the model `name`. A model goes before its tokenizer, which
+    /// takes longer to come back. False where nothing of that is left.
     pub fn spare_room(&self, name: &str) -> bool {
         if self.clear_shelf() {
             return true;
