@@ -167,6 +167,28 @@ pub async fn read(
     Ok(granted)
 }
 
+/// Reads the JSON body of a request that names its model within: where there is no room for it, the
+/// least budget of any model is told, since which it is about was not read.
+///
+/// # Errors
+///
+/// Those of [`require_json`] and [`read`].
+pub async fn read_unnamed(
+    body: Body,
+    headers: &HeaderMap,
+    api: &Arc<Api>,
+) -> Result<GrantedBody, ApiError> {
+    require_json(headers)?;
+    match read(body, api.body_limit_bytes(), api).await {
+        Err(error) if error.over_budget.is_some() => {
+            let least = |api: &Arc<Api>| Ok(api.engine.least_budget_of_any_bytes());
+            let least_bytes = api.look(least).await?;
+            Err(error.at_least(|| least_bytes))
+        }
+        read => read,
+    }
+}
+
 impl GrantedBody {
     /// Appends a piece of a body that will have `whole` bytes, as far as that is known.
     async fn append(

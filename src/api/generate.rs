@@ -49,16 +49,7 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let deadline = Deadline::from_headers(&headers)?;
     let target = target::from_headers(&headers)?;
-    body::require_json(&headers)?;
-    let body = match body::read(body, api.body_limit_bytes(), &api).await {
-        Err(error) if error.over_budget.is_some() => {
-            // Which model it is about was not read.
-            let least = |api: &Arc<Api>| Ok(api.engine.least_budget_of_any_bytes());
-            let least_bytes = api.look(least).await?;
-            return Err(error.at_least(|| least_bytes));
-        }
-        body => body?,
-    };
+    let body = body::read_unnamed(body, &headers, &api).await?;
     let parse =
         move |text: &[u8], reserve: &mut Reserve<'_>| GenerationRequest::parse(call, text, reserve);
     let (request, grant) = body.parse(&api, parse).await?;

@@ -73,16 +73,7 @@ pub async fn embeddings(
 ) -> Result<Response, OpenAiError> {
     let deadline = Deadline::from_headers(&headers)?;
     let target = target::from_headers(&headers)?;
-    body::require_json(&headers)?;
-    let body = match body::read(body, api.body_limit_bytes(), &api).await {
-        Err(error) if error.over_budget.is_some() => {
-            // Which model it is about was not read.
-            let least = |api: &Arc<Api>| Ok(api.engine.least_budget_of_any_bytes());
-            let least_bytes = api.look(least).await?;
-            return Err(error.at_least(|| least_bytes).into());
-        }
-        body => body?,
-    };
+    let body = body::read_unnamed(body, &headers, &api).await?;
     let parse = |text: &[u8], reserve: &mut Reserve<'_>| {
         let request = EmbeddingsRequest::parse(text, reserve)?;
         let held_bytes = request.inputs.iter().map(Input::held_bytes).sum();
