@@ -536,3 +536,19 @@ fn keys_and_values_of_two_bytes_are_kept_as_they_are() {
     }
     assert_eq!(seen.lock().unwrap().len(), 4);
 }
+
+/// What is measured of texts is there for each budget, and one in which nothing fits is told.
+#[test]
+fn texts_are_measured_within_budgets() {
+    let out = tempfile::tempdir().unwrap();
+    let arguments = ["--disk", "sd", "--budgets", "1K,256M", "--tokens", "3", "--repeat", "1"];
+    let fixed = ["generate", "--store", path(store()), "--model", MODEL, "--out", path(out.path())];
+    run(program("hermes-bench"), &[fixed.as_slice(), &arguments, &["--texts", "2"]].concat());
+    let read = |name: &str| std::fs::read_to_string(out.path().join(name)).unwrap();
+    let csv = read("generate.csv");
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 2, "1K is left out: {csv}");
+    assert!(lines[1].starts_with("sd,268435456,2,"), "{csv}");
+    assert!(read("generate.md").contains("| 256.0 | "));
+    assert!(read("generate-sd.svg").starts_with("<svg "));
+}

@@ -10,6 +10,7 @@ mod client;
 mod daemon;
 mod embed;
 mod forecast;
+mod generate;
 mod mixed;
 mod paper;
 mod pass;
@@ -69,6 +70,11 @@ enum Command {
     Sweep(paper::sweep::Arguments),
     /// Compare choices of precisions by accuracy, time and memory, on several disks
     Sti(sti::Arguments),
+    /// Measure how fast a language model writes within budgets, on several disks
+    Generate(generate::Arguments),
+    /// One job of `generate`
+    #[command(hide = true)]
+    GeneratePass(generate::pass::Arguments),
     /// One job of `sti`
     #[command(hide = true)]
     StiPass(sti::pass::Arguments),
@@ -98,6 +104,8 @@ fn main() -> anyhow::Result<()> {
         Command::Paper(arguments) => paper::run(&arguments),
         Command::Sweep(arguments) => paper::sweep::run(&arguments),
         Command::Sti(arguments) => sti::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::GeneratePass(arguments) => generate::pass::run(&arguments),
         Command::StiPass(arguments) => sti::pass::run(&arguments),
         Command::PaperPass(arguments) => paper::measure::run(&arguments),
     }
