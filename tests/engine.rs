@@ -361,7 +361,7 @@ fn traced_requests_take_passes_of_their_own() {
     for (trace, waiting) in [one, two] {
         assert_eq!(seats(waiting), 1);
         let events = trace.events();
-        let nodes = events.iter().filter(|event| matches!(event.what, What::Node { .. })).count();
+        let nodes = events.iter().filter(|event| matches!(event.what, What::Node(_))).count();
         let loads = events.iter().filter(|event| matches!(event.what, What::Load { .. })).count();
         assert!(nodes > 20 && loads > 2, "{nodes} nodes, {loads} loads");
     }

@@ -8,7 +8,7 @@ use super::pieces::Pieces;
 use super::state::{Api, ModelPathArg};
 use super::target;
 use super::traffic::AnsweredBy;
-use crate::stream::{Event, Trace, What};
+use crate::stream::{Event, Node, Trace, What};
 use crate::wire::PIECE_BYTES;
 use crate::wire::infer_tensor::put;
 use axum::Extension;
@@ -112,7 +112,15 @@ fn describe(event: &Event, thread: usize) -> Value {
         }
         What::Wait { block } => (format!("wait {block}"), "wait", json!({ "block": block })),
         What::Lease { block } => (format!("lease {block}"), "lease", json!({ "block": block })),
-        What::Node { name } => (name.clone(), "node", json!({})),
+        What::Node(node) => {
+            let Node { name, op, multiplications, processors_us } = node;
+            let about = json!({
+                "op": op,
+                "multiplications": multiplications,
+                "processors_us": processors_us,
+            });
+            (name.clone(), "node", about)
+        }
     };
     json!({
         "ph": "X",
@@ -136,7 +144,11 @@ mod tests {
             thread: format!("loader-{}", index % 3),
             what: match index % 2 {
                 0 => What::Load { block: index, bytes: 7 },
-                _ => What::Node { name: "a \"quoted\" node".to_owned() },
+                _ => What::Node(Node {
+                    name: "a \"quoted\" node".to_owned(),
+                    op: "Add".to_owned(),
+                    ..Node::default()
+                }),
             },
             start_us: index as u64,
             length_us: 2,

@@ -2,7 +2,7 @@
 
 use super::error::EngineError;
 use crate::plan::Plan;
-use crate::stream::{Flow, Loaders, OwnedFlow};
+use crate::stream::{COMPUTE_THREADS, Flow, Loaders, OwnedFlow};
 use crate::sys::{affinity, panics};
 use std::sync::Arc;
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
@@ -56,7 +56,7 @@ impl Crew {
         let compute_cores = shape.compute_cores.clone();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(shape.threads)
-            .thread_name(|index| format!("compute-{index}"))
+            .thread_name(|index| format!("{COMPUTE_THREADS}{index}"))
             .start_handler(move |index| {
                 panics::passed_on();
                 affinity::pin_current_thread(compute_cores[index % compute_cores.len()]);

@@ -6,10 +6,12 @@ use super::reel::Reel;
 use super::request::Cancel;
 use super::tape::{Stretch, Table};
 use crate::codec::Codec;
-use crate::graph::{AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed, array_of};
+use crate::graph::{
+    AtNode, Feed, IndexOutOfRange, Kernels, Lease, Outcomes, TapeFeed, Visit, array_of,
+};
 use crate::store::layer_file::open_row;
 use crate::stream::{
-    Category, Flow, Grant, Ledger, OverBudget, OwnedFlow, StreamError, Trace, What,
+    Category, Flow, Grant, Ledger, Node, OverBudget, OwnedFlow, StreamError, Trace,
 };
 use crate::sys::lock::lock;
 use crate::wire::Array;
@@ -235,9 +237,16 @@ impl Pass {
             true => Err(StreamError::Cancelled.into()),
             false => Ok(()),
         };
-        let enter = |node: &str| {
+        let enter = |visit: &Visit| {
             self.beats.fetch_add(1, Ordering::Relaxed);
-            self.trace.as_ref().map(|trace| trace.span(What::Node { name: node.to_string() }))
+            self.trace.as_ref().map(|trace| {
+                trace.node(Node {
+                    name: visit.name().to_owned(),
+                    op: visit.op(),
+                    multiplications: visit.multiplications(),
+                    ..Node::default()
+                })
+            })
         };
         self.model.plan.run(feed, inputs, &watch, &enter)
     }

@@ -42,7 +42,7 @@ pub use error::GraphError;
 pub use import::{Imported, import};
 pub use indexed::indexed_rows;
 pub use kernel::{Kernels, READ_AHEAD_BYTES};
-pub use lockstep::{AtNode, Lockstep, Outcomes, Walk};
+pub use lockstep::{AtNode, Lockstep, Outcomes, Visit, Walk};
 pub use memory::Footprint;
 pub use ops::{Feed, Lease, TapeFeed};
 pub use position::IndexOutOfRange;

@@ -7,7 +7,7 @@ use super::datum::{array_of, tensor_of};
 use super::error::GraphError;
 use super::import::Imported;
 use super::kernel::{Kernels, READ_AHEAD_BYTES};
-use super::lockstep::Lockstep;
+use super::lockstep::{Lockstep, Visit};
 use super::ops::{Feed, Lease, TapeFeed};
 use super::position::IndexOutOfRange;
 use super::progress::STAGES;
@@ -117,7 +117,8 @@ impl Trial {
             true => Err(TractError::new(OutOfPatience)),
             false => Ok(()),
         };
-        let enter = |name: &str| {
+        let enter = |visit: &Visit| {
+            let name = visit.name();
             log::trace!(target: STAGES, "node {name}, in a pass over made-up inputs");
             node.replace(name.to_string())
         };

@@ -4,7 +4,7 @@
 use super::datum::{array_of, tensor_of};
 use super::import::Imported;
 use super::kernel::{Kernels, READ_AHEAD_BYTES};
-use super::lockstep::{AtNode, Lockstep, Walk};
+use super::lockstep::{AtNode, Lockstep, Visit, Walk};
 use super::ops::{Feed, Lease, TapeFeed};
 use crate::codec::Codec;
 use crate::store::StoreError;
@@ -149,7 +149,7 @@ impl Walker {
         });
         let feed = TapeFeed(Arc::clone(&reading) as _);
         let is_over = AtomicBool::new(false);
-        let enter = |_: &str| is_over.store(!goes_on(), Ordering::Relaxed);
+        let enter = |_: &Visit| is_over.store(!goes_on(), Ordering::Relaxed);
         let watch = |_| match is_over.load(Ordering::Relaxed) {
             true => Err(TractError::new(Interrupted)),
             false => Ok(()),

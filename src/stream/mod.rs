@@ -24,7 +24,7 @@ pub use source::{
     BlockMemory, DirectSource, Faults, FaultySource, MappedSource, ReadSource, ThrottledSource,
     WeightSource, slot_bytes,
 };
-pub use trace::{Event, Span, Trace, What};
+pub use trace::{COMPUTE_THREADS, Event, Node, NodeSpan, Span, Trace, What};
 pub use traversal::{Rules, Spot, Traversal, Wake, Work};
 
 use serde::{Deserialize, Serialize};

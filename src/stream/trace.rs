@@ -1,6 +1,7 @@
 //! What happened when during a pass, for people who want to see it.
 
-use std::sync::{Mutex, PoisonError};
+use crate::sys::threads::ThreadClocks;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// The events of one pass, in the order in which they ended.
@@ -8,6 +9,8 @@ use std::time::Instant;
 pub struct Trace {
     began: Instant,
     events: Mutex<Vec<Event>>,
+    /// Those of the compute threads, from the first node on.
+    clocks: OnceLock<ThreadClocks>,
 }
 
 /// Something that took time.
@@ -33,13 +36,33 @@ pub enum What {
     /// Compute held a lease of a block.
     Lease { block: usize },
     /// A node of the graph was evaluated.
-    Node { name: String },
+    Node(Node),
 }
+
+/// What is known of a node that was evaluated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    pub name: String,
+    pub op: String,
+    /// How often it multiplied a weight of the tape with something.
+    pub multiplications: u64,
+    /// Time of processors that the compute threads took meanwhile, in microseconds.
+    pub processors_us: u64,
+}
+
+/// What the names of compute threads begin with.
+pub const COMPUTE_THREADS: &str = "compute-";
 
 impl Trace {
     /// An empty trace that begins now.
     pub fn begin() -> Trace {
-        Trace { began: Instant::now(), events: Mutex::default() }
+        Trace { began: Instant::now(), events: Mutex::default(), clocks: OnceLock::new() }
+    }
+
+    /// Begins the evaluation of a node, which ends when the span is dropped.
+    pub fn node(&self, node: Node) -> NodeSpan<'_> {
+        let clocks = self.clocks.get_or_init(|| ThreadClocks::of(COMPUTE_THREADS));
+        NodeSpan { trace: self, clocks, node, ran_us: clocks.total_us(), since: Instant::now() }
     }
 
     /// Begins an event, which ends when the span is dropped.
@@ -59,6 +82,24 @@ impl Trace {
     /// The events so far.
     pub fn events(&self) -> Vec<Event> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A node that is being evaluated.
+#[derive(Debug)]
+pub struct NodeSpan<'a> {
+    trace: &'a Trace,
+    clocks: &'a ThreadClocks,
+    node: Node,
+    ran_us: u64,
+    since: Instant,
+}
+
+impl Drop for NodeSpan<'_> {
+    fn drop(&mut self) {
+        let mut node = std::mem::take(&mut self.node);
+        node.processors_us = self.clocks.total_us().saturating_sub(self.ran_us);
+        self.trace.note(What::Node(node), self.since);
     }
 }
 

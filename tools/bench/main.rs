@@ -12,6 +12,7 @@ mod embed;
 mod forecast;
 mod generate;
 mod mixed;
+mod nodes;
 mod paper;
 mod pass;
 mod profile;
@@ -52,6 +53,8 @@ enum Command {
     Forecast(forecast::Arguments),
     /// Forecast passes on boards by their published figures and a profile measured here
     Boards(boards::Arguments),
+    /// Tell where a resident pass's time goes, by kind of op and by node
+    Nodes(nodes::Arguments),
     /// Find the smallest budget within which a model answers
     Smallest(smallest::Arguments),
     /// Measure requests that share a pass against one alone
@@ -95,6 +98,7 @@ fn main() -> anyhow::Result<()> {
         Command::Profile(arguments) => profile::run(&arguments),
         Command::Forecast(arguments) => forecast::run(&arguments),
         Command::Boards(arguments) => boards::run(&arguments),
+        Command::Nodes(arguments) => nodes::run(&arguments),
         Command::Smallest(arguments) => smallest::run(&arguments),
         Command::Together(arguments) => together::run(&arguments),
         Command::Switch(arguments) => switch::run(&arguments),

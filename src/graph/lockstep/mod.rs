@@ -8,7 +8,7 @@ mod branches;
 mod walk;
 
 pub use branches::check_ops;
-pub use walk::Walk;
+pub use walk::{Visit, Walk};
 
 use super::decided;
 use super::memory::{Footprint, Liveness};
@@ -100,7 +100,7 @@ impl Lockstep {
     }
 
     /// Evaluates the plan once for all of `requests`, each given as its inputs in the plan's
-    /// order. `enter` is told the name of each node and returns what is dropped after it.
+    /// order. `enter` is told of each node and returns what is dropped after it.
     ///
     /// An error of one request is its own; an error where the tape is needed is everybody's.
     pub fn run<T>(
@@ -108,7 +108,7 @@ impl Lockstep {
         feed: &TapeFeed,
         requests: Vec<TVec<TValue>>,
         watch: Guard,
-        enter: &dyn Fn(&str) -> T,
+        enter: &dyn Fn(&Visit) -> T,
     ) -> TractResult<Outcomes> {
         let mut walk = self.begin(requests);
         let walked = self.go(&mut walk, self.steps(), feed, watch, enter);

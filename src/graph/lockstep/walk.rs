@@ -1,7 +1,7 @@
 //! A pass that can be left on its way, and gone on with more than once: each time with other weights
 //! from there on.
 
-use super::super::ops::TapeFeed;
+use super::super::ops::{Linear, TapeFeed};
 use super::super::uses::streamed_slots;
 use super::{Guard, Lockstep, Outcomes, Passage};
 use std::collections::HashMap;
@@ -26,6 +26,33 @@ impl Walk {
     }
 }
 
+/// A node that is evaluated next, for all requests that have not ended.
+pub struct Visit<'a> {
+    node: &'a TypedNode,
+    seats: &'a [Passage],
+}
+
+impl Visit<'_> {
+    /// The node's name in the graph.
+    pub fn name(&self) -> &str {
+        &self.node.name
+    }
+
+    /// What it computes, by tract's name for it or ours.
+    pub fn op(&self) -> String {
+        self.node.op.name().into_owned()
+    }
+
+    /// How often a weight of the tape will be multiplied with something: each weight of a linear once
+    /// for each column of its inputs.
+    pub fn multiplications(&self) -> u64 {
+        let Some(linear) = self.node.op_as::<Linear>() else { return 0 };
+        let live = self.seats.iter().filter(|seat| seat.ended.is_none());
+        let elements: usize = live.map(|seat| seat.largest_input(self.node)).sum();
+        elements as u64 * linear.outputs as u64
+    }
+}
+
 impl Lockstep {
     /// Seats the requests before the first node.
     pub fn begin(&self, requests: Vec<TVec<TValue>>) -> Walk {
@@ -44,7 +71,7 @@ impl Lockstep {
         end: usize,
         feed: &TapeFeed,
         watch: Guard,
-        enter: &dyn Fn(&str) -> T,
+        enter: &dyn Fn(&Visit) -> T,
     ) -> TractResult<()> {
         for seat in &mut walk.seats {
             seat.state.turn_state.shared.insert(feed.clone());
@@ -53,7 +80,7 @@ impl Lockstep {
         while walk.step < end.min(order.len()) {
             let (step, node) = (walk.step, self.plan.model().node(order[walk.step]));
             walk.step += 1;
-            let _entered = enter(&node.name);
+            let _entered = enter(&Visit { node, seats: &walk.seats });
             let seats = walk.seats.iter_mut().enumerate();
             for (index, seat) in seats.filter(|(_, seat)| seat.ended.is_none()) {
                 if let Err(error) = watch(index) {

@@ -54,7 +54,7 @@ impl Traced {
                     traced.releases.push(Release { block, at_us: span.1 });
                 }
                 What::Wait { .. } => traced.waits.push(span),
-                What::Node { .. } => traced.nodes.push(span),
+                What::Node(_) => traced.nodes.push(span),
                 What::Lease { .. } => {}
             }
         }
@@ -113,6 +113,7 @@ pub fn blocks_of_layers(dir: &ModelDir, variant: Option<&str>) -> anyhow::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hermes::stream::Node;
 
     fn event(thread: &str, what: What, start_us: u64, length_us: u64) -> Event {
         Event { thread: thread.to_string(), what, start_us, length_us }
@@ -124,7 +125,7 @@ mod tests {
             event("loader-1", What::Load { block: 0, bytes: 10 }, 100, 20),
             event("loader-0", What::Load { block: 1, bytes: 7 }, 110, 20),
             event("engine", What::Wait { block: 0 }, 101, 19),
-            event("engine", What::Node { name: "a".to_string() }, 101, 40),
+            event("engine", What::Node(Node::default()), 101, 40),
             event("engine", What::Lease { block: 0 }, 120, 5),
             event("loader-1", What::Release { block: 0 }, 125, 1),
         ]);
