@@ -56,10 +56,14 @@ impl Scales for Fifteenths {
     #[inline(always)]
     fn read<const N: usize>(heads: &[[f32; N]; 2], codes: &[[u8; N]]) -> ([f32; N], [f32; N]) {
         let codes = codes[0];
-        (
-            array::from_fn(|i| heads[0][i] * f32::from(codes[i] & 15)),
-            array::from_fn(|i| -(heads[1][i] * f32::from(codes[i] >> 4))),
-        )
+        let (mut scales, mut minima) = ([0.0; N], [0.0; N]);
+        for i in 0..N {
+            scales[i] = heads[0][i] * f32::from(codes[i] & 15);
+        }
+        for i in 0..N {
+            minima[i] = -(heads[1][i] * f32::from(codes[i] >> 4));
+        }
+        (scales, minima)
     }
 
     #[inline(always)]
@@ -133,11 +137,15 @@ impl<const PARTS: usize> Scales for Floats<PARTS> {
     #[inline(always)]
     fn read<const N: usize>(heads: &[[f32; N]; 2], codes: &[[u8; N]]) -> ([f32; N], [f32; N]) {
         let (floats, minima) = (codes[0], codes[1]);
-        let scales = array::from_fn(|i| {
-            heads[0][i] * f32::from_bits((u32::from(floats[i]) << FLOAT_SHIFT) + LEAST_FLOAT)
-        });
-        let part = 1.0 / PARTS as f32;
-        (scales, array::from_fn(|i| -(scales[i] * (f32::from(minima[i]) * part))))
+        let (mut scales, mut lows) = ([0.0; N], [0.0; N]);
+        for i in 0..N {
+            let float = (u32::from(floats[i]) << FLOAT_SHIFT) + LEAST_FLOAT;
+            scales[i] = heads[0][i] * f32::from_bits(float);
+        }
+        for i in 0..N {
+            lows[i] = -(scales[i] * (f32::from(minima[i]) * (1.0 / PARTS as f32)));
+        }
+        (scales, lows)
     }
 
     #[inline(always)]
