@@ -6,7 +6,7 @@ mod common;
 use common::programs::program;
 use common::small_store::{graph_of, node, output, port};
 use hermes::engine::{Array, Cancel, Config, Engine, EngineError, Reply, Request};
-use hermes::store::Dtype;
+use hermes::store::{Dtype, Store};
 use prost::Message;
 use std::fs;
 use std::process::{Command, Output};
@@ -571,6 +571,48 @@ fn what_cannot_be_computed_is_refused_by_a_trial() {
         place.build(&model, arguments);
         let ids = Array::from_i64(vec![1, 2], &[2, 0]).unwrap();
         assert_eq!(answer(&place.engine(), &[("ids", ids)], 0).shape, [1, 2, 128]);
+    }
+}
+
+/// A mask over what is past and new that is not as long as both was refused for 79 terabytes, and so
+/// did a pass of such a decoder take by its manifest: a size that cannot be counted as the largest.
+#[test]
+fn lengths_that_do_not_go_together_are_told_as_that() {
+    let place = Place::new();
+    let inputs = vec![
+        x(&["1", "new", "32"]),
+        port("past", Dtype::Fp32, &["1", "past_length", "48"]),
+        port("mask", Dtype::Fp32, &["1", "all", "1"]),
+    ];
+    let nodes = vec![
+        node("MatMul", &["x", "W"], "y"),
+        with_int(node("Concat", &["past", "y"], "joined"), "axis", 1),
+        node("Mul", &["joined", "mask"], "masked"),
+    ];
+    let outputs = vec![output("masked", Dtype::Fp32)];
+    for arguments in [&[][..], &["--no-trial"]] {
+        place.build(
+            &model_of(inputs.clone(), nodes.clone(), outputs.clone(), vec![weight()], 17),
+            arguments,
+        );
+        let store = Store::open(&place.0.path().join("store")).unwrap();
+        let passes = store.current("m").unwrap().manifest.needs.clone().unwrap().passes;
+        let longest = passes.last().unwrap();
+        // Four values of 48 floats a token at once, of which there are twice as many.
+        let tokens_bytes = longest.length * 2 * 48 * 4;
+        assert!((tokens_bytes..8 * tokens_bytes).contains(&longest.bytes), "{longest:?}");
+        let engine = place.engine();
+        let mask = |length| ("mask", array(&[1, length, 1], 0.1));
+        let others = [("x", array(&[1, 2, 32], 0.3)), ("past", array(&[1, 3, 48], 0.2))];
+        let with = |length| [others[0].clone(), others[1].clone(), mask(length)];
+        assert_eq!(answer(&engine, &with(5), 0).shape, [1, 5, 48]);
+        for length in [2, 4, 9] {
+            let refused = refusal(&engine, &with(length));
+            assert!(
+                refused.contains("/masked") && refused.contains(&length.to_string()),
+                "{refused}"
+            );
+        }
     }
 }
 

@@ -168,16 +168,6 @@ impl Liveness {
         self.footprint_of(&self.bind(inputs))
     }
 
-    /// What a pass will hold where every symbol stands for `length`.
-    pub fn footprint_at(&self, length: u64) -> Footprint {
-        let mut symbols = SymbolValues::default();
-        let length = i64::try_from(length).unwrap_or(i64::MAX);
-        for symbol in self.inputs.iter().flatten().flat_map(TDim::symbols) {
-            symbols.set(&symbol, length);
-        }
-        self.footprint_of(&symbols)
-    }
-
     /// What a pass will hold where the symbols stand for these sizes.
     pub fn footprint_of(&self, symbols: &SymbolValues) -> Footprint {
         let taken = |size| Footprint::taken_bytes(bytes_of(size, symbols));
@@ -223,12 +213,29 @@ impl Liveness {
 }
 
 /// A size in bytes. What the symbols do not decide yet, since values will, counts as nothing: it is
-/// asked for once it is known (`lockstep`).
+/// asked for once it is known (`lockstep`). So does what there will never be, since its node refuses
+/// inputs that do not go together.
 fn bytes_of(size: &TDim, symbols: &SymbolValues) -> u64 {
+    let is_known = |symbol: &Symbol| symbols.get(symbol).is_some();
     match size.maybe_eval_to_i64(symbols) {
         Some(bytes) => u64::try_from(bytes).unwrap_or(0).min(MOST_BYTES),
+        None if !size.symbols().iter().all(is_known) || is_at_odds(size, symbols) => 0,
         // It overflows.
-        None if size.symbols().iter().all(|symbol| symbols.get(symbol).is_some()) => MOST_BYTES,
-        None => 0,
+        None => MOST_BYTES,
+    }
+}
+
+/// Whether sizes that are to be the same, or 1, are not.
+fn is_at_odds(size: &TDim, symbols: &SymbolValues) -> bool {
+    let within = |terms: &[TDim]| terms.iter().any(|term| is_at_odds(term, symbols));
+    let is_some = |term: &TDim| term.maybe_eval_to_i64(symbols).is_some();
+    match size {
+        TDim::Val(_) | TDim::Sym(_) => false,
+        TDim::Broadcast(terms) => within(terms) || (terms.iter().all(is_some) && !is_some(size)),
+        TDim::Add(terms) | TDim::Mul(terms) | TDim::Min(terms) | TDim::Max(terms) => within(terms),
+        TDim::Div(of, _) | TDim::MulInt(_, of) => is_at_odds(of, symbols),
+        TDim::Ge(one, other) | TDim::Eq(one, other) => {
+            is_at_odds(one, symbols) || is_at_odds(other, symbols)
+        }
     }
 }

@@ -82,6 +82,12 @@ impl Sizes {
         self.candidates().into_iter().filter(agrees).take(limit).collect()
     }
 
+    /// The plainest choice that agrees, or where none does, the plainest of all.
+    pub fn plainest(&self) -> Choice {
+        let all_alike = || Choice(vec![Length::Tokens; self.symbols.len()]);
+        self.choices(1).pop().unwrap_or_else(all_alike)
+    }
+
     /// The shapes of the plan's inputs by a choice; none where one of them is no shape.
     pub fn shapes(&self, choice: &Choice, tokens: usize) -> Option<Vec<Vec<usize>>> {
         let values = self.values(choice, tokens);
@@ -119,7 +125,8 @@ impl Sizes {
         found
     }
 
-    fn values(&self, Choice(lengths): &Choice, tokens: usize) -> SymbolValues {
+    /// What the plan's symbols stand for by a choice.
+    pub fn values(&self, Choice(lengths): &Choice, tokens: usize) -> SymbolValues {
         let mut values = SymbolValues::default();
         for (symbol, length) in self.symbols.iter().zip(lengths) {
             values.set(symbol, i64::try_from(length.of(tokens)).unwrap_or(i64::MAX));

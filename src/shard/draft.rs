@@ -200,16 +200,15 @@ fn entry_of(file: &TokenizerFile) -> FileEntry {
 
 /// What serving takes: the graph as a daemon holds it, and what passes of some lengths do.
 fn needs(imported: &Imported, graph_bytes: u64) -> Needs {
-    const LENGTHS: [u64; 10] = [1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
-    let lockstep = Lockstep::new(Arc::clone(&imported.plan));
-    let pass = |length| PassNeeds { length, bytes: lockstep.footprint_at(length).alone_bytes };
+    const LENGTHS: [usize; 10] = [1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
+    let footprints = Lockstep::new(Arc::clone(&imported.plan)).footprints_at(LENGTHS);
     // In the order of the lengths, though a size may shrink with them.
     let mut most = 0;
-    let passes = LENGTHS.map(pass).map(|pass| {
-        most = pass.bytes.max(most);
-        PassNeeds { bytes: most, ..pass }
+    let passes = LENGTHS.iter().zip(footprints).map(|(length, footprint)| {
+        most = footprint.alone_bytes.max(most);
+        PassNeeds { length: *length as u64, bytes: most }
     });
-    Needs { graph_bytes, passes: passes.to_vec() }
+    Needs { graph_bytes, passes: passes.collect() }
 }
 
 /// What is said of a model of texts; nothing of one without a tokenizer.

@@ -94,9 +94,13 @@ impl Lockstep {
         Sizes::of(&self.plan)
     }
 
-    /// What a request whose open dimensions all have this length will hold besides weights.
-    pub fn footprint_at(&self, length: u64) -> Footprint {
-        self.liveness.footprint_at(length)
+    /// What requests of these lengths will hold besides weights: all open dimensions have the length,
+    /// or where the plan takes no such inputs, as of a mask over what is past and new, those that it
+    /// takes do.
+    pub fn footprints_at<const COUNT: usize>(&self, lengths: [usize; COUNT]) -> [Footprint; COUNT] {
+        let sizes = self.sizes();
+        let choice = sizes.plainest();
+        lengths.map(|length| self.liveness.footprint_of(&sizes.values(&choice, length)))
     }
 
     /// Evaluates the plan once for all of `requests`, each given as its inputs in the plan's
