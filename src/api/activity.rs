@@ -1,27 +1,41 @@
 //! What a connection does: whether it serves a request, whether its client takes what is written.
 
 use super::traffic::Exchange;
+use crate::sys::lock::lock;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Instant;
 use tokio::sync::Notify;
 
-/// Counts the moments at which connections became idle.
-static MOMENTS: AtomicU64 = AtomicU64::new(0);
-
 /// What a connection does, as the stream, the service and whoever ends it see it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Activity {
     in_service: AtomicUsize,
     has_asked: AtomicBool,
     is_writing: AtomicBool,
-    /// When it became idle, in moments.
-    idle_since: AtomicU64,
+    /// When it became idle.
+    idle_since: Mutex<Instant>,
     is_ended: AtomicBool,
     ended: Notify,
     written: Notify,
+}
+
+impl Default for Activity {
+    /// Of one that has asked nothing yet.
+    fn default() -> Activity {
+        Activity {
+            in_service: AtomicUsize::default(),
+            has_asked: AtomicBool::default(),
+            is_writing: AtomicBool::default(),
+            idle_since: Mutex::new(Instant::now()),
+            is_ended: AtomicBool::default(),
+            ended: Notify::default(),
+            written: Notify::default(),
+        }
+    }
 }
 
 impl Activity {
@@ -58,9 +72,9 @@ impl Activity {
         self.in_service.load(Ordering::Relaxed) == 0 && !self.is_writing.load(Ordering::Relaxed)
     }
 
-    /// When it became idle; the smaller, the longer ago.
-    pub fn idle_since(&self) -> u64 {
-        self.idle_since.load(Ordering::Relaxed)
+    /// When it became idle.
+    pub fn idle_since(&self) -> Instant {
+        *lock(&self.idle_since)
     }
 
     /// Ends the connection.
@@ -82,8 +96,7 @@ impl Activity {
     }
 
     fn become_idle(&self) {
-        let moment = MOMENTS.fetch_add(1, Ordering::Relaxed) + 1;
-        self.idle_since.store(moment, Ordering::Relaxed);
+        *lock(&self.idle_since) = Instant::now();
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::activity::{Activity, WatchedBody};
 use super::caller::Caller;
-use super::connections::{CONNECTION_BYTES, RESERVED_CONNECTIONS, Who};
+use super::connections::{Admission, CONNECTION_BYTES, NotAdmitted, RESERVED_CONNECTIONS, Who};
 use super::envelope;
 use super::gate;
 use super::listeners::{AcceptError, Arrival, Duplex, Listeners};
@@ -13,7 +13,7 @@ use super::state::Api;
 use super::traffic::{Exchange, Traffic};
 use crate::daemon::listener::Listener;
 use crate::daemon::{Control, Phase};
-use crate::engine::Engine;
+use crate::engine::{Engine, LONG_PATIENCE, TICK};
 use crate::stream::{Category, OverBudget};
 use crate::sys::file_limit;
 use crate::values::counted;
@@ -34,7 +34,7 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Time for a request's head, and for a connection to be idle.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
@@ -67,6 +67,9 @@ const UNREAD_BYTES: usize = 16 << 10;
 
 /// Most connections, whatever the budget.
 const MAX_CONNECTIONS: u64 = 1024;
+
+/// Most connections that wait for the memory of their place.
+const MAX_WAITING: usize = RESERVED_CONNECTIONS;
 
 /// Share of the budget that connections may take.
 const CONNECTIONS_SHARE: u64 = 8;
@@ -121,8 +124,9 @@ pub async fn serve(
              many files of models: raise it (LimitNOFILE= of the unit, ulimit -n)"
         );
     }
-    let (router, connections) = (router(Arc::clone(&api)), JoinSet::new());
-    let mut server = Server { engine, api, router, control, files, connections };
+    let router = router(Arc::clone(&api));
+    let (connections, waiting) = (JoinSet::new(), JoinSet::new());
+    let mut server = Server { engine, api, router, control, files, connections, waiting };
     server.accept(listeners).await;
     let open = counted(server.connections.len() as u64, "connection");
     log::info!("stopping, with {open} open");
@@ -155,6 +159,8 @@ struct Server {
     /// That connections may have open.
     files: u64,
     connections: JoinSet<()>,
+    /// Connections that wait for the memory of their place.
+    waiting: JoinSet<(Arrival, Result<Admission, NotAdmitted>)>,
 }
 
 impl Server {
@@ -167,6 +173,9 @@ impl Server {
                     Err(refused) => self.make_room(&refused).await,
                 },
                 Some(_) = self.connections.join_next() => {}
+                Some(Ok((arrival, admitted))) = self.waiting.join_next() => {
+                    self.end_waiting(arrival, admitted);
+                }
                 () = reaches(&mut phase, Phase::Draining) => return,
             }
         }
@@ -191,17 +200,46 @@ impl Server {
     }
 
     fn admit(&mut self, arrival: Arrival) {
-        let (who, remote) = arrival.client();
+        let (who, _) = arrival.client();
         let limit = connection_limit(&self.engine, self.files);
-        let admission = match self.api.connections.admit(who, limit) {
-            Ok(admission) => admission,
-            // Whoever comes by a port is told nothing of the daemon before it is let in.
-            Err(why) if who == Who::Tcp => {
-                log::debug!("a connection by a port is refused: {why}");
-                return answer_refused(&arrival, "too many connections: try again");
+        match self.api.connections.admit(who, limit) {
+            Ok(admission) => self.serve(arrival, admission),
+            Err(why) if why.may_pass && self.waiting.len() < MAX_WAITING => {
+                let (api, mut phase) = (Arc::clone(&self.api), self.control.phase.clone());
+                self.waiting.spawn(async move {
+                    let admitted = tokio::select! {
+                        admitted = place_in_time(&api, who, limit) => admitted,
+                        // Nothing is served any more.
+                        () = reaches(&mut phase, Phase::Draining) => Err(why),
+                    };
+                    (arrival, admitted)
+                });
             }
-            Err(why) => return refuse(&arrival, &format!("{why}; up to {limit} are; try again")),
-        };
+            Err(_) => {
+                let admitted = self.api.connections.admit_at_last(who, limit);
+                self.end_waiting(arrival, admitted);
+            }
+        }
+    }
+
+    /// A connection that waited for its place is served or refused.
+    fn end_waiting(&mut self, arrival: Arrival, admitted: Result<Admission, NotAdmitted>) {
+        match admitted {
+            Ok(admission) => self.serve(arrival, admission),
+            // Whoever comes by a port is told nothing of the daemon before it is let in.
+            Err(why) if arrival.client().0 == Who::Tcp => {
+                log::debug!("a connection by a port is refused: {why}");
+                answer_refused(&arrival, "too many connections: try again");
+            }
+            Err(why) => {
+                let limit = connection_limit(&self.engine, self.files);
+                refuse(&arrival, &format!("{why}; up to {limit} are; try again"));
+            }
+        }
+    }
+
+    fn serve(&mut self, arrival: Arrival, admission: Admission) {
+        let (who, remote) = arrival.client();
         if let Err(error) = arrival.bound_unread(UNREAD_BYTES) {
             return refuse(&arrival, &format!("the socket's buffer cannot be bounded: {error}"));
         }
@@ -222,6 +260,9 @@ impl Server {
     }
 
     async fn drain(&mut self) {
+        while let Some(Ok((arrival, admitted))) = self.waiting.join_next().await {
+            self.end_waiting(arrival, admitted);
+        }
         let deadline = self.control.live.borrow().drain;
         let drained = async { while self.connections.join_next().await.is_some() {} };
         let is_drained = tokio::select! {
@@ -257,6 +298,24 @@ impl Refusal {
             _ => Refusal::Other,
         }
     }
+}
+
+/// A place for who came while others hold the memory that it takes: they give back what they do not
+/// need, and where that is not enough in time, an idle connection ends.
+async fn place_in_time(api: &Arc<Api>, who: Who, limit: usize) -> Result<Admission, NotAdmitted> {
+    let end = Instant::now() + LONG_PATIENCE;
+    let _claim = api.engine.ledger().claim(who.bytes());
+    while Instant::now() < end {
+        let spare = |api: &Arc<Api>| Ok(api.engine.room().spare_room(""));
+        if !api.look(spare).await.unwrap_or(false) {
+            sleep(TICK).await;
+        }
+        match api.connections.admit(who, limit) {
+            Err(why) if why.may_pass => {}
+            admitted => return admitted,
+        }
+    }
+    api.connections.admit_at_last(who, limit)
 }
 
 /// Ends where no request's head has come in time.
