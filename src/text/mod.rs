@@ -9,6 +9,7 @@ mod dump;
 pub mod messages;
 mod python;
 pub mod random;
+mod ranking;
 pub mod sampler;
 pub mod settings;
 pub mod stops;

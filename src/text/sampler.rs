@@ -1,6 +1,7 @@
 //! Logits become a token: bias, penalties, temperature, top_k, top_p, min_p, in this order.
 
 use super::random;
+use super::ranking::{Left, Ranking, better, sum};
 use crate::store::SamplingDefaults;
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -127,30 +128,43 @@ impl Sampling {
         self.temperature < LEAST_TEMPERATURE
     }
 
+    fn is_plain(&self) -> bool {
+        let is_penalized = self.frequency_penalty != 0.0 || self.presence_penalty != 0.0;
+        self.logit_bias.is_empty() && self.repetition_penalty == 1.0 && !is_penalized
+    }
+
     /// The tokens that may be drawn with their probabilities, best first, equal ones by id.
     ///
     /// # Errors
     /// Logits that leave none.
     pub fn candidates(&self, logits: &[f32], said: &Said) -> Result<Vec<(u32, f64)>, SampleError> {
-        let mut scores = self.scores(logits, said)?;
+        let mut ranking = Ranking::default();
         if self.is_greedy() {
-            return Ok(best(&scores).map(|id| (id, 1.0)).into_iter().collect());
+            return Ok(vec![(self.best(logits, said, &mut ranking)?, 1.0)]);
         }
-        scores.retain(|(_, score)| *score > f64::NEG_INFINITY);
-        scores.sort_unstable_by(better);
-        Ok(self.cut(scores))
+        let Left { count, whole } = self.cut(logits, said, &mut ranking)?;
+        ranking.reach(count);
+        let left = ranking.list[..count].iter();
+        Ok(left.map(|(id, weight)| (*id, weight / whole)).collect())
     }
 
-    /// Logits with biases and penalties.
-    fn scores(&self, logits: &[f32], said: &Said) -> Result<Vec<(u32, f64)>, SampleError> {
-        if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
-            return Err(SampleError::NoNumbers);
-        }
-        if logits.iter().all(|logit| *logit == f32::NEG_INFINITY) {
-            return Err(SampleError::NoToken);
-        }
-        let mut scores: Vec<(u32, f64)> =
-            (0..).zip(logits.iter().map(|logit| f64::from(*logit))).collect();
+    /// The token of the greatest score, of equal ones the first.
+    fn best(&self, logits: &[f32], said: &Said, ranking: &mut Ranking) -> Result<u32, SampleError> {
+        check(logits)?;
+        let best = if self.is_plain() {
+            let scores = (0..).zip(logits.iter().map(|logit| f64::from(*logit)));
+            scores.min_by(better)
+        } else {
+            self.score(logits, said, ranking);
+            ranking.list.iter().copied().min_by(better)
+        };
+        best.map(|(id, _)| id).ok_or(SampleError::NoToken)
+    }
+
+    /// Logits with biases and penalties, by id.
+    fn score(&self, logits: &[f32], said: &Said, ranking: &mut Ranking) {
+        ranking.fill(logits);
+        let scores = &mut ranking.list;
         let mut change = |id: u32, with: &dyn Fn(f64) -> f64| {
             if let Some((_, score)) = scores.get_mut(id as usize) {
                 *score = with(*score);
@@ -172,49 +186,60 @@ impl Sampling {
                 change(*id, &|score| score - off);
             }
         }
-        Ok(scores)
     }
 
-    /// Of scores, best first, the tokens that are left with their probabilities.
-    fn cut(&self, mut scores: Vec<(u32, f64)>) -> Vec<(u32, f64)> {
-        let most = scores.first().map_or(0.0, |(_, score)| *score);
-        for (_, score) in &mut scores {
-            *score = ((*score - most) / self.temperature).exp();
-        }
-        if let Ok(count @ 1..) = usize::try_from(self.top_k) {
-            scores.truncate(count);
+    /// Ranks the tokens by their weights, as far as it takes to know which are left. Sums go by id
+    /// where nothing has been ranked, else from the best one on.
+    fn cut(&self, logits: &[f32], said: &Said, ranking: &mut Ranking) -> Result<Left, SampleError> {
+        check(logits)?;
+        self.score(logits, said, ranking);
+        ranking.weigh(self.temperature);
+        let mut count = ranking.list.len();
+        if let Ok(most @ 1..) = usize::try_from(self.top_k)
+            && most < count
+        {
+            ranking.reach(most);
+            count = most;
         }
         if self.top_p < 1.0 {
-            let enough = self.top_p * sum(&scores);
-            let mut reached = 0.0;
-            let within = scores.iter().take_while(|(_, weight)| {
-                let goes_on = reached < enough;
-                reached += weight;
-                goes_on
-            });
-            let count = within.count().max(1);
-            scores.truncate(count);
+            let enough = self.top_p * sum(&ranking.list[..count]);
+            let (mut reached, mut within) = (0.0, 0);
+            while within < count && reached < enough {
+                reached += ranking.weight(within);
+                within += 1;
+            }
+            ranking.reach(1);
+            count = within.max(1).min(count);
         }
         if self.min_p > 0.0 {
             // The best one weighs 1.
-            scores.retain(|(_, weight)| *weight >= self.min_p);
+            match ranking.ranked {
+                0 => {
+                    ranking.list.retain(|(_, weight)| *weight >= self.min_p);
+                    count = ranking.list.len();
+                }
+                _ => {
+                    ranking.reach(count);
+                    let left = &ranking.list[..count];
+                    count = left.partition_point(|(_, weight)| *weight >= self.min_p);
+                }
+            }
         }
-        let whole = sum(&scores);
-        scores.iter_mut().for_each(|(_, weight)| *weight /= whole);
-        scores
+        match count {
+            0 => Err(SampleError::NoToken),
+            _ => Ok(Left { count, whole: sum(&ranking.list[..count]) }),
+        }
     }
 }
 
-fn sum(weights: &[(u32, f64)]) -> f64 {
-    weights.iter().map(|(_, weight)| weight).sum()
-}
-
-fn better(a: &(u32, f64), b: &(u32, f64)) -> std::cmp::Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-}
-
-fn best(scores: &[(u32, f64)]) -> Option<u32> {
-    scores.iter().min_by(|a, b| better(a, b)).map(|(id, _)| *id)
+fn check(logits: &[f32]) -> Result<(), SampleError> {
+    if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+        return Err(SampleError::NoNumbers);
+    }
+    match logits.iter().all(|logit| *logit == f32::NEG_INFINITY) {
+        true => Err(SampleError::NoToken),
+        false => Ok(()),
+    }
 }
 
 /// The `count` likeliest tokens by the model's own logits, with the logarithms of their
@@ -224,15 +249,19 @@ pub fn logprobs(logits: &[f32], id: Option<u32>, count: usize) -> (Option<f64>, 
     let most = logits.iter().map(wide).fold(f64::NEG_INFINITY, f64::max);
     let whole = logits.iter().map(|logit| (wide(logit) - most).exp()).sum::<f64>().ln();
     let of = |logit: &f32| wide(logit) - most - whole;
-    let mut all: Vec<(u32, f64)> = (0..).zip(logits.iter().map(of)).collect();
-    let wanted = id.and_then(|id| all.get(id as usize)).map(|(_, logprob)| *logprob);
-    let count = count.min(all.len());
-    if count > 0 && count < all.len() {
-        all.select_nth_unstable_by(count - 1, better);
+    let wanted = id.and_then(|id| logits.get(id as usize)).map(of);
+    let count = count.min(logits.len());
+    let mut top: Vec<(u32, f64)> = Vec::with_capacity(count + 1);
+    for told in (0..).zip(logits.iter().map(of)) {
+        let is_among =
+            top.len() < count || top.last().is_some_and(|last| better(&told, last).is_lt());
+        if is_among && count > 0 {
+            let at = top.partition_point(|before| better(before, &told).is_lt());
+            top.insert(at, told);
+            top.truncate(count);
+        }
     }
-    all.truncate(count);
-    all.sort_unstable_by(better);
-    (wanted, all)
+    (wanted, top)
 }
 
 /// The tokens that a text has so far.
@@ -269,12 +298,14 @@ pub struct Sampler {
     sampling: Sampling,
     seed: u64,
     said: Said,
+    ranking: Ranking,
 }
 
 impl Sampler {
     /// Draws after `prompt`; without a seed nobody knows what.
     pub fn new(sampling: Sampling, seed: Option<u64>, prompt: &[u32]) -> Sampler {
-        Sampler { sampling, seed: seed.unwrap_or_else(random::any_seed), said: Said::after(prompt) }
+        let seed = seed.unwrap_or_else(random::any_seed);
+        Sampler { sampling, seed, said: Said::after(prompt), ranking: Ranking::default() }
     }
 
     /// The next token of the text.
@@ -282,18 +313,12 @@ impl Sampler {
     /// # Errors
     /// Logits that leave none.
     pub fn next(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
-        let id = if self.sampling.is_greedy() {
-            let scores = self.sampling.scores(logits, &self.said)?;
-            best(&scores).ok_or(SampleError::NoToken)?
+        let Sampler { sampling, said, ranking, .. } = self;
+        let id = if sampling.is_greedy() {
+            sampling.best(logits, said, ranking)?
         } else {
-            let candidates = self.sampling.candidates(logits, &self.said)?;
-            let mut left = random::draw(self.seed, self.said.count());
-            let drawn = candidates.iter().find(|(_, probability)| {
-                left -= probability;
-                left < 0.0
-            });
-            // Rounding may leave a little behind the last one.
-            drawn.or(candidates.last()).map(|(id, _)| *id).ok_or(SampleError::NoToken)?
+            let left = sampling.cut(logits, said, ranking)?;
+            ranking.at(random::draw(self.seed, said.count()), left)
         };
         self.said.push(id);
         Ok(id)
@@ -303,6 +328,108 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// What is left, by sorting all of them.
+    fn sorted(sampling: &Sampling, logits: &[f32], said: &Said) -> Vec<(u32, f64)> {
+        let mut ranking = Ranking::default();
+        sampling.score(logits, said, &mut ranking);
+        ranking.weigh(sampling.temperature);
+        let mut list = ranking.list;
+        let by_id = sum(&list);
+        list.sort_by(better);
+        let all = list.len();
+        let is_cut = usize::try_from(sampling.top_k).is_ok_and(|most| (1..all).contains(&most));
+        if is_cut {
+            list.truncate(sampling.top_k as usize);
+        }
+        let whole = if is_cut { sum(&list) } else { by_id };
+        let mut is_ranked = is_cut;
+        if sampling.top_p < 1.0 {
+            let mut reached = 0.0;
+            let within = list.iter().take_while(|(_, weight)| {
+                let goes_on = reached < sampling.top_p * whole;
+                reached += weight;
+                goes_on
+            });
+            let count = within.count().max(1);
+            list.truncate(count);
+            is_ranked = true;
+        }
+        if sampling.min_p > 0.0 {
+            list.retain(|(_, weight)| *weight >= sampling.min_p);
+        }
+        let mut summed = list.clone();
+        if !is_ranked {
+            summed.sort_by_key(|(id, _)| *id);
+        }
+        let whole = sum(&summed);
+        list.iter().map(|(id, weight)| (*id, weight / whole)).collect()
+    }
+
+    /// Logits of which many are equal, so that ids decide, too.
+    fn logits() -> impl Strategy<Value = Vec<f32>> {
+        let one = prop_oneof![
+            4 => -8.0_f32..8.0,
+            4 => (-4_i8..4).prop_map(f32::from),
+            1 => Just(f32::NEG_INFINITY),
+            1 => Just(-0.0),
+        ];
+        let all = prop::collection::vec(one, 1..700);
+        all.prop_filter("some are drawn", |all| all.iter().any(|logit| *logit > -100.0))
+    }
+
+    proptest! {
+        /// Ranking only as many as a draw needs leaves each token and each bit of its probability
+        /// what they are where all are sorted.
+        #[test]
+        fn few_are_ranked_as_all_are_sorted(
+            logits in logits(),
+            temperature in prop_oneof![Just(0.0), Just(1.0), 0.01..4.0_f64],
+            top_k in prop_oneof![Just(0_i64), -1..900_i64],
+            top_p in prop_oneof![Just(1.0), Just(0.0), 0.0..1.0_f64],
+            min_p in prop_oneof![Just(0.0), 0.0..1.0_f64],
+            bias in prop::collection::vec((0..700_u32, -9.0..9.0_f64), 0..3),
+            penalty in prop_oneof![Just(1.0), 0.5..2.0_f64],
+            seed: u64,
+        ) {
+            let sampling = Sampling {
+                temperature, top_k, top_p, min_p, logit_bias: bias, repetition_penalty: penalty,
+                frequency_penalty: penalty - 1.0, presence_penalty: 0.0,
+            };
+            let mut sampler = Sampler::new(sampling.clone(), Some(seed), &[1, 5]);
+            for position in 0..20 {
+                let said = sampler.said.clone();
+                let id = sampler.next(&logits).unwrap();
+                if sampling.is_greedy() {
+                    let mut ranking = Ranking::default();
+                    sampling.score(&logits, &said, &mut ranking);
+                    ranking.list.sort_by(better);
+                    prop_assert_eq!(id, ranking.list[0].0);
+                    continue;
+                }
+                let right = sorted(&sampling, &logits, &said);
+                prop_assert_eq!(&sampling.candidates(&logits, &said).unwrap(), &right);
+                let mut left = random::draw(seed, position);
+                let drawn = right.iter().find(|(_, probability)| {
+                    left -= probability;
+                    left < 0.0
+                });
+                prop_assert_eq!(id, drawn.or(right.last()).unwrap().0);
+            }
+        }
+
+        #[test]
+        fn the_likeliest_are_those_of_all_sorted(logits in logits(), count in 0..30_usize) {
+            let (told, top) = logprobs(&logits, Some(0), count);
+            let (_, mut all) = logprobs(&logits, None, logits.len());
+            let first = all.iter().find(|(id, _)| *id == 0).map(|(_, logprob)| *logprob);
+            prop_assert_eq!(told, first);
+            all.sort_by(better);
+            all.truncate(count);
+            prop_assert_eq!(top, all);
+        }
+    }
 
     #[test]
     fn tokens_are_drawn_as_often_as_they_are_likely() {
