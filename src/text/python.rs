@@ -20,6 +20,7 @@ pub fn install(environment: &mut Environment, mark: Option<char>) {
     });
     environment.add_filter("default", default);
     environment.add_filter("d", default);
+    environment.add_filter("truncate", truncate);
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);
     environment.add_test("sequence", |value: &Value| is_sequence(value));
@@ -85,8 +86,94 @@ fn method(
     }
 }
 
+/// Widest that a text is made: a template could have memory for nothing.
+const MAX_WIDTH: u64 = 4096;
+
+/// Characters that a text lacks of a width.
+fn missing(text: &str, width: u64) -> Result<usize, Error> {
+    if width > MAX_WIDTH {
+        let what = format!("a width of {width}: it may be {MAX_WIDTH}");
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
+    }
+    // It is small.
+    Ok((width as usize).saturating_sub(text.chars().count()))
+}
+
+/// The characters from `start` to `end`, counted from the text's end where negative; none where the
+/// start is behind that.
+fn cut(text: &str, start: Option<i64>, end: Option<i64>) -> Option<&str> {
+    let count = text.chars().count();
+    let place = |at: i64| match usize::try_from(at) {
+        Ok(at) => at,
+        Err(_) => count.saturating_sub(usize::try_from(at.unsigned_abs()).unwrap_or(usize::MAX)),
+    };
+    let (start, end) = (start.map_or(0, place), end.map_or(count, place).min(count));
+    let byte = |at: usize| text.char_indices().nth(at).map_or(text.len(), |(byte, _)| byte);
+    (start <= end).then(|| &text[byte(start)..byte(end)])
+}
+
+/// The filter `truncate`: a text that is little longer is left as it is.
+fn truncate(
+    text: &str,
+    length: Option<usize>,
+    kills_words: Option<bool>,
+    end: Option<&str>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let length = options.get::<Option<usize>>("length")?.or(length).unwrap_or(255);
+    let kills_words = options.get::<Option<bool>>("killwords")?.or(kills_words).unwrap_or(false);
+    let end = options.get::<Option<&str>>("end")?.or(end).unwrap_or("...");
+    let leeway = options.get::<Option<usize>>("leeway")?.unwrap_or(5);
+    options.assert_all_used()?;
+    let Some(kept) = length.checked_sub(end.chars().count()) else {
+        let what = format!("truncate: {length} characters are fewer than {end:?} has");
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
+    };
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text.to_owned());
+    }
+    let begin = cut(text, None, i64::try_from(kept).ok()).unwrap_or_default();
+    let whole_words = begin.rsplit_once(' ').map_or(begin, |(before, _)| before);
+    Ok(format!("{}{end}", if kills_words { begin } else { whole_words }))
+}
+
 fn of_text(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Value>, Error> {
     Ok(Some(match name {
+        "startswith" | "endswith" => {
+            let (parts, start, end): (&Value, Option<i64>, Option<i64>) = from_args(arguments)?;
+            let part_of = |part: &Value| {
+                let told = || Error::new(ErrorKind::InvalidOperation, format!("{name}: no text"));
+                part.as_str().map(str::to_owned).ok_or_else(told)
+            };
+            let parts = match parts.kind() {
+                ValueKind::Seq => parts.try_iter()?.map(|part| part_of(&part)).collect(),
+                _ => part_of(parts).map(|part| vec![part]),
+            }?;
+            let Some(text) = cut(text, start, end) else { return Ok(Some(Value::from(false))) };
+            let is_so = |part: &String| match name {
+                "startswith" => text.starts_with(part),
+                _ => text.ends_with(part),
+            };
+            Value::from(parts.iter().any(is_so))
+        }
+        "zfill" => {
+            let (width,): (u64,) = from_args(arguments)?;
+            let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
+            let zeros = missing(text, width)?;
+            Value::from(format!("{sign}{}{digits}", "0".repeat(zeros)))
+        }
+        "center" | "ljust" | "rjust" => {
+            let (width, fill): (u64, Option<char>) = from_args(arguments)?;
+            let pad = missing(text, width)?;
+            let left = match name {
+                "center" => pad / 2 + usize::from(pad % 2 == 1 && width % 2 == 1),
+                "rjust" => pad,
+                _ => 0,
+            };
+            let fill = |count| std::iter::repeat_n(fill.unwrap_or(' '), count);
+            let padded = fill(left).chain(text.chars()).chain(fill(pad - left));
+            Value::from(padded.collect::<String>())
+        }
         "removeprefix" => {
             let (prefix,): (&str,) = from_args(arguments)?;
             Value::from(text.strip_prefix(prefix).unwrap_or(text))
