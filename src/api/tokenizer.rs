@@ -106,7 +106,9 @@ impl TextEncoder {
     /// Loads the tokenizer that `entry` of `dir` is: what that may take is granted before, then
     /// what it took.
     fn load(dir: &ModelDir, entry: &FileEntry, asker: Asker) -> Result<TextEncoder, ApiError> {
+        let telling = generation_bytes(&dir.manifest);
         let surveying = entry.bytes.saturating_add(Survey::own_bytes(entry.bytes));
+        let surveying = surveying.saturating_add(telling);
         let likely = entry.bytes.saturating_mul(TOKENIZER_BYTES_PER_BYTE);
         let mut grant = asker
             .grant(Category::Tokenizer, surveying)
@@ -392,6 +394,13 @@ fn lower_case(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     Ok(())
 }
 
+/// Most that reading generation.json takes, and what is read holds: an empty line of it is three bytes
+/// of the file, and a string in a list that grows by doubling.
+fn generation_bytes(manifest: &Manifest) -> u64 {
+    const PER_BYTE: u64 = 32;
+    manifest.generation.as_ref().map_or(0, |entry| entry.bytes.saturating_mul(PER_BYTE))
+}
+
 /// A tokenizer, and what it is to know where its model writes texts.
 struct Built {
     tokenizer: Tokenizer,
@@ -413,6 +422,10 @@ fn build(
     let survey = Survey::of(&json).map_err(|error| failed(error.to_string()))?;
     let kind = survey.kind;
     let (direct_bytes, any_bytes) = (survey.building_bytes(kind), survey.building_bytes(None));
+    // A language has the added tokens once more, to read them as text.
+    let added_bytes = if generation.is_some() { survey.added_bytes() } else { 0 };
+    let beside_bytes = generation_bytes(&dir.manifest) + added_bytes;
+    let (direct_bytes, any_bytes) = (direct_bytes + beside_bytes, any_bytes + beside_bytes);
     drop(survey);
     asker.enlarge(grant, direct_bytes)?;
     let direct = match kind {

@@ -97,9 +97,14 @@ impl Survey {
                 tables + either + self.file_bytes * TREE_PER_BYTE
             }
         };
-        let added = self.added.count() * ADDED_BYTES + self.added.bytes() * ADDED_PER_BYTE;
+        let added = self.added_bytes();
         let rules = self.rules.values * RULE_BYTES + self.rules.bytes * RULE_PER_BYTE;
         self.file_bytes + model + added + rules + FIXED_BYTES
+    }
+
+    /// Most that one set of the added tokens takes.
+    pub fn added_bytes(&self) -> u64 {
+        self.added.count() * ADDED_BYTES + self.added.bytes() * ADDED_PER_BYTE
     }
 }
 
