@@ -3,7 +3,7 @@
 //! chosen between.
 
 use super::error::{ShardError, ensure, unfit};
-use super::makers::Makers;
+use super::makers::{Makers, VECTORS};
 use crate::graph::Imported;
 use crate::store::Dtype;
 use crate::store::manifest::{Dim, Pooling, Port, Task, TextRules};
@@ -49,6 +49,8 @@ pub fn decide(
             Ok((Some(Task::Embedding { output, pooling }), rules))
         }
         Err(why) => {
+            // What was found, or guessed, of vectors is of none.
+            rules.sources.retain(|line| !line.starts_with(VECTORS));
             rules.sources.push(format!("no embeddings: {why}"));
             Ok((None, rules))
         }

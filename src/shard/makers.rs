@@ -15,6 +15,9 @@ const MAX_PROMPT_BYTES: usize = 1024;
 /// Where the pooling is, unless [`MODULES`] says otherwise.
 const POOLING_PATH: &str = "1_Pooling";
 
+/// How lines begin that say which length vectors have.
+pub const VECTORS: &str = "vectors of";
+
 const TOKENIZER: &str = "tokenizer_config.json";
 const MODEL: &str = "config.json";
 
@@ -69,7 +72,7 @@ impl Makers {
         modules: Option<&'a [Module]>,
     ) -> Result<Option<&'a Module>, ShardError> {
         let Some(modules) = modules else {
-            self.say(format!("vectors of length one: guessed, there is no {MODULES}"));
+            self.say(format!("{VECTORS} length one: guessed, there is no {MODULES}"));
             return Ok(None);
         };
         let (mut pooling, mut normalizes) = (None, false);
@@ -98,8 +101,8 @@ impl Makers {
         }
         self.rules.keeps_length = !normalizes;
         self.say(match normalizes {
-            true => format!("vectors of length one: {MODULES}"),
-            false => format!("vectors of the length that they come to: {MODULES} has no Normalize"),
+            true => format!("{VECTORS} length one: {MODULES}"),
+            false => format!("{VECTORS} the length that they come to: {MODULES} has no Normalize"),
         });
         Ok(pooling)
     }
