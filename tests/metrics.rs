@@ -149,9 +149,18 @@ fn every_declared_metric_moves() {
     check_alive(&daemon);
     let words = json!({"model": "words", "input": ["cat", "dog"]}).to_string();
     assert_eq!(daemon.post("/v1/embeddings", &words).0, 200);
-    let asked = json!({"model": "writer", "prompt": [5, 9], "max_tokens": 3}).to_string();
-    assert_eq!(daemon.post("/v1/completions", &asked).0, 200);
-    look(&mut seen);
+    // Twice: the second one begins as the first did.
+    let asked = json!({"model": "writer", "prompt": vec![5; 64], "max_tokens": 3}).to_string();
+    for _ in 0..2 {
+        assert_eq!(daemon.post("/v1/completions", &asked).0, 200);
+        look(&mut seen);
+    }
+    // A text that nobody reads goes on until somebody leaves.
+    let asked = json!({"model": "writer", "prompt": [5], "max_tokens": 200, "logprobs": 5,
+        "stream": true, "logit_bias": {"502": -100}});
+    let unread = daemon.connect().post("/v1/completions", &asked.to_string());
+    seen.look_until(&daemon, "a session", |now| now.sum("hermes_sessions") > 0.0);
+    drop(unread);
 
     // Failed: a wrong request, and a weight that is damaged.
     let mut wrong = linear_request();

@@ -127,6 +127,9 @@ const METRICS: &[Metric] = &[
     gauge("hermes_waiting_requests_limit", "Requests that may wait.", |from, to| {
         to.put(&[], from.stats.waiting_limit as f64);
     }),
+    gauge("hermes_sessions", "Texts that are generated, or wait for that.", |from, to| {
+        to.put(&[], from.stats.sessions as f64);
+    }),
     gauge("hermes_window_bytes", "Bytes of tape that a pass may hold.", |from, to| {
         to.put(&[], from.stats.window_bytes as f64);
     }),
@@ -186,6 +189,19 @@ const METRICS: &[Metric] = &[
     counter("hermes_prompt_tokens_total", "Tokens of prompts.", |from, to| {
         to.put_counted(from, |counted| counted.prompt_tokens as f64);
     }),
+    counter("hermes_sessions_total", "Texts that were begun.", |from, to| {
+        to.put_counted(from, |counted| counted.sessions as f64);
+    }),
+    counter(
+        "hermes_prefix_hits_total",
+        "Texts that began as one whose keys and values were kept.",
+        |from, to| to.put_counted(from, |counted| counted.prefix_hits as f64),
+    ),
+    counter(
+        "hermes_cached_tokens_total",
+        "Tokens of prompts whose keys and values were kept.",
+        |from, to| to.put_counted(from, |counted| counted.cached_tokens as f64),
+    ),
     counter("hermes_generated_tokens_total", "Tokens of texts that models wrote.", |from, to| {
         to.put_counted(from, |counted| counted.generated_tokens as f64);
     }),
