@@ -2,13 +2,14 @@
 
 use super::envelope::OpenAiError;
 use super::error::ApiError;
+use super::granted;
 use super::job::{Job, Session};
 use super::replies::{Answer, Usage};
 use super::state::Api;
 use super::writing::Piece;
 use axum::body::Body;
 use hyper::body::{Body as HttpBody, Bytes, Frame};
-use serde_json::Value;
+use serde::Serialize;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,10 +34,12 @@ pub fn body(
 ) -> Body {
     let (sender, events) = channel(EVENTS);
     let writer = tokio::spawn(async move {
-        let stream = Stream { sender: &sender, job: &job, answer: &answer };
-        if let Err(Stop::Failed(error)) = stream.write(&api, session, first).await {
-            // An event of its own, and no end after it: what breaks off is no success.
-            let _ = send(&sender, &OpenAiError(error).json()).await;
+        let stream = Stream { api: &api, sender: &sender, job: &job, answer: &answer };
+        if let Err(Stop::Failed(error)) = stream.write(session, first).await {
+            // An event of its own, and no end after it: what breaks off is no success. It is short,
+            // and may be that there is no room.
+            let event = format!("data: {}\n\n", OpenAiError(error).json());
+            let _ = sender.send(Bytes::from(event)).await;
         }
     });
     Body::new(Events { events, writer })
@@ -56,6 +59,7 @@ impl From<ApiError> for Stop {
 }
 
 struct Stream<'a> {
+    api: &'a Arc<Api>,
     sender: &'a Sender<Bytes>,
     job: &'a Job,
     answer: &'a Answer,
@@ -63,16 +67,11 @@ struct Stream<'a> {
 
 impl Stream<'_> {
     /// Writes the texts, one after the other.
-    async fn write(
-        &self,
-        api: &Arc<Api>,
-        session: Session,
-        first: Option<Piece>,
-    ) -> Result<(), Stop> {
+    async fn write(&self, session: Session, first: Option<Piece>) -> Result<(), Stop> {
         let mut usage = Usage::default();
         self.text(0, session, first, &mut usage).await?;
         for index in 1..self.job.prompts.len() {
-            let mut session = Session::begin(api, self.job, index)?;
+            let mut session = Session::begin(self.api, self.job, index)?;
             let first = session.next().await?;
             self.text(index, session, first, &mut usage).await?;
         }
@@ -97,7 +96,7 @@ impl Stream<'_> {
         while let Some(piece) = next {
             let length = piece.text.chars().count();
             if !piece.is_empty() {
-                self.send(&self.answer.piece(index, piece, offset, tells)).await?;
+                self.send(&self.answer.piece(index, &piece, offset, tells)).await?;
             }
             offset += length;
             next = session.next().await?;
@@ -107,14 +106,11 @@ impl Stream<'_> {
         self.send(&self.answer.end(index, ending.finish)).await
     }
 
-    async fn send(&self, event: &Value) -> Result<(), Stop> {
-        send(self.sender, event).await
+    /// Sends an event, which stays granted until the connection has written it.
+    async fn send(&self, event: &impl Serialize) -> Result<(), Stop> {
+        let event = granted::framed(self.api, b"data: ", event, b"\n\n").await?;
+        self.sender.send(event).await.map_err(|_| Stop::Left)
     }
-}
-
-async fn send(sender: &Sender<Bytes>, event: &Value) -> Result<(), Stop> {
-    let event = Bytes::from(format!("data: {event}\n\n"));
-    sender.send(event).await.map_err(|_| Stop::Left)
 }
 
 /// The events, and the task that writes them.

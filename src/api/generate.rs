@@ -9,11 +9,10 @@ use super::events;
 use super::generation_json::{Call, GenerationRequest};
 use super::granted;
 use super::job::{Job, SIDE_BY_SIDE, Session};
-use super::replies::{Answer, Style, Usage};
+use super::replies::{Answer, Choice, Style, Usage};
 use super::state::Api;
 use super::target;
 use super::traffic::AnsweredBy;
-use super::writing::Piece;
 use crate::wire::infer_tensor::Reserve;
 use axum::Extension;
 use axum::body::Body;
@@ -92,14 +91,14 @@ async fn whole(api: &Arc<Api>, job: &Job, answer: &Answer) -> Result<Response, A
             begun.push_back((index, Session::begin(api, job, index)?));
         }
         let Some((index, mut session)) = begun.pop_front() else { break };
-        let mut text = Piece::default();
+        let mut pieces = vec![];
         while let Some(piece) = session.next().await? {
-            text.text += &piece.text;
-            text.tokens.extend(piece.tokens);
+            pieces.push(piece);
         }
         let ending = session.ending();
         usage.add(&ending);
-        choices.push(answer.choice(index, text, ending.finish, job.logprobs.is_some()));
+        choices.push(Choice { index, pieces, finish: ending.finish });
     }
-    granted::json(&api.engine, &answer.whole(choices, &usage))
+    let whole = answer.whole(&choices, &usage, job.logprobs.is_some());
+    granted::json_in_time(api, &whole).await
 }

@@ -62,14 +62,68 @@ pub async fn enlarge(api: &Arc<Api>, grant: &mut Grant, bytes: u64) -> Result<()
 ///
 /// Those of the ledger.
 pub fn json(engine: &Engine, value: &impl Serialize) -> Result<Response, ApiError> {
-    let failed = |error: serde_json::Error| ApiError::internal(error.to_string());
-    let mut length = ByteCount(0);
-    serde_json::to_writer(&mut length, value).map_err(failed)?;
-    let ByteCount(bytes) = length;
+    let bytes = json_bytes(value)?;
     let grant = engine.room().grant(Category::Request, bytes as u64)?;
+    json_reply(value, bytes, grant)
+}
+
+/// The same for somebody who can wait for the room.
+///
+/// # Errors
+///
+/// Those of the ledger.
+pub async fn json_in_time(api: &Arc<Api>, value: &impl Serialize) -> Result<Response, ApiError> {
+    let bytes = json_bytes(value)?;
+    let grant = grant(api, bytes as u64).await?;
+    json_reply(value, bytes, grant)
+}
+
+fn json_reply(value: &impl Serialize, bytes: usize, grant: Grant) -> Result<Response, ApiError> {
     let mut text = Vec::with_capacity(bytes);
-    serde_json::to_writer(&mut text, value).map_err(failed)?;
+    write_json(&mut text, value)?;
     Ok(reply(text, HeaderValue::from_static("application/json"), grant))
+}
+
+/// Bytes of the JSON of `value` between `before` and `behind`, granted until who has taken them has
+/// dropped them.
+///
+/// # Errors
+///
+/// Those of the ledger.
+pub async fn framed(
+    api: &Arc<Api>,
+    before: &[u8],
+    value: &impl Serialize,
+    behind: &[u8],
+) -> Result<Bytes, ApiError> {
+    let bytes = before.len() + json_bytes(value)? + behind.len();
+    let _grant = grant(api, bytes as u64).await?;
+    let mut text = Vec::with_capacity(bytes);
+    text.extend_from_slice(before);
+    write_json(&mut text, value)?;
+    text.extend_from_slice(behind);
+    Ok(Bytes::from_owner(Granted { text, _grant }))
+}
+
+struct Granted {
+    text: Vec<u8>,
+    _grant: Grant,
+}
+
+impl AsRef<[u8]> for Granted {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+fn json_bytes(value: &impl Serialize) -> Result<usize, ApiError> {
+    let mut length = ByteCount(0);
+    write_json(&mut length, value)?;
+    Ok(length.0)
+}
+
+fn write_json(to: impl Write, value: &impl Serialize) -> Result<(), ApiError> {
+    serde_json::to_writer(to, value).map_err(|error| ApiError::internal(error.to_string()))
 }
 
 /// A text of the type `kind`.

@@ -34,6 +34,10 @@ pub const SIDE_BY_SIDE: usize = 4;
 /// What drawing a token takes for each that there is: scores, and likelihoods to be told.
 const DRAWING_BYTES: usize = 32;
 
+/// What a token of a prompt takes while its text is written: as read by the session, twice, and in
+/// what is known to be said.
+const PROMPT_BYTES: usize = 40;
+
 /// Pieces that wait for whoever takes them: then the text waits.
 const PIECES: usize = 64;
 
@@ -121,7 +125,8 @@ impl Job {
             }
         }
         let sampling = request.sampling(&generation.sampling, encoder.vocabulary())?;
-        let held: usize = prompts.iter().map(|ids| ids.capacity() * size_of::<u32>()).sum();
+        let kept = |ids: &Vec<u32>| ids.capacity() * size_of::<u32>() + ids.len() * PROMPT_BYTES;
+        let held: usize = prompts.iter().map(kept).sum();
         let drawing = prompts.len().min(SIDE_BY_SIDE) * encoder.vocabulary() * DRAWING_BYTES;
         let bytes = (held + drawing) as u64;
         match bytes > grant.bytes() {
@@ -205,18 +210,20 @@ impl Session {
         let wanted = job.request.max_tokens.unwrap_or(job.usual_tokens);
         let max_tokens = wanted.min(job.context - ids.len());
         let seed = job.request.seed.unwrap_or_else(random::any_seed);
+        let cancel = Cancel::new();
         let manner = Manner {
             sampler: Sampler::new(job.sampling.clone(), Some(seed), &ids),
             stops: job.request.stops.clone(),
             max_tokens,
             logprobs: job.logprobs,
+            cancel: cancel.clone(),
         };
         let (sender, events) = mpsc::channel(PIECES);
         let speed = (Arc::clone(&api.speed), Arc::clone(&job.model));
-        let writing = Writing::new(Arc::clone(&job.encoder), &ids, manner, sender, speed)?;
+        let writing =
+            Writing::new(&api.engine, Arc::clone(&job.encoder), &ids, manner, sender, speed)?;
         let (finish, cached_tokens, completion_tokens) = (Finish::Length, 0, 0);
         let ending = Ending { finish, prompt_tokens: ids.len(), cached_tokens, completion_tokens };
-        let cancel = Cancel::new();
         let prompt = Prompt {
             model: job.model.to_string(),
             version: Some(job.version.clone()),

@@ -2,7 +2,11 @@
 
 use super::writing::{Ending, Finish, Named, Piece, Told};
 use crate::text::random;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -67,150 +71,267 @@ impl Answer {
         }
     }
 
-    fn object(&self, kind: &str, choices: Vec<Value>) -> Map<String, Value> {
-        let fields = [
-            ("id", json!(self.id)),
-            ("object", json!(kind)),
-            ("created", json!(self.created_s)),
-            ("model", json!(&*self.model)),
-            ("choices", Value::Array(choices)),
-        ];
-        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    fn part<C>(&self, object: &'static str, choices: Vec<C>, usage: Option<Value>) -> Part<'_, C> {
+        let (id, created, model) = (&*self.id, self.created_s, &*self.model);
+        Part { id, object, created, model, choices, usage }
     }
 
-    /// One of the texts of a whole answer.
-    pub fn choice(&self, index: usize, text: Piece, finish: Finish, tells: bool) -> Value {
-        let logprobs = if tells { self.logprobs(&text.tokens, 0) } else { Value::Null };
-        let finish = finish.name();
-        match self.style {
-            Style::Completion => json!({
-                "index": index, "text": text.text, "logprobs": logprobs, "finish_reason": finish,
-            }),
-            Style::Chat => json!({
-                "index": index,
-                "message": { "role": "assistant", "content": text.text, "refusal": null },
-                "logprobs": logprobs,
-                "finish_reason": finish,
-            }),
-        }
-    }
-
-    /// A whole answer.
-    pub fn whole(&self, choices: Vec<Value>, usage: &Usage) -> Value {
+    /// A whole answer, which tells likelihoods or does not.
+    pub fn whole<'a>(
+        &'a self,
+        choices: &'a [Choice],
+        usage: &Usage,
+        tells: bool,
+    ) -> impl Serialize + Send + Sync + use<'a> {
         let kind = match self.style {
             Style::Completion => "text_completion",
             Style::Chat => "chat.completion",
         };
-        let mut object = self.object(kind, choices);
-        object.insert("usage".to_owned(), usage.json());
-        Value::Object(object)
+        let style = self.style;
+        let whole = |choice: &'a Choice| {
+            let text = Text(&choice.pieces);
+            let (message, text) = match style {
+                Style::Completion => (None, Some(text)),
+                Style::Chat => {
+                    (Some(Message { role: "assistant", content: text, refusal: () }), None)
+                }
+            };
+            let pieces = &choice.pieces;
+            Whole {
+                index: choice.index,
+                text,
+                message,
+                logprobs: tells.then_some(Logprobs { style, pieces, offset: 0 }),
+                finish_reason: choice.finish.name(),
+            }
+        };
+        self.part(kind, choices.iter().map(whole).collect(), Some(usage.json()))
     }
 
-    fn chunk(&self, choices: Vec<Value>) -> Map<String, Value> {
+    fn chunk<C>(&self, choices: Vec<C>, usage: Option<Value>) -> Part<'_, C> {
         let kind = match self.style {
             Style::Completion => "text_completion",
             Style::Chat => "chat.completion.chunk",
         };
-        self.object(kind, choices)
+        self.part(kind, choices, usage)
     }
 
-    fn delta(&self, index: usize, delta: Value, logprobs: Value, finish: Option<Finish>) -> Value {
-        let text = match self.style {
-            Style::Completion => "text",
-            Style::Chat => "delta",
+    fn delta<'a>(
+        &'a self,
+        index: usize,
+        text: Delta<'a>,
+        logprobs: Option<Logprobs<'a>>,
+        finish: Option<Finish>,
+    ) -> Part<'a, Change<'a>> {
+        let (delta, text) = match self.style {
+            Style::Completion => (None, Some(text.content.unwrap_or_default())),
+            Style::Chat => (Some(text), None),
         };
-        let choice = json!({
-            "index": index, text: delta, "logprobs": logprobs,
-            "finish_reason": finish.map(Finish::name),
-        });
-        Value::Object(self.chunk(vec![choice]))
+        let finish_reason = finish.map(Finish::name);
+        self.chunk(vec![Change { index, text, delta, logprobs, finish_reason }], None)
     }
 
     /// The event before a text, where there is one.
-    pub fn begin(&self, index: usize) -> Option<Value> {
-        let role = json!({ "role": "assistant", "content": "" });
-        (self.style == Style::Chat).then(|| self.delta(index, role, Value::Null, None))
+    pub fn begin(&self, index: usize) -> Option<impl Serialize + Send + Sync + '_> {
+        let role = Delta { role: Some("assistant"), content: Some("") };
+        (self.style == Style::Chat).then(|| self.delta(index, role, None, None))
     }
 
     /// The event of a piece of a text, which begins at `offset` in it.
-    pub fn piece(&self, index: usize, piece: Piece, offset: usize, tells: bool) -> Value {
-        let logprobs = if tells { self.logprobs(&piece.tokens, offset) } else { Value::Null };
-        let delta = match self.style {
-            Style::Completion => Value::String(piece.text),
-            Style::Chat => json!({ "content": piece.text }),
-        };
-        self.delta(index, delta, logprobs, None)
+    pub fn piece<'a>(
+        &'a self,
+        index: usize,
+        piece: &'a Piece,
+        offset: usize,
+        tells: bool,
+    ) -> impl Serialize + Send + Sync + use<'a> {
+        let pieces = std::slice::from_ref(piece);
+        let logprobs = tells.then_some(Logprobs { style: self.style, pieces, offset });
+        let text = Delta { role: None, content: Some(&*piece.text) };
+        self.delta(index, text, logprobs, None)
     }
 
     /// The event of a text's end.
-    pub fn end(&self, index: usize, finish: Finish) -> Value {
-        let delta = match self.style {
-            Style::Completion => json!(""),
-            Style::Chat => json!({}),
-        };
-        self.delta(index, delta, Value::Null, Some(finish))
+    pub fn end(&self, index: usize, finish: Finish) -> impl Serialize + Send + Sync + '_ {
+        self.delta(index, Delta::default(), None, Some(finish))
     }
 
     /// The event that tells the usage.
-    pub fn usage(&self, usage: &Usage) -> Value {
-        let mut object = self.chunk(vec![]);
-        object.insert("usage".to_owned(), usage.json());
-        Value::Object(object)
+    pub fn usage(&self, usage: &Usage) -> impl Serialize + Send + Sync + use<'_> {
+        self.chunk(Vec::<Value>::new(), Some(usage.json()))
+    }
+}
+
+/// A text of a whole answer.
+pub struct Choice {
+    pub index: usize,
+    pub pieces: Vec<Piece>,
+    pub finish: Finish,
+}
+
+/// An answer or an event of one: written as it is, since a tree of JSON values would take many times
+/// the bytes of what it tells.
+#[derive(Serialize)]
+struct Part<'a, C> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<C>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Value>,
+}
+
+#[derive(Serialize)]
+struct Whole<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Message<'a>>,
+    logprobs: Option<Logprobs<'a>>,
+    finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: Text<'a>,
+    refusal: (),
+}
+
+#[derive(Serialize)]
+struct Change<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta: Option<Delta<'a>>,
+    logprobs: Option<Logprobs<'a>>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Default, Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+/// The text of pieces.
+struct Text<'a>(&'a [Piece]);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.0.iter().try_for_each(|piece| f.write_str(&piece.text))
+    }
+}
+
+impl Serialize for Text<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// How likely the tokens of pieces were; the first of them begins at `offset` characters of the
+/// text.
+struct Logprobs<'a> {
+    style: Style,
+    pieces: &'a [Piece],
+    offset: usize,
+}
+
+impl<'a> Logprobs<'a> {
+    fn tokens(&self) -> impl Iterator<Item = &'a Told> {
+        self.pieces.iter().flat_map(|piece| &piece.tokens)
     }
 
-    /// How likely tokens were; the first of them begins at `offset` characters of the text.
-    fn logprobs(&self, tokens: &[Told], offset: usize) -> Value {
+    fn offsets(&self) -> impl Iterator<Item = usize> {
+        self.tokens().scan(self.offset, |at, told| {
+            let here = *at;
+            *at += text(&told.token.bytes).chars().count();
+            Some(here)
+        })
+    }
+}
+
+impl Serialize for Logprobs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
         match self.style {
             Style::Chat => {
-                let told = |Told { token, top }: &Told| {
-                    let mut told = named(token);
-                    told["top_logprobs"] = top.iter().map(named).collect();
-                    told
-                };
-                json!({ "content": tokens.iter().map(told).collect::<Vec<_>>(), "refusal": null })
+                map.serialize_entry("content", &List(|| self.tokens().map(ChatToken::of)))?;
+                map.serialize_entry("refusal", &())?;
             }
             Style::Completion => {
-                let mut at = offset;
-                let offsets: Vec<usize> = tokens
-                    .iter()
-                    .map(|told| {
-                        let here = at;
-                        at += text(&told.token.bytes).chars().count();
-                        here
-                    })
-                    .collect();
-                let top = tokens.iter().map(|Told { token, top }| {
-                    let all = top.iter().chain([token]);
-                    let pairs = all.map(|named| (text(&named.bytes), number(named.logprob)));
-                    Value::Object(pairs.collect())
-                });
-                json!({
-                    "tokens": tokens.iter().map(|told| text(&told.token.bytes)).collect::<Vec<_>>(),
-                    "token_logprobs":
-                        tokens.iter().map(|told| number(told.token.logprob)).collect::<Vec<_>>(),
-                    "top_logprobs": top.collect::<Vec<_>>(),
-                    "text_offset": offsets,
-                })
+                let tokens = || self.tokens().map(|told| text(&told.token.bytes));
+                map.serialize_entry("tokens", &List(tokens))?;
+                let logprobs = || self.tokens().map(|told| number(told.token.logprob));
+                map.serialize_entry("token_logprobs", &List(logprobs))?;
+                map.serialize_entry("top_logprobs", &List(|| self.tokens().map(Likeliest)))?;
+                map.serialize_entry("text_offset", &List(|| self.offsets()))?;
             }
         }
+        map.end()
     }
 }
 
-fn named(token: &Named) -> Value {
-    json!({ "token": text(&token.bytes), "logprob": number(token.logprob), "bytes": token.bytes })
+/// A list that is made as it is written.
+struct List<F>(F);
+
+impl<I: Iterator<Item: Serialize>, F: Fn() -> I> Serialize for List<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0())
+    }
 }
 
-fn number(logprob: f64) -> Value {
-    json!(logprob.max(NEVER))
+/// A token of a chat as OpenAI tells it.
+#[derive(Serialize)]
+struct ChatToken<'a> {
+    token: Cow<'a, str>,
+    logprob: f64,
+    bytes: &'a [u8],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_logprobs: Option<Vec<ChatToken<'a>>>,
+}
+
+impl<'a> ChatToken<'a> {
+    fn of(told: &'a Told) -> ChatToken<'a> {
+        let top = told.top.iter().map(ChatToken::named).collect();
+        ChatToken { top_logprobs: Some(top), ..ChatToken::named(&told.token) }
+    }
+
+    fn named(token: &'a Named) -> ChatToken<'a> {
+        let logprob = number(token.logprob);
+        ChatToken { token: text(&token.bytes), logprob, bytes: &token.bytes, top_logprobs: None }
+    }
+}
+
+/// The likeliest tokens of a completion by their texts, the one that was drawn among them.
+struct Likeliest<'a>(&'a Told);
+
+impl Serialize for Likeliest<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let all: Vec<&Named> = self.0.top.iter().chain([&self.0.token]).collect();
+        // No name twice: the likeliest of those that read alike.
+        let is_first = |at: &usize| all[..*at].iter().all(|before| before.bytes != all[*at].bytes);
+        let firsts = (0..all.len()).filter(is_first).map(|at| all[at]);
+        serializer.collect_map(firsts.map(|named| (text(&named.bytes), number(named.logprob))))
+    }
+}
+
+fn number(logprob: f64) -> f64 {
+    logprob.max(NEVER)
 }
 
 /// The text of a token; of one that is no text, its bytes, as OpenAI writes them.
-fn text(bytes: &[u8]) -> String {
+fn text(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
+        Ok(text) => Cow::Borrowed(text),
         Err(_) => {
             let bytes: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
-            format!("bytes:{bytes}")
+            Cow::Owned(format!("bytes:{bytes}"))
         }
     }
 }
@@ -223,12 +344,14 @@ mod tests {
     fn tokens_that_are_no_text_are_told_by_their_bytes() {
         assert_eq!(text(b"boat"), "boat");
         assert_eq!(text(&[0xf0, 0x9f]), "bytes:\\xf0\\x9f");
-        assert_eq!(number(f64::NEG_INFINITY), json!(-9999.0));
+        assert_eq!(number(f64::NEG_INFINITY), -9999.0);
         let token = |text: &str| Named { bytes: text.as_bytes().to_vec(), logprob: -0.5 };
         let told = |text: &str| Told { token: token(text), top: vec![token("x"), token(text)] };
-        let answer = Answer::new(Style::Completion, &"m".into());
-        let logprobs = answer.logprobs(&[told("a\u{e9}"), told("b")], 3);
-        assert_eq!(logprobs["text_offset"], json!([3, 5]));
+        let pieces = [vec![told("a\u{e9}"), told("b")], vec![told("c")]];
+        let pieces = pieces.map(|tokens| Piece { tokens, ..Piece::default() });
+        let logprobs = Logprobs { style: Style::Completion, pieces: &pieces, offset: 3 };
+        let logprobs = serde_json::to_value(logprobs).unwrap();
+        assert_eq!(logprobs["text_offset"], json!([3, 5, 6]));
         assert_eq!(logprobs["top_logprobs"][1], json!({"x": -0.5, "b": -0.5}));
     }
 

@@ -3,7 +3,8 @@
 use super::error::ApiError;
 use super::speed::Speed;
 use super::tokenizer::TextEncoder;
-use crate::engine::{Decide, Next};
+use crate::engine::{Cancel, Decide, Engine, Next};
+use crate::stream::{Category, Grant, OverBudget};
 use crate::text::detokenizer::Bytes;
 use crate::text::sampler::{Sampler, logprobs};
 use crate::text::stops::Stops;
@@ -31,7 +32,22 @@ pub struct Piece {
     pub text: String,
     /// The tokens since the piece before, where they are asked for.
     pub tokens: Vec<Told>,
+    /// For all of it, and for its place in a list.
+    pub _grant: Option<Grant>,
 }
+
+/// What a piece takes beside its text and tokens: its place in a list that grows by doubling, and a
+/// string's least.
+const PIECE_BYTES: usize = 3 * size_of::<Piece>() + 32;
+
+/// What a token that is told takes beside its bytes, as part of a list, and as a string's least.
+const NAMED_BYTES: usize = 2 * size_of::<Named>() + 32;
+
+/// What a token of a text takes until its end: in the list of all, in what is known to be said.
+const SAID_BYTES: usize = 64;
+
+/// Tokens for which that is granted at once.
+const SAID_TOKENS: usize = 256;
 
 impl Piece {
     /// Whether there is nothing in it.
@@ -69,7 +85,7 @@ pub struct Ending {
 }
 
 /// A token, and how likely it was.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Told {
     pub token: Named,
     /// The likeliest ones, best first.
@@ -77,7 +93,7 @@ pub struct Told {
 }
 
 /// A token with its bytes and the logarithm of its probability.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Named {
     pub bytes: Vec<u8>,
     pub logprob: f64,
@@ -97,6 +113,11 @@ pub struct Writing {
     logprobs: Option<usize>,
     /// Tokens whose text is held back.
     told: Vec<Told>,
+    /// For these, and for what is known of all tokens.
+    told_grant: Grant,
+    said_grant: Grant,
+    engine: Engine,
+    cancel: Cancel,
     events: Sender<Event>,
     speed: Arc<Speed>,
     model: Arc<str>,
@@ -110,6 +131,8 @@ pub struct Manner {
     pub stops: Stops,
     pub max_tokens: usize,
     pub logprobs: Option<usize>,
+    /// Whether anybody still waits for it.
+    pub cancel: Cancel,
 }
 
 impl Writing {
@@ -119,6 +142,7 @@ impl Writing {
     ///
     /// 400 for a model whose tokens make no text.
     pub fn new(
+        engine: &Engine,
         encoder: Arc<TextEncoder>,
         prompt: &[u32],
         manner: Manner,
@@ -138,7 +162,8 @@ impl Writing {
                 bytes.push(&token);
             }
         }
-        let Manner { sampler, stops, max_tokens, logprobs } = manner;
+        let Manner { sampler, stops, max_tokens, logprobs, cancel } = manner;
+        let grant = || engine.ledger().try_grant(Category::Request, 0);
         Ok(Writing {
             sampler,
             ends,
@@ -149,6 +174,10 @@ impl Writing {
             stops,
             logprobs,
             told: vec![],
+            told_grant: grant()?,
+            said_grant: grant()?,
+            engine: engine.clone(),
+            cancel,
             events,
             speed,
             model,
@@ -167,13 +196,40 @@ impl Writing {
         }
     }
 
-    fn tell(&mut self, id: u32, logits: &[f32]) {
-        let Some(count) = self.logprobs else { return };
+    /// Has so many bytes more granted for what is told or sent next.
+    fn hold(&mut self, bytes: usize) -> Result<(), OverBudget> {
+        let all_bytes = self.told_grant.bytes() + bytes as u64;
+        self.engine.room().enlarge_in_time(&mut self.told_grant, all_bytes, 0, &self.cancel)
+    }
+
+    /// Has granted what each of the next tokens takes until the end.
+    fn hold_said(&mut self) -> Result<(), OverBudget> {
+        if !self.count.is_multiple_of(SAID_TOKENS) {
+            return Ok(());
+        }
+        let tokens = SAID_TOKENS.min(self.max_tokens.saturating_sub(self.count));
+        let all_bytes = self.said_grant.bytes() + (tokens * SAID_BYTES) as u64;
+        self.engine.room().enlarge_in_time(&mut self.said_grant, all_bytes, 0, &self.cancel)
+    }
+
+    fn tell(&mut self, id: u32, logits: &[f32]) -> Result<(), OverBudget> {
+        let Some(count) = self.logprobs else { return Ok(()) };
         let (logprob, top) = logprobs(logits, Some(id), count);
+        let ids = top.iter().map(|(id, _)| *id).chain([id]);
+        let bytes = ids.map(|id| NAMED_BYTES + self.bytes_of(id).len()).sum::<usize>();
+        self.hold(2 * size_of::<Told>() + bytes)?;
         let named = |id: u32, logprob: f64| Named { bytes: self.bytes_of(id), logprob };
         let token = named(id, logprob.unwrap_or(f64::NEG_INFINITY));
         let top = top.into_iter().map(|(id, logprob)| named(id, logprob)).collect();
         self.told.push(Told { token, top });
+        Ok(())
+    }
+
+    /// What goes out of a text, with the tokens that wait for it.
+    fn piece(&mut self, text: String) -> Result<Piece, OverBudget> {
+        self.hold(PIECE_BYTES + text.capacity())?;
+        let tokens = std::mem::take(&mut self.told);
+        Ok(Piece { text, tokens, _grant: Some(self.told_grant.split(u64::MAX)) })
     }
 
     fn time(&mut self) {
@@ -191,7 +247,13 @@ impl Writing {
         self.events.blocking_send(event).is_ok()
     }
 
-    fn end(&mut self, mut text: String, finish: Finish, is_stopped: bool) {
+    /// The rest of a text, which goes on no more.
+    fn end(
+        &mut self,
+        mut text: String,
+        finish: Finish,
+        is_stopped: bool,
+    ) -> Result<(), OverBudget> {
         if !is_stopped {
             let left = self.whole.end();
             let passed = self.stops.push(&left);
@@ -200,8 +262,50 @@ impl Writing {
                 text += &self.stops.end();
             }
         }
-        let piece = Piece { text, tokens: std::mem::take(&mut self.told) };
+        let piece = self.piece(text)?;
         self.send(Event::End(piece, finish, self.count));
+        Ok(())
+    }
+
+    /// Sends on what a token makes of the text.
+    fn write(&mut self, id: u32, logits: &[f32]) -> Result<Next, OverBudget> {
+        self.hold_said()?;
+        self.count += 1;
+        self.time();
+        if self.ends.contains(&id) {
+            self.end(String::new(), Finish::Stop, false)?;
+            return Ok(Next::End);
+        }
+        self.tell(id, logits)?;
+        let token = self.encoder.language().and_then(|of| self.encoder.token(of, id));
+        let bytes = match token {
+            Some((token, false)) => self.bytes.push(&token),
+            _ => vec![],
+        };
+        let whole = self.whole.push(&bytes);
+        let passed = self.stops.push(&whole);
+        if passed.stop.is_some() {
+            self.end(passed.text, Finish::Stop, true)?;
+            return Ok(Next::End);
+        }
+        if self.count >= self.max_tokens {
+            self.end(passed.text, Finish::Length, false)?;
+            return Ok(Next::Token(id));
+        }
+        if passed.text.is_empty() {
+            return Ok(Next::Token(id));
+        }
+        let piece = self.piece(passed.text)?;
+        match self.send(Event::Piece(piece)) {
+            true => Ok(Next::Token(id)),
+            false => Ok(Next::End),
+        }
+    }
+
+    /// Ends where the text cannot go on.
+    fn fail(&mut self, error: ApiError) -> Next {
+        self.send(Event::Failed(error));
+        Next::End
     }
 }
 
@@ -211,40 +315,9 @@ impl Decide for Writing {
             Ok(id) => id,
             Err(error) => {
                 let message = format!("the text cannot go on: {error}");
-                let failed = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message);
-                self.send(Event::Failed(failed));
-                return Next::End;
+                return self.fail(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message));
             }
         };
-        self.count += 1;
-        self.time();
-        if self.ends.contains(&id) {
-            self.end(String::new(), Finish::Stop, false);
-            return Next::End;
-        }
-        self.tell(id, logits);
-        let token = self.encoder.language().and_then(|of| self.encoder.token(of, id));
-        let bytes = match token {
-            Some((token, false)) => self.bytes.push(&token),
-            _ => vec![],
-        };
-        let whole = self.whole.push(&bytes);
-        let passed = self.stops.push(&whole);
-        if passed.stop.is_some() {
-            self.end(passed.text, Finish::Stop, true);
-            return Next::End;
-        }
-        if self.count >= self.max_tokens {
-            self.end(passed.text, Finish::Length, false);
-            return Next::Token(id);
-        }
-        if passed.text.is_empty() {
-            return Next::Token(id);
-        }
-        let piece = Piece { text: passed.text, tokens: std::mem::take(&mut self.told) };
-        match self.send(Event::Piece(piece)) {
-            true => Next::Token(id),
-            false => Next::End,
-        }
+        self.write(id, logits).unwrap_or_else(|refused| self.fail(refused.into()))
     }
 }
