@@ -2,14 +2,17 @@
 
 mod common;
 
-use common::daemon::Daemon;
+use common::daemon::{Connection, Daemon, command};
 use common::schema::Schemas;
-use common::served::{hermesctl, wait_metric};
-use common::writer::{CONTEXT, TEMPLATE, build};
+use common::served::{hermesctl, metric, wait_metric};
+use common::writer::{CONTEXT, TEMPLATE, build, build_with};
 use common::{python, small_store};
 use serde_json::{Value, json};
+use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::thread;
+use std::time::Instant;
 
 /// One that writes, one without a template, one whose template refuses, and one that embeds.
 fn store() -> &'static Path {
@@ -235,4 +238,190 @@ fn hermesctl_writes_and_chats() {
     let (code, text, told) = hermesctl(&daemon.socket, &["generate", "nothing", "x"]);
     assert_eq!((code, &*text), (1, ""));
     assert!(told.contains("nothing"), "{told}");
+}
+
+const REQUESTS: &str = "hermes_ledger_bytes{category=\"request\"}";
+const SESSIONS: &str = "hermes_sessions";
+
+/// A text of which each token is told with the 20 likeliest: 2 KB a token.
+fn told(streams: bool) -> Value {
+    json!({"model": "gen", "messages": [{"role": "user", "content": "x"}], "max_tokens": 200,
+        "logprobs": true, "top_logprobs": 20, "stream": streams, "logit_bias": {"502": -100}})
+}
+
+/// A text and how likely its tokens were were in no ledger until all of it was there: 10 MB of an
+/// answer of 1,024 tokens.
+#[test]
+fn what_is_told_of_a_text_is_granted_as_it_comes() {
+    let Served { daemon, folder: _folder } = serve();
+    let warm = json!({"model": "gen", "prompt": [5], "max_tokens": 1});
+    assert_eq!(daemon.post(EVENTS, &warm.to_string()).0, 200);
+    let before = metric(&daemon, REQUESTS);
+    for streams in [true, false] {
+        // Nobody reads.
+        let asked = daemon.connect().post(CHAT, &told(streams).to_string());
+        wait_metric(&daemon, REQUESTS, |bytes| bytes > before + 100e3);
+        drop(asked);
+        wait_metric(&daemon, SESSIONS, |texts| texts == 0.0);
+        wait_metric(&daemon, REQUESTS, |bytes| bytes == before);
+    }
+    let (status, whole) = daemon.post(CHAT, &told(false).to_string());
+    assert_eq!(status, 200, "{whole}");
+    let content = whole["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(content.len(), 200);
+    for token in content {
+        let top = token["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 20, "{token}");
+        let logprobs: Vec<f64> = top.iter().map(|one| one["logprob"].as_f64().unwrap()).collect();
+        assert!(logprobs.is_sorted_by(|a, b| a >= b), "{token}");
+    }
+    wait_metric(&daemon, REQUESTS, |bytes| bytes == before);
+}
+
+/// What a model's tokenizer takes for its texts, and generation.json, were seen once they were there.
+#[test]
+fn what_tells_of_a_language_is_granted_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let mut tokenizer: Value =
+        serde_json::from_str(include_str!("data/text/tokenizers/byte-level.tokenizer.json"))
+            .unwrap();
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    let mut one = added[0].clone();
+    let first = added.iter().map(|token| token["id"].as_u64().unwrap()).max().unwrap() + 1;
+    for number in 0..400 {
+        one["id"] = json!(first + number);
+        one["content"] = json!(format!("<|unused {number}|>"));
+        added.push(one.clone());
+    }
+    let template = format!("{{# {} #}}{TEMPLATE}", "long ".repeat(400_000));
+    build_with(&store, "gen", Some(&template), &tokenizer.to_string(), CONTEXT);
+    let socket = folder.path().join("s");
+    let log = folder.path().join("log");
+    let arguments = ["--budget", "256MiB", "--profiles", "false"];
+    let mut command = command(&store, &socket, &arguments);
+    command.stderr(fs::File::create(&log).unwrap());
+    let daemon = Daemon::spawn(&mut command, &socket);
+    let body = json!({"model": "gen", "prompt": "the lamp", "max_tokens": 2});
+    let (status, reply) = daemon.post(EVENTS, &body.to_string());
+    assert_eq!(status, 200, "{reply}");
+    let log = fs::read_to_string(&log).unwrap();
+    assert!(!log.contains("were granted"), "{log}");
+}
+
+/// Whoever leaves, and whenever, takes all along: before the first token, between two, in the middle
+/// of the reply, with texts that have not begun.
+#[test]
+fn clients_that_leave_by_chance_leave_nothing_behind() {
+    let Served { daemon, folder: _folder } = serve();
+    let warm = json!({"model": "gen", "prompt": [5], "max_tokens": 1});
+    assert_eq!(daemon.post(EVENTS, &warm.to_string()).0, 200);
+    let before = metric(&daemon, REQUESTS);
+    thread::scope(|scope| {
+        for client in 0..6 {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                for round in 0..4_u64 {
+                    let at = client * 4 + round;
+                    let mut body = told(at % 3 > 0);
+                    let mut path = CHAT;
+                    if at % 4 == 0 {
+                        path = EVENTS;
+                        body = json!({"model": "gen", "prompt": [[5], [5, 6], [7], [8], [9]],
+                            "max_tokens": 50, "stream": at % 8 == 0});
+                    }
+                    let asked = daemon.connect().post(path, &body.to_string());
+                    asked.leave_after(at * 7919 % 4 * 200);
+                }
+            });
+        }
+    });
+    wait_metric(&daemon, SESSIONS, |texts| texts == 0.0);
+    wait_metric(&daemon, REQUESTS, |bytes| bytes == before);
+    assert_eq!(daemon.post(EVENTS, &warm.to_string()).0, 200);
+    // With the model goes what is kept of texts that have ended.
+    assert_eq!(daemon.post("/v2/repository/models/gen/unload", "{}").0, 200);
+    let held = "hermes_ledger_bytes{category=\"session\"}";
+    wait_metric(&daemon, held, |bytes| bytes == 0.0);
+}
+
+/// A text that is broken off is no success: its last event is an error, and no end follows.
+#[test]
+fn streams_that_break_off_say_why() {
+    let Served { daemon, folder: _folder } = serve();
+    let warm = json!({"model": "gen", "prompt": [5], "max_tokens": 1});
+    assert_eq!(daemon.post(EVENTS, &warm.to_string()).0, 200);
+    let before = metric(&daemon, REQUESTS);
+    let body = told(true).to_string();
+    let start = Instant::now();
+    assert_eq!(daemon.connect().post(CHAT, &body).response().0, 200);
+    let took = start.elapsed();
+    // What comes in the middle of some text comes before or behind others.
+    let broken = |ask: &dyn Fn(i32) -> Connection, words: &str| {
+        (0..100).any(|attempt| {
+            let (status, _, text) = ask(attempt).response();
+            let text = String::from_utf8(text).unwrap();
+            let last = text.trim_end().rsplit("data: ").next().unwrap();
+            let event = serde_json::from_str::<Value>(last);
+            match event {
+                _ if status != 200 => false,
+                Err(_) => {
+                    assert_eq!(last, "[DONE]");
+                    false
+                }
+                Ok(event) => {
+                    let message = event["error"]["message"].as_str().unwrap();
+                    assert!(message.contains(words), "{message}");
+                    true
+                }
+            }
+        })
+    };
+    let begun = "hermes_first_token_duration_seconds_count{model=\"gen\"}";
+    let unloaded = |_: i32| {
+        let texts = metric(&daemon, begun);
+        let asked = daemon.connect().post(CHAT, &body);
+        wait_metric(&daemon, begun, |now| now > texts);
+        assert_eq!(daemon.post("/v2/repository/models/gen/unload", "{}").0, 200);
+        asked
+    };
+    assert!(broken(&unloaded, "broken off"));
+    let late = |attempt: i32| {
+        let timeout = took.mul_f64(0.8_f64.powi(attempt % 30)).as_micros();
+        let timeout = format!("{timeout}us");
+        let headers = [("content-type", "application/json"), ("timeout", &timeout)];
+        daemon.connect().ask(&format!("POST {CHAT}"), &headers, &body)
+    };
+    assert!(broken(&late, "time"));
+    wait_metric(&daemon, SESSIONS, |texts| texts == 0.0);
+    wait_metric(&daemon, REQUESTS, |bytes| bytes == before);
+}
+
+/// A text that never fits is refused before anything of it is read, with how many tokens would.
+#[test]
+fn texts_that_never_fit_are_refused_with_the_tokens_that_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let tokenizer = include_str!("data/text/tokenizers/byte-level.tokenizer.json");
+    build_with(&store, "gen", None, tokenizer, 1_000_000_000);
+    let arguments = ["--budget", "96MiB", "--window", "8MiB", "--profiles", "false"];
+    let daemon = Daemon::start(&store, &folder.path().join("s"), &arguments);
+    for streams in [false, true] {
+        let body = json!({"model": "gen", "prompt": [5, 6], "max_tokens": 900_000_000,
+            "stream": streams});
+        let (status, refused) = daemon.post(EVENTS, &body.to_string());
+        assert_eq!(status, 413, "{refused}");
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert!(message.contains("900000002") && message.contains("budget"), "{message}");
+    }
+    wait_metric(&daemon, SESSIONS, |texts| texts == 0.0);
+}
+
+/// Builds of language models said of vectors that there are none of: "of length one: guessed".
+#[test]
+fn nothing_is_said_of_vectors_where_there_are_none() {
+    let manifest = fs::read_to_string(store().join("gen/1/manifest.json")).unwrap();
+    assert!(manifest.contains("no embeddings") && !manifest.contains("vectors of"), "{manifest}");
 }

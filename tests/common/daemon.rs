@@ -202,6 +202,11 @@ impl Connection {
         ))
     }
 
+    /// Reads so many bytes, or what there is until the end, and leaves.
+    pub fn leave_after(self, bytes: u64) {
+        std::io::copy(&mut self.reader.take(bytes), &mut std::io::sink()).unwrap();
+    }
+
     /// Reads a response; a body that is not JSON is null.
     pub fn reply(&mut self) -> (u16, Value) {
         let (status, _, body) = self.response();

@@ -16,17 +16,28 @@ pub const CONTEXT: usize = 256;
 
 /// Builds it from the files that its makers would lay beside it.
 pub fn build(store: &Path, name: &str, template: Option<&str>) {
+    let tokenizer = include_str!("../data/text/tokenizers/byte-level.tokenizer.json");
+    build_with(store, name, template, tokenizer, CONTEXT);
+}
+
+/// The same with another tokenizer, and for longer texts.
+pub fn build_with(
+    store: &Path,
+    name: &str,
+    template: Option<&str>,
+    tokenizer: &str,
+    context: usize,
+) {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model.onnx");
     run(program("hermes-bench"), &["synth", "gpt2-tiny", "--past", "-o", path(&model)]);
-    let tokenizer = include_str!("../data/text/tokenizers/byte-level.tokenizer.json");
     let config = json!({
         "chat_template": template, "eos_token": "<|im_end|>", "bos_token": "<|endoftext|>",
     });
     let files = [
         ("tokenizer.json", tokenizer.to_owned()),
         ("tokenizer_config.json", config.to_string()),
-        ("config.json", json!({ "n_positions": CONTEXT }).to_string()),
+        ("config.json", json!({ "n_positions": context }).to_string()),
     ];
     for (file, text) in files {
         fs::write(folder.path().join(file), text).unwrap();
