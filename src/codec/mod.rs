@@ -21,7 +21,7 @@ mod grouped;
 mod moments;
 mod q4;
 mod q8;
-mod simd;
+pub mod simd;
 
 pub use feedback::Feedback;
 pub use moments::{add_moments, squared_products};

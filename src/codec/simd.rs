@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 /// A loop and what it works on.
-pub(super) trait Kernel {
+pub trait Kernel {
     /// Runs it. Implementations are `#[inline(always)]`, as is everything they call.
     fn run(self);
 }
@@ -94,7 +94,7 @@ impl HalfConversion {
 
 /// Runs `kernel` with the best instructions there are.
 #[inline]
-pub(super) fn run<K: Kernel>(kernel: K) {
+pub fn run<K: Kernel>(kernel: K) {
     let best = Isa::ALL.iter().rev().find(|isa| isa.is_available());
     run_on(*best.expect("the baseline is always available"), kernel);
 }

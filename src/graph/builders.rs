@@ -1,5 +1,6 @@
 //! Operators that are built otherwise than by tract, which cannot do with open sizes there.
 
+use super::attention;
 use super::quantize::{to_i8, to_u8};
 use super::repair::attribute;
 use std::sync::LazyLock;
@@ -25,6 +26,7 @@ pub fn onnx() -> Onnx {
     let mut onnx = TRACT.clone().with_ignore_value_info(true);
     let register = &mut onnx.op_register;
     register.insert("Attention", |context, node| rewired(context, node, masked));
+    register.insert(attention::OPERATOR, attention::parse);
     register.insert("Concat", concat);
     register.insert("CumSum", |context, node| rewired(context, node, of_numbers));
     register.insert("QuantizeLinear", |context, node| rewired(context, node, quantized));

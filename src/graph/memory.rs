@@ -1,5 +1,6 @@
 //! How many bytes of activations a pass holds at its peak, before it is run.
 
+use super::attention::{Append, Mix};
 use super::kernel::TILE_COLUMNS;
 use super::ops::{Constant, Linear};
 use std::collections::HashMap;
@@ -37,6 +38,8 @@ enum Work {
     /// Of f32. Its input is packed, filled up by at most so many bytes, and gone before there is
     /// an output.
     Linear { fill_bytes: u64 },
+    /// Once more what it reads, and so many bytes.
+    Attention { work_bytes: u64 },
 }
 
 /// Copies of an op that nothing else is known of.
@@ -49,7 +52,11 @@ const LINEAR_COPIES_CAST: u64 = 3;
 const LINEAR_COPIES_TOGETHER: u64 = 3;
 
 impl Work {
-    fn of(node: &TypedNode) -> Work {
+    fn of(model: &TypedModel, node: &TypedNode) -> Work {
+        if node.op_is::<Mix>() {
+            let facts = model.node_input_facts(node.id).unwrap_or_default();
+            return Work::Attention { work_bytes: Mix::work_bytes(&facts) };
+        }
         if let Some(linear) = node.op_as::<Linear>() {
             let fill_bytes = ((TILE_COLUMNS - 1) * linear.depth * size_of::<f32>()) as u64;
             return match linear.dtype == f32::datum_type() {
@@ -65,6 +72,7 @@ impl Work {
             || node.op_is::<OptBinChain>();
         match node {
             _ if is_elementwise && node.outputs.iter().all(is_plain) => Work::Nothing,
+            _ if node.op_is::<Append>() => Work::Nothing,
             _ if node.op_is::<Constant>() => Work::Copies(1),
             _ => Work::Copies(WORKING_COPIES),
         }
@@ -85,6 +93,7 @@ impl Work {
             Work::Nothing => read + written,
             Work::Copies(copies) => read + written + copies * largest_read.max(written),
             Work::Linear { fill_bytes } => largest_read + fill_bytes + read.max(written),
+            Work::Attention { work_bytes } => 2 * read + written + work_bytes,
         }
     }
 }
@@ -150,11 +159,20 @@ impl Liveness {
         }
         let step = |(step, node): (usize, &usize)| {
             let node = model.node(*node);
-            let mut reads: TVec<usize> = node.inputs.iter().map(|input| input.node).collect();
+            // The keys and values of what is past become those of all: they are counted as these.
+            let counted = if node.op_is::<Append>() { 1 } else { node.inputs.len() };
+            let inputs = node.inputs.iter().take(counted);
+            let mut reads: TVec<usize> = inputs.map(|input| input.node).collect();
             reads.sort_unstable();
             reads.dedup();
             let bodies = bodies(node).into_iter().flatten().collect();
-            Step { node: node.id, reads, frees: frees[step].clone(), work: Work::of(node), bodies }
+            Step {
+                node: node.id,
+                reads,
+                frees: frees[step].clone(),
+                work: Work::of(model, node),
+                bodies,
+            }
         };
         let steps = plan.order_without_consts().iter().enumerate().map(step).collect();
         let fact = |outlet: &OutletId| &model.node(outlet.node).outputs[outlet.slot].fact;
@@ -199,7 +217,7 @@ impl Liveness {
     }
 
     /// Binds the model's symbols to the inputs' shapes.
-    fn bind(&self, inputs: &[Vec<usize>]) -> SymbolValues {
+    pub fn bind(&self, inputs: &[Vec<usize>]) -> SymbolValues {
         let mut symbols = SymbolValues::default();
         for (shape, sizes) in self.inputs.iter().zip(inputs) {
             for (dim, size) in shape.iter().zip(sizes) {

@@ -4,6 +4,7 @@
 //! into a tract plan with streamed ops, `ops` evaluates those, `lockstep` the whole plan for several
 //! requests at once. Nothing here reads a block, knows a window or speaks HTTP.
 
+mod attention;
 mod bounds;
 mod builders;
 mod check;
@@ -37,6 +38,7 @@ mod view;
 mod walker;
 pub mod writer;
 
+pub use attention::{Keeping, KeptPast, MOST_NEW, OPERATOR};
 pub use datum::{array_of, datum_of, dtype_of, tensor_of};
 pub use error::GraphError;
 pub use import::{Imported, import};

@@ -54,7 +54,8 @@ pub struct Lease {
 #[derive(Clone)]
 pub struct TapeFeed(pub Arc<dyn Feed>);
 
-fn feed<'a>(context: &'a EvalContext) -> TractResult<&'a dyn Feed> {
+/// The pass that evaluates an op.
+pub(super) fn feed<'a>(context: &'a EvalContext) -> TractResult<&'a dyn Feed> {
     let shared = context.shared.context("a streamed op needs a pass around it")?;
     Ok(&*shared.get::<TapeFeed>().context("the pass brought no tape")?.0)
 }

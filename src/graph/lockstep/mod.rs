@@ -10,6 +10,7 @@ mod walk;
 pub use branches::check_ops;
 pub use walk::{Visit, Walk};
 
+use super::attention::{Keeping, keeping_of};
 use super::decided;
 use super::memory::{Footprint, Liveness};
 use super::ops::{Constant, Feed, Linear, TapeFeed};
@@ -22,6 +23,7 @@ use std::fmt;
 use std::sync::Arc;
 use tract_core::internal::*;
 use tract_core::model::order::build_flush_list;
+use tract_core::ops::einsum::EinSum;
 use tract_core::ops::konst::Const;
 use tract_core::ops::matmul::optimized::OptMatMul;
 use tract_core::ops::scan::OptScan;
@@ -87,6 +89,28 @@ impl Lockstep {
         let linears = self.plan.model().nodes.iter().filter_map(|node| node.op_as::<Linear>());
         let depth = linears.map(|linear| linear.depth).max().unwrap_or(0);
         (depth * PANEL_ROWS * size_of::<f32>()) as u64
+    }
+
+    /// By input, how a session keeps it that is the past of a layer.
+    pub fn keeping(&self) -> Vec<Option<Keeping>> {
+        keeping_of(self.plan.model())
+    }
+
+    /// Whether what comes of a token has the same bits whatever tokens are new beside it, which tract's
+    /// own products do not promise.
+    pub fn keeps_bits(&self) -> bool {
+        let mixes = |node: &TypedNode| {
+            node.op_is::<OptMatMul>() || node.op_is::<EinSum>() || node.op_is::<OptScan>()
+        };
+        !self.plan.model().nodes.iter().any(mixes)
+    }
+
+    /// The size of an output's axis where the inputs have these shapes, as far as these tell.
+    pub fn output_size(&self, output: usize, axis: usize, inputs: &[Vec<usize>]) -> Option<usize> {
+        let model = self.plan.model();
+        let fact = model.outlet_fact(*model.outputs.get(output)?).ok()?;
+        let size = fact.shape.get(axis)?.maybe_eval_to_i64(&self.liveness.bind(inputs))?;
+        usize::try_from(size).ok()
     }
 
     /// What its shapes ask of the sizes of its inputs.

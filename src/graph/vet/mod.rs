@@ -11,6 +11,7 @@ mod microsoft;
 mod ml;
 mod onnx;
 
+use super::attention::{DOMAIN, OPERATOR};
 use super::check::unsupported;
 use super::error::GraphError;
 use super::repair::attribute;
@@ -62,11 +63,15 @@ struct Domain {
 /// The newest version of ONNX's operators that the table was made from.
 pub const ONNX_VERSION: i64 = 28;
 
-const DOMAINS: [Domain; 3] = [
+const DOMAINS: [Domain; 4] = [
     Domain { name: "", oldest: 1, newest: ONNX_VERSION, operators: onnx::OPERATORS },
     Domain { name: "ai.onnx.ml", oldest: 1, newest: 5, operators: ml::OPERATORS },
     Domain { name: "com.microsoft", oldest: 1, newest: 1, operators: microsoft::OPERATORS },
+    Domain { name: DOMAIN, oldest: 1, newest: 1, operators: OWN },
 ];
+
+/// The operators of graphs that are drawn here.
+const OWN: &[Operator] = &[Operator { name: OPERATOR, rules: &[Rule::Any(&["scale", "window"])] }];
 
 /// Refuses what tract would compute otherwise than it is meant, by node, operator and attribute.
 pub fn vet(model: &ModelProto) -> Result<(), GraphError> {
@@ -273,7 +278,7 @@ mod tests {
     fn tables_are_in_order_and_name_operators_that_tract_parses() {
         // A repair makes other operators of these before tract sees them.
         let repaired: BTreeSet<&str> = super::super::repair::operators().collect();
-        let tract = tract_onnx::onnx();
+        let tract = super::super::builders::onnx();
         for domain in &DOMAINS {
             let names: Vec<&str> = domain.operators.iter().map(|o| o.name).collect();
             assert!(names.is_sorted(), "{}: {names:?}", domain.name);

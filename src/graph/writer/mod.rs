@@ -7,6 +7,7 @@
 
 mod scope;
 
+use super::attention::DOMAIN;
 use std::collections::HashMap;
 use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
@@ -122,12 +123,14 @@ impl<T> Graph<T> {
             output: self.outputs.clone(),
             ..GraphProto::default()
         };
-        let opset = OperatorSetIdProto { domain: String::new(), version: opset };
+        let of = |domain: &str, version| OperatorSetIdProto { domain: domain.to_string(), version };
+        let has_own = self.nodes.iter().any(|node| node.domain == DOMAIN);
+        let own = has_own.then(|| of(DOMAIN, 1));
         ModelProto {
             ir_version: IR_VERSION,
             producer_name: producer.to_string(),
             producer_version: env!("CARGO_PKG_VERSION").to_string(),
-            opset_import: vec![opset],
+            opset_import: [of("", opset)].into_iter().chain(own).collect(),
             graph: Some(graph),
             ..ModelProto::default()
         }

@@ -1,5 +1,6 @@
 //! Places in a graph under construction, and the operators that are added there.
 
+use super::super::attention::DOMAIN;
 use super::{DataType, Graph, Value, float_tensor, int, int_tensor, ints, tensor_attribute};
 use tract_onnx::pb::{AttributeProto, NodeProto, TensorProto};
 
@@ -57,6 +58,21 @@ impl<T> Scope<'_, T> {
             ..Default::default()
         });
         output
+    }
+
+    /// Add a node of an operator that graphs drawn here have for themselves.
+    pub fn own(
+        &mut self,
+        op: &str,
+        inputs: &[&str],
+        attribute: Vec<AttributeProto>,
+        outputs: usize,
+    ) -> Vec<Value> {
+        let values = self.op_many(op, inputs, attribute, outputs);
+        if let Some(node) = self.graph.nodes.last_mut() {
+            node.domain = DOMAIN.to_string();
+        }
+        values
     }
 
     /// That scope in the place of this one.
