@@ -8,12 +8,13 @@
 mod common;
 
 use common::crews::CREWS;
+use common::made::{self, made_up};
 use common::programs::program;
 use hermes::engine::{Array, Cancel, Config, Engine, Reply, Request};
 use hermes::store::Dtype;
 use hermes::store::manifest::{Dim, Port};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,39 +70,9 @@ impl Right {
         if !self.path.is_empty() {
             return data(&self.path);
         }
-        let (mut head, mut bytes) = (json!({}), vec![]);
-        for (name, shape) in &self.tensors {
-            let begin = bytes.len();
-            bytes.extend(made_up(name, shape).into_iter().flat_map(f32::to_le_bytes));
-            let offsets = [begin, bytes.len()];
-            head[name] = json!({"dtype": "F32", "shape": shape, "data_offsets": offsets});
-        }
-        let head = head.to_string();
-        let length = (head.len() as u64).to_le_bytes();
-        let whole = [&length[..], head.as_bytes(), &bytes].concat();
-        fs::write(folder.join("model.safetensors"), whole).unwrap();
-        fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
+        made::write(folder, &self.config, &self.tensors);
         folder.to_owned()
     }
-}
-
-/// Values between -0.5 and 0.5 that follow from a name; about 1 for the weights of norms.
-fn made_up(name: &str, shape: &[u64]) -> Vec<f32> {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let number = |index: u64| {
-        let mut z = seed.wrapping_add(index).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let value = ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32 - 0.5;
-        match (shape.len(), name.ends_with("weight")) {
-            (1, true) => value * 0.25 + 1.0,
-            (1, false) => value * 0.25,
-            _ => value,
-        }
-    };
-    (0..shape.iter().product()).map(number).collect()
 }
 
 fn build(model: &Path, store: &Path, arguments: &[&str]) -> Output {
@@ -160,8 +131,9 @@ fn decoded(engine: &Engine, ids: &[i64], parts: &[usize]) -> Vec<f32> {
             assert_eq!(array.shape[2], at, "{name}");
         }
         let last = output(&reply, "logits");
-        assert_eq!(last.shape[..2], [1, 1]);
-        logits = last.to_f32().unwrap();
+        // Those of the last few tokens come out.
+        assert_eq!(last.shape[..2], [1, (*part).min(8)]);
+        logits = last.to_f32().unwrap().split_off(((*part).min(8) - 1) * last.shape[2]);
     }
     assert_eq!(at, ids.len());
     logits

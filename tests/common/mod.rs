@@ -7,6 +7,7 @@ pub mod crews;
 pub mod daemon;
 pub mod frozen;
 pub mod gguf;
+pub mod made;
 pub mod precision;
 pub mod programs;
 pub mod python;

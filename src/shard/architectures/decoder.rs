@@ -1,19 +1,24 @@
 //! What all decoders have: the inputs and outputs of a language model with a cache, the places of its
-//! tokens, causal masks, rotation by place, and attention over what is past and what is new.
+//! tokens, rotation by place, and attention over what is past and what is new.
 //!
 //! A pass takes the ids of S new tokens and the keys and values of the P tokens before them, P from 0
-//! on. All that depends on places is computed from these two lengths. Heads of queries that share one
-//! of keys are rows of one product, so no key is copied for them.
+//! on. All that depends on places is computed from these two lengths. Attention is one operator, which
+//! `graph::attention` computes.
 
 use super::module::{Graph, Module};
 use super::rope::Frequencies;
 use crate::checkpoint::Rotation;
+use crate::graph::OPERATOR;
 use crate::graph::skim::Stored;
-use crate::graph::writer::{DataType, Dim, Scope, Value, float_tensor, int};
+use crate::graph::writer::{DataType, Dim, Scope, Value, float, float_tensor, int};
 
 const NEW: Dim = Dim::Any("sequence_length");
 const PAST: Dim = Dim::Any("past_sequence_length");
+const LAST: Dim = Dim::Any("logits_length");
 const SEEN: Dim = Dim::Any("past_sequence_length + sequence_length");
+
+/// Most new tokens whose logits come out, the last ones.
+const LAST_LOGITS: i64 = 8;
 
 /// How many heads there are, and what they are like.
 #[derive(Clone, Copy)]
@@ -30,10 +35,6 @@ pub struct Decoder {
     heads: Heads,
     /// Places of the new tokens, int64 `[S]`.
     places: Value,
-    /// The place of each row of a head of keys' scores, int64 `[queries / keys * S, 1]`.
-    rows: Value,
-    /// The place of each token that is seen, int64 `[P + S]`.
-    columns: Value,
     /// Keys and values of the layers so far, `[1, keys, P + S, width]`.
     presents: Vec<[Value; 2]>,
 }
@@ -52,35 +53,14 @@ impl Decoder {
         let past = root.size(&past(0, "key"), 2);
         let new = root.size("input_ids", 1);
         let seen = root.op("Add", &[&past, &new]);
-        let (zero, one) = (root.constant_int(0), root.constant_int(1));
+        let one = root.constant_int(1);
         let places = root.op("Range", &[&past, &seen, &one]);
-        let columns = root.op("Range", &[&zero, &seen, &one]);
-        let row = root.unsqueeze(&places, 1);
-        let rows = match heads.queries / heads.keys {
-            1 => row,
-            shared => root.concat(&vec![&*row; shared as usize], 0),
-        };
-        Decoder { heads, places, rows, columns, presents: vec![] }
+        Decoder { heads, places, presents: vec![] }
     }
 
     /// Places of the new tokens, int64 `[S]`.
     pub fn places(&self) -> &str {
         &self.places
-    }
-
-    /// What is added to scores, `[queries / keys * S, P + S]`: 0 where a token sees another, minus
-    /// infinity where not. A token sees itself and those before it; with a window of n, the n - 1
-    /// next before it.
-    pub fn mask(&self, scope: &mut Scope<Stored>, window: Option<u64>) -> Value {
-        let mut seen = scope.op("LessOrEqual", &[&self.columns, &self.rows]);
-        if let Some(window) = window {
-            let window = scope.constant_int(window.cast_signed());
-            let before = scope.op("Sub", &[&self.rows, &window]);
-            let inside = scope.op("Greater", &[&self.columns, &before]);
-            seen = scope.op("And", &[&seen, &inside]);
-        }
-        let (zero, never) = (scope.constant_float(0.0), scope.constant_float(f32::NEG_INFINITY));
-        scope.op("Where", &[&seen, &zero, &never])
     }
 
     /// Splits `[1, S, heads * width]` into its heads: `[1, S, heads, width]`.
@@ -91,45 +71,37 @@ impl Decoder {
     }
 
     /// Attention of the next layer: `[1, S, queries * width]` of queries, keys and values of the new
-    /// tokens, `[1, heads, S, width]`. Scores are multiplied by `scale`.
+    /// tokens, `[1, heads, S, width]`. Scores are multiplied by `scale`. A token sees itself and those
+    /// before it; with a window of n, the n - 1 next before it.
     pub fn attend(
         &mut self,
         scope: &mut Scope<Stored>,
         [query, key, value]: [&str; 3],
-        mask: &str,
+        window: Option<u64>,
         scale: f64,
     ) -> Value {
-        let Heads { queries, keys, width } = self.heads;
-        let [queries, keys, width] = [queries, keys, width].map(u64::cast_signed);
         let layer = self.presents.len() as u64;
-        let key = scope.concat(&[&past(layer, "key"), key], 2);
-        let value = scope.concat(&[&past(layer, "value"), value], 2);
-        let factor = scope.constant_float(scale as f32);
-        let query = scope.op("Mul", &[query, &factor]);
-        let rows = scope.constant_ints(&[1, keys, -1, width]);
-        let query = scope.reshape(&query, &rows);
-        let turned = scope.transpose(&key, &[0, 1, 3, 2]);
-        let scores = scope.op("MatMul", &[&query, &turned]);
-        let scores = scope.op("Add", &[&scores, mask]);
-        let shares = scope.op_with("Softmax", &[&scores], vec![int("axis", -1)]);
-        let mixed = scope.op("MatMul", &[&shares, &value]);
+        let [past_key, past_value] = ["key", "value"].map(|part| past(layer, part));
+        let mut attributes = vec![float("scale", scale as f32)];
+        attributes.extend(window.map(|window| int("window", window.cast_signed())));
+        let inputs = [query, key, value, &past_key, &past_value];
+        let mut values = scope.own(OPERATOR, &inputs, attributes, 3).into_iter();
+        let [mixed, key, value] = [(); 3].map(|()| values.next().unwrap_or_default());
         self.presents.push([key, value]);
-        let heads = scope.constant_ints(&[1, queries, -1, width]);
-        let mixed = scope.reshape(&mixed, &heads);
-        let mixed = scope.transpose(&mixed, &[0, 2, 1, 3]);
-        let joined = scope.constant_ints(&[0, 0, queries * width]);
-        scope.reshape(&mixed, &joined)
+        mixed
     }
 
-    /// What comes of the last new token, `[1, 1, width]`: the next one's logits need no other.
+    /// What comes of the last new tokens: the next one's logits need the last alone, and whoever
+    /// proposes some has these looked at.
     pub fn last(scope: &mut Scope<Stored>, x: &str) -> Value {
-        let [start, end, axis] = [-1, i64::MAX, 1].map(|number| scope.constant_ints(&[number]));
+        let numbers = [-LAST_LOGITS, i64::MAX, 1];
+        let [start, end, axis] = numbers.map(|number| scope.constant_ints(&[number]));
         scope.op("Slice", &[x, &start, &end, &axis])
     }
 
     /// Declares the outputs.
     pub fn finish(self, graph: &mut Graph, logits: &str, vocabulary: u64) {
-        graph.output(logits, "logits", &[Dim::Is(1), Dim::Is(1), Dim::Is(vocabulary)]);
+        graph.output(logits, "logits", &[Dim::Is(1), LAST, Dim::Is(vocabulary)]);
         let shape = [Dim::Is(1), Dim::Is(self.heads.keys), SEEN, Dim::Is(self.heads.width)];
         for (layer, present) in self.presents.iter().enumerate() {
             for (value, part) in present.iter().zip(["key", "value"]) {
@@ -227,27 +199,5 @@ impl Rotary {
                 scope.concat(&[&joined, &rest], 3)
             }
         }
-    }
-}
-
-/// One mask for each window there is.
-pub struct Masks(Vec<(Option<u64>, Value)>);
-
-impl Masks {
-    /// Those of layers with such windows.
-    pub fn new(module: &mut Module, decoder: &Decoder, windows: &[Option<u64>]) -> Masks {
-        let mut masks: Vec<(Option<u64>, Value)> = vec![];
-        for window in windows {
-            if !masks.iter().any(|(known, _)| known == window) {
-                masks.push((*window, decoder.mask(&mut module.scope, *window)));
-            }
-        }
-        Masks(masks)
-    }
-
-    /// That of a layer with such a window.
-    pub fn of(&self, window: Option<u64>) -> &str {
-        let found = self.0.iter().find(|(known, _)| *known == window);
-        &found.expect("each window has a mask").1
     }
 }

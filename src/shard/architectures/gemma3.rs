@@ -2,7 +2,7 @@
 //! those that see all, and words scaled by the root of the width.
 
 use super::config::Config;
-use super::decoder::{Decoder, Heads, Masks, Rotary, by_head};
+use super::decoder::{Decoder, Heads, Rotary, by_head};
 use super::module::{Activation, Gated, Graph, Module, Norm, Product};
 use super::rope::Rope;
 use super::tensors::Tensors;
@@ -65,7 +65,6 @@ pub fn draw(
     let mut root = Module::root(graph, tensors, "model", prefix);
     let words = root.embedding("embed_tokens", "input_ids", vocabulary, width)?;
     let mut x = root.scaled(&words, (width as f64).sqrt());
-    let masks = Masks::new(&mut root, &decoder, &windows);
     let mut rotary = |rope: Rope| -> Result<Rotary, ShardError> {
         let frequencies = rope.frequencies(model.heads.width, context)?;
         Ok(Rotary::new(&mut root, &decoder, &frequencies, checkpoint.rotation))
@@ -74,7 +73,7 @@ pub fn draw(
     for (layer, window) in windows.iter().enumerate() {
         let mut module = root.at(&format!("layers.{layer}"));
         let rotary = if window.is_some() { &near } else { &all };
-        x = model.layer(&mut module, &mut decoder, rotary, &x, masks.of(*window))?;
+        x = model.layer(&mut module, &mut decoder, rotary, &x, *window)?;
     }
     let x = Decoder::last(&mut root.scope, &x);
     let x = root.rms_norm("norm", &x, model.norm(width))?;
@@ -132,7 +131,7 @@ impl Gemma3 {
         decoder: &mut Decoder,
         rotary: &Rotary,
         x: &str,
-        mask: &str,
+        window: Option<u64>,
     ) -> Result<Value, ShardError> {
         let Gemma3 { width, inner, heads, has_bias, .. } = *self;
         let normal = module.rms_norm("input_layernorm", x, self.norm(width))?;
@@ -152,7 +151,7 @@ impl Gemma3 {
             });
         }
         let parts = [&*parts[0], &*parts[1], &*parts[2]];
-        let mixed = decoder.attend(&mut attention.scope, parts, mask, self.scale);
+        let mixed = decoder.attend(&mut attention.scope, parts, window, self.scale);
         let closing = Product { depth: heads.queries * heads.width, rows: width, has_bias };
         let mixed = attention.linear("o_proj", &mixed, closing)?;
         let mixed = module.rms_norm("post_attention_layernorm", &mixed, self.norm(width))?;

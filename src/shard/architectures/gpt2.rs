@@ -59,10 +59,9 @@ pub fn draw(
     let words = root.embedding("wte", "input_ids", vocabulary, width)?;
     let places = root.embedding("wpe", decoder.places(), context, width)?;
     let mut x = root.scope.op("Add", &[&words, &places]);
-    let mask = decoder.mask(&mut root.scope, None);
     for layer in 0..layers {
         let mut module = root.at(&format!("h.{layer}"));
-        x = model.layer(&mut module, &mut decoder, layer, &x, &mask)?;
+        x = model.layer(&mut module, &mut decoder, layer, &x)?;
     }
     let x = Decoder::last(&mut root.scope, &x);
     let x = root.layer_norm("ln_f", &x, width, model.epsilon)?;
@@ -91,7 +90,6 @@ impl Gpt2 {
         decoder: &mut Decoder,
         layer: u64,
         x: &str,
-        mask: &str,
     ) -> Result<Value, ShardError> {
         let Gpt2 { width, inner, heads, .. } = *self;
         let normal = module.layer_norm("ln_1", x, width, self.epsilon)?;
@@ -106,7 +104,7 @@ impl Gpt2 {
         if self.scales_by_layer {
             scale /= (layer + 1) as f64;
         }
-        let mixed = decoder.attend(&mut attention.scope, [&query, &key, &value], mask, scale);
+        let mixed = decoder.attend(&mut attention.scope, [&query, &key, &value], None, scale);
         let mixed = self.product(&mut attention, "c_proj", &mixed, [width, width])?;
         let x = module.scope.op("Add", &[x, &mixed]);
         let normal = module.layer_norm("ln_2", &x, width, self.epsilon)?;

@@ -59,12 +59,11 @@ pub fn draw(
     let prefix = tensors.prefix(&["transformer.", ""], "wte.weight");
     let mut root = Module::root(graph, tensors, "transformer", prefix);
     let mut x = root.embedding("wte", "input_ids", vocabulary, width)?;
-    let mask = decoder.mask(&mut root.scope, None);
     let frequencies = Rope::plain(10000.0).frequencies(turned, context)?;
     let rotary = Rotary::new(&mut root, &decoder, &frequencies, Rotation::Interleaved);
     for layer in 0..layers {
         let mut module = root.at(&format!("h.{layer}"));
-        x = model.layer(&mut module, &mut decoder, &rotary, &x, &mask)?;
+        x = model.layer(&mut module, &mut decoder, &rotary, &x)?;
     }
     let x = Decoder::last(&mut root.scope, &x);
     let x = root.layer_norm("ln_f", &x, width, model.epsilon)?;
@@ -91,7 +90,6 @@ impl GptJ {
         decoder: &mut Decoder,
         rotary: &Rotary,
         x: &str,
-        mask: &str,
     ) -> Result<Value, ShardError> {
         let GptJ { width, inner, heads, .. } = *self;
         let normal = module.layer_norm("ln_1", x, width, self.epsilon)?;
@@ -109,7 +107,7 @@ impl GptJ {
         }
         let scale = (heads.width as f64).powf(-0.5);
         let parts = [&*parts[0], &*parts[1], &*parts[2]];
-        let mixed = decoder.attend(&mut attention.scope, parts, mask, scale);
+        let mixed = decoder.attend(&mut attention.scope, parts, None, scale);
         let mixed = attention.linear("out_proj", &mixed, square)?;
         let mut mlp = module.at("mlp");
         let hidden = Product { depth: width, rows: inner, has_bias: true };

@@ -3,7 +3,7 @@
 //! out stands for.
 
 use super::config::Config;
-use super::decoder::{Decoder, Heads, Masks, Rotary, by_head};
+use super::decoder::{Decoder, Heads, Rotary, by_head};
 use super::module::{Activation, Gated, Graph, Module, Norm, Product};
 use super::rope::Rope;
 use super::tensors::Tensors;
@@ -85,11 +85,10 @@ pub fn draw(
     let mut decoder = Decoder::begin(graph, layers, model.heads);
     let mut root = Module::root(graph, tensors, "model", prefix);
     let mut x = root.embedding("embed_tokens", "input_ids", vocabulary, width)?;
-    let masks = Masks::new(&mut root, &decoder, &model.windows);
     let rotary = Rotary::new(&mut root, &decoder, &frequencies, checkpoint.rotation);
     for (layer, window) in model.windows.iter().enumerate() {
         let mut module = root.at(&format!("layers.{layer}"));
-        x = model.layer(&mut module, &mut decoder, &rotary, &x, masks.of(*window))?;
+        x = model.layer(&mut module, &mut decoder, &rotary, &x, *window)?;
     }
     let x = Decoder::last(&mut root.scope, &x);
     let x = root.rms_norm("norm", &x, model.norm(width))?;
@@ -180,7 +179,7 @@ impl Llama {
         decoder: &mut Decoder,
         rotary: &Rotary,
         x: &str,
-        mask: &str,
+        window: Option<u64>,
     ) -> Result<Value, ShardError> {
         let Llama { width, inner, heads, biases, .. } = *self;
         let normal = module.rms_norm("input_layernorm", x, self.norm(width))?;
@@ -202,7 +201,7 @@ impl Llama {
         }
         let scale = (heads.width as f64).powf(-0.5);
         let parts = [&*parts[0], &*parts[1], &*parts[2]];
-        let mixed = decoder.attend(&mut attention.scope, parts, mask, scale);
+        let mixed = decoder.attend(&mut attention.scope, parts, window, scale);
         let depth = heads.queries * heads.width;
         let closing = Product { depth, rows: width, has_bias: biases[1] };
         let mixed = attention.linear("o_proj", &mixed, closing)?;

@@ -2,8 +2,8 @@
 //! form that is imported like any other ONNX model. Weights stay where they are.
 //!
 //! Decoders take `input_ids` `[1, S]` and `past_key_values.N.key` and `.value`
-//! `[1, heads, P, width]`, P from 0 on, and give the `logits` of the last token and
-//! `present.N.key` and `.value` `[1, heads, P + S, width]`: places and masks follow from S and P.
+//! `[1, heads, P, width]`, P from 0 on, and give the `logits` of the last 8 new
+//! tokens and `present.N.key` and `.value` `[1, heads, P + S, width]`: places follow from S and P.
 //! Encoders give `last_hidden_state`.
 
 mod config;
