@@ -5,6 +5,7 @@ use super::library::Library;
 use super::model::Model;
 use super::needs::REQUEST_BYTES;
 use super::pass::{Outputs, Pass, Seat, Wanted};
+use super::past::Past;
 use super::planning::Performed;
 use super::pressure::Pressure;
 use super::request::{Asked, Class, Line, PassStats, Reply, Waiting};
@@ -12,7 +13,7 @@ use super::room::gone;
 use super::signature::longest_open;
 use super::stage::Stage;
 use super::stats::{CounterSet, Counters};
-use super::step::{Past, Stepped};
+use super::step::{Step, Stepped};
 use crate::stream::{Category, FlowCounters, Grant};
 use crate::sys::heap;
 use crate::wire::Array;
@@ -182,7 +183,7 @@ impl Admission<'_> {
         if !model.tenancy.is(&step.tenancy) {
             return Err(gone(model.name(), Some(model)));
         }
-        let inputs = step.take_inputs(model.decoder()?, &model.dir.manifest.inputs);
+        let inputs = step.take_inputs(&model.decoding()?.decoder, &model.dir.manifest.inputs);
         let inputs = inputs.map_err(|error| EngineError::Internal(format!("{error:#}")))?;
         let grant = self.stage.room().ledger.try_grant(Category::Activations, 0)?;
         Ok((Seat { inputs, wanted: Wanted::Values, cancel }, grant))
@@ -325,8 +326,7 @@ impl Admission<'_> {
                 }
                 (Asked::Step(step, answer), _) => {
                     drop(grant);
-                    let tokens = step.past.tokens + step.ids.len();
-                    let stepped = stepped(pass, tokens, rows, counted.bytes_read);
+                    let stepped = stepped(pass, &step, rows, counted.bytes_read);
                     room.sessions.decides(step.session, &request.model);
                     answer.give(stepped);
                 }
@@ -405,10 +405,10 @@ impl Admission<'_> {
     }
 }
 
-/// What is told to a session that has read so many tokens.
+/// What is told to a session whose step it was.
 fn stepped(
     pass: &Pass,
-    tokens: usize,
+    step: &Step,
     rows: Vec<Result<Outputs, EngineError>>,
     bytes_read: u64,
 ) -> Result<Stepped, EngineError> {
@@ -417,7 +417,8 @@ fn stepped(
         Some(Err(error)) => return Err(error),
         _ => return Err(EngineError::Internal("a step came to nothing".to_string())),
     };
-    let (past, logits) = Past::of_outputs(pass.model.decoder()?, tokens, values)
+    let tokens = step.past.tokens + step.ids.len();
+    let (past, logits) = Past::of_outputs(pass.model.decoding()?, tokens, step.rows, values)
         .map_err(|error| EngineError::Invalid(format!("the model goes on wrongly: {error:#}")))?;
     Ok(Stepped { past, logits, choice: pass.reel.cut.choice, bytes_read })
 }

@@ -116,6 +116,10 @@ pub struct SessionStats {
     pub decode_us: u64,
     /// Passes it took part in.
     pub passes: u64,
+    /// Tokens that were proposed by what stood in the text before.
+    pub proposed_tokens: usize,
+    /// Of these, those that it went on with.
+    pub accepted_tokens: usize,
     /// Bytes of tape that these read, for all who shared them.
     pub bytes_read: u64,
     /// Bytes granted for its keys, values and steps.

@@ -6,6 +6,7 @@
 //! requests.
 
 mod admission;
+mod ahead;
 mod beside;
 mod catalogue;
 mod choice;
@@ -30,6 +31,7 @@ mod needs;
 mod opening;
 mod pace;
 mod pass;
+mod past;
 mod pins;
 mod planning;
 mod policy;
@@ -51,6 +53,7 @@ mod signature;
 #[cfg(test)]
 mod simulation;
 mod sources;
+mod speculation;
 mod stage;
 mod standing;
 mod stats;

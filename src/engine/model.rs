@@ -6,6 +6,7 @@ use super::error::EngineError;
 use super::ladder;
 use super::needs::{ladder_bytes, loading_bytes};
 use super::pace::Pace;
+use super::past::Decoding;
 use super::reel::{Cut, Reel};
 use super::signature::Signature;
 use super::standing::Standing;
@@ -32,7 +33,7 @@ pub struct Model {
     /// How the plan uses the weights, in its order.
     uses: Box<[WeightUse]>,
     pub(super) signature: Signature,
-    decoder: Result<Decoder, NoDecoder>,
+    decoding: Result<Decoding, NoDecoder>,
     pub(super) tenancy: Tenancy,
     disk: DiskKind,
     slots: Arc<Slots>,
@@ -102,9 +103,10 @@ impl Model {
         let reel = Reel::new(base.clone(), &cut, None, ledger)?;
         let plan = policy.plan(&cut.tape, &held_bytes, base.clone());
         let decoder = Decoder::of(&dir.manifest.inputs, &dir.manifest.outputs);
+        let decoding = decoder.map(|decoder| Decoding::new(decoder, &lockstep));
         let model = Model {
             serving,
-            decoder,
+            decoding,
             tenancy: Tenancy::default(),
             variant,
             plan: lockstep,
@@ -126,8 +128,8 @@ impl Model {
     }
 
     /// How it generates text.
-    pub(super) fn decoder(&self) -> Result<&Decoder, EngineError> {
-        self.decoder.as_ref().map_err(|why| EngineError::NoText {
+    pub(super) fn decoding(&self) -> Result<&Decoding, EngineError> {
+        self.decoding.as_ref().map_err(|why| EngineError::NoText {
             model: self.name().to_string(),
             why: why.to_string(),
         })

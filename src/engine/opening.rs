@@ -1,6 +1,7 @@
 //! What a session is opened with.
 
-use super::step::{Past, Tenancy};
+use super::past::Past;
+use super::step::Tenancy;
 use super::targets::TargetKey;
 use crate::stream::Grant;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub struct Opened {
     pub max_tokens: usize,
     /// Most tokens of the prompt that a pass reads.
     pub chunk: usize,
+    /// Tokens of a pass at most whose logits can be looked at.
+    pub most_rows: usize,
     pub needs: SessionNeeds,
     pub grant: Grant,
     /// Time it waited for that.
@@ -42,7 +45,7 @@ pub struct SessionNeeds {
     pub kept_bytes: u64,
     /// What reading a part of the prompt takes besides.
     pub prefill_bytes: u64,
-    /// What reading one token takes besides.
+    /// What reading one token, and what is proposed behind it, takes besides.
     pub step_bytes: u64,
 }
 

@@ -3,15 +3,15 @@
 use super::error::EngineError;
 use super::model::Model;
 use super::opening::{Opened, Opening, SessionNeeds};
+use super::past::{Decoding, Past};
 use super::room::Hold;
-use super::step::Past;
-use crate::graph::Footprint;
-use crate::store::{Cache, Decoder};
+use crate::graph::{Footprint, MOST_NEW};
+use crate::store::Cache;
 use crate::stream::OverBudget;
 use std::sync::Arc;
 
 /// Most tokens of a prompt that a pass reads: where more share it, reading the tape costs no time.
-const MOST_CHUNK: usize = 256;
+const MOST_CHUNK: usize = MOST_NEW;
 
 /// Share of the budget that a part of a prompt may take, if one token does not take more.
 const CHUNK_SHARE: u64 = 8;
@@ -19,42 +19,47 @@ const CHUNK_SHARE: u64 = 8;
 /// What is reckoned with.
 struct Reckoning<'a> {
     model: &'a Model,
-    decoder: &'a Decoder,
+    decoding: &'a Decoding,
     budget_bytes: u64,
 }
 
 impl Reckoning<'_> {
-    /// Bytes that keys and values of so many tokens are counted with.
-    fn kept_bytes(&self, tokens: usize) -> u64 {
-        let taken = |cache: &Cache| Footprint::taken_bytes(cache.bytes_of(tokens));
-        self.decoder.caches.iter().map(taken).sum()
-    }
-
     /// What a pass takes beside keys and values that reads the last `new` of so many tokens.
     fn work_bytes(&self, tokens: usize, new: usize) -> u64 {
-        let shapes = self.decoder.shapes(tokens.saturating_sub(new), new);
+        let decoder = &self.decoding.decoder;
+        let shapes = decoder.shapes(tokens.saturating_sub(new), new);
         let footprint = self.model.footprint(&shapes);
         // Where it shares the pass, another one's grant may have what threads decode blocks into.
         let together_bytes = footprint.together_bytes + self.model.decoding_bytes();
         let held_bytes = footprint.alone_bytes.max(together_bytes);
-        let logits_bytes = (self.decoder.vocabulary * size_of::<f32>()) as u64;
-        held_bytes.saturating_sub(self.kept_bytes(tokens)) + logits_bytes
+        let rows = new.min(self.decoding.most_rows);
+        let logits_bytes = (rows * decoder.vocabulary * size_of::<f32>()) as u64;
+        // The plan counts keys and values of all tokens, whatever is kept of them.
+        let taken = |cache: &Cache| Footprint::taken_bytes(cache.bytes_of(tokens));
+        let present_bytes: u64 = decoder.caches.iter().map(taken).sum();
+        held_bytes.saturating_sub(present_bytes) + logits_bytes
     }
 
-    /// How many tokens of a prompt a pass reads, and what the session holds. It goes by the budget and
-    /// by nobody else's needs: how a prompt is cut may change the last bits of what comes of it.
-    fn needs(&self, prompt: usize, tokens: usize) -> (usize, SessionNeeds) {
-        let step_bytes = self.work_bytes(tokens, 1);
-        let most = if self.decoder.is_single { 1 } else { MOST_CHUNK };
-        let mut chunk = most.min(prompt.next_power_of_two());
-        loop {
-            let prefill_bytes = self.work_bytes(tokens, chunk.min(prompt));
-            if chunk == 1 || prefill_bytes <= step_bytes.max(self.budget_bytes / CHUNK_SHARE) {
-                let kept_bytes = self.kept_bytes(tokens);
-                return (chunk, SessionNeeds { kept_bytes, prefill_bytes, step_bytes });
-            }
-            chunk /= 2;
-        }
+    /// How many tokens of a prompt a pass reads, how many it looks at that are proposed, and what the
+    /// session holds. It goes by the budget and by nobody else's needs: how a prompt is cut may change
+    /// the last bits of what comes of it.
+    fn needs(&self, prompt: usize, tokens: usize) -> ([usize; 2], SessionNeeds) {
+        let one_bytes = self.work_bytes(tokens, 1);
+        let limit_bytes = one_bytes.max(self.budget_bytes / CHUNK_SHARE);
+        // As many as fit in that, halved from the most.
+        let fitting = |most: usize, limit: usize| {
+            let halves =
+                std::iter::successors(Some(most), |new| Some(new / 2).filter(|new| *new > 1));
+            let bytes = |new: usize| (new, self.work_bytes(tokens, new.min(limit)));
+            let found = halves.map(bytes).find(|(_, bytes)| *bytes <= limit_bytes);
+            found.unwrap_or((1, one_bytes))
+        };
+        let most = if self.decoding.decoder.is_single { 1 } else { MOST_CHUNK };
+        let (chunk, prefill_bytes) = fitting(most.min(prompt.next_power_of_two()), prompt);
+        let (rows, step_bytes) = fitting(self.decoding.most_rows, tokens);
+        let ids_bytes = (tokens as u64).saturating_mul(size_of::<u32>() as u64);
+        let kept_bytes = self.decoding.kept_bytes(tokens).saturating_add(ids_bytes);
+        ([chunk, rows], SessionNeeds { kept_bytes, prefill_bytes, step_bytes })
     }
 }
 
@@ -73,7 +78,7 @@ pub fn open(hold: &mut Hold, model: &Arc<Model>, opening: &Opening) -> Result<Op
         let (model, wanted) = (opening.model.clone(), wanted.clone());
         return Err(EngineError::OtherVersion { model, wanted, version });
     }
-    let decoder = model.decoder()?;
+    let decoding = model.decoding()?;
     let invalid = |text: String| Err(EngineError::Invalid(text));
     if prompt == 0 {
         return invalid("the prompt has no tokens: give one at least".to_string());
@@ -88,15 +93,15 @@ pub fn open(hold: &mut Hold, model: &Arc<Model>, opening: &Opening) -> Result<Op
     let max_tokens = max_tokens.min(room);
     let tokens = prompt.saturating_add(max_tokens);
     let budget_bytes = hold.room.ledger.budget_bytes();
-    let reckoning = Reckoning { model, decoder, budget_bytes };
-    let (chunk, needs) = reckoning.needs(prompt, tokens);
+    let reckoning = Reckoning { model, decoding, budget_bytes };
+    let ([chunk, most_rows], needs) = reckoning.needs(prompt, tokens);
     // What is found may go to make room: it is counted as the session's own from here on.
     let tenancy = model.tenancy.clone();
     let kept = hold.room.texts.find(&tenancy.tenant(), opening.target, &opening.ids);
     let (past, cached_tokens) = match kept {
         Some(kept) => kept,
         None => {
-            let none = Past::none(decoder);
+            let none = Past::none(decoding);
             (none.map_err(|error| EngineError::Internal(format!("{error:#}")))?, 0)
         }
     };
@@ -112,6 +117,7 @@ pub fn open(hold: &mut Hold, model: &Arc<Model>, opening: &Opening) -> Result<Op
         cached_tokens,
         max_tokens,
         chunk,
+        most_rows,
         needs,
         grant,
         queue_us: 0,

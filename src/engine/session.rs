@@ -1,16 +1,18 @@
 //! A session: a thread that has a text read by passes, token after token, and lets somebody decide
 //! in between. It holds keys and values, no model and no turn of the engine.
 
+use super::ahead::Ahead;
 use super::command::Command;
 use super::error::EngineError;
 use super::generation::{Decide, Ended, Generated, Next, Prompt, SessionStats};
 use super::opening::{Opened, Opening};
+use super::past::Past;
 use super::pressure::Pressure;
 use super::request::{Answer, Cancel, Request, Waiting};
 use super::room::{Room, TICK};
 use super::sessions::{Place, SESSION_LIMIT};
 use super::stats::{CounterSet, Counters};
-use super::step::{Past, Step, Stepped, Tenancy, Tenant};
+use super::step::{Step, Stepped, Tenancy, Tenant};
 use super::targets::TargetKey;
 use super::texts::Text;
 use crate::plan::Target;
@@ -87,8 +89,11 @@ fn generate(
         Counters::add(&counters.prefix_hits, u64::from(opened.cached_tokens > 0));
         Counters::add(&counters.cached_tokens, opened.cached_tokens as u64);
         let generated = session.live(opened, &ids, decide);
-        let count = generated.as_ref().map_or(0, |generated| generated.ids.len());
-        Counters::add(&counters.generated_tokens, count as u64);
+        if let Ok(Generated { ids, stats, .. }) = &generated {
+            Counters::add(&counters.generated_tokens, ids.len() as u64);
+            Counters::add(&counters.proposed_tokens, stats.proposed_tokens as u64);
+            Counters::add(&counters.accepted_tokens, stats.accepted_tokens as u64);
+        }
         generated
     });
     (generated, session.model)
@@ -155,7 +160,7 @@ impl Session<'_> {
         mut decide: Box<dyn Decide>,
     ) -> Result<Generated, EngineError> {
         let Opened { version, tenancy, past, cached_tokens, max_tokens, chunk, needs, .. } = opened;
-        let (mut grant, queue_us) = (opened.grant, opened.queue_us);
+        let (mut grant, queue_us, most_rows) = (opened.grant, opened.queue_us, opened.most_rows);
         let began = Instant::now();
         let mut stats = SessionStats {
             prompt_tokens: prompt.len(),
@@ -164,44 +169,48 @@ impl Session<'_> {
             held_bytes: grant.bytes(),
             ..SessionStats::default()
         };
-        let mut read = |ids: &[u32], past: Past, work_bytes: u64| {
+        let mut read = |ids: &[u32], rows: usize, past: Past, work_bytes: u64| {
             let (tenancy, ids) = (tenancy.clone(), ids.to_vec());
-            let step = Step { session: self.place.number, tenancy, ids, past, work_bytes };
+            let step = Step { session: self.place.number, tenancy, ids, rows, past, work_bytes };
             let stepped = self.step(step)?;
             stats.passes += 1;
             stats.bytes_read += stepped.bytes_read;
             Ok::<Stepped, EngineError>(stepped)
         };
-        let past = past.cut(cached_tokens);
+        let past = past.with_room(cached_tokens, prompt.len() + max_tokens);
         let past = past.map_err(|error| EngineError::Internal(format!("{error:#}")))?;
         let mut chunks = prompt[cached_tokens..].chunks(chunk);
         let first = chunks.next().unwrap_or_default();
-        let mut stepped = read(first, past, needs.prefill_bytes)?;
+        let mut stepped = read(first, 1, past, needs.prefill_bytes)?;
         for ids in chunks {
-            stepped = read(ids, stepped.past, needs.prefill_bytes)?;
+            stepped = read(ids, 1, stepped.past, needs.prefill_bytes)?;
         }
         let prefill_us = began.elapsed().as_micros() as u64;
         // Shrinking is always granted.
         let _ = grant.resize(needs.lasting_bytes());
-        let Stepped { past, mut logits, choice, .. } = stepped;
-        let mut past = Some(past);
-        let mut ids = vec![];
+        let choice = stepped.choice;
+        let mut ahead = Ahead::of(prompt, stepped, most_rows);
         let ended = loop {
-            if ids.len() >= max_tokens {
+            let left = max_tokens - (ahead.text.len() - prompt.len());
+            if left == 0 {
                 break Ended::Length;
             }
             if self.is_over() {
                 break Ended::Cancelled;
             }
-            match panics::caught(|| decide.next(&logits)) {
-                Ok(Next::Token(id)) => ids.push(id),
+            match panics::caught(|| decide.next(ahead.logits())) {
+                Ok(Next::Token(id)) if ahead.goes_on(id) || left == 1 => continue,
+                Ok(Next::Token(_)) => {}
                 Ok(Next::End) => break Ended::Decided,
                 Err(text) => break Ended::Failed(EngineError::Internal(text)),
             }
-            let Some(last) = ids.last().filter(|_| ids.len() < max_tokens) else { continue };
-            let Some(before) = past.take() else { break Ended::Cancelled };
-            match read(&[*last], before, needs.step_bytes) {
-                Ok(stepped) => (past, logits) = (Some(stepped.past), stepped.logits),
+            let (ids, past) = match ahead.next_step(left - 2) {
+                Ok(step) => step,
+                Err(error) => break Ended::Failed(EngineError::Internal(format!("{error:#}"))),
+            };
+            let since = Instant::now();
+            match read(&ids, ids.len(), past, needs.step_bytes) {
+                Ok(stepped) => ahead.was_read(stepped, since.elapsed()),
                 Err(error) => break Ended::by(error),
             }
         };
@@ -209,10 +218,13 @@ impl Session<'_> {
             Ended::Cancelled if self.is_late() => Ended::Deadline,
             ended => ended,
         };
-        if let Some(past) = past {
-            self.keep(&tenancy, [prompt, &ids].concat(), past, grant);
-        }
         stats.prefill_us = prefill_us;
+        stats.proposed_tokens = ahead.proposed_tokens;
+        stats.accepted_tokens = ahead.accepted_tokens;
+        let ids = ahead.text[prompt.len()..].to_vec();
+        if let Some((text, past)) = ahead.finish() {
+            self.keep(&tenancy, text, past, grant);
+        }
         stats.decode_us = (began.elapsed().as_micros() as u64).saturating_sub(prefill_us);
         Ok(Generated { version, choice, ids, ended, stats })
     }
@@ -223,8 +235,9 @@ impl Session<'_> {
         if room.pressure.get() > Pressure::None || room.ledger.is_exceeded() {
             return;
         }
-        // The last one that was decided on was not read.
-        ids.truncate(past.tokens);
+        // What it had room for beyond goes.
+        let tokens = past.tokens;
+        let Ok(past) = past.with_room(tokens, tokens) else { return };
         ids.shrink_to_fit();
         // Shrinking is always granted.
         let bytes = past.bytes() + (ids.len() * size_of::<u32>()) as u64;

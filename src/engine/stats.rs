@@ -64,6 +64,10 @@ counters! {
     cached_tokens,
     /// Tokens that were generated.
     generated_tokens,
+    /// Tokens that were proposed, to be looked at by the pass that read the one before.
+    proposed_tokens,
+    /// Of these, those that the text went on with.
+    accepted_tokens,
     /// Times the model was loaded.
     loads,
     /// Time that took.

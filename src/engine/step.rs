@@ -1,9 +1,9 @@
 //! A session's part in a pass: what it reads, and what comes of it.
 
 use super::choice::Choice;
-use crate::graph::{Footprint, datum_of};
+use super::past::{Past, datum};
+use crate::store::Decoder;
 use crate::store::manifest::Port;
-use crate::store::{Cache, Decoder, Dtype};
 use std::sync::{Arc, Weak};
 use tract_core::internal::*;
 
@@ -38,15 +38,6 @@ impl PartialEq for Tenant {
     }
 }
 
-/// Keys and values of the tokens that were read, in the order of the decoder's caches.
-#[derive(Clone, Default)]
-pub struct Past {
-    pub tokens: usize,
-    values: Vec<TValue>,
-    /// Where the tokens are in each.
-    axes: Arc<[usize]>,
-}
-
 /// Tokens to be read.
 pub struct Step {
     /// Of which session.
@@ -54,6 +45,8 @@ pub struct Step {
     /// Of the model that the past is of.
     pub tenancy: Tenancy,
     pub ids: Vec<u32>,
+    /// Of how many of them, the last ones, the logits are wanted.
+    pub rows: usize,
     pub past: Past,
     /// What the session was granted to compute it with.
     pub work_bytes: u64,
@@ -62,69 +55,11 @@ pub struct Step {
 /// What reading tokens came to.
 pub struct Stepped {
     pub past: Past,
-    /// Of the last token.
+    /// Of the last tokens, as many as were wanted, one after the other.
     pub logits: Vec<f32>,
     pub choice: Choice,
     /// Bytes of tape that the pass read.
     pub bytes_read: u64,
-}
-
-impl Past {
-    /// Of no tokens.
-    pub fn none(decoder: &Decoder) -> TractResult<Past> {
-        let values = decoder.caches.iter().map(|cache| {
-            let empty = Tensor::zero_dt(datum(cache.dtype)?, &cache.shape_of(0))?;
-            Ok(empty.into_tvalue())
-        });
-        let axes = decoder.caches.iter().map(|cache| cache.axis).collect();
-        Ok(Past { tokens: 0, values: values.collect::<TractResult<_>>()?, axes })
-    }
-
-    /// The past of the first so many tokens.
-    pub fn cut(self, tokens: usize) -> TractResult<Past> {
-        if tokens >= self.tokens {
-            return Ok(self);
-        }
-        let values = self.values.iter().zip(&*self.axes);
-        let cut =
-            |(value, axis): (&TValue, &usize)| Ok(value.slice(*axis, 0, tokens)?.into_tvalue());
-        let values = values.map(cut).collect::<TractResult<_>>()?;
-        Ok(Past { tokens, values, axes: self.axes })
-    }
-
-    /// Bytes that it is counted with.
-    pub fn bytes(&self) -> u64 {
-        let bytes = |value: &TValue| (value.len() * value.datum_type().size_of()) as u64;
-        self.values.iter().map(|value| Footprint::taken_bytes(bytes(value))).sum()
-    }
-
-    /// Takes the past of so many tokens, and the last position's logits, from a pass's outputs.
-    pub fn of_outputs(
-        decoder: &Decoder,
-        tokens: usize,
-        outputs: TVec<TValue>,
-    ) -> TractResult<(Past, Vec<f32>)> {
-        let mut outputs: Vec<Option<TValue>> = outputs.into_iter().map(Some).collect();
-        let mut take = |index: usize| -> TractResult<TValue> {
-            outputs[index].take().context("an output is taken once")
-        };
-        let logits = take(decoder.logits)?;
-        let logits = last_row(&logits, decoder.vocabulary)?;
-        let present = |cache: &Cache| {
-            let value = take(cache.present)?;
-            let (expected, dtype) = (cache.shape_of(tokens), datum(cache.dtype)?);
-            ensure!(
-                value.shape() == expected && value.datum_type() == dtype,
-                "the present of {tokens} tokens is {:?} of shape {:?}, not {expected:?}",
-                value.datum_type(),
-                value.shape()
-            );
-            Ok(value)
-        };
-        let values = decoder.caches.iter().map(present).collect::<TractResult<_>>()?;
-        let axes = decoder.caches.iter().map(|cache| cache.axis).collect();
-        Ok((Past { tokens, values, axes }, logits))
-    }
 }
 
 impl Step {
@@ -133,8 +68,7 @@ impl Step {
         let (past, new) = (self.past.tokens, self.ids.len());
         let shapes = decoder.shapes(past, new);
         let mut inputs: Vec<Option<TValue>> = vec![None; ports.len()];
-        let values = std::mem::take(&mut self.past.values);
-        for (cache, value) in decoder.caches.iter().zip(values) {
+        for (cache, value) in decoder.caches.iter().zip(self.past.take_values()) {
             inputs[cache.past] = Some(value);
         }
         let mut put = |input: usize, numbers: Vec<i64>| -> TractResult<()> {
@@ -155,20 +89,4 @@ impl Step {
         }
         inputs.into_iter().map(|input| input.context("an input is not known")).collect()
     }
-}
-
-/// The last position's logits of `[1, positions, vocabulary]`.
-fn last_row(logits: &Tensor, vocabulary: usize) -> TractResult<Vec<f32>> {
-    ensure!(
-        logits.rank() == 3 && logits.shape()[1] > 0 && logits.shape()[2] == vocabulary,
-        "logits have shape {:?}",
-        logits.shape()
-    );
-    let last = logits.slice(1, logits.shape()[1] - 1, logits.shape()[1])?;
-    let last = last.cast_to::<f32>()?;
-    Ok(last.try_as_plain_ram()?.as_slice::<f32>()?.to_vec())
-}
-
-fn datum(dtype: Dtype) -> TractResult<DatumType> {
-    datum_of(dtype).with_context(|| format!("{dtype} is not computed with"))
 }

@@ -1,7 +1,8 @@
 //! Texts that have ended, whose keys and values are kept for those that begin as they did: a chat
 //! that goes on, another question behind the same instructions.
 
-use super::step::{Past, Tenant};
+use super::past::Past;
+use super::step::Tenant;
 use super::targets::TargetKey;
 use crate::stream::Grant;
 use crate::sys::lock::lock;
@@ -71,7 +72,7 @@ impl Texts {
         let found = kept.iter().enumerate().filter(|(_, text)| text.is_of(tenant, target));
         let (index, tokens) =
             found.map(|(index, text)| (index, common(text))).max_by_key(|(_, tokens)| *tokens)?;
-        if tokens < LEAST_TOKENS {
+        if tokens < LEAST_TOKENS || !kept[index].past.can_cut(tokens) {
             return None;
         }
         let text = kept.remove(index);
