@@ -55,40 +55,52 @@ impl Isa {
 }
 
 /// The processor's own conversion of halves, which it proves to be there.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HalfConversion(());
 
+#[cfg(target_arch = "x86_64")]
 impl HalfConversion {
     /// The conversion, if there is one that [`run`] can inline.
     #[inline(always)]
     pub(super) fn detect() -> Option<HalfConversion> {
-        #[cfg(target_arch = "x86_64")]
-        return Isa::Avx2.is_available().then_some(HalfConversion(()));
-        #[cfg(not(target_arch = "x86_64"))]
-        None
+        Isa::Avx2.is_available().then_some(HalfConversion(()))
     }
 
     /// The values of 16 halves, little-endian. Fast within a [`Kernel`] that [`run`] runs.
     #[inline(always)]
     pub(super) fn widen(self, halves: &[u8; 32]) -> [f32; 16] {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
         let mut values = [0.0; 16];
-        #[cfg(target_arch = "x86_64")]
+        for (values, halves) in
+            values.as_chunks_mut::<8>().0.iter_mut().zip(halves.as_chunks::<16>().0)
         {
-            use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
-            for (values, halves) in
-                values.as_chunks_mut::<8>().0.iter_mut().zip(halves.as_chunks::<16>().0)
-            {
-                // SAFETY: whoever has a `HalfConversion` found f16c and avx2 on this processor; 16
-                // bytes are read from 16 of `halves`, and 8 values written to 8 of `values`.
-                unsafe {
-                    let halves = _mm_loadu_si128(halves.as_ptr().cast());
-                    _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(halves));
-                }
+            // SAFETY: whoever has a `HalfConversion` found f16c and avx2 on this processor; 16 bytes
+            // are read from 16 of `halves`, and 8 values written to 8 of `values`.
+            unsafe {
+                let halves = _mm_loadu_si128(halves.as_ptr().cast());
+                _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(halves));
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        unreachable!("nobody has detected a conversion");
         values
+    }
+}
+
+/// There is none that can be used on stable Rust.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy, Debug)]
+pub(super) enum HalfConversion {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl HalfConversion {
+    #[inline(always)]
+    pub(super) fn detect() -> Option<HalfConversion> {
+        None
+    }
+
+    #[inline(always)]
+    pub(super) fn widen(self, _: &[u8; 32]) -> [f32; 16] {
+        match self {}
     }
 }
 
