@@ -97,6 +97,7 @@ fn prompt_of(ids: Vec<u32>, max_tokens: usize, decide: Greedy) -> Prompt {
         context: Some(256),
         target: None,
         decide: Box::new(decide),
+        own_bytes: 0,
         cancel: Cancel::new(),
         deadline: None,
     }
@@ -267,6 +268,27 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
     let generated = generate(&engine, prompt(ids(250, 3), 30).0);
     assert_eq!(generated.ids.len(), 6);
     assert_eq!(held(&engine), [0; 3]);
+}
+
+/// What a request holds itself was taken for what others would give back: a text that did not fit
+/// beside its own tokenizer waited for ever, and its model was loaded again and again.
+#[test]
+fn what_a_request_holds_itself_is_not_waited_for() {
+    let engine = Engine::start(config()).unwrap();
+    generate(&engine, prompt(ids(4, 3), 1).0);
+    engine.unload(MODEL).unwrap();
+    let ledger = engine.ledger();
+    let own = ledger.try_grant(Category::Tokenizer, ledger.free_bytes() - (64 << 10)).unwrap();
+    let asked = |tokens: usize| {
+        let own_bytes = own.bytes();
+        let prompt = Prompt { own_bytes, context: None, ..prompt(ids(4, 3), tokens).0 };
+        begin(&engine, prompt).recv().unwrap().unwrap_err()
+    };
+    // Whether it is the model that has no room, or the text.
+    for tokens in [1, 100_000] {
+        let error = asked(tokens);
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+    }
 }
 
 /// A session that does not fit beside another one waits for its end.

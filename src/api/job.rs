@@ -58,7 +58,7 @@ pub struct Job {
     target: Option<Target>,
     deadline: Option<Instant>,
     /// For what came with the request and is made of it.
-    _grant: Grant,
+    grant: Grant,
 }
 
 impl Job {
@@ -88,6 +88,11 @@ impl Job {
     /// The same to be done within a time, by weights of such precision.
     pub fn within(self, target: Option<Target>, deadline: Option<Instant>) -> Job {
         Job { target, deadline, ..self }
+    }
+
+    /// What it holds as long as it lasts.
+    fn held_bytes(&self) -> u64 {
+        self.grant.bytes() + self.encoder.held_bytes()
     }
 
     fn tokenize(
@@ -147,7 +152,7 @@ impl Job {
             context,
             target: None,
             deadline: None,
-            _grant: grant,
+            grant,
         })
     }
 }
@@ -232,6 +237,7 @@ impl Session {
             context: Some(job.context),
             target: job.target,
             decide: Box::new(writing),
+            own_bytes: job.held_bytes(),
             cancel: cancel.clone(),
             deadline: job.deadline,
         };

@@ -159,6 +159,11 @@ impl TextEncoder {
         Ok(TextEncoder { tokenizer, limit, cut, rules, frame, vocabulary, language, grant })
     }
 
+    /// Bytes that are granted for it.
+    pub fn held_bytes(&self) -> u64 {
+        self.grant.bytes()
+    }
+
     /// The text of the prompt that `name` asks for, or of the one that comes unasked.
     ///
     /// # Errors

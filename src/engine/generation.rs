@@ -39,6 +39,8 @@ pub struct Prompt {
     /// Within which time each pass is to be computed, and how accurately, as of a request.
     pub target: Option<Target>,
     pub decide: Box<dyn Decide>,
+    /// What who asks holds besides, as long as the text is written.
+    pub own_bytes: u64,
     pub cancel: Cancel,
     /// When it ends with what there is by then.
     pub deadline: Option<Instant>,

@@ -16,6 +16,8 @@ pub struct Opening {
     pub target: Option<TargetKey>,
     pub max_tokens: usize,
     pub context: Option<usize>,
+    /// What who asks holds besides: it does not come free before this has ended.
+    pub own_bytes: u64,
 }
 
 /// A session that was opened.

@@ -106,6 +106,7 @@ pub fn open(hold: &mut Hold, model: &Arc<Model>, opening: &Opening) -> Result<Op
         }
     };
     let granted = hold.grant_session(model, needs.opening_bytes());
+    let granted = granted.map_err(|refused| refused.beside(opening.own_bytes));
     let grant = granted.map_err(|refused| match refused.can_fit() {
         true => refused.into(),
         false => too_long(&reckoning, prompt, tokens, &refused),

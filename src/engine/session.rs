@@ -70,8 +70,8 @@ fn generate(
     place: Place,
     prompt: Prompt,
 ) -> (Result<Generated, EngineError>, String) {
-    let Prompt { model, version, ids, max_tokens, context, target, decide, cancel, deadline } =
-        prompt;
+    let Prompt { model, version, ids, max_tokens, context, target, decide, .. } = prompt;
+    let Prompt { own_bytes, cancel, deadline, .. } = prompt;
     let ids: Arc<[u32]> = ids.into();
     let opening = Opening {
         model: model.clone(),
@@ -80,6 +80,7 @@ fn generate(
         target: target.as_ref().map(TargetKey::of),
         max_tokens,
         context,
+        own_bytes,
     };
     let session = Session { room, place, model, target, cancel, deadline };
     let generated = session.open(&opening).and_then(|opened| {

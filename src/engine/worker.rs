@@ -97,7 +97,8 @@ impl Worker {
                 answer.give(guarded("a plan", || self.planner.known(&self.stage, &name)));
             }
             Command::Open(opening, answer) => answer.give(guarded("a session", || {
-                let model = self.loading().serving(&opening.model)?;
+                let model = self.loading().serving(&opening.model);
+                let model = model.map_err(|error| error.beside(opening.own_bytes))?;
                 reckoning::open(&mut self.stage.hold, &model, &opening)
             })),
             Command::Replan => {

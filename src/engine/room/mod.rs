@@ -104,6 +104,11 @@ impl Room {
     /// what nobody uses or waits for, but the model `name`. A model goes before its tokenizer, which
     /// takes longer to come back. False where nothing of that is left.
     pub fn spare_room(&self, name: &str) -> bool {
+        // Whoever asks may be measured, and did not allocate this.
+        heap::unmetered(|| self.spare(name))
+    }
+
+    fn spare(&self, name: &str) -> bool {
         if self.clear_shelf() {
             return true;
         }
@@ -145,16 +150,18 @@ impl Room {
         if self.spare_room(name) {
             return true;
         }
-        let models = self.residents.all();
-        let idle = models.iter().filter(|model| model.name() != name && is_idle(model));
-        let oldest = idle.min_by_key(|m| m.last_use()).map(|model| model.name().to_string());
-        drop(models);
-        let gave = oldest.is_some_and(|other| self.let_go(&other)) || {
-            let none = BTreeSet::new();
-            self.keepers.all().iter().any(|keeper| keeper.give_way(&none))
-        };
-        heap::trim();
-        gave
+        heap::unmetered(|| {
+            let models = self.residents.all();
+            let idle = models.iter().filter(|model| model.name() != name && is_idle(model));
+            let oldest = idle.min_by_key(|m| m.last_use()).map(|model| model.name().to_string());
+            drop(models);
+            let gave = oldest.is_some_and(|other| self.let_go(&other)) || {
+                let none = BTreeSet::new();
+                self.keepers.all().iter().any(|keeper| keeper.give_way(&none))
+            };
+            heap::trim();
+            gave
+        })
     }
 
     /// Unloads a model for the memory; whether it was loaded.

@@ -4,7 +4,7 @@
 mod large;
 mod meter;
 
-pub use meter::{Measured, Metered, measured, metered};
+pub use meter::{Measured, Metered, measured, metered, unmetered};
 
 pub use large::large_bytes;
 
