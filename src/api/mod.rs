@@ -18,6 +18,7 @@ mod error;
 mod events;
 mod gate;
 mod generate;
+mod generation_fields;
 pub mod generation_json;
 mod granted;
 mod helpers;
