@@ -1,6 +1,6 @@
 //! The log: plain text for people, `<N>` priorities (sd-daemon(3)) for the journal.
 
-use crate::sys::panics;
+use crate::sys::{panics, terminal};
 use log::{Level, LevelFilter};
 use nix::sys::stat::fstat;
 use std::io::{self, Write};
@@ -10,12 +10,18 @@ pub fn init() {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(LevelFilter::Trace);
     let stream = std::env::var("JOURNAL_STREAM").ok();
-    if stream.is_some_and(|stream| is_standard_error(&stream)) {
-        builder.format(|out, record| {
-            let lines = prefixed(record.level(), &record.args().to_string());
-            out.write_all(lines.as_bytes())
-        });
-    }
+    let is_journal = stream.is_some_and(|stream| is_standard_error(&stream));
+    builder.format(move |out, record| {
+        let message = record.args().to_string();
+        let (message, level) = (terminal::tame(&message), record.level());
+        match is_journal {
+            true => out.write_all(prefixed(level, &message).as_bytes()),
+            false => {
+                let (time, message) = (out.timestamp(), message.replace('\n', "\n    "));
+                writeln!(out, "[{time} {level:<5} {}] {message}", record.target())
+            }
+        }
+    });
     builder.init();
     set_level(LevelFilter::Info);
     // A backtrace would be told by the debug information, which then stays in memory: tens of MiB.

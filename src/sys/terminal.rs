@@ -1,5 +1,6 @@
 //! The terminal, for a program that draws frames on it and waits for keys (termios(3)).
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
@@ -101,10 +102,32 @@ macro_rules! tell {
     ($($text:tt)*) => { $crate::sys::terminal::tell_line(format_args!($($text)*)) };
 }
 
+/// A text as a terminal may be given it, which obeys control characters: names of files and what
+/// files say may have any. Lines and tabs stay.
+pub fn tame(text: &str) -> Cow<'_, str> {
+    let is_wild = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(is_wild) {
+        return Cow::Borrowed(text);
+    }
+    let mut tamed = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match is_wild(c) {
+            true => tamed.extend(c.escape_default()),
+            false => tamed.push(c),
+        }
+    }
+    Cow::Owned(tamed)
+}
+
 /// What [`crate::say`] does. Ends the program where the line cannot be written for another reason
 /// than that nobody reads: what was asked for is not there.
 pub fn print_line(text: std::fmt::Arguments) {
-    match writeln!(io::stdout(), "{text}") {
+    // What reads in the place of a person gets it as it is.
+    let printed = match io::stdout().is_terminal() {
+        true => writeln!(io::stdout(), "{}", tame(&text.to_string())),
+        false => writeln!(io::stdout(), "{text}"),
+    };
+    match printed {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             tell_line(format_args!("cannot print: {error}"));
             std::process::exit(1);
@@ -115,7 +138,7 @@ pub fn print_line(text: std::fmt::Arguments) {
 
 /// What [`crate::tell`] does.
 pub fn tell_line(text: std::fmt::Arguments) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", tame(&text.to_string()));
 }
 
 /// Columns and rows of the terminal on standard output; 80 by 24 where it does not say.
@@ -126,5 +149,19 @@ pub fn size() -> (usize, usize) {
     match (done, size.ws_col, size.ws_row) {
         (0, columns @ 1.., rows @ 1..) => (usize::from(columns), usize::from(rows)),
         _ => (80, 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file's name with an escape sequence changed the terminal's colours, by the error about it.
+    #[test]
+    fn control_characters_do_not_reach_a_terminal() {
+        let check = |text: &str, expected: &str| assert_eq!(tame(text), expected);
+        check("two\n\tlines, \u{e9}", "two\n\tlines, \u{e9}");
+        check("\u{1b}[31mred\r\u{7f}\u{9b}", "\\u{1b}[31mred\\r\\u{7f}\\u{9b}");
+        assert!(matches!(tame("as it is"), Cow::Borrowed(_)));
     }
 }

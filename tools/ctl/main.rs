@@ -26,10 +26,11 @@ use client::{Client, ClientError, EXIT_CODES, default_socket};
 use doctor::DOCTOR_EXIT_CODES;
 use embed::{EMBED_EXIT_CODES, EmbedCommand, Print};
 use hermes_base::manual;
+use hermes_base::sys::terminal;
 use infer::{InferCommand, Show, parse_binding};
 use plan::PlanCommand;
 use repository::RepositoryCommand;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use versions::{VersionsCommand, model_name};
@@ -126,7 +127,10 @@ fn main() -> ExitCode {
         Ok((text, code)) => {
             // A closed pipe, as of `| head`, is no failure.
             let end = if text.is_empty() { "" } else { "\n" };
-            let _ = write!(std::io::stdout(), "{text}{end}");
+            let _ = match std::io::stdout().is_terminal() {
+                true => write!(std::io::stdout(), "{}{end}", terminal::tame(&text)),
+                false => write!(std::io::stdout(), "{text}{end}"),
+            };
             code
         }
         Err(error) => {
