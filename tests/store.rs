@@ -468,6 +468,16 @@ fn a_linked_folder_leads_nowhere() {
     assert_eq!(dir.verify(|_| ()).len(), 4);
 }
 
+/// A model whose folder had another name was told to be damaged, and to be built again.
+#[test]
+fn a_renamed_model_is_told_to_be_one() {
+    let (store, _) = sample();
+    fs::rename(store.path().join("tiny"), store.path().join("small")).unwrap();
+    let error = Store::open(store.path()).unwrap().current("small").unwrap_err();
+    let error = told(&error);
+    assert!(has_all(&error, &["version 1 of tiny", "rename the folder back to tiny/1"]), "{error}");
+}
+
 /// A model on another disk behind a link was said not to be in the store, and the advice was to build
 /// it again, which went through the link.
 #[test]

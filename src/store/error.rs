@@ -74,6 +74,16 @@ pub enum StoreError {
         /// What disagrees, with tensor, rows and offset where it is a block.
         what: String,
     },
+    /// A version lies under another name than its manifest says.
+    #[error("{} describes version {version} of {model}", path.display())]
+    Renamed {
+        /// The version's folder.
+        path: PathBuf,
+        /// The model that it is of.
+        model: String,
+        /// The version that it is.
+        version: String,
+    },
     /// A manifest cannot be believed.
     #[error("{}: {source}", path.display())]
     Manifest {
@@ -193,6 +203,12 @@ impl StoreError {
             | StoreError::Corrupt { .. }
             | StoreError::Manifest { .. } => {
                 "build this version again with hermes-shard build --force"
+            }
+            StoreError::Renamed { model, version, .. } => {
+                return Some(format!(
+                    "a name is part of a version: rename the folder back to {model}/{version}, or \
+                     build it anew with --name and --version"
+                ));
             }
             StoreError::Name { .. } => {
                 return Some(format!(

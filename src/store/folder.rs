@@ -135,8 +135,8 @@ impl Store {
         let dir = ModelDir::open(&path)?;
         if dir.manifest.model != model || dir.manifest.version != version {
             let Manifest { model, version, .. } = &*dir.manifest;
-            let what = format!("describes version {version} of {model}");
-            return Err(StoreError::corrupt(&path.join(MANIFEST_NAME), what));
+            let (model, version) = (model.clone(), version.clone());
+            return Err(StoreError::Renamed { path, model, version });
         }
         Ok(dir)
     }
