@@ -34,6 +34,8 @@ pub async fn server_metadata() -> Json<Value> {
         "extensions": [
             "binary_tensor_data",
             "model_repository",
+            "openai_chat_completions",
+            "openai_completions",
             "openai_embeddings",
             "statistics",
         ],

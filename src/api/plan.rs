@@ -27,6 +27,10 @@ const PARAMETERS: [&str; 9] =
 /// Most bytes of a budget or a window: beyond any board's, and far from what overflows.
 const MAX_BYTES: u64 = 1 << 40;
 
+/// Why a row that looks sooner than the plan is not the plan.
+const SOONER: &str = "The plan was chosen for blocks that take unevenly long, and for what a narrow \
+                      window costs beside: what looks sooner here was later there, or holds more.";
+
 /// Width of what people read.
 const COLUMNS: usize = 80;
 
@@ -203,8 +207,13 @@ fn text(answered: &Answered) -> String {
          {budget}."
     );
     let choice = choice.as_ref().map_or_else(String::new, choice_text);
+    let is_sooner = |other: &Alternative| other.forecast.latency_us < forecast.latency_us;
+    let unfair = match alternatives.iter().any(is_sooner) {
+        true => format!("{}\n\n", table::wrapped(SOONER, COLUMNS)),
+        false => String::new(),
+    };
     format!(
-        "{}\n{bound}\n\n{choice}{}\n\n{}\n{skipped}\n{}",
+        "{}\n{bound}\n\n{choice}{}\n\n{unfair}{}\n{skipped}\n{}",
         table::wrapped(&about, COLUMNS),
         table::lines(&figures),
         table::lines(&ways),

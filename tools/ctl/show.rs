@@ -39,11 +39,21 @@ fn describe(shown: &Value, versions: &[Value]) -> String {
     let mut lines = vec![headline(shown)];
     let mut tell = |name: &str, words: String| lines.push(format!("{name:<9} {words}"));
     let from = &shown["provenance"];
-    let (source, producer) = (text(&from["source"]), text(&from["producer"]));
+    let (source, bytes) = (text(&from["source"]), size(&from["source_bytes"]));
+    // Not all exporters give their name.
+    let producer = from["producer"].as_str().filter(|name| !name.is_empty());
+    let producer = producer.map_or_else(String::new, |name| format!(", {name}"));
     let built = date(from["created_s"].as_u64().unwrap_or(0));
-    tell("from", format!("{source} ({}, {producer}), {built} UTC", size(&from["source_bytes"])));
+    tell("from", format!("{source} ({bytes}{producer}), {built} UTC"));
     for (name, ports) in [("input", "inputs"), ("output", "outputs")] {
-        each(&shown[ports]).for_each(|port| tell(name, describe_port(port)));
+        let ports: Vec<&Value> = each(&shown[ports]).collect();
+        ports.chunk_by(|a, b| is_of_one_cache(a, b)).for_each(|alike| {
+            let more = match alike.len() - 1 {
+                0 => String::new(),
+                more => format!(" and {more} more to {}", text(&alike[more]["name"])),
+            };
+            tell(name, describe_port(alike[0]) + &more);
+        });
     }
     if let Some(name) = shown["batch"]["name"].as_str() {
         tell("batch", format!("{name}, at most {} rows a request", shown["batch"]["limit"]));
@@ -97,6 +107,18 @@ fn headline(shown: &Value) -> String {
         "previous" => format!("{model} version {version}: served before"),
         _ => format!("{model} version {version}: not served"),
     }
+}
+
+/// Whether two ports are of the keys and values that a decoder has by the dozen: of one shape, and
+/// with names that differ in nothing but numbers and which of the two it is.
+fn is_of_one_cache(a: &Value, b: &Value) -> bool {
+    let stem = |port: &Value| -> Option<String> {
+        let name = text(&port["name"]);
+        let stem = name.strip_suffix(".key").or_else(|| name.strip_suffix(".value"))?;
+        Some(stem.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned())
+    };
+    let rest = |port: &Value| (port["datatype"].clone(), port["parameters"].clone());
+    stem(a).is_some() && stem(a) == stem(b) && rest(a) == rest(b)
 }
 
 fn describe_port(port: &Value) -> String {
