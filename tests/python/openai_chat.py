@@ -3,25 +3,9 @@
 import json
 import sys
 
-import httpx2
-import openai
+from through_socket import connected, refusal
 
-transport = httpx2.HTTPTransport(uds=sys.argv[1])
-client = openai.OpenAI(
-    base_url="http://hermes/v1",
-    api_key="none is asked for",
-    http_client=httpx2.Client(transport=transport),
-)
-
-
-def refusal(call, **arguments):
-    try:
-        call(**arguments)
-    except openai.APIStatusError as error:
-        return {"status": error.status_code, "code": error.code, "param": error.param}
-    raise AssertionError(f"{arguments} was answered")
-
-
+client = connected(sys.argv[1])
 messages = [{"role": "user", "content": "Where is the lamp?"}]
 # 502 would end the text.
 manner = {"model": "gen", "max_tokens": 8, "temperature": 0, "logit_bias": {"502": -100}}
