@@ -182,6 +182,12 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
         let requests = length.map(|length| format!(" for requests of length {length}"));
         hermes::say!("budget   {} MiB would do{}", bytes >> 20, requests.unwrap_or_default());
     }
+    if demand.is_some() {
+        let own = PROCESS_BYTES >> 20;
+        hermes::say!(
+            "         {own} of these are for hermesd itself; hermesctl show tells its own"
+        );
+    }
     hermes::say!("\nlayers in tape order");
     for (index, layer) in manifest.layers.iter().enumerate() {
         hermes::say!("{index:3} {}", layer.name);
