@@ -33,13 +33,7 @@ pub fn memory(model: &str, figures: &[Figures], budget_mib: f64) -> Result<Strin
                 y.clone().log_scale().with_key_points(ink::log_ticks(y.start, y.end)),
             )
             .map_err(ink::failed)?;
-        chart
-            .configure_mesh()
-            .max_light_lines(0)
-            .bold_line_style(ink::PALE)
-            .axis_style(ink::GREY)
-            .label_style(("sans-serif", ink::SMALL))
-            .axis_desc_style(("sans-serif", ink::LABEL))
+        ink::axes(&mut chart)
             .x_label_formatter(&|count| ink::short(*count))
             .y_label_formatter(&|mib| ink::short(*mib))
             .y_desc("most memory resident, MiB")

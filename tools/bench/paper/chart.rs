@@ -32,13 +32,7 @@ impl<'a> Chart<'a> {
                 0.0..most_ms * scale,
             )
             .map_err(ink::failed)?;
-        chart
-            .configure_mesh()
-            .max_light_lines(0)
-            .bold_line_style(ink::PALE)
-            .axis_style(ink::GREY)
-            .label_style(("sans-serif", ink::SMALL))
-            .axis_desc_style(("sans-serif", ink::LABEL))
+        ink::axes(&mut chart)
             .y_labels(6)
             .x_label_formatter(&|bytes| ink::short(*bytes))
             .y_label_formatter(&|time| ink::short(*time))

@@ -1,7 +1,9 @@
 //! What all pictures share: colours that the colour-blind can tell apart, text, ticks, keys.
 
 use anyhow::{Result, anyhow};
+use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -39,6 +41,23 @@ pub fn picture(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Result<()>) -> 
 /// What plotters says, as an error that can be passed on.
 pub fn failed(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("cannot draw: {error}")
+}
+
+/// The axes of a chart: lines where labels are, and no others.
+pub fn axes<'a, 'b, X, Y>(
+    chart: &'b mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+) -> MeshStyle<'a, 'b, X, Y, SVGBackend<'a>>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let mut mesh = chart.configure_mesh();
+    mesh.max_light_lines(0)
+        .bold_line_style(PALE)
+        .axis_style(GREY)
+        .label_style(("sans-serif", SMALL))
+        .axis_desc_style(("sans-serif", LABEL));
+    mesh
 }
 
 /// Black text that begins at `at`, vertically centred.

@@ -59,13 +59,7 @@ pub fn accuracy(title: &str, records: &[Record], against: Against) -> Result<Str
                     .with_key_points(ink::log_ticks(least_loss, most_loss)),
             )
             .map_err(ink::failed)?;
-        chart
-            .configure_mesh()
-            .max_light_lines(0)
-            .bold_line_style(ink::PALE)
-            .axis_style(ink::GREY)
-            .label_style(("sans-serif", ink::SMALL))
-            .axis_desc_style(("sans-serif", ink::LABEL))
+        ink::axes(&mut chart)
             .x_label_formatter(&|value| ink::short(*value))
             .y_label_formatter(&|value| format!("{value}"))
             .y_desc("1 - accuracy")
