@@ -45,6 +45,8 @@ fn tokens_are_taken_where_they_say_whose_they_are() {
     };
     taken("framed", json!([2, 1, 3]), Value::Null, "cat");
     taken("framed", json!([[2, 1, 1, 3]]), json!("framed"), "cat cat");
+    taken("framed", json!([[2, 1, 1, 3]]), json!("framed/1"), "cat cat");
+    refused("framed", json!([[2, 1, 3]]), json!("framed/2"), "tokenizer", "version 1");
     refused("framed", json!([1, 1]), Value::Null, "input", "begin with [2] and end with [3]");
     refused("framed", json!([2]), Value::Null, "input", "\"tokenizer\"");
     refused("framed", json!([[2, 1, 3]]), json!("words"), "tokenizer", "another tokenizer");

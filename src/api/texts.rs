@@ -7,6 +7,7 @@ use super::helpers;
 use super::state::Api;
 use super::tokenizer::{Asker, Encoded, TextEncoder};
 use crate::engine::{Cancel, Described};
+use crate::store::manifest::Manifest;
 use crate::stream::Grant;
 use std::iter::Enumerate;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ pub async fn tokenize(
     let own_bytes = grant.bytes();
     let encoder = api.tokenizers.get((&api.helpers, &api.engine), &manifest, own_bytes).await?;
     let place = api.helpers.place()?;
-    let mut encoding = Encoding::new(encoder, request, grant)?;
+    let mut encoding = Encoding::new(encoder, request, &manifest, grant)?;
     while encoding.inputs.len() > 0 {
         let api = Arc::clone(api);
         let work = move |cancel: &Cancel| {
@@ -79,11 +80,17 @@ impl Encoding {
     fn new(
         encoder: Arc<TextEncoder>,
         request: EmbeddingsRequest,
+        manifest: &Manifest,
         grant: Grant,
     ) -> Result<Encoding, ApiError> {
         let EmbeddingsRequest { model, inputs, cut, prompt_name, tokenizer, .. } = request;
-        if tokenizer.as_ref().is_some_and(|name| *name != model) {
-            let message = format!("tokens of another tokenizer mean nothing to model {model:?}");
+        // Another version of a model may have another tokenizer.
+        let version = &manifest.version;
+        let is_own = |name: &String| *name == model || *name == format!("{model}/{version}");
+        if !tokenizer.as_ref().is_none_or(is_own) {
+            let message = format!(
+                "tokens of another tokenizer mean nothing to model {model:?} version {version}"
+            );
             return Err(ApiError::invalid(message).about("tokenizer"));
         }
         Ok(Encoding {
