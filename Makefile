@@ -18,7 +18,7 @@ export HERMES_PYTHON
 HERMES_ARM_TARGET ?= $(abspath $(or $(CARGO_TARGET_DIR),target/arm))
 export HERMES_ARM_TARGET
 
-.PHONY: all build demo demo-chat test format built programs lint unit simulate nightly models clients bench cross test-arm deb deb-test \
+.PHONY: all build demo demo-chat test format built programs lint unit simulate properties nightly models clients bench cross test-arm deb deb-test \
 	service-test vm-test vm-kernel install clean help
 
 all: build
@@ -31,6 +31,7 @@ help:
 	@echo "make bench    measure BERT-Large through a 16 MiB window (3 GB of disk)"
 	@echo "make lint     format, lints and documentation alone"
 	@echo "make simulate the simulations with 100,000 seeds"
+	@echo "make properties  what reads bytes of others, with 20,000 cases each"
 	@echo "make nightly  all that CI runs, and what takes it too long (as root; an hour)"
 	@echo "make cross    build for aarch64 (by cross and Docker, or by cross/setup.sh)"
 	@echo "make test-arm run tests for aarch64 under qemu-user"
@@ -90,6 +91,10 @@ unit: built models clients
 simulate:
 	HERMES_SEEDS=100000 $(TEST) --test simulate
 	HERMES_SEEDS=100000 $(TEST) --lib engine::simulation
+
+# The properties of what reads bytes of others, with as many cases as a fuzzer has in minutes.
+properties:
+	PROPTEST_CASES=20000 $(TEST) --lib -- api:: checkpoint:: graph::skim:: store:: text:: wire::
 
 nightly:
 	.ci/run --nightly

@@ -158,6 +158,59 @@ fn prepared(source: &str) -> Result<String, TemplateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// What templates are made of, and what breaks them.
+    const PARTS: [&str; 33] = [
+        "{{ ",
+        " }}",
+        "{% ",
+        " %}",
+        "{%- ",
+        " -%}",
+        "{#",
+        "#}",
+        "for a in ",
+        "if ",
+        "else",
+        "endfor",
+        "endif",
+        "set x = ",
+        "messages",
+        "x",
+        "[0]",
+        "['role']",
+        ".content",
+        " | tojson",
+        " | trim",
+        "(",
+        ")",
+        "1",
+        " + ",
+        "-",
+        "'a'",
+        "\u{e9}",
+        "\n",
+        "generation",
+        "range(9)",
+        "namespace(x=1)",
+        "raise_exception('no')",
+    ];
+
+    proptest! {
+        /// Whatever a maker's file has for a template.
+        #[test]
+        fn no_template_panics(
+            parts in prop::collection::vec(prop::sample::select(PARTS.as_slice()), 0..16),
+        ) {
+            let source = parts.concat();
+            let is_one = check(&source).is_ok();
+            if let Err(error) = render(&source) {
+                let is_syntax = matches!(error, TemplateError::Syntax(_));
+                prop_assert!(!is_one || !is_syntax, "{source:?}: {error}");
+            }
+        }
+    }
 
     fn render(source: &str) -> Result<String, TemplateError> {
         let limit_bytes = most_bytes(0);

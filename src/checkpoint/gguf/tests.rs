@@ -318,8 +318,6 @@ fn a_file_without_tokens_is_taken() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
     /// Whatever is cut or flipped, there is an error or places within the file.
     #[test]
     fn damage_is_an_error(
