@@ -206,6 +206,7 @@ fn generate(
             context: None,
             target: None,
             decide: Box::new(Clock { decided }),
+            own_bytes: 0,
             cancel: Cancel::new(),
             deadline: None,
         };
