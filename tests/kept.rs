@@ -69,6 +69,7 @@ fn write(engine: &Engine, model: &str, text: &[u32], words: &[u32]) -> (Generate
         context: None,
         target: None,
         decide: Box::new(script),
+        own_bytes: 0,
         cancel: Cancel::new(),
         deadline: None,
     };
