@@ -300,16 +300,13 @@ impl Refusal {
     }
 }
 
-/// A place for who came while others hold the memory that it takes: they give back what they do not
-/// need, and where that is not enough in time, an idle connection ends.
-async fn place_in_time(api: &Arc<Api>, who: Who, limit: usize) -> Result<Admission, NotAdmitted> {
+/// A place for who came while others hold the memory that it takes: what they give back is left to it,
+/// and where that is not enough in time, an idle connection ends. No model goes for its sake.
+async fn place_in_time(api: &Api, who: Who, limit: usize) -> Result<Admission, NotAdmitted> {
     let end = Instant::now() + LONG_PATIENCE;
     let _claim = api.engine.ledger().claim(who.bytes());
     while Instant::now() < end {
-        let spare = |api: &Arc<Api>| Ok(api.engine.room().spare_room(""));
-        if !api.look(spare).await.unwrap_or(false) {
-            sleep(TICK).await;
-        }
+        sleep(TICK).await;
         match api.connections.admit(who, limit) {
             Err(why) if why.may_pass => {}
             admitted => return admitted,

@@ -24,6 +24,7 @@ mod vit;
 use super::error::{ShardError, unfit};
 use crate::checkpoint::Checkpoint;
 use crate::graph::skim::{self, Skim};
+use crate::wire::quote::quote;
 use config::Config;
 use module::Graph;
 use tensors::Tensors;
@@ -96,8 +97,9 @@ pub fn draw(checkpoint: &Checkpoint, threshold_bytes: u64) -> Result<Drawn, Shar
         let names = KNOWN.map(|(name, _)| name).join(", ");
         return Err(match kind {
             Some(kind) => unfit!(
-                "{file}: model_type {kind:?} is an architecture that is not known here\n\
-                 known are {names}; others are taken as ONNX files (optimum-cli export onnx)"
+                "{file}: model_type {} is an architecture that is not known here\n\
+                 known are {names}; others are taken as ONNX files (optimum-cli export onnx)",
+                quote(kind)
             ),
             None => unfit!("{file}: it says no model_type\nknown are {names}"),
         });
