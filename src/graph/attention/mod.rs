@@ -2,8 +2,8 @@
 //! new, each token seeing itself and those before it, in one operator. Neither scores nor masks of a
 //! whole text exist, and keys that heads of queries share are copied for none.
 //!
-//! A past that a session keeps ([`Kept`]) is appended to where it lies. One that comes as an array is
-//! copied, so that who asks for a pass by itself gets arrays back.
+//! A past that a session keeps ([`KeptPast`]) is appended to where it lies. One that comes as an array
+//! is copied, so that who asks for a pass by itself gets arrays back.
 
 mod heads;
 mod kept;
