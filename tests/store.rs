@@ -568,8 +568,8 @@ fn lying_manifests_are_refused() {
         change(manifest.layers[0].files.get_mut("q8").unwrap());
     };
     check_manifest(|m| m.format = 2, &["manifest.json", "format is 2"]);
-    check_manifest(|m| m.model = "other".into(), &["manifest.json", "version 1 of other"]);
-    check_manifest(|m| m.version = "2".into(), &["manifest.json", "version 2 of tiny"]);
+    check_manifest(|m| m.model = "other".into(), &["version 1 of other", "rename the folder"]);
+    check_manifest(|m| m.version = "2".into(), &["version 2 of tiny", "rename the folder"]);
     check_manifest(|m| entry(m, |e| e.bytes += 1), &["000-layer.q8.layer", "manifest says"]);
     check_manifest(|m| entry(m, |e| e.index_checksum.0 ^= 1), &["000-layer.q8", "checksum"]);
     check_manifest(|m| entry(m, |e| e.path = "../x".into()), &["layers[0].files.q8.path"]);
