@@ -5,9 +5,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The slots of an engine, which its models share as they share the window. What is lent and what
-/// waits for the next block never come to more than the room, the window's bytes, as long as the
-/// window holds: nothing is kept beyond what the ledger has granted for it.
+/// The slots of an engine, which its models share as they share the window. What is lent, what is
+/// mapped and what waits for the next block never come to more than the room, the window's bytes, as
+/// long as the window holds: nothing is kept beyond what the ledger has granted for it.
 #[derive(Default)]
 pub struct Slots(Mutex<State>);
 
@@ -16,6 +16,8 @@ struct State {
     room_bytes: usize,
     /// Bytes of slots that the window's blocks are in.
     lent_bytes: usize,
+    /// Bytes of the window's blocks that are in no slot, but mapped.
+    mapped_bytes: usize,
     /// Bytes of slots that pinned blocks are in: these are never lent again.
     pinned_bytes: usize,
     free: Vec<PageBuffer>,
@@ -26,10 +28,15 @@ impl State {
         self.free.iter().map(PageBuffer::len).sum()
     }
 
+    /// Bytes that count against the room.
+    fn counted_bytes(&self) -> usize {
+        self.lent_bytes + self.mapped_bytes + self.free_bytes()
+    }
+
     /// Takes free slots out until all fit the room; the caller drops them.
     fn shrink(&mut self) -> Vec<PageBuffer> {
         let mut too_many = vec![];
-        while self.lent_bytes + self.free_bytes() > self.room_bytes
+        while self.counted_bytes() > self.room_bytes
             && let Some(slot) = self.free.pop()
         {
             too_many.push(slot);
@@ -70,8 +77,32 @@ impl Slots {
         Ok(Slot { slots, buffer: Some(buffer), is_pinned: AtomicBool::new(false) })
     }
 
+    /// Counts a block of the window that is mapped, until what comes back is dropped: free slots,
+    /// as other ways of reading leave them, make room for it.
+    pub(super) fn count_mapped(self: &Arc<Slots>, bytes: usize) -> Mapped {
+        let bytes = PageBuffer::rounded(bytes);
+        let mut state = self.lock();
+        state.mapped_bytes += bytes;
+        let too_many = state.shrink();
+        drop(state);
+        drop(too_many);
+        Mapped { slots: Arc::clone(self), bytes }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A block of the window that is in no slot.
+pub(super) struct Mapped {
+    slots: Arc<Slots>,
+    bytes: usize,
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        self.slots.lock().mapped_bytes -= self.bytes;
     }
 }
 
@@ -113,7 +144,7 @@ impl Drop for Slot {
             return;
         }
         state.lent_bytes -= buffer.len();
-        if state.lent_bytes + state.free_bytes() + buffer.len() <= state.room_bytes {
+        if state.counted_bytes() + buffer.len() <= state.room_bytes {
             state.free.push(buffer);
         }
     }
@@ -157,6 +188,22 @@ mod tests {
         assert_eq!(slots.bytes(), (BYTES / 2) as u64);
         drop(other);
         assert_eq!(slots.bytes(), 0);
+    }
+
+    /// Passes of one plan read into slots, those of another map: together they have one window.
+    #[test]
+    fn mapped_blocks_take_the_room_of_free_slots() {
+        let slots = slots(3);
+        drop([(); 3].map(|()| slots.lend(BYTES).unwrap()));
+        assert_eq!(slots.bytes(), 3 * BYTES as u64);
+        let mapped = [(); 2].map(|()| slots.count_mapped(BYTES));
+        assert_eq!(slots.bytes(), BYTES as u64);
+        let lent = [(); 2].map(|()| slots.lend(BYTES).unwrap());
+        drop(lent);
+        assert_eq!(slots.bytes(), BYTES as u64, "the second does not stay");
+        drop(mapped);
+        drop([(); 3].map(|()| slots.lend(BYTES).unwrap()));
+        assert_eq!(slots.bytes(), 3 * BYTES as u64);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Blocks of the mapped file.
 
 use super::{BlockMemory, Memory, SlotBlock, WeightSource, cut_short, io_error};
+use crate::stream::slots::Mapped;
 use crate::stream::{Block, Slots, StreamError};
 use crate::sys::aligned::AlignedBuffer;
 use crate::sys::map::MappedFile;
@@ -15,7 +16,7 @@ pub struct MappedSource {
     /// Bytes behind a block that stay readable with it. A block with fewer of the file behind it
     /// is copied, not mapped.
     read_ahead_bytes: usize,
-    /// Where blocks go that stay.
+    /// Where blocks go that stay, and whose room those take that do not.
     slots: Arc<Slots>,
     trail: Arc<Trail>,
 }
@@ -69,6 +70,7 @@ struct MappedBlock {
     /// Its bytes where they are read, not mapped.
     copy: Option<AlignedBuffer>,
     trail: Arc<Trail>,
+    _counted: Mapped,
 }
 
 impl Memory for MappedBlock {}
@@ -99,12 +101,13 @@ impl WeightSource for MappedSource {
             .ok_or_else(|| io_error(path.clone(), wanted.clone(), cut_short()))?;
         let readable = range.start..range.end + self.read_ahead_bytes;
         let is_mapped = readable.end <= file.len();
+        let counted = self.slots.count_mapped(readable.len());
         let copy = match is_mapped {
             true => None,
             false => Some(read_block(path, file, wanted.clone())?),
         };
         let (file, trail) = (Arc::clone(file), Arc::clone(&self.trail));
-        let held = MappedBlock { file, range, copy, trail };
+        let held = MappedBlock { file, range, copy, trail, _counted: counted };
         if is_mapped {
             held.file.populate(readable).map_err(|e| io_error(path.clone(), wanted, e))?;
         }
