@@ -13,7 +13,7 @@ use hermes::store::{Archive, Package, Role, Store};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -81,12 +81,20 @@ fn stderr(output: &Output) -> String {
 }
 
 /// Every path below `folder`, with its length; sorted. Without what a version's first load notes
-/// beside it.
+/// beside it, and what a daemon removes meanwhile.
 fn tree(folder: &Path) -> Vec<(String, u64)> {
     fn walk(folder: &Path, found: &mut Vec<(String, u64)>) {
-        for entry in fs::read_dir(folder).unwrap() {
+        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let entries = match fs::read_dir(folder) {
+            Err(error) if is_gone(&error) => return,
+            entries => entries.unwrap(),
+        };
+        for entry in entries {
             let entry = entry.unwrap();
-            let metadata = entry.metadata().unwrap();
+            let metadata = match entry.metadata() {
+                Err(error) if is_gone(&error) => continue,
+                metadata => metadata.unwrap(),
+            };
             if metadata.is_dir() {
                 walk(&entry.path(), found);
             }
