@@ -106,7 +106,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     report(arguments, &counts.into_inner().unwrap_or_default(), seconds, daemon.peak_bytes());
     let told = problems.iter().take(MAX_TOLD).cloned().collect::<Vec<_>>();
     ensure!(problems.is_empty(), "{} requests went wrong:\n{}", problems.len(), told.join("\n"));
-    ensure!(after == before, "bytes are left: before {before:?}, after {after:?}");
+    // A model that was measured meanwhile is planned anew, and may hold less.
+    let is_more = |(name, bytes): (&String, &u64)| before.get(name).is_none_or(|had| bytes > had);
+    ensure!(!after.iter().any(is_more), "bytes are left: before {before:?}, after {after:?}");
     let peak = daemon.peak_bytes();
     ensure!(peak <= arguments.budget, "{peak} bytes resident at the peak of {}", arguments.budget);
     Ok(())
