@@ -9,7 +9,6 @@ use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, ptr};
@@ -82,7 +81,7 @@ pub fn run(
     arguments: &[OsString],
     mut go_on: impl FnMut() -> bool,
 ) -> io::Result<(End, String)> {
-    let mut child = Command::new(own_program())
+    let mut child = again()
         .arg(FLAG)
         .arg(limits.heap_bytes.to_string())
         .arg(limits.cpu_s.to_string())
@@ -103,10 +102,16 @@ pub fn run(
     Ok((end, String::from_utf8_lossy(&said).into_owned()))
 }
 
-/// The program by its name, which an emulator knows too; by what runs where that file was replaced.
-fn own_program() -> PathBuf {
-    let named = env::current_exe().ok().filter(|path| path.exists());
-    named.unwrap_or_else(|| "/proc/self/exe".into())
+/// This program once more, by the name that it was called by: a file of several names does what its
+/// name says. The file goes by its path, which an emulator knows too, and where that was replaced by
+/// what runs.
+pub fn again() -> Command {
+    let path = env::current_exe().ok().filter(|path| path.exists());
+    let mut command = Command::new(path.unwrap_or_else(|| "/proc/self/exe".into()));
+    if let Some(name) = env::args_os().next() {
+        command.arg0(name);
+    }
+    command
 }
 
 /// Reads to the end, which comes with the copy's own; keeps what came last.

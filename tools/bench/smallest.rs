@@ -6,9 +6,10 @@
 use super::setup::Subject;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use hermes::sys::child;
 use hermes::values::size;
 use serde_json::Value;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// Arguments of `hermes-bench smallest`.
 #[derive(Args)]
@@ -68,7 +69,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn tried(arguments: &Arguments, budget: u64) -> Result<Option<Value>> {
     let budget_bytes = budget * STEP_BYTES;
     let Subject { store, model, variant } = &arguments.subject;
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = child::again();
     command.arg("pass").arg("--store").arg(store).args(["--model", model]);
     command.args(variant.iter().flat_map(|variant| ["--variant", variant]));
     for (option, value) in [

@@ -5,11 +5,10 @@ use crate::setup::Times;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use hermes::engine::{Cancel, Config, Decide, Engine, Generated, Next, Prompt};
-use hermes::sys::memory;
+use hermes::sys::{child, memory};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -82,8 +81,7 @@ impl Wrote {
 impl Arguments {
     /// Has a process of its own do it.
     pub fn spawn<T: DeserializeOwned>(&self, job: &Job) -> Result<T> {
-        let program = std::env::current_exe().context("cannot find this program's file")?;
-        let mut command = Command::new(program);
+        let mut command = child::again();
         // What it says on an error becomes one line.
         command.env("RUST_BACKTRACE", "0").arg("generate-pass").arg("--store").arg(&self.store);
         command.args(["--model", &self.model, "--disk", &self.disk.to_string()]);

@@ -10,10 +10,9 @@ use clap::Args;
 use hermes::engine::{Config, Engine, EngineError, Reply, Request};
 use hermes::stream::Trace;
 use hermes::sys::cgroup::OwnCgroup;
-use hermes::sys::memory;
+use hermes::sys::{child, memory};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
@@ -116,8 +115,7 @@ impl Arguments {
 
     /// Measures in a process of its own, and waits for it.
     pub fn spawn(&self) -> Result<Outcome> {
-        let program = std::env::current_exe().context("cannot find this program's file")?;
-        let mut command = Command::new(program);
+        let mut command = child::again();
         // What it says on an error becomes one line of a table.
         command.env("RUST_BACKTRACE", "0");
         command.arg("paper-pass").arg("--store").arg(&self.store);

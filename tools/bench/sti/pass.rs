@@ -10,11 +10,10 @@ use hermes::engine::{Config, Engine, Inquiry, Policy};
 use hermes::plan::{
     Ladder, Overrides, Plan, Profile, Target, Usage, Wish, plan, plan_sti, plan_target,
 };
-use hermes::sys::memory;
+use hermes::sys::{child, memory};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::process::Command;
 
 /// Limit of an engine that is to be limited by nothing.
 const NO_BUDGET: u64 = u64::MAX / 4;
@@ -85,8 +84,7 @@ pub struct Took {
 impl Arguments {
     /// Has a process of its own do it.
     pub fn spawn<T: DeserializeOwned>(&self, job: &Job) -> Result<T> {
-        let program = std::env::current_exe().context("cannot find this program's file")?;
-        let mut command = Command::new(program);
+        let mut command = child::again();
         // What it says on an error becomes one line of a table.
         command.env("RUST_BACKTRACE", "0").arg("sti-pass").arg("--store").arg(&self.store);
         command.args(["--model", &self.model, "--disk", &self.disk.to_string()]);
