@@ -12,6 +12,7 @@ pub mod api;
 pub mod daemon;
 pub mod engine;
 pub mod graph;
+pub mod hermesd;
 pub mod shard;
 
 pub use hermes_base::{
