@@ -24,7 +24,7 @@ export HERMES_ARM_TARGET
 all: build
 
 help:
-	@echo "make          build the four programs into target/release"
+	@echo "make          build the programs into target/release"
 	@echo "make demo     build, fetch a sentence model, shard it, serve it in 48 MiB, ask it"
 	@echo "make demo-chat  the same with a language model that does not fit: shard it, chat with it"
 	@echo "make test     format, lints, documentation, every test (fetches 344 MB of models, 185 of Python)"
@@ -133,7 +133,8 @@ vm-kernel:
 BIN = $(DESTDIR)$(PREFIX)/bin
 SHARE = $(DESTDIR)$(PREFIX)/share
 BUILT = $(or $(CARGO_TARGET_DIR),target)/release
-PROGRAMS = $(addprefix $(BUILT)/,hermesd hermesctl hermes-shard hermes-bench)
+# What is installed: all that has tract in it is one file, by the name of the daemon.
+PROGRAMS = $(addprefix $(BUILT)/,hermes-programs hermesctl)
 # What runs programs of another architecture.
 RUN ?=
 
@@ -143,7 +144,10 @@ install:
 	done
 	install -d "$(BIN)" "$(SHARE)/man/man1" "$(SHARE)/man/man8" \
 		"$(SHARE)/bash-completion/completions"
-	install -m 755 $(PROGRAMS) "$(BIN)"
+	install -m 755 "$(BUILT)/hermes-programs" "$(BIN)/hermesd"
+	ln -sfn hermesd "$(BIN)/hermes-shard"
+	ln -sfn hermesd "$(BIN)/hermes-bench"
+	install -m 755 "$(BUILT)/hermesctl" "$(BIN)"
 	$(RUN) "$(BIN)/hermesd" --man-pages "$(SHARE)/man/man8"
 	$(RUN) "$(BIN)/hermesctl" --man-pages "$(SHARE)/man/man1"
 	$(RUN) "$(BIN)/hermes-shard" --man-pages "$(SHARE)/man/man1"

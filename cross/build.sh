@@ -25,7 +25,7 @@ else
     cargo build --locked --target "$target" "$@"
 fi
 for built in "$CARGO_TARGET_DIR/$target"/{release,debug}; do
-    programs=("$built"/{hermesd,hermesctl,hermes-shard,hermes-bench})
+    programs=("$built"/{hermes-programs,hermesctl,hermesd,hermes-shard,hermes-bench})
     [[ ! -x ${programs[0]} ]] || cross/glibc.sh "$glibc" "${programs[@]}"
 done
 echo "the programs are in $CARGO_TARGET_DIR/$target"

@@ -32,7 +32,7 @@ gzip -9n "$stage/usr/share/doc/hermes/changelog"
 arguments=(--no-build --locked --quiet)
 if [[ -n $target ]]; then
     # What the variant's dependencies say.
-    cross/glibc.sh 2.30 "$built"/{hermesd,hermesctl,hermes-shard,hermes-bench} >&2
+    cross/glibc.sh 2.30 "$built"/{hermes-programs,hermesctl} >&2
     arguments+=(--target "$target" --variant cross)
 fi
 cargo deb "${arguments[@]}" "${@:2}"

@@ -71,6 +71,8 @@ check "the service waits for its first client" \
 for program in hermesd hermesctl hermes-shard hermes-bench; do
     check "$program starts" inside "$program" --version
 done
+bytes=$(find "$work/root/usr/bin" -type f -name 'hermes*' -printf '%s\n' | paste -sd+)
+check "the programs take 60 MB at most: $((bytes))" test "$((bytes))" -le 60000000
 check "the example config is good" inside hermesd --check-config
 check "the units are understood" inside systemd-analyze verify hermesd.service hermesd.socket
 check "verifies" test -z "$(inside dpkg --verify hermes)"
