@@ -3,6 +3,7 @@
 mod common;
 
 use common::daemon::{Daemon, command};
+use common::programs::program;
 use common::served::{
     STORE, check_alive, check_error, hermesctl, linear_request, metric, serve, served,
     slow_request, wait_for_pass, wait_metric,
@@ -466,7 +467,7 @@ fn texts_are_treated_as_their_makers_say() {
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
     };
     let long = "cat cat dog car dog dog car car";
-    let (_store, daemon) = start(json!({
+    let (store, daemon) = start(json!({
         "max_tokens": 7, "truncates": false, "lowercase": true,
         "prompts": [{"name": "query", "text": "dog "}], "skips_prompt": false, "sources": [],
     }));
@@ -493,7 +494,16 @@ fn texts_are_treated_as_their_makers_say() {
     refused(&daemon, five, "dimensions", &["5 dimensions", "have 4"]);
     let (_, metadata) = daemon.get("/v2/models/words");
     assert_eq!(metadata["parameters"]["text"]["max_tokens"], 7);
+    // Terabytes were named as the least that such passes take.
+    let (status, reply) = daemon.get("/v2/models/words/plan?tokens=8");
+    let message = reply["error"].as_str().unwrap();
+    assert!(status == 400 && message.contains("at most 7 tokens, 8 are more"), "{reply}");
+    assert_eq!(daemon.get("/v2/models/words/plan?tokens=7").0, 409, "it is not measured");
     drop(daemon);
+    let mut bench = Command::new(program("hermes-bench"));
+    bench.args(["pass", "--model", "words", "--tokens", "8", "--store"]).arg(store.path());
+    let said = String::from_utf8(bench.output().unwrap().stderr).unwrap();
+    assert!(said.contains("texts of words have at most 7 tokens, 8 are more"), "{said}");
 
     // Cut where the makers say, which is not where tokenizer.json does; a prompt comes unasked.
     let (_store, daemon) = start(json!({

@@ -175,6 +175,10 @@ fn what_is_longer_than_the_context_is_refused_with_both_numbers() {
     check(EVENTS, json!({"model": "gen", "prompt": "word ".repeat(20_000)}), "at least");
     let messages = json!([{"role": "user", "content": "word ".repeat(500)}]);
     check(CHAT, json!({"model": "gen", "messages": messages}), "tokens");
+    let (status, refused) = daemon.get(&format!("/v2/models/gen/plan?tokens={}", CONTEXT + 1));
+    let message = refused["error"].as_str().unwrap();
+    let longest = format!("at most {CONTEXT} tokens");
+    assert!(status == 400 && message.contains(&longest), "{message}");
     // What is left of it bounds the text.
     let body = json!({"model": "gen", "prompt": vec![5; CONTEXT - 3], "max_tokens": 1_000_000_000,
         "logit_bias": {"502": -100}});

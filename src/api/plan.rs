@@ -56,9 +56,24 @@ pub async fn plan(
 ) -> Result<Json<Value>, OipError> {
     let FoundModel { model, .. } = api.find(path).await.map_err(ApiError::closing)?;
     let inquiry = parse(uri.query().unwrap_or_default())?;
+    if let Some(tokens) = inquiry.tokens {
+        let name = model.clone();
+        let longest = api.help(move |api, _| Ok(api.engine.longest_text(&name)?)).await?;
+        check_length(tokens, longest.unwrap_or(MAX_TOKENS), &model)?;
+    }
     let known = Asked::new(|reply| api.engine.request_known(&model, reply)).wait().await?;
     let answered = api.help(move |_, _| Ok(known.plan(inquiry)?)).await?;
     Ok(Json(describe(&answered)))
+}
+
+/// Refuses passes that are longer than any text: what they would take is no plan.
+fn check_length(tokens: u64, longest: u64, model: &str) -> Result<(), ApiError> {
+    match tokens {
+        _ if tokens <= longest => Ok(()),
+        _ => Err(ApiError::invalid(format!(
+            "parameter \"tokens\": texts of {model} have at most {longest} tokens, {tokens} are more"
+        ))),
+    }
 }
 
 /// What a query asks for.

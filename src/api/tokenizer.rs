@@ -7,7 +7,9 @@ use super::language::Language;
 use super::vocabulary::{Survey, VocabularyKind};
 use crate::engine::{Cancel, Described, Engine, Keeper};
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
-use crate::store::{Generation, ModelDir, TOKENIZER_BYTES_PER_BYTE};
+use crate::store::{
+    GENERATION_HEAP_BYTES_PER_BYTE, Generation, ModelDir, TOKENIZER_BYTES_PER_BYTE,
+};
 use crate::stream::{Category, Grant, OverBudget};
 use crate::sys::heap;
 use crate::text::chat::Prompt;
@@ -399,11 +401,10 @@ fn lower_case(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     Ok(())
 }
 
-/// Most that reading generation.json takes, and what is read holds: an empty line of it is three bytes
-/// of the file, and a string in a list that grows by doubling.
+/// Most that reading generation.json takes, and what is read holds.
 fn generation_bytes(manifest: &Manifest) -> u64 {
-    const PER_BYTE: u64 = 32;
-    manifest.generation.as_ref().map_or(0, |entry| entry.bytes.saturating_mul(PER_BYTE))
+    let entry = manifest.generation.as_ref();
+    entry.map_or(0, |entry| entry.bytes.saturating_mul(GENERATION_HEAP_BYTES_PER_BYTE))
 }
 
 /// A tokenizer, and what it is to know where its model writes texts.

@@ -81,20 +81,24 @@ pub struct Budget {
     pub bytes: u64,
 }
 
-/// The smallest budgets that would do, by the length of requests, where the process itself holds so
-/// many bytes; none for what an older program built, which does not tell what passes take.
+/// The smallest budgets that would do, by the length of requests, none longer than the model's texts,
+/// where the process itself holds so many bytes; none for what an older program built, which does not tell what passes take.
 pub fn budgets(demand: &Demand, process_bytes: u64) -> Vec<Budget> {
-    const LENGTHS: [Option<u64>; 3] = [Some(16), Some(128), Some(512)];
+    const LENGTHS: [u64; 3] = [16, 128, 512];
     let mut dims = demand.inputs.iter().flat_map(|port| &port.shape);
     let is_open = dims.any(|dim| matches!(dim, Dim::Symbol(_)));
-    let lengths = if is_open { &LENGTHS[..] } else { &[None] };
-    let of = |length: &Option<u64>| {
+    // No text is longer than its makers say.
+    let longest = demand.text.as_ref().and_then(|text| text.max_tokens).unwrap_or(u64::MAX);
+    let mut lengths =
+        if is_open { LENGTHS.map(|each| Some(each.min(longest))).to_vec() } else { vec![None] };
+    lengths.dedup();
+    let of = |length: Option<u64>| {
         let each = length.unwrap_or(1);
         let bytes = process_bytes.saturating_add(needed_with_texts(demand, each));
-        Budget { length: *length, bytes: bytes.checked_next_multiple_of(1 << 20).unwrap_or(bytes) }
+        Budget { length, bytes: bytes.checked_next_multiple_of(1 << 20).unwrap_or(bytes) }
     };
     match demand.needs {
-        Some(_) => lengths.iter().map(of).collect(),
+        Some(_) => lengths.into_iter().map(of).collect(),
         None => vec![],
     }
 }

@@ -22,7 +22,7 @@ use super::turns::QUEUE_LIMIT;
 use super::worker::Worker;
 use crate::plan::{Profile, Target};
 use crate::store::manifest::Manifest;
-use crate::store::{ModelDir, Store};
+use crate::store::{GENERATION_HEAP_BYTES_PER_BYTE, ModelDir, Store};
 use crate::stream::{Category, Ledger};
 use crate::sys::lock::lock;
 use crate::sys::threads::{self, Shortage};
@@ -34,9 +34,6 @@ use std::thread::JoinHandle;
 
 /// What a server takes to begin with: connections for whoever comes first.
 const RESERVED_BYTES: u64 = 512 << 10;
-
-/// What the process itself holds by the ledger on most boards.
-pub const PROCESS_BYTES: u64 = 18 << 20;
 
 /// What the process will come to hold besides what it holds at the start, its code released, and
 /// what is counted: code, 4 to 5 MiB in a pass; what the C library's heap loses between what is
@@ -57,6 +54,17 @@ struct Handle {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// What a process that has just started is granted for itself, as an engine with this configuration
+/// is: what it holds, its code released, and what it will come to hold. In whole MiB: the next start, a
+/// few pages larger or smaller, needs the same.
+pub fn process_bytes(config: &Config) -> u64 {
+    code::map_in_pieces();
+    code::release();
+    let (threads, loaders) = config.most_threads(affinity::allowed_cores().len());
+    let growth_bytes = PROCESS_GROWTH_BYTES + thread_bytes(threads, loaders);
+    (memory::process().resident_bytes + growth_bytes).next_multiple_of(1 << 20)
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         self.stop();
@@ -69,14 +77,7 @@ impl Engine {
         let store = Store::open(&config.store)?;
         rehearse_threads(&config)?;
         let room = Arc::new(Room::new(config.budget_bytes));
-        code::map_in_pieces();
-        code::release();
-        // In whole MiB: the next start, a few pages larger or smaller, needs the same.
-        let cores = affinity::allowed_cores().len();
-        let (threads, loaders) = config.most_threads(cores);
-        let growth_bytes = PROCESS_GROWTH_BYTES + thread_bytes(threads, loaders);
-        let process_bytes = memory::process().resident_bytes + growth_bytes;
-        let process_bytes = process_bytes.next_multiple_of(1 << 20);
+        let process_bytes = process_bytes(&config);
         let hold = Hold::new(&room, process_bytes, config.window_bytes).map_err(|refused| {
             let window_bytes = config.window_bytes.unwrap_or(SMALLEST_WINDOW_BYTES);
             let needed_bytes = needed_by_any(&store, config.tokens).max(window_bytes);
@@ -125,6 +126,19 @@ impl Engine {
     pub fn loaded_manifest(&self, model: &str) -> Option<Described> {
         let loaded = self.0.room.residents.get(model)?;
         Some(Described { manifest: Arc::clone(&loaded.dir.manifest), held: None })
+    }
+
+    /// Most tokens of a text of the model's served version, as far as its makers say.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::manifest`]; there is no room for the file that says so.
+    pub fn longest_text(&self, model: &str) -> Result<Option<u64>, EngineError> {
+        let described = self.manifest(model)?;
+        let file_bytes = described.manifest.generation.as_ref().map_or(0, |entry| entry.bytes);
+        let reading_bytes = file_bytes.saturating_mul(GENERATION_HEAP_BYTES_PER_BYTE);
+        let _reading = self.0.room.grant(Category::Graph, reading_bytes)?;
+        Ok(self.dir_of(&described)?.longest_text()?)
     }
 
     /// Whether the model is loaded and answers.

@@ -27,12 +27,22 @@ pub struct Demand {
     pub needs: Option<Needs>,
     #[serde(default)]
     pub tokenizer: Option<FileEntry>,
+    #[serde(default)]
+    pub text: Option<Longest>,
     /// Bytes of the manifest's text.
     #[serde(skip)]
     pub text_bytes: u64,
     /// Whether it is known how importing the graph went.
     #[serde(skip)]
     pub is_tried: bool,
+}
+
+/// What of a model's texts bears on the memory that they take.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Longest {
+    /// Most tokens of a text, where its makers say.
+    #[serde(default)]
+    pub max_tokens: Option<u64>,
 }
 
 impl Demand {

@@ -293,6 +293,17 @@ impl ModelDir {
         Generation::parse(&self.read_file(entry)?).map(Some).map_err(corrupt)
     }
 
+    /// Most tokens of a text, as far as the files of the model's makers say.
+    ///
+    /// # Errors
+    /// As [`ModelDir::generation`].
+    pub fn longest_text(&self) -> Result<Option<u64>, StoreError> {
+        match self.manifest.text.as_ref().and_then(|text| text.max_tokens) {
+            Some(tokens) => Ok(Some(tokens)),
+            None => Ok(self.generation()?.and_then(|generation| generation.context)),
+        }
+    }
+
     /// Where a file of the manifest lies. The manifest's paths cannot climb out of the folder;
     /// neither may a link on the way.
     ///

@@ -12,6 +12,10 @@ pub const GENERATION_FORMAT: u64 = 1;
 /// Most bytes of the file: it is read whole.
 pub const MAX_GENERATION_BYTES: u64 = 4 << 20;
 
+/// Most heap that reading it takes, and what is read holds, for each byte of the file: an empty line
+/// of it is three bytes, and a string in a list that grows by doubling.
+pub const GENERATION_HEAP_BYTES_PER_BYTE: u64 = 32;
+
 /// What the files beside a language model say of texts that it writes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

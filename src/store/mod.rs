@@ -31,12 +31,13 @@ mod versions;
 pub use amend::amend;
 pub use archive::{Archive, BUFFER_BYTES, Progress, Received, Verified};
 pub use decoder::{Cache, Decoder, NoDecoder};
-pub use demand::{Demand, TOKENIZER_BYTES_PER_BYTE};
+pub use demand::{Demand, Longest, TOKENIZER_BYTES_PER_BYTE};
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
 pub use folder::{ModelDir, Serving, Store, check_room};
 pub use generation::{
-    GENERATION_FORMAT, GENERATION_NAME, Generation, MAX_GENERATION_BYTES, SamplingDefaults,
+    GENERATION_FORMAT, GENERATION_HEAP_BYTES_PER_BYTE, GENERATION_NAME, Generation,
+    MAX_GENERATION_BYTES, SamplingDefaults,
 };
 pub use install::{Staging, check_writable, install, staging};
 pub use layer_file::block_rows;

@@ -1,6 +1,6 @@
 //! What the benchmarks share: requests a model accepts, cold files, figures of repeated times.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use hermes::engine::{Cancel, Request, sample_inputs};
 use hermes::store::Store;
@@ -50,7 +50,13 @@ impl Times {
 
 /// A request for the model with every open dimension at `tokens`.
 pub fn request(store: &Path, model: &str, tokens: usize) -> Result<Request> {
-    let manifest = Store::open(store)?.current(model)?.manifest;
+    let dir = Store::open(store)?.current(model)?;
+    let longest = dir.longest_text()?.unwrap_or(u64::MAX);
+    ensure!(
+        tokens as u64 <= longest,
+        "texts of {model} have at most {longest} tokens, {tokens} are more"
+    );
+    let manifest = dir.manifest;
     let inputs = sample_inputs(&manifest.inputs, tokens)?;
     let model = model.to_string();
     Ok(Request { model, inputs, outputs: vec![], cancel: Cancel::new(), target: None, trace: None })

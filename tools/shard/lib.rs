@@ -10,7 +10,7 @@ mod store;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
-use hermes::engine;
+use hermes::engine::{self, Config};
 use hermes::manual;
 use hermes::shard::ShardError;
 use hermes::store::StoreError;
@@ -127,7 +127,9 @@ fn run(command: Command) -> Result<ExitCode> {
             install::run(&source, &store.writable()?, force, json)
         }
         Command::Inspect { model, store, version, json } => {
-            report::inspect(&store.open(&model, version.as_deref())?, json)
+            // Before anything is read: a daemon has read nothing when it starts.
+            let process_bytes = engine::process_bytes(&Config::new("", 0));
+            report::inspect(&store.open(&model, version.as_deref())?, process_bytes, json)
         }
         Command::Verify { model, store, version, json } => {
             report::verify(&store.open(&model, version.as_deref())?, json)

@@ -2,7 +2,7 @@
 
 use super::interrupt;
 use anyhow::Result;
-use hermes::engine::{Budget, PROCESS_BYTES, budgets};
+use hermes::engine::{Budget, budgets};
 use hermes::shard::Watch;
 use hermes::store::layer_file::Layout;
 use hermes::store::manifest::{MAX_ROWS, Manifest};
@@ -143,8 +143,8 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Shows what a version holds.
-pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
+/// Shows what a version holds, and which budgets would do where a daemon has so many bytes for itself.
+pub fn inspect(dir: &ModelDir, process_bytes: u64, json: bool) -> Result<ExitCode> {
     let manifest = &dir.manifest;
     if json {
         hermes::say!("{}", serde_json::to_string(&**manifest)?);
@@ -152,7 +152,11 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
     }
     hermes::say!("{} version {}", manifest.model, manifest.version);
     let from = &manifest.provenance;
-    hermes::say!("from {} ({:.1} MiB, {})", from.source, mib(from.source_bytes), from.producer);
+    let producer = match from.producer.as_str() {
+        "" => String::new(),
+        producer => format!(", {producer}"),
+    };
+    hermes::say!("from {} ({:.1} MiB{producer})", from.source, mib(from.source_bytes));
     let inputs = manifest.given_inputs().map(|port| ("input", port));
     let outputs = manifest.answered_outputs().map(|port| ("output", port));
     for (kind, port) in inputs.chain(outputs) {
@@ -178,14 +182,15 @@ pub fn inspect(dir: &ModelDir, json: bool) -> Result<ExitCode> {
         hermes::say!("{name:8} {words}");
     }
     let demand = Demand::read(&dir.path).ok();
-    for Budget { length, bytes } in demand.iter().flat_map(|own| budgets(own, PROCESS_BYTES)) {
+    for Budget { length, bytes } in demand.iter().flat_map(|own| budgets(own, process_bytes)) {
         let requests = length.map(|length| format!(" for requests of length {length}"));
         hermes::say!("budget   {} MiB would do{}", bytes >> 20, requests.unwrap_or_default());
     }
     if demand.is_some() {
-        let own = PROCESS_BYTES >> 20;
+        let own = process_bytes >> 20;
         hermes::say!(
-            "         {own} of these are for hermesd itself; hermesctl show tells its own"
+            "         about {own} of these are for hermesd itself on this machine; hermesctl show \
+             tells a board's"
         );
     }
     hermes::say!("\nlayers in tape order");
