@@ -627,6 +627,16 @@ fn hermesctl_lists_infers_and_embeds() {
     assert!(list.lines().any(|line| line.starts_with("words ") && line.contains("embedding")));
     let (_, list, _) = hermesctl(socket, &["ls", "--json"]);
     assert!(serde_json::from_str::<Value>(&list).unwrap().is_array());
+    // A folder that was renamed aside was in no list, nor told of.
+    let store = small_store::with_rules(json!({"sources": []}));
+    std::fs::rename(store.path().join("words"), store.path().join("aside")).unwrap();
+    let renamed = Daemon::start(store.path(), &store.path().join("s"), &["--budget", "64MiB"]);
+    let (code, list, _) = hermesctl(&renamed.socket, &["ls"]);
+    assert!(code == 0 && list.contains("\naside  -        broken"), "{list}");
+    assert!(list.contains("\naside: ") && list.contains("describes version 1 of words"), "{list}");
+    let (_, list, _) = hermesctl(&renamed.socket, &["ls", "--json"]);
+    assert!(list.contains("describes version 1 of words"), "{list}");
+    drop(renamed);
 
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

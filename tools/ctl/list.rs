@@ -6,31 +6,49 @@ use hermes_base::values::size::Size;
 use hermes_base::wire::table;
 use serde_json::{Value, json};
 
+/// Width of what people read.
+const COLUMNS: usize = 80;
+
 /// Asks for every model and returns what is to be printed.
 ///
 /// # Errors
 ///
 /// [`ClientError`].
 pub fn run(client: &Client, print: Print) -> Result<String, ClientError> {
-    let list = client.get("/v1/models")?;
+    let index = client.get("/v2/repository/index")?;
+    let entries = index.as_array().map_or(&[][..], Vec::as_slice);
+    let (broken, served): (Vec<&Value>, Vec<&Value>) =
+        entries.iter().partition(|entry| entry["version"] == "");
     let mut models = Vec::new();
-    for entry in list["data"].as_array().into_iter().flatten() {
-        let name = entry["id"].as_str().unwrap_or_default();
-        models.push(client.get(&format!("/v2/models/{}", segment(name)))?);
+    for entry in served {
+        models.push(client.get(&format!("/v2/models/{}", segment(text(&entry["name"]))))?);
     }
     match print {
-        Print::Json => Ok(json!(models).to_string()),
-        Print::Human if models.is_empty() => {
+        Print::Json => Ok(json!(models.iter().chain(broken).collect::<Vec<_>>()).to_string()),
+        Print::Human if entries.is_empty() => {
             Ok("no models: build one into the store with hermes-shard".to_owned())
         }
-        Print::Human => Ok(describe(&models)),
+        Print::Human => Ok(describe(&models, &broken)),
     }
 }
 
-fn describe(models: &[Value]) -> String {
+/// The models in a table, and below it what is wrong with those that cannot be served.
+fn describe(models: &[Value], broken: &[&Value]) -> String {
     let head = ["MODEL", "VERSION", "STATE", "TASK", "SERVED IN", "VARIANTS"].map(str::to_owned);
-    let rows: Vec<[String; 6]> = std::iter::once(head).chain(models.iter().map(row)).collect();
-    table::lines(&rows)
+    let others = broken
+        .iter()
+        .map(|entry| [text(&entry["name"]), "-", "broken", "-", "-", "-"].map(str::to_owned));
+    let rows: Vec<[String; 6]> =
+        std::iter::once(head).chain(models.iter().map(row)).chain(others).collect();
+    let wrong = broken.iter().map(|entry| {
+        let (name, reason) = (text(&entry["name"]), text(&entry["reason"]));
+        format!("\n\n{}", table::wrapped(&format!("{name}: {reason}"), COLUMNS))
+    });
+    table::lines(&rows) + &wrong.collect::<String>()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
 }
 
 /// The variant that a model is served in, and the one that it lacks.
@@ -43,7 +61,6 @@ pub fn served_in(told: &Value) -> String {
 }
 
 fn row(model: &Value) -> [String; 6] {
-    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let parameters = &model["parameters"];
     let variants = parameters["variants"].as_array().into_iter().flatten().map(|variant| {
         let name = variant.as_str().unwrap_or_default();
@@ -51,10 +68,10 @@ fn row(model: &Value) -> [String; 6] {
         format!("{name} {}", Size(bytes))
     });
     [
-        text(&model["name"]),
-        text(&model["versions"][0]),
-        text(&parameters["state"]),
-        text(&parameters["task"]["kind"]),
+        text(&model["name"]).to_owned(),
+        text(&model["versions"][0]).to_owned(),
+        text(&parameters["state"]).to_owned(),
+        text(&parameters["task"]["kind"]).to_owned(),
         served_in(parameters),
         variants.collect::<Vec<_>>().join(", "),
     ]
