@@ -1,6 +1,6 @@
 use super::*;
 use crate::checkpoint::{Kind, Rotation};
-use crate::gguf::Meta::{Flag, Float, Number, Numbers, Raw};
+use crate::gguf::Meta::{Flag, Float, Floats, Number, Numbers, Raw};
 use crate::gguf::{F32, I32, Meta, Q8_0, Sketch};
 use proptest::prelude::*;
 use std::fs;
@@ -246,6 +246,25 @@ fn sentencepiece_is_merged_by_scores() {
         (&json!("Replace"), &Value::Null)
     );
     Sketch::llama().without("tokenizer.ggml.scores").refused("tokenizer.ggml.scores");
+}
+
+/// A type that GGML does not have was taken for a row without a token, and a score that is no
+/// number put merges in some order.
+#[test]
+fn types_and_scores_that_are_none_are_refused() {
+    let types = |last: i32| Numbers(vec![2, 3, 3, 1, 1, 1, 1, 6, last]);
+    for wrong in [-9, 7, i32::MAX] {
+        let what = format!("token 8, \"<u>\", is of type {wrong}: 0 to 6 are known");
+        Sketch::llama().set("tokenizer.ggml.token_type", types(wrong)).refused(&what);
+    }
+    let scores = |third: f32| Floats(vec![0., 0., 0., third, -3., -1., -4., 0., 0.]);
+    for (wrong, shown) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
+        let what = format!("token 3, \"a\", has the score {shown}, which is no number");
+        for model in ["llama", "t5", "gpt2", "bert"] {
+            let sketch = Sketch::llama().set("tokenizer.ggml.model", Meta::text(model));
+            sketch.set("tokenizer.ggml.scores", scores(wrong)).refused(&what);
+        }
+    }
 }
 
 /// The same tokens as byte-level BPE.

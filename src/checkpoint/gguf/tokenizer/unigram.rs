@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// Makes the tokenizer.
 ///
 /// # Errors
-/// There are no scores, or they are no numbers.
+/// There are no scores.
 pub fn make<'a>(
     vocabulary: &Vocabulary<'a>,
     notes: &mut Vec<String>,
@@ -19,9 +19,8 @@ pub fn make<'a>(
     const SCORES: &str = "tokenizer.ggml.scores";
     const CHARACTERS: &str = "tokenizer.ggml.precompiled_charsmap";
     let keys = vocabulary.keys();
-    let scores = vocabulary.scores().filter(|scores| scores.iter().all(|score| score.is_finite()));
-    let wrong = || CheckpointError::key(keys.path(), SCORES, "it has no number for each token");
-    let scores = scores.ok_or_else(wrong)?;
+    let missing = || CheckpointError::key(keys.path(), SCORES, "it is missing");
+    let scores = vocabulary.scores().ok_or_else(missing)?;
     let special = Special::read(vocabulary, [Some("<s>"), Some("</s>"), Some("<unk>")], notes)?;
     let ([adds_begin, adds_end], frame) = frame(vocabulary, &special, [false, true])?;
     let normalizer = match keys.wholes(CHARACTERS)? {

@@ -8,6 +8,9 @@ use std::collections::BTreeSet;
 /// The key that they stand under.
 pub const TOKENS: &str = "tokenizer.ggml.tokens";
 
+/// Types of tokens as GGML numbers them, 0 being none.
+const KINDS: std::ops::RangeInclusive<i64> = 0..=6;
+
 /// What a token is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -35,7 +38,7 @@ impl<'a> Vocabulary<'a> {
     /// The tokens of a file, where it has some.
     ///
     /// # Errors
-    /// Types or scores are not as many as tokens, or tokens are no texts.
+    /// Types or scores are not as many as tokens or none of theirs, or tokens are no texts.
     pub fn read(keys: &'a Keys) -> Result<Option<Vocabulary<'a>>, CheckpointError> {
         const TYPES: &str = "tokenizer.ggml.token_type";
         const SCORES: &str = "tokenizer.ggml.scores";
@@ -53,6 +56,23 @@ impl<'a> Vocabulary<'a> {
                 let what = format!("token {index} is no UTF-8: {}", quote_bytes(token));
                 return Err(CheckpointError::key(keys.path(), TOKENS, what));
             }
+        }
+        let wrong = |key: &str, index: usize, what: String| {
+            let token = quote_bytes(tokens.get(index).unwrap_or_default());
+            CheckpointError::key(keys.path(), key, format!("token {index}, {token}, {what}"))
+        };
+        let mut kinds = types.unwrap_or_default().iter().enumerate();
+        if let Some((index, kind)) = kinds.find(|(_, kind)| !KINDS.contains(kind)) {
+            let [first, last] = [KINDS.start(), KINDS.end()];
+            return Err(wrong(
+                TYPES,
+                index,
+                format!("is of type {kind}: {first} to {last} are known"),
+            ));
+        }
+        let mut likelihoods = scores.unwrap_or_default().iter().enumerate();
+        if let Some((index, score)) = likelihoods.find(|(_, score)| !score.is_finite()) {
+            return Err(wrong(SCORES, index, format!("has the score {score}, which is no number")));
         }
         Ok(Some(Vocabulary { keys, tokens, types, scores }))
     }
