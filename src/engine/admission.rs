@@ -183,10 +183,11 @@ impl Admission<'_> {
         if !model.tenancy.is(&step.tenancy) {
             return Err(gone(model.name(), Some(model)));
         }
+        let rows = step.rows;
         let inputs = step.take_inputs(&model.decoding()?.decoder, &model.dir.manifest.inputs);
         let inputs = inputs.map_err(|error| EngineError::Internal(format!("{error:#}")))?;
         let grant = self.stage.room().ledger.try_grant(Category::Activations, 0)?;
-        Ok((Seat { inputs, wanted: Wanted::Values, cancel }, grant))
+        Ok((Seat { inputs, wanted: Wanted::Values { rows }, cancel }, grant))
     }
 
     /// Whether the store still serves a model as it is loaded, asked for whoever has come since.
@@ -330,7 +331,7 @@ impl Admission<'_> {
                     room.sessions.decides(step.session, &request.model);
                     answer.give(stepped);
                 }
-                (Asked::Reply(answer), Wanted::Values) => drop(answer),
+                (Asked::Reply(answer), Wanted::Values { .. }) => drop(answer),
             }
         }
         judged.map(|tokens| Performed { tokens, latency_us, counted })

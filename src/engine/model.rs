@@ -373,7 +373,12 @@ impl Model {
 
     /// What a pass over inputs of these shapes, in the plan's order, will hold besides weights.
     pub(super) fn footprint(&self, shapes: &[Vec<usize>]) -> Footprint {
-        let footprint = self.plan.footprint(shapes);
+        self.footprint_of_rows(shapes, usize::MAX)
+    }
+
+    /// The same where the logits of so many of the last tokens at most are wanted.
+    pub(super) fn footprint_of_rows(&self, shapes: &[Vec<usize>], rows: usize) -> Footprint {
+        let footprint = self.plan.footprint_of_rows(shapes, rows);
         Footprint { alone_bytes: footprint.alone_bytes + self.decoding_bytes(), ..footprint }
     }
 

@@ -159,8 +159,8 @@ pub struct Seat {
 pub enum Wanted {
     /// Those of these indices, to leave the engine.
     Arrays(Vec<usize>),
-    /// All of them, as they are.
-    Values,
+    /// All of them, as they are, with the logits of so many of the last tokens.
+    Values { rows: usize },
 }
 
 /// What a seat gets.
@@ -193,7 +193,7 @@ impl Pass {
             seats.into_iter().map(|seat| (seat.inputs, seat.wanted)).unzip();
         // What was asked for on the way is held until all outputs are copied.
         let feed = self.feed(&cancels);
-        let outcomes = self.evaluate(&feed, inputs, &cancels);
+        let outcomes = self.evaluate(&feed, inputs, &wanted, &cancels);
         // Nothing is told of what was computed with bytes that were lost or changed meanwhile.
         match self.flow.confirm().map_err(TractError::from).and(outcomes) {
             Ok(outcomes) => outcomes
@@ -203,7 +203,7 @@ impl Pass {
                     outcome
                         .and_then(|values| match wanted {
                             Wanted::Arrays(outputs) => arrays(values, outputs).map(Outputs::Arrays),
-                            Wanted::Values => Ok(Outputs::Values(values)),
+                            Wanted::Values { .. } => Ok(Outputs::Values(values)),
                         })
                         .map_err(|error| self.explain(cancel, empty.as_deref(), &error))
                 })
@@ -231,8 +231,16 @@ impl Pass {
         &self,
         feed: &TapeFeed,
         inputs: Vec<TVec<TValue>>,
+        wanted: &[Wanted],
         cancels: &[Cancel],
     ) -> TractResult<Outcomes> {
+        let plan = &self.model.plan;
+        let mut walk = plan.begin(inputs);
+        for (seat, wanted) in wanted.iter().enumerate() {
+            if let Wanted::Values { rows } = wanted {
+                plan.want_rows(&mut walk, seat, *rows);
+            }
+        }
         let watch = |seat: usize| match cancels[seat].is_cancelled() {
             true => Err(StreamError::Cancelled.into()),
             false => Ok(()),
@@ -248,7 +256,7 @@ impl Pass {
                 })
             })
         };
-        self.model.plan.run(feed, inputs, &watch, &enter)
+        plan.complete(walk, feed, &watch, &enter)
     }
 
     /// Tells a broken disk from a cancelled request from a request the model cannot compute; `empty`

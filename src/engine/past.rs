@@ -161,6 +161,9 @@ impl Past {
 
 /// The last positions' logits of `[1, positions, vocabulary]`.
 fn last_rows(logits: &Tensor, rows: usize, vocabulary: usize) -> TractResult<Vec<f32>> {
+    if rows == 0 {
+        return Ok(vec![]);
+    }
     let shape = logits.shape();
     ensure!(
         logits.rank() == 3 && shape[1] >= rows && shape[2] == vocabulary,

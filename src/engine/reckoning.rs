@@ -24,15 +24,15 @@ struct Reckoning<'a> {
 }
 
 impl Reckoning<'_> {
-    /// What a pass takes beside keys and values that reads the last `new` of so many tokens.
-    fn work_bytes(&self, tokens: usize, new: usize) -> u64 {
+    /// What a pass takes beside keys and values that reads the last `new` of so many tokens and gives
+    /// the logits of the last `rows` of these.
+    fn work_bytes(&self, tokens: usize, new: usize, rows: usize) -> u64 {
         let decoder = &self.decoding.decoder;
         let shapes = decoder.shapes(tokens.saturating_sub(new), new);
-        let footprint = self.model.footprint(&shapes);
+        let footprint = self.model.footprint_of_rows(&shapes, rows);
         // Where it shares the pass, another one's grant may have what threads decode blocks into.
         let together_bytes = footprint.together_bytes + self.model.decoding_bytes();
         let held_bytes = footprint.alone_bytes.max(together_bytes);
-        let rows = new.min(self.decoding.most_rows);
         let logits_bytes = (rows * decoder.vocabulary * size_of::<f32>()) as u64;
         // The plan counts keys and values of all tokens, whatever is kept of them.
         let taken = |cache: &Cache| Footprint::taken_bytes(cache.bytes_of(tokens));
@@ -44,19 +44,20 @@ impl Reckoning<'_> {
     /// session holds. It goes by the budget and by nobody else's needs: how a prompt is cut may change
     /// the last bits of what comes of it.
     fn needs(&self, prompt: usize, tokens: usize) -> ([usize; 2], SessionNeeds) {
-        let one_bytes = self.work_bytes(tokens, 1);
+        let one_bytes = self.work_bytes(tokens, 1, 1);
         let limit_bytes = one_bytes.max(self.budget_bytes / CHUNK_SHARE);
         // As many as fit in that, halved from the most.
-        let fitting = |most: usize, limit: usize| {
+        let fitting = |most: usize, work_bytes: &dyn Fn(usize) -> u64| {
             let halves =
                 std::iter::successors(Some(most), |new| Some(new / 2).filter(|new| *new > 1));
-            let bytes = |new: usize| (new, self.work_bytes(tokens, new.min(limit)));
-            let found = halves.map(bytes).find(|(_, bytes)| *bytes <= limit_bytes);
+            let found = halves.map(|new| (new, work_bytes(new))).find(|(_, b)| *b <= limit_bytes);
             found.unwrap_or((1, one_bytes))
         };
         let most = if self.decoding.decoder.is_single { 1 } else { MOST_CHUNK };
-        let (chunk, prefill_bytes) = fitting(most.min(prompt.next_power_of_two()), prompt);
-        let (rows, step_bytes) = fitting(self.decoding.most_rows, tokens);
+        let prefill = |new: usize| self.work_bytes(tokens, new.min(prompt), 1);
+        let (chunk, prefill_bytes) = fitting(most.min(prompt.next_power_of_two()), &prefill);
+        let step = |new: usize| self.work_bytes(tokens, new.min(tokens), new);
+        let (rows, step_bytes) = fitting(self.decoding.most_rows, &step);
         let ids_bytes = (tokens as u64).saturating_mul(size_of::<u32>() as u64);
         let kept_bytes = self.decoding.kept_bytes(tokens).saturating_add(ids_bytes);
         ([chunk, rows], SessionNeeds { kept_bytes, prefill_bytes, step_bytes })

@@ -179,13 +179,15 @@ impl Session<'_> {
             Ok::<Stepped, EngineError>(stepped)
         };
         let past = past.with_room(cached_tokens, prompt.len() + max_tokens);
-        let past = past.map_err(|error| EngineError::Internal(format!("{error:#}")))?;
-        let mut chunks = prompt[cached_tokens..].chunks(chunk);
-        let first = chunks.next().unwrap_or_default();
-        let mut stepped = read(first, 1, past, needs.prefill_bytes)?;
-        for ids in chunks {
-            stepped = read(ids, 1, stepped.past, needs.prefill_bytes)?;
+        let mut past = past.map_err(|error| EngineError::Internal(format!("{error:#}")))?;
+        // The next token follows the last one: what is before it needs no logits.
+        let mut left = &prompt[cached_tokens..];
+        while left.len() > chunk {
+            let (ids, rest) = left.split_at(chunk);
+            past = read(ids, 0, past, needs.prefill_bytes)?.past;
+            left = rest;
         }
+        let stepped = read(left, 1, past, needs.prefill_bytes)?;
         let prefill_us = began.elapsed().as_micros() as u64;
         // Shrinking is always granted.
         let _ = grant.resize(needs.lasting_bytes());

@@ -3,6 +3,7 @@
 use super::attention::{Append, Mix};
 use super::kernel::TILE_COLUMNS;
 use super::ops::{Constant, Linear};
+use super::rows::Rows;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tract_core::internal::*;
@@ -112,6 +113,7 @@ pub struct Liveness {
     steps: Vec<Step>,
     /// What a request's state takes besides values: a place for each node's.
     state_bytes: u64,
+    rows: Option<Rows>,
 }
 
 /// More bytes than any machine has, few enough to add up those of a plan's values.
@@ -178,16 +180,22 @@ impl Liveness {
         let fact = |outlet: &OutletId| &model.node(outlet.node).outputs[outlet.slot].fact;
         let inputs = model.inputs.iter().map(|outlet| fact(outlet).shape.to_tvec()).collect();
         let state_bytes = (model.nodes.len() * PLACE_BYTES + SEAT_BYTES) as u64;
-        Liveness { inputs, sizes, size_of, steps, state_bytes }
+        Liveness { inputs, sizes, size_of, steps, state_bytes, rows: Rows::of(model) }
     }
 
-    /// What a pass over inputs of these shapes will hold, as far as these tell.
-    pub fn footprint(&self, inputs: &[Vec<usize>]) -> Footprint {
-        self.footprint_of(&self.bind(inputs))
+    /// What a pass over inputs of these shapes will hold, as far as these tell, where the logits of
+    /// `rows` tokens at most are wanted.
+    pub fn footprint(&self, inputs: &[Vec<usize>], rows: usize) -> Footprint {
+        let mut symbols = self.bind(inputs);
+        self.rows.iter().for_each(|open| open.bind(&mut symbols, rows));
+        self.footprint_of(&symbols)
     }
 
     /// What a pass will hold where the symbols stand for these sizes.
     pub fn footprint_of(&self, symbols: &SymbolValues) -> Footprint {
+        let mut symbols = symbols.clone();
+        self.rows.iter().for_each(|rows| rows.bind_usual(&mut symbols));
+        let symbols = &symbols;
         let taken = |size| Footprint::taken_bytes(bytes_of(size, symbols));
         let sizes: Vec<u64> = self.sizes.iter().map(taken).collect();
         let size = |node: usize| self.size_of[node].map_or(0, |index| sizes[index]);
@@ -226,6 +234,7 @@ impl Liveness {
                 }
             }
         }
+        self.rows.iter().for_each(|rows| rows.bind_usual(&mut symbols));
         symbols
     }
 }

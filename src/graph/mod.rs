@@ -28,6 +28,7 @@ mod position;
 pub mod progress;
 mod quantize;
 mod repair;
+mod rows;
 mod sample;
 mod sizes;
 pub mod skim;

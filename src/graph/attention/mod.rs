@@ -45,7 +45,7 @@ struct CachedAttention {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Append {
     /// How many tokens each one sees, itself among them; none for all before it.
-    window: Option<usize>,
+    pub(super) window: Option<usize>,
 }
 
 /// `mixed[1, S, H * W]` of queries `[1, H, S, W]` and keys and values of what is past and new.

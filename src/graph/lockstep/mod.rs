@@ -14,6 +14,7 @@ use super::attention::{Keeping, keeping_of};
 use super::decided;
 use super::memory::{Footprint, Liveness};
 use super::ops::{Constant, Feed, Linear, TapeFeed};
+use super::rows::Rows;
 use super::sizes::Sizes;
 use crate::codec::PANEL_ROWS;
 use crate::sys::panics;
@@ -38,6 +39,8 @@ pub struct Lockstep {
     /// Nodes whose values nobody needs once a step's inputs are taken, by step.
     flush: Vec<TVec<usize>>,
     liveness: Arc<Liveness>,
+    /// The open size of its logits, and after how many steps all is there but these.
+    rows: Option<(Rows, usize)>,
 }
 
 impl fmt::Debug for Lockstep {
@@ -55,6 +58,8 @@ struct Passage {
     is_alone: bool,
     /// What it has been granted to hold besides weights, once more had to be asked for.
     granted_bytes: Option<u64>,
+    /// Steps that it goes along; none for all.
+    steps: Option<usize>,
 }
 
 /// What every request comes to: its outputs, or why there are none.
@@ -71,7 +76,8 @@ impl Lockstep {
         let flush = build_flush_list(model, plan.order_without_consts(), &model.outputs, kept);
         let bodies = |node: &TypedNode| node.op_as().map(Branches::livenesses);
         let liveness = Arc::new(Liveness::of(&plan, &flush, &bodies));
-        Lockstep { plan, flush, liveness }
+        let rows = Rows::of(model).map(|rows| (rows.clone(), rows.steps_before(&plan)));
+        Lockstep { plan, flush, liveness, rows }
     }
 
     /// What lives when.
@@ -81,7 +87,12 @@ impl Lockstep {
 
     /// What a request with inputs of these shapes, in the plan's order, will hold besides weights.
     pub fn footprint(&self, inputs: &[Vec<usize>]) -> Footprint {
-        self.liveness.footprint(inputs)
+        self.footprint_of_rows(inputs, usize::MAX)
+    }
+
+    /// The same where the logits of its last `rows` tokens at most are wanted ([`Lockstep::want_rows`]).
+    pub fn footprint_of_rows(&self, inputs: &[Vec<usize>], rows: usize) -> Footprint {
+        self.liveness.footprint(inputs, rows)
     }
 
     /// Bytes that each compute thread decodes panels into, where weights are not stored as f32.
@@ -138,7 +149,17 @@ impl Lockstep {
         watch: Guard,
         enter: &dyn Fn(&Visit) -> T,
     ) -> TractResult<Outcomes> {
-        let mut walk = self.begin(requests);
+        self.complete(self.begin(requests), feed, watch, enter)
+    }
+
+    /// Evaluates what is left of the plan, as [`Lockstep::run`] does.
+    pub fn complete<T>(
+        &self,
+        mut walk: Walk,
+        feed: &TapeFeed,
+        watch: Guard,
+        enter: &dyn Fn(&Visit) -> T,
+    ) -> TractResult<Outcomes> {
         let walked = self.go(&mut walk, self.steps(), feed, watch, enter);
         let outcomes = self.finish(walk);
         walked.map(|()| outcomes)
@@ -158,12 +179,15 @@ impl Lockstep {
         match set {
             Ok(mut state) => {
                 self.furnish(&mut state.turn_state);
-                Passage { state, ended: None, is_alone: true, granted_bytes: None }
+                let symbols = &mut state.turn_state.resolved_symbols;
+                self.rows.iter().for_each(|(rows, _)| rows.bind_usual(symbols));
+                Passage { state, ended: None, is_alone: true, granted_bytes: None, steps: None }
             }
             Err(error) => {
                 // The state of no inputs: it is never evaluated.
                 let state = self.plan.spawn().expect("a plan that was loaded can be spawned");
-                Passage { state, ended: Some(error), is_alone: true, granted_bytes: None }
+                let ended = Some(error);
+                Passage { state, ended, is_alone: true, granted_bytes: None, steps: None }
             }
         }
     }
@@ -271,12 +295,18 @@ impl fmt::Display for AtNode {
 }
 
 impl Passage {
+    /// Whether it takes part in that step.
+    fn is_on_its_way(&self, step: usize) -> bool {
+        self.ended.is_none() && self.steps.is_none_or(|steps| step < steps)
+    }
+
     fn fork(&self) -> Passage {
         let mut state = self.state.clone();
         // Tract's copy of a state has none of its values.
         state.turn_state.values = self.state.turn_state.values.clone();
         let ended = self.ended.as_ref().map(|error| format_err!("{error:#}"));
-        Passage { state, ended, is_alone: self.is_alone, granted_bytes: self.granted_bytes }
+        let Passage { is_alone, granted_bytes, steps, .. } = *self;
+        Passage { state, ended, is_alone, granted_bytes, steps }
     }
 
     fn compute(&mut self, plan: &Lockstep, node: &TypedNode, flush: &[usize]) {
@@ -439,11 +469,29 @@ impl Passage {
         self.state.turn_state.values.clear();
     }
 
+    /// The outputs; nothing in the place of those that were not computed.
+    fn outputs_so_far(&self) -> TractResult<TVec<TValue>> {
+        let (model, turn) = (self.state.plan().model(), &self.state.turn_state);
+        let output = |outlet: &OutletId| {
+            if let Some(values) = &turn.values[outlet.node] {
+                return Ok(values[outlet.slot].clone());
+            }
+            let fact = model.outlet_fact(*outlet)?;
+            let shape = fact.shape.eval_to_usize(&turn.resolved_symbols)?;
+            ensure!(shape.contains(&0), "{} was not computed", model.node(outlet.node));
+            Ok(Tensor::zero_dt(fact.datum_type, &shape)?.into_tvalue())
+        };
+        model.outputs.iter().map(output).collect()
+    }
+
     fn finish(mut self) -> TractResult<TVec<TValue>> {
         match self.ended.take() {
             Some(error) => Err(error),
             None => {
-                let mut outputs = self.state.outputs()?;
+                let mut outputs = match self.steps {
+                    Some(_) => self.outputs_so_far()?,
+                    None => self.state.outputs()?,
+                };
                 bind_sizes(&mut outputs, &self.state.turn_state.resolved_symbols)?;
                 Ok(outputs)
             }

@@ -1,12 +1,15 @@
 //! Requests together give what each gives alone, whatever threads there are, and what one of them
 //! gets wrong is its own.
 
+use super::super::attention::Append;
 use super::super::kernel::Kernels;
 use super::super::ops::{Feed, Lease};
 use super::super::position::IndexOutOfRange;
+use super::super::rows;
 use super::*;
 use crate::codec::Codec;
-use tract_core::ops::array::{Gather, MultiBroadcastTo, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tract_core::ops::array::{Gather, MultiBroadcastTo, Range, Slice};
 use tract_core::ops::einsum::EinSum;
 use tract_core::ops::logic::IfThenElse;
 use tract_core::ops::math;
@@ -63,13 +66,18 @@ fn lockstep(model: TypedModel) -> Lockstep {
 
 /// What comes of requests of one pass on so many threads.
 fn run(lockstep: &Lockstep, threads: usize, requests: &[TVec<TValue>]) -> Outcomes {
+    on_threads(threads, || {
+        lockstep.run(&TapeFeed(Arc::new(NoTape)), requests.to_vec(), &|_| Ok(()), &|_| ()).unwrap()
+    })
+}
+
+fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     // However small a product: on one thread there is nothing to go wrong.
     set_threading_panel_threshold(1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let executor = Executor::MultiThread(Arc::new(pool));
     let Executor::MultiThread(pool) = &executor else { unreachable!() };
-    let run = || lockstep.run(&TapeFeed(Arc::new(NoTape)), requests.to_vec(), &|_| Ok(()), &|_| ());
-    pool.install(|| multithread_tract_scope(executor.clone(), run)).unwrap()
+    pool.install(|| multithread_tract_scope(executor.clone(), work))
 }
 
 /// Attention of `n` rows to each other: two products of the request's own values.
@@ -311,5 +319,72 @@ fn branches_are_checked_too() {
         let outcomes = run(&lockstep, 2, &[2, 3].map(ask));
         assert_eq!(*outcomes[0].as_ref().unwrap()[0], tensor1(&[3i64]));
         assert!(outcomes[1].as_ref().unwrap_err().is::<IndexOutOfRange>());
+    }
+}
+
+/// A decoder as drawn here, but for its weights: what is appended to the past, and twice each of the
+/// last four new tokens in the place of their logits.
+fn decoder() -> Lockstep {
+    let mut model = TypedModel::default();
+    let f32 = f32::datum_type();
+    let sizes = ["new", "past"].map(|name| model.symbols.sym(name).to_dim());
+    let [new, past] = sizes;
+    let x = model.add_source("x", f32.fact([1.to_dim(), new.clone(), 8.to_dim()])).unwrap();
+    let past = f32.fact([1.to_dim(), 1.to_dim(), past, 8.to_dim()]);
+    let past = model.add_source("past", past).unwrap();
+    let key = model.wire_node("key", AxisOp::Add(1), &[x]).unwrap();
+    let append = Append { window: None };
+    let present = model.wire_node("present", append, &[key[0], past]).unwrap();
+    let first = (new.clone() - 4).maxi(0.to_dim());
+    let last = model.wire_node("last", Slice::new(1, first, new), &[x]).unwrap();
+    let two = model.add_const("two", tensor3(&[[[2f32]]])).unwrap();
+    let logits = model.wire_node("logits", math::mul(), &[last[0], two]).unwrap();
+    model.select_output_outlets(&[present[0], logits[0]]).unwrap();
+    rows::open(&mut model).unwrap();
+    lockstep(model)
+}
+
+/// A prompt's parts had the logits of eight tokens each computed, of which one was looked at in all.
+#[test]
+fn logits_are_computed_of_as_many_tokens_as_are_wanted() {
+    let lockstep = decoder();
+    let x = |count: usize, times: f32| {
+        let values: Vec<f32> = (0..count * 8).map(|i| (i + count) as f32 * times).collect();
+        tensor1(&values).into_shape(&[1, count, 8]).unwrap()
+    };
+    let past = || Tensor::zero::<f32>(&[1, 1, 3, 8]).unwrap();
+    let asked = [(6, None), (6, Some(0)), (5, Some(1)), (2, Some(3)), (7, Some(9)), (1, Some(0))];
+    let given = [4, 0, 1, 2, 4, 0];
+    for threads in CREWS {
+        for seats in [1, 2, 3, 6] {
+            for start in (0..=asked.len() - seats).step_by(seats) {
+                let asked = &asked[start..start + seats];
+                let inputs = |new| tvec![x(new, 1.0).into_tvalue(), past().into_tvalue()];
+                let requests = asked.iter().map(|(new, _)| inputs(*new));
+                let mut walk = lockstep.begin(requests.collect());
+                for (seat, (_, rows)) in asked.iter().enumerate() {
+                    rows.iter().for_each(|rows| lockstep.want_rows(&mut walk, seat, *rows));
+                }
+                let is_computed = AtomicBool::new(false);
+                let enter = |visit: &Visit| {
+                    is_computed.fetch_or(visit.name() == "logits", Ordering::Relaxed);
+                };
+                let feed = TapeFeed(Arc::new(NoTape));
+                let outcomes = on_threads(threads, || {
+                    lockstep.complete(walk, &feed, &|_| Ok(()), &enter).unwrap()
+                });
+                let given = &given[start..start + seats];
+                assert_eq!(is_computed.into_inner(), given.iter().any(|given| *given > 0));
+                for ((outcome, (new, _)), given) in outcomes.iter().zip(asked).zip(given) {
+                    let found = outcome.as_ref().unwrap();
+                    assert_eq!(found[0].shape(), [1, 1, new + 3, 8]);
+                    assert_eq!(found[1].shape(), [1, *given, 8]);
+                    let values = found[1].try_as_plain_ram().unwrap().as_slice::<f32>().unwrap();
+                    let twice = x(*new, 2.0);
+                    let twice = twice.try_as_plain_ram().unwrap().as_slice::<f32>().unwrap();
+                    assert_eq!(values, &twice[(new - given) * 8..], "{threads} threads");
+                }
+            }
+        }
     }
 }

@@ -61,6 +61,16 @@ impl Lockstep {
         Walk { seats: requests.into_iter().map(seat).collect(), step: 0 }
     }
 
+    /// Of a request that has not set out, the logits of its last `rows` new tokens at most are wanted;
+    /// of none, it goes no further than where all but these is there. Where the graph's logits have no
+    /// open size, nothing changes.
+    pub fn want_rows(&self, walk: &mut Walk, request: usize, rows: usize) {
+        let Some((open, steps_before)) = &self.rows else { return };
+        let seat = &mut walk.seats[request];
+        open.bind(&mut seat.state.turn_state.resolved_symbols, rows);
+        seat.steps = (rows == 0).then_some(*steps_before);
+    }
+
     /// Evaluates the plan from where `walk` is up to step `end`, without that one.
     ///
     /// # Errors
@@ -77,7 +87,8 @@ impl Lockstep {
             seat.state.turn_state.shared.insert(feed.clone());
         }
         let order = self.plan.order_without_consts();
-        while walk.step < end.min(order.len()) {
+        let goes_on = |walk: &Walk| walk.seats.iter().any(|seat| seat.is_on_its_way(walk.step));
+        while walk.step < end.min(order.len()) && goes_on(walk) {
             let (step, node) = (walk.step, self.plan.model().node(order[walk.step]));
             walk.step += 1;
             let _entered = enter(&Visit { node, seats: &walk.seats });
@@ -88,7 +99,7 @@ impl Lockstep {
                 }
             }
             let mut live: Vec<&mut Passage> =
-                walk.seats.iter_mut().filter(|seat| seat.ended.is_none()).collect();
+                walk.seats.iter_mut().filter(|seat| seat.is_on_its_way(step)).collect();
             if live.is_empty() {
                 break;
             }
