@@ -5,10 +5,12 @@ mod common;
 
 use common::daemon::{Daemon, command};
 use common::frozen::Frozen;
+use common::programs::program;
 use common::scrape::{Sample, Scrape};
 use common::served::{check_alive, check_error, linear_request, served, slow_request};
 use common::small_store::{self, SmallModel};
-use common::writer;
+use common::tiny::{path, run};
+use common::{made, writer};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -96,6 +98,7 @@ fn store() -> tempfile::TempDir {
     small_store::write(store.path(), small_store::words());
     small_store::write(store.path(), small_store::slow(30));
     writer::build(store.path(), "writer", Some(writer::TEMPLATE));
+    write_repeats(store.path());
     small_store::write(store.path(), SmallModel { name: "broken", ..small_store::linear() });
     let layers = fs::read_dir(store.path().join("broken/1/layers")).unwrap();
     for layer in layers {
@@ -103,6 +106,17 @@ fn store() -> tempfile::TempDir {
         file.write_all_at(&[0x55; 16], FIRST_BLOCK).unwrap();
     }
     store
+}
+
+/// `repeats`, whose graph is drawn here: what its texts go on with is guessed.
+fn write_repeats(store: &Path) {
+    let folder = tempfile::tempdir().unwrap();
+    made::write_mistral_of(folder.path(), None, 512);
+    let tokenizer = include_str!("data/text/tokenizers/byte-level.tokenizer.json");
+    fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+    // Guessing wants all products streamed.
+    let arguments = ["build", path(folder.path()), "--store", path(store), "--name", "repeats"];
+    run(program("hermes-shard"), &[&arguments[..], &["--threshold", "1K"]].concat());
 }
 
 fn serve(store: &Path, folder: &Path) -> Daemon {
@@ -155,6 +169,12 @@ fn every_declared_metric_moves() {
         assert_eq!(daemon.post("/v1/completions", &asked).0, 200);
         look(&mut seen);
     }
+    // One that says the same again and again.
+    let asked = json!({"model": "repeats", "prompt": [5], "max_tokens": 40,
+        "logit_bias": {"7": 100}});
+    let (status, reply) = daemon.post("/v1/completions", &asked.to_string());
+    assert_eq!(status, 200, "{reply}");
+    look(&mut seen);
     // A text that nobody reads goes on until somebody leaves.
     let asked = json!({"model": "writer", "prompt": [5], "max_tokens": 200, "logprobs": 5,
         "stream": true, "logit_bias": {"502": -100}});
@@ -203,7 +223,7 @@ fn every_declared_metric_moves() {
     drop(frozen);
     waiting.iter_mut().for_each(|connection| assert_eq!(connection.reply().0, 200));
     drop(waiting);
-    for model in ["linear", "words", "slow", "writer"] {
+    for model in ["linear", "words", "slow", "writer", "repeats"] {
         assert_eq!(daemon.post(&format!("/v2/repository/models/{model}/unload"), "").0, 200);
     }
     seen.look_until(&daemon, "rest", |now| now.sum("hermes_connections") == 1.0);

@@ -205,6 +205,16 @@ const METRICS: &[Metric] = &[
     counter("hermes_generated_tokens_total", "Tokens of texts that models wrote.", |from, to| {
         to.put_counted(from, |counted| counted.generated_tokens as f64);
     }),
+    counter(
+        "hermes_proposed_tokens_total",
+        "Tokens that were guessed from the text itself, to be read together with the last one.",
+        |from, to| to.put_counted(from, |counted| counted.proposed_tokens as f64),
+    ),
+    counter(
+        "hermes_accepted_tokens_total",
+        "Guessed tokens that the text went on with: each saved a pass.",
+        |from, to| to.put_counted(from, |counted| counted.accepted_tokens as f64),
+    ),
     histogram(
         "hermes_first_token_duration_seconds",
         "Time from a text's being asked for to its first token, by model.",

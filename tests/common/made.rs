@@ -23,8 +23,13 @@ pub fn write(folder: &Path, config: &Value, tensors: &BTreeMap<String, Vec<u64>>
 
 /// A model of two layers like Mistral, of 40 words, each token of which sees so many.
 pub fn write_mistral(folder: &Path, window: Option<u64>) {
+    write_mistral_of(folder, window, 40);
+}
+
+/// The same of so many words.
+pub fn write_mistral_of(folder: &Path, window: Option<u64>, words: u64) {
     let config = json!({
-        "model_type": "mistral", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48,
+        "model_type": "mistral", "vocab_size": words, "hidden_size": 32, "intermediate_size": 48,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": false, "sliding_window": window,
@@ -45,9 +50,9 @@ pub fn write_mistral(folder: &Path, window: Option<u64>) {
         }
         add("mlp.down_proj", &[32, 48]);
     }
-    add("model.embed_tokens.weight".to_string(), &[40, 32]);
+    add("model.embed_tokens.weight".to_string(), &[words, 32]);
     add("model.norm.weight".to_string(), &[32]);
-    add("lm_head.weight".to_string(), &[40, 32]);
+    add("lm_head.weight".to_string(), &[words, 32]);
     write(folder, &config, &tensors);
 }
 
