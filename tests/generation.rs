@@ -3,13 +3,17 @@
 mod common;
 
 use common::daemon::{Connection, Daemon, command};
+use common::programs::program;
 use common::schema::Schemas;
 use common::served::{hermesctl, metric, wait_metric};
+use common::tiny::{path, run};
 use common::writer::{CONTEXT, TEMPLATE, build, build_with};
 use common::{python, small_store};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Instant;
@@ -242,6 +246,33 @@ fn hermesctl_writes_and_chats() {
     let (code, text, told) = hermesctl(&daemon.socket, &["generate", "nothing", "x"]);
     assert_eq!((code, &*text), (1, ""));
     assert!(told.contains("nothing"), "{told}");
+}
+
+/// Once an answer had come, Ctrl-C ended nothing any more.
+#[test]
+fn an_interrupt_ends_a_chat_where_no_answer_comes() {
+    let Served { daemon, folder: _folder } = serve();
+    let begin = || {
+        let mut command = Command::new(program("hermesctl"));
+        command.args(["--socket", path(&daemon.socket), "chat", "--max-tokens", "2", "gen"]);
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    for interrupts in [true, false] {
+        let mut chat = begin();
+        let mut said = chat.stdin.take().unwrap();
+        said.write_all(b"the lamp\n/what\n").unwrap();
+        let mut told = String::new();
+        BufReader::new(chat.stderr.take().unwrap()).read_line(&mut told).unwrap();
+        assert!(told.starts_with("there is no /what"), "{told}");
+        if interrupts {
+            run("kill", &["-INT", &chat.id().to_string()]);
+            assert_eq!(chat.wait().unwrap().code(), Some(130));
+        } else {
+            drop(said);
+            assert_eq!(chat.wait().unwrap().code(), Some(0));
+        }
+    }
 }
 
 const REQUESTS: &str = "hermes_ledger_bytes{category=\"request\"}";

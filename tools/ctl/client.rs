@@ -120,6 +120,11 @@ impl Client {
         Ok(Client { socket: socket.to_owned(), runtime })
     }
 
+    /// The event loop that its calls wait on.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
     /// Where the daemon listens.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -221,7 +226,7 @@ impl Client {
     }
 
     /// The events that a `POST` of a JSON body is answered with, as they come. What `take` fails by is
-    /// that its output is closed; Ctrl-C ends the stream where `is_interruptible`.
+    /// that its output is closed; once `end` is there, the stream is ended.
     ///
     /// # Errors
     ///
@@ -230,7 +235,7 @@ impl Client {
         &self,
         path: &str,
         body: Vec<u8>,
-        is_interruptible: bool,
+        end: impl Future<Output = ()>,
         mut take: impl FnMut(&Value) -> io::Result<()>,
     ) -> Result<Ended, ClientError> {
         let request = Request::post(path)
@@ -269,17 +274,9 @@ impl Client {
         self.runtime.block_on(async {
             tokio::select! {
                 ended = whole => ended,
-                () = interrupted(is_interruptible) => Ok(Ended::Interrupted),
+                () = end => Ok(Ended::Interrupted),
             }
         })
-    }
-}
-
-/// Waits for Ctrl-C, or for ever.
-async fn interrupted(is_interruptible: bool) {
-    // Where it cannot be waited for, the program ends by it.
-    if !is_interruptible || tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
 
@@ -296,7 +293,7 @@ impl<T> Drop for AbortOnDrop<T> {
 pub enum Ended {
     /// As the daemon meant.
     Whole,
-    /// By Ctrl-C.
+    /// By whoever waited for it.
     Interrupted,
     /// Nobody takes the events any more.
     Closed,

@@ -10,6 +10,7 @@ mod list;
 mod map;
 mod npy;
 mod plan;
+mod prompt;
 mod repository;
 // Tests read all of it.
 #[allow(dead_code)]

@@ -1,15 +1,20 @@
 //! `hermesctl generate` and `chat`: texts of a language model, printed as they come.
 
 use super::client::{Client, ClientError, Ended};
+use super::prompt::{Interrupts, Lines};
 use super::versions::model_name;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::future::pending;
+use std::io::{self, IsTerminal, Read, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 /// In place of a prompt: standard input.
 const STANDARD_INPUT: &str = "-";
+
+/// The shell's exit code for SIGINT.
+const INTERRUPTED: u8 = 130;
 
 /// Tokens of a text where nobody says another number.
 const USUAL_TOKENS: u32 = 256;
@@ -33,7 +38,8 @@ pub enum WriteCommand {
     /// Chat with a model: a line is a message, and the answer is printed as it comes.
     ///
     /// /clear forgets what was said, /stats tells from then on how fast answers come, /exit or the end
-    /// of the input ends the chat. Ctrl-C ends an answer; what was said of it is remembered.
+    /// of the input ends the chat. Ctrl-C ends an answer; what was said of it is remembered. Where none
+    /// comes it ends the chat, with exit code 130.
     Chat {
         /// Name of the model.
         #[arg(value_parser = model_name)]
@@ -72,7 +78,10 @@ impl WriteCommand {
                 generate(client, &model, &prompt, &manner)?;
             }
             WriteCommand::Chat { model, system, manner } => {
-                Chat { client, model, system, manner, history: vec![], tells: false }.run()?;
+                let interrupts = Interrupts::take(client.runtime());
+                let (history, tells) = (vec![], false);
+                let chat = Chat { client, interrupts, model, system, manner, history, tells };
+                return Ok((String::new(), chat.run()?));
             }
         }
         Ok((String::new(), ExitCode::SUCCESS))
@@ -113,7 +122,7 @@ fn generate(
     request.insert("max_tokens".to_owned(), json!(manner.max_tokens.unwrap_or(USUAL_TOKENS)));
     let mut printer = Printer::new();
     let body = Value::Object(request).to_string().into_bytes();
-    client.events("/v1/completions", body, false, |event| {
+    client.events("/v1/completions", body, pending(), |event| {
         printer.print(event["choices"][0]["text"].as_str().unwrap_or_default())
     })?;
     printer.end_line();
@@ -151,6 +160,7 @@ impl Printer {
 
 struct Chat<'a> {
     client: &'a Client,
+    interrupts: Interrupts,
     model: String,
     system: Option<String>,
     manner: Manner,
@@ -161,27 +171,37 @@ struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    fn run(mut self) -> Result<(), ClientError> {
+    fn run(mut self) -> Result<ExitCode, ClientError> {
         let is_person = io::stdin().is_terminal() && io::stdout().is_terminal();
         if is_person {
             hermes_base::tell!("{COMMANDS}");
         }
-        let mut lines = io::stdin().lock();
+        // A closed pipe is no failure.
+        let prompt = |text: &[u8]| {
+            let mut out = io::stdout().lock();
+            is_person.then(|| drop(out.write_all(text).and_then(|()| out.flush())));
+        };
+        let unreadable = |error| ClientError::Usage(format!("standard input: {error}"));
+        let mut lines = Lines::read().map_err(unreadable)?;
         loop {
-            if is_person {
-                let mut out = io::stdout().lock();
-                let _ = out.write_all(b"> ").and_then(|()| out.flush());
-            }
-            let mut line = String::new();
-            let read = lines.read_line(&mut line);
-            let count =
-                read.map_err(|error| ClientError::Usage(format!("standard input: {error}")))?;
-            if count == 0 {
-                return Ok(());
-            }
+            prompt(b"> ");
+            let line = self.client.runtime().block_on(async {
+                tokio::select! {
+                    line = lines.next() => Some(line),
+                    () = self.interrupts.next() => None,
+                }
+            });
+            let Some(line) = line else {
+                prompt(b"\n");
+                return Ok(ExitCode::from(INTERRUPTED));
+            };
+            let Some(line) = line.map_err(unreadable)? else {
+                prompt(b"\n");
+                return Ok(ExitCode::SUCCESS);
+            };
             match line.trim() {
                 "" => {}
-                "/exit" => return Ok(()),
+                "/exit" => return Ok(ExitCode::SUCCESS),
                 "/clear" => self.history.clear(),
                 "/stats" => self.tells = !self.tells,
                 command if command.starts_with('/') && !command.contains(char::is_whitespace) => {
@@ -190,7 +210,7 @@ impl Chat<'_> {
                 said => match self.answer(said) {
                     Ok(true) => {}
                     // Nobody reads the answers.
-                    Ok(false) => return Ok(()),
+                    Ok(false) => return Ok(ExitCode::SUCCESS),
                     Err(error @ ClientError::Refused { .. }) if is_person => {
                         hermes_base::tell!("{error}");
                     }
@@ -211,7 +231,8 @@ impl Chat<'_> {
         let body = Value::Object(request).to_string().into_bytes();
         let mut printer = Printer::new();
         let mut pace = Pace::new();
-        let ended = self.client.events("/v1/chat/completions", body, true, |event| {
+        let end = self.interrupts.next();
+        let ended = self.client.events("/v1/chat/completions", body, end, |event| {
             pace.note(event);
             printer.print(event["choices"][0]["delta"]["content"].as_str().unwrap_or_default())
         });
