@@ -5,7 +5,7 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 for name in "${@:2}"; do
-    grep -rqE "fn $name\b" src tests || {
+    grep -rqE "fn $name\b" src tests tools || {
         echo "$1 skips $name, which is no test" >&2
         exit 1
     }
