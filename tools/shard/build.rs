@@ -45,8 +45,8 @@ pub struct Options {
     /// tokenizer.json of a text model; by default the one beside the model
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// Output that is the embedding of a text, and how its tokens are pooled: OUTPUT[:POOLING]; by
-    /// default as the files beside the model say
+    /// Output that is the embedding of a text, OUTPUT, or OUTPUT:POOLING with how its tokens are
+    /// pooled; by default as the files beside the model say
     #[arg(long)]
     embedding: Option<String>,
     /// How the vectors of a text's tokens become one: mean, cls, max, lasttoken, mean_sqrt_len or
