@@ -1,8 +1,9 @@
 //! `bf16`: the upper half of an `f32`, rounded to nearest even.
 
 use super::{
-    Codec,
-    simd::{self, Kernel},
+    Codec, PANEL_ROWS,
+    simd::{self, Kernel, lanes::Lanes},
+    steps::Steps,
 };
 
 /// Brain floating point: the range of `f32` with 8 significant bits.
@@ -53,6 +54,28 @@ impl Kernel for Decode<'_> {
         for (value, bytes) in self.values.iter_mut().zip(self.stored.as_chunks::<2>().0) {
             *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
         }
+    }
+}
+
+impl Steps for Bf16 {
+    const DEPTH: usize = 1;
+    const BYTES: usize = PANEL_ROWS * 2;
+    type Head<L: Lanes> = ();
+    type Group<'a, L: Lanes> = L;
+
+    #[inline(always)]
+    fn open<L: Lanes>(stored: &[u8]) -> ((), &[u8]) {
+        ((), stored)
+    }
+
+    #[inline(always)]
+    fn group<L: Lanes>((): &(), stored: &[u8]) -> L {
+        L::uppers(&stored.as_chunks().0[0])
+    }
+
+    #[inline(always)]
+    fn step<L: Lanes>(group: &L, _: usize) -> L {
+        *group
     }
 }
 

@@ -2,7 +2,11 @@
 
 use super::{
     Codec, PANEL_ROWS,
-    simd::{self, HalfConversion, Kernel},
+    simd::{
+        self,
+        lanes::{self, LaneKernel, Lanes},
+    },
+    steps::Steps,
 };
 use half::slice::HalfFloatSliceExt;
 
@@ -44,10 +48,7 @@ impl Codec for F16 {
 
     fn decode(&self, stored: &[u8], _lanes: usize, values: &mut [f32]) {
         assert_eq!(stored.len(), values.len() * 2, "stored bytes of an f16 run");
-        match HalfConversion::detect() {
-            Some(conversion) => simd::run(Convert { conversion, stored, values }),
-            None => simd::run(Decode { stored, values }),
-        }
+        simd::run_lanes(Decode { stored, values });
     }
 
     fn error_bound(&self, max_abs: f32, _: f32) -> f32 {
@@ -63,57 +64,47 @@ fn saturate(value: f32) -> f32 {
     if value.is_finite() { value.clamp(-LARGEST, LARGEST) } else { value }
 }
 
-/// Moves 2 bytes in and 4 out per value, about ten vector instructions between.
+/// Moves 2 bytes in and 4 out per value, by the processor's own conversion where it has one. What is no
+/// number may have other bits there.
 struct Decode<'a> {
     stored: &'a [u8],
     values: &'a mut [f32],
 }
 
-impl Kernel for Decode<'_> {
+impl LaneKernel for Decode<'_> {
     #[inline(always)]
-    fn run(self) {
-        for (value, bytes) in self.values.iter_mut().zip(self.stored.as_chunks::<2>().0) {
-            *value = to_f32(u16::from_le_bytes(*bytes));
+    fn run<L: Lanes>(self) {
+        let (stored, stored_rest) = self.stored.as_chunks();
+        let (values, rest) = self.values.as_chunks_mut();
+        for (values, stored) in values.iter_mut().zip(stored) {
+            L::halves(stored).store(values);
+        }
+        for (value, bytes) in rest.iter_mut().zip(stored_rest.as_chunks().0) {
+            *value = lanes::half(u16::from_le_bytes(*bytes));
         }
     }
 }
 
-/// The same by the processor's own conversion, bound by memory. What is no number may have other bits.
-struct Convert<'a> {
-    conversion: HalfConversion,
-    stored: &'a [u8],
-    values: &'a mut [f32],
-}
+impl Steps for F16 {
+    const DEPTH: usize = 1;
+    const BYTES: usize = PANEL_ROWS * 2;
+    type Head<L: Lanes> = ();
+    type Group<'a, L: Lanes> = L;
 
-impl Kernel for Convert<'_> {
     #[inline(always)]
-    fn run(self) {
-        let Convert { conversion, stored, values } = self;
-        let (halves, rest) = stored.as_chunks();
-        let (vectors, values) = values.as_chunks_mut::<PANEL_ROWS>();
-        for (vector, halves) in vectors.iter_mut().zip(halves) {
-            *vector = conversion.widen(halves);
-        }
-        Decode { stored: rest, values }.run();
+    fn open<L: Lanes>(stored: &[u8]) -> ((), &[u8]) {
+        ((), stored)
     }
-}
 
-/// Widens in integers, without a branch and without subnormal operands, so that it vectorizes and
-/// runs at one speed whatever the values.
-#[inline(always)]
-fn to_f32(half: u16) -> f32 {
-    const EXPONENT: u32 = 0x7c00;
-    const REBIAS: u32 = 112 << 23;
-    let bits = u32::from(half);
-    let sign = (bits & 0x8000) << 16;
-    let magnitude = bits & 0x7fff;
-    let normal = (magnitude << 13) + REBIAS;
-    let special = normal + REBIAS;
-    let smallest_normal = f32::from_bits(REBIAS + (1 << 23));
-    let subnormal = f32::from_bits(normal + (1 << 23)) - smallest_normal;
-    let finite = if magnitude < 0x0400 { subnormal.to_bits() } else { normal };
-    let magnitude = if magnitude >= EXPONENT { special } else { finite };
-    f32::from_bits(sign | magnitude)
+    #[inline(always)]
+    fn group<L: Lanes>((): &(), stored: &[u8]) -> L {
+        L::halves(&stored.as_chunks().0[0])
+    }
+
+    #[inline(always)]
+    fn step<L: Lanes>(group: &L, _: usize) -> L {
+        *group
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,11 @@
 
 use super::{
     Codec, GROUP_DEPTH, PANEL_ROWS, first_non_finite,
-    simd::{self, Kernel},
+    simd::{
+        self, Kernel,
+        lanes::{LaneKernel, Lanes},
+    },
+    steps::{self, Steps},
 };
 use std::fmt;
 
@@ -19,14 +23,11 @@ const FLUSH: f32 = 1.925_93e-34;
 /// Larger magnitudes are stored as this one (just below 2^127), so that none decodes to infinity.
 const LARGEST: f32 = 1.701_411_7e38;
 
-/// Values of a [`Vector`].
+/// Values that are decoded at a time.
 pub(super) const VECTOR: usize = PANEL_ROWS;
 
-/// What codecs decode at a time.
-pub(super) type Vector = [f32; VECTOR];
-
 /// One value of each lane.
-type Lanes = [f32; PANEL_ROWS];
+type Step = [f32; PANEL_ROWS];
 
 /// The integers of a group of 16 lanes, k-major.
 type Integers = [[i8; PANEL_ROWS]; GROUP_DEPTH];
@@ -50,12 +51,9 @@ pub(super) trait Grouped: Send + Sync + fmt::Debug + 'static {
     /// Packs one lane's integers, or those of 16 lanes, after the scales in `stored`.
     fn pack<const LANES: usize>(integers: &[[i8; LANES]; GROUP_DEPTH], stored: &mut Vec<u8>);
 
-    /// Decodes the packed integers of a whole group, in vectors of 16 values that have the scales
-    /// `scales`: the lanes of a step, or 16 steps of a single lane.
-    ///
-    /// Implementations are `#[inline(always)]` and take each vector by value: the compiler knows
-    /// then that what is written is not what is yet to be read, and uses vector instructions.
-    fn unpack(packed: &[[u8; VECTOR]], scales: &Vector, values: &mut [Vector]);
+    /// Sixteen integers of a group, as its bytes lie: those of a step, or 16 steps of a single lane.
+    /// `#[inline(always)]`.
+    fn vector<L: Lanes>(packed: &[[u8; VECTOR]], index: usize) -> L;
 }
 
 impl<G: Grouped> Codec for G {
@@ -83,8 +81,8 @@ impl<G: Grouped> Codec for G {
 
     fn decode(&self, stored: &[u8], lanes: usize, values: &mut [f32]) {
         match lanes {
-            1 => simd::run(Decode::<G, 1>::new(stored, values)),
-            PANEL_ROWS => simd::run(Decode::<G, PANEL_ROWS>::new(stored, values)),
+            1 => simd::run_lanes(Decode::<G>::new(stored, values)),
+            PANEL_ROWS => steps::decode::<G>(stored, values),
             _ => panic!("a run has 1 or {PANEL_ROWS} lanes, not {lanes}"),
         }
     }
@@ -96,55 +94,70 @@ impl<G: Grouped> Codec for G {
     }
 }
 
+impl<G: Grouped> Steps for G {
+    const DEPTH: usize = GROUP_DEPTH;
+    const BYTES: usize = group_bytes::<G>(PANEL_ROWS);
+    type Head<L: Lanes> = ();
+    type Group<'a, L: Lanes> = (L, &'a [[u8; VECTOR]]);
+
+    #[inline(always)]
+    fn open<L: Lanes>(stored: &[u8]) -> ((), &[u8]) {
+        ((), stored)
+    }
+
+    #[inline(always)]
+    fn group<'a, L: Lanes>((): &(), stored: &'a [u8]) -> (L, &'a [[u8; VECTOR]]) {
+        let (scales, packed) = stored.split_at(PANEL_ROWS * SCALE_BYTES);
+        (L::uppers(&scales.as_chunks().0[0]), packed.as_chunks().0)
+    }
+
+    #[inline(always)]
+    fn step<L: Lanes>((scales, packed): &(L, &[[u8; VECTOR]]), index: usize) -> L {
+        G::vector::<L>(packed, index).times(*scales)
+    }
+}
+
 /// Stored bytes of a group.
 const fn group_bytes<G: Grouped>(lanes: usize) -> usize {
     lanes * (SCALE_BYTES + GROUP_DEPTH * G::BITS / 8)
 }
 
-/// Decodes a run: moves `BITS / 8` bytes in and 4 out per value, and is bound by the conversion
-/// from integers, then by the stores.
-struct Decode<'a, G, const LANES: usize> {
+/// Decodes a run of one lane, 16 steps at a time.
+struct Decode<'a, G> {
     stored: &'a [u8],
     values: &'a mut [f32],
     codec: std::marker::PhantomData<G>,
 }
 
-impl<'a, G: Grouped, const LANES: usize> Decode<'a, G, LANES> {
+impl<'a, G: Grouped> Decode<'a, G> {
     fn new(stored: &'a [u8], values: &'a mut [f32]) -> Self {
-        let depth = values.len() / LANES;
-        let bytes = depth.div_ceil(GROUP_DEPTH) * group_bytes::<G>(LANES);
-        assert_eq!(values.len() % LANES, 0, "values of a {} run", G::NAME);
+        let bytes = values.len().div_ceil(GROUP_DEPTH) * group_bytes::<G>(1);
         assert_eq!(stored.len(), bytes, "stored bytes of a {} run", G::NAME);
         Decode { stored, values, codec: std::marker::PhantomData }
     }
 }
 
-impl<G: Grouped, const LANES: usize> Kernel for Decode<'_, G, LANES> {
+impl<G: Grouped> LaneKernel for Decode<'_, G> {
     #[inline(always)]
-    fn run(self) {
-        let mut stored = self.stored.chunks_exact(group_bytes::<G>(LANES));
-        let mut groups = self.values.chunks_exact_mut(GROUP_DEPTH * LANES);
-        for (values, stored) in (&mut groups).zip(&mut stored) {
-            decode_group::<G, LANES>(stored, values.as_chunks_mut().0);
-        }
-        let rest = groups.into_remainder();
-        if let Some(stored) = stored.next() {
-            let mut values = [[0.0; VECTOR]; GROUP_DEPTH];
-            decode_group::<G, LANES>(stored, &mut values[..GROUP_DEPTH * LANES / VECTOR]);
-            rest.copy_from_slice(&values.as_flattened()[..rest.len()]);
+    fn run<L: Lanes>(self) {
+        let groups = self.stored.chunks_exact(group_bytes::<G>(1));
+        for (values, stored) in self.values.chunks_mut(GROUP_DEPTH).zip(groups) {
+            let (scale, packed) = stored.split_at(SCALE_BYTES);
+            let bits = u32::from(scale[0]) << 16 | u32::from(scale[1]) << 24;
+            let scale = L::splat(f32::from_bits(bits));
+            for (index, values) in values.chunks_mut(VECTOR).enumerate() {
+                let vector = G::vector::<L>(packed.as_chunks().0, index).times(scale);
+                match values.first_chunk_mut() {
+                    Some(values) => vector.store(values),
+                    None => {
+                        let mut all = [0.0; VECTOR];
+                        vector.store(&mut all);
+                        values.copy_from_slice(&all[..values.len()]);
+                    }
+                }
+            }
         }
     }
-}
-
-#[inline(always)]
-fn decode_group<G: Grouped, const LANES: usize>(stored: &[u8], values: &mut [Vector]) {
-    let (scales, packed) = stored.split_at(LANES * SCALE_BYTES);
-    let (scales, _) = scales.as_chunks::<SCALE_BYTES>();
-    let scale = |lane: usize| {
-        let bits = u16::from_le_bytes(scales[lane % LANES]);
-        f32::from_bits(u32::from(bits) << 16)
-    };
-    G::unpack(packed.as_chunks().0, &std::array::from_fn(scale), values);
 }
 
 fn encode_panel<G: Grouped>(values: &[f32], stored: &mut Vec<u8>) {
@@ -183,7 +196,7 @@ struct QuantizedGroup {
     integers: Integers,
 }
 
-fn quantize<G: Grouped>(values: &[Lanes; GROUP_DEPTH]) -> QuantizedGroup {
+fn quantize<G: Grouped>(values: &[Step; GROUP_DEPTH]) -> QuantizedGroup {
     let mut quantized = QuantizedGroup::default();
     simd::run(Quantize::<G> { values, quantized: &mut quantized, codec: std::marker::PhantomData });
     quantized
@@ -195,7 +208,7 @@ fn quantize<G: Grouped>(values: &[Lanes; GROUP_DEPTH]) -> QuantizedGroup {
 /// Works on values brought to magnitudes below 2 by a power of two, so that squares neither
 /// overflow nor vanish.
 struct Quantize<'a, G> {
-    values: &'a [Lanes; GROUP_DEPTH],
+    values: &'a [Step; GROUP_DEPTH],
     quantized: &'a mut QuantizedGroup,
     codec: std::marker::PhantomData<G>,
 }
@@ -246,8 +259,8 @@ impl<G: Grouped> Kernel for Quantize<'_, G> {
 
 /// The best scales found so far, with their squared errors.
 struct Fit {
-    scales: Lanes,
-    errors: Lanes,
+    scales: Step,
+    errors: Step,
 }
 
 impl Fit {
@@ -261,9 +274,9 @@ impl Fit {
     #[inline(always)]
     fn offer<G: Grouped>(
         &mut self,
-        normal: &[Lanes; GROUP_DEPTH],
-        scales: Lanes,
-        normal_peaks: &Lanes,
+        normal: &[Step; GROUP_DEPTH],
+        scales: Step,
+        normal_peaks: &Step,
     ) {
         let scales = scales.map(nearest_bf16);
         let inverses = scales.map(|scale| 1.0 / scale);
@@ -288,7 +301,7 @@ impl Fit {
 
 /// The scales that fit best the integers that `scales` give.
 #[inline(always)]
-fn least_squares<G: Grouped>(normal: &[Lanes; GROUP_DEPTH], scales: &Lanes) -> Lanes {
+fn least_squares<G: Grouped>(normal: &[Step; GROUP_DEPTH], scales: &Step) -> Step {
     let inverses = scales.map(|scale| 1.0 / scale);
     let mut products = [0.0; PANEL_ROWS];
     let mut squares = [0.0; PANEL_ROWS];
@@ -321,7 +334,7 @@ fn round<G: Grouped>(value: f32) -> f32 {
 
 /// The value of largest magnitude of each lane.
 #[inline(always)]
-fn peaks(values: &[Lanes; GROUP_DEPTH]) -> Lanes {
+fn peaks(values: &[Step; GROUP_DEPTH]) -> Step {
     let mut peaks = [0.0f32; PANEL_ROWS];
     for step in values {
         for lane in 0..PANEL_ROWS {
@@ -359,6 +372,7 @@ fn nearest_bf16(value: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::steps::tests::check_lanes;
     use super::{
         super::{q4::Q4, q8::Q8},
         *,
@@ -415,18 +429,19 @@ mod tests {
         let (group, _) = values.as_chunks::<PANEL_ROWS>();
         let group = group.first_chunk().unwrap();
         let stored = stored(codec, &values, PANEL_ROWS);
-        let mut expected = vec![0.0; values.len()];
-        Decode::<G, PANEL_ROWS>::new(&stored, &mut expected).run();
         for isa in Isa::ALL.iter().copied().filter(|isa| isa.is_available()) {
-            let mut decoded = vec![0.0; values.len()];
-            simd::run_on(isa, Decode::<G, PANEL_ROWS>::new(&stored, &mut decoded));
-            assert_eq!(decoded, expected, "{isa:?}");
             let mut quantized = QuantizedGroup::default();
-            let codec = std::marker::PhantomData;
-            let kernel = Quantize::<G> { values: group, quantized: &mut quantized, codec };
+            let phantom = std::marker::PhantomData;
+            let kernel = Quantize::<G> { values: group, quantized: &mut quantized, codec: phantom };
             simd::run_on(isa, kernel);
             assert_eq!(quantized, quantize::<G>(group), "{isa:?}");
         }
+        check_lanes::<G>(&stored, 70);
+        let line = self::stored(codec, &values, 1);
+        let [mut plain, mut native] = [(); 2].map(|()| vec![0.0; values.len()]);
+        Decode::<G>::new(&line, &mut plain).run::<simd::lanes::Plain>();
+        simd::run_lanes(Decode::<G>::new(&line, &mut native));
+        assert_eq!(plain, native);
     }
 
     #[test]

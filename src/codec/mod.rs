@@ -22,6 +22,7 @@ mod moments;
 mod q4;
 mod q8;
 pub mod simd;
+mod steps;
 
 pub use feedback::Feedback;
 pub use moments::{add_moments, squared_products};

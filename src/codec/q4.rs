@@ -2,9 +2,9 @@
 
 use super::{
     GROUP_DEPTH,
-    grouped::{Grouped, VECTOR, Vector},
+    grouped::{Grouped, VECTOR},
+    simd::lanes::Lanes,
 };
-use std::array;
 
 /// Steps j and j + 16 of a group share a byte, so that both halves decode with whole vectors.
 #[derive(Debug)]
@@ -33,18 +33,10 @@ impl Grouped for Q4 {
     }
 
     #[inline(always)]
-    fn unpack(packed: &[[u8; VECTOR]], scales: &Vector, values: &mut [Vector]) {
-        let mut integers = [[0i8; VECTOR]; GROUP_DEPTH];
-        let (low, high) = integers[..2 * packed.len()].split_at_mut(packed.len());
-        for ((low, high), packed) in low.iter_mut().zip(high).zip(packed) {
-            for i in 0..VECTOR {
-                low[i] = (packed[i] & 15).cast_signed() - BIAS;
-                high[i] = (packed[i] >> 4).cast_signed() - BIAS;
-            }
-        }
-        for (values, integers) in values.iter_mut().zip(&integers) {
-            let integers = *integers;
-            *values = array::from_fn(|i| f32::from(integers[i]) * scales[i]);
-        }
+    fn vector<L: Lanes>(packed: &[[u8; VECTOR]], index: usize) -> L {
+        let is_high = index >= packed.len();
+        let bytes = L::bytes(&packed[if is_high { index - packed.len() } else { index }]);
+        let nibbles = L::field(bytes, if is_high { 4 } else { 0 }, 15);
+        L::unsigned(nibbles).exactly_times_plus(L::splat(1.0), L::splat(-f32::from(BIAS)))
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{
     GROUP_DEPTH,
-    grouped::{Grouped, VECTOR, Vector},
+    grouped::{Grouped, VECTOR},
+    simd::lanes::Lanes,
 };
-use std::array;
 
 /// Bytes in the order of the run.
 #[derive(Debug)]
@@ -23,10 +23,7 @@ impl Grouped for Q8 {
     }
 
     #[inline(always)]
-    fn unpack(packed: &[[u8; VECTOR]], scales: &Vector, values: &mut [Vector]) {
-        for (values, packed) in values.iter_mut().zip(packed) {
-            let packed = *packed;
-            *values = array::from_fn(|i| f32::from(packed[i].cast_signed()) * scales[i]);
-        }
+    fn vector<L: Lanes>(packed: &[[u8; VECTOR]], index: usize) -> L {
+        L::signed(L::bytes(&packed[index]))
     }
 }

@@ -21,7 +21,8 @@ mod tests;
 
 use super::{
     Codec, Feedback, PANEL_ROWS, first_non_finite,
-    simd::{self, Kernel},
+    simd::{self, lanes::Lanes},
+    steps::{self, Steps},
 };
 use fit::{Encoded, Fitting, Grid, Normal};
 use scales::Scales;
@@ -113,8 +114,8 @@ impl<A: Affine> Codec for Framed<A> {
 
     fn decode(&self, stored: &[u8], lanes: usize, values: &mut [f32]) {
         match lanes {
-            1 => simd::run(Decode::<A, 1>::new(stored, values)),
-            PANEL_ROWS => simd::run(Decode::<A, PANEL_ROWS>::new(stored, values)),
+            1 => decode_line::<A>(stored, values),
+            PANEL_ROWS => steps::decode::<Framed<A>>(stored, values),
             _ => panic!("a run has 1 or {PANEL_ROWS} lanes, not {lanes}"),
         }
     }
@@ -127,85 +128,79 @@ impl<A: Affine> Codec for Framed<A> {
     }
 }
 
-/// Decodes a run: moves `bits / 8` bytes in and 4 out per value, and is bound by the conversion from
-/// integers, then by the stores.
-struct Decode<'a, A, const LANES: usize> {
-    stored: &'a [u8],
-    values: &'a mut [f32],
-    codec: PhantomData<A>,
-}
-
-impl<'a, A: Affine, const LANES: usize> Decode<'a, A, LANES> {
-    fn new(stored: &'a [u8], values: &'a mut [f32]) -> Self {
-        let depth = values.len() / LANES;
-        let groups = depth.div_ceil(A::DEPTH);
-        let bytes = LANES * (header_bytes::<A>() + groups * group_bytes::<A>());
-        assert_eq!(values.len() % LANES, 0, "values of a run in {}", A::NAME);
-        assert_eq!(stored.len(), bytes, "stored bytes of a run in {}", A::NAME);
-        Decode { stored, values, codec: PhantomData }
+/// Decodes a run of one lane.
+fn decode_line<A: Affine>(stored: &[u8], values: &mut [f32]) {
+    let bytes = header_bytes::<A>() + values.len().div_ceil(A::DEPTH) * group_bytes::<A>();
+    assert_eq!(stored.len(), bytes, "stored bytes of a run in {}", A::NAME);
+    let (header, groups) = stored.split_at(header_bytes::<A>());
+    let mut heads = [0.0; 2];
+    for (head, bytes) in heads.iter_mut().zip(header.as_chunks::<HEAD_BYTES>().0) {
+        *head = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
     }
-}
-
-impl<A: Affine, const LANES: usize> Kernel for Decode<'_, A, LANES> {
-    #[inline(always)]
-    fn run(self) {
-        let (header, groups) = self.stored.split_at(LANES * header_bytes::<A>());
-        let mut heads = [[0.0; LANES]; 2];
-        for (head, stored) in heads.iter_mut().zip(header.chunks_exact(LANES * HEAD_BYTES)) {
-            let (stored, _) = stored.as_chunks::<HEAD_BYTES>();
-            *head = array::from_fn(|lane| {
-                f32::from_bits(u32::from(u16::from_le_bytes(stored[lane])) << 16)
-            });
-        }
-        let mut stored = groups.chunks_exact(LANES * group_bytes::<A>());
-        let mut groups = self.values.chunks_exact_mut(A::DEPTH * LANES);
-        for (values, stored) in (&mut groups).zip(&mut stored) {
-            decode_group::<A, LANES>(&heads, stored.as_chunks().0, values.as_chunks_mut().0);
-        }
-        let rest = groups.into_remainder();
-        if let Some(stored) = stored.next() {
-            let mut values = [[0.0; LANES]; MAX_DEPTH];
-            decode_group::<A, LANES>(&heads, stored.as_chunks().0, &mut values[..A::DEPTH]);
-            rest.copy_from_slice(&values.as_flattened()[..rest.len()]);
-        }
-    }
-}
-
-/// The most steps that a group of any of these codecs has.
-const MAX_DEPTH: usize = 32;
-
-/// Unpacks the integers by whole vectors of each plane, then makes values of them. Each vector is taken
-/// by value: the compiler knows then that what is written is not what is yet to be read.
-#[inline(always)]
-fn decode_group<A: Affine, const LANES: usize>(
-    heads: &[[f32; LANES]; 2],
-    stored: &[[u8; LANES]],
-    values: &mut [[f32; LANES]],
-) {
-    let (codes, planes) = stored.split_at(A::Scales::CODES);
-    let (scales, minima) = A::Scales::read(heads, codes);
-    let (low, high) = planes.split_at(plane_bytes(A::DEPTH, A::LOW_BITS));
-    let mut integers = [[0u8; LANES]; MAX_DEPTH];
-    let integers = &mut integers[..A::DEPTH];
-    for (part, integers) in integers.chunks_exact_mut(low.len()).enumerate() {
-        let (shift, mask) = (part * A::LOW_BITS, (1u8 << A::LOW_BITS) - 1);
-        for (integers, low) in integers.iter_mut().zip(low) {
-            *integers = low.map(|bits| bits >> shift & mask);
-        }
-    }
-    if A::HIGH_BITS > 0 {
-        for (part, integers) in integers.chunks_exact_mut(high.len()).enumerate() {
-            let (shift, mask) = (part * A::HIGH_BITS, (1u8 << A::HIGH_BITS) - 1);
-            for (integers, high) in integers.iter_mut().zip(high) {
-                let low = *integers;
-                *integers = array::from_fn(|i| low[i] | (high[i] >> shift & mask) << A::LOW_BITS);
+    for (values, stored) in values.chunks_mut(A::DEPTH).zip(groups.chunks_exact(group_bytes::<A>()))
+    {
+        let (codes, planes) = stored.split_at(A::Scales::CODES);
+        let (scale, minimum) = A::Scales::read(&heads, codes);
+        let (low, high) = planes.split_at(plane_bytes(A::DEPTH, A::LOW_BITS));
+        let field = |plane: &[u8], bits: usize, step: usize| {
+            plane[step % plane.len()] >> (step / plane.len() * bits) & ((1 << bits) - 1)
+        };
+        for (step, value) in values.iter_mut().enumerate() {
+            let mut integer = field(low, A::LOW_BITS, step);
+            if A::HIGH_BITS > 0 {
+                integer |= field(high, A::HIGH_BITS, step) << A::LOW_BITS;
             }
+            *value = f32::from(integer) * scale + minimum;
         }
     }
-    for (values, integers) in values.iter_mut().zip(integers) {
-        let integers = *integers;
-        *values = array::from_fn(|i| f32::from(integers[i]) * scales[i] + minima[i]);
+}
+
+/// A group of a panel.
+pub(super) struct Group<'a, L> {
+    scales: L,
+    minima: L,
+    /// The planes of low and high bits.
+    planes: [&'a [[u8; PANEL_ROWS]]; 2],
+}
+
+impl<A: Affine> Steps for Framed<A> {
+    const DEPTH: usize = A::DEPTH;
+    const BYTES: usize = PANEL_ROWS * group_bytes::<A>();
+    type Head<L: Lanes> = [L; 2];
+    type Group<'a, L: Lanes> = Group<'a, L>;
+
+    #[inline(always)]
+    fn open<L: Lanes>(stored: &[u8]) -> ([L; 2], &[u8]) {
+        let (header, groups) = stored.split_at(PANEL_ROWS * header_bytes::<A>());
+        let heads = header.as_chunks().0;
+        let first = L::uppers(&heads[0]);
+        ([first, if A::Scales::HEADS > 1 { L::uppers(&heads[1]) } else { first }], groups)
     }
+
+    #[inline(always)]
+    fn group<'a, L: Lanes>(heads: &[L; 2], stored: &'a [u8]) -> Group<'a, L> {
+        let (codes, planes) = stored.as_chunks().0.split_at(A::Scales::CODES);
+        let (scales, minima) = A::Scales::lanes(heads, codes);
+        let (low, high) = planes.split_at(plane_bytes(A::DEPTH, A::LOW_BITS));
+        Group { scales, minima, planes: [low, high] }
+    }
+
+    #[inline(always)]
+    fn step<L: Lanes>(group: &Group<'_, L>, index: usize) -> L {
+        let [low, high] = group.planes;
+        let mut integers = field::<L>(low, A::LOW_BITS, index);
+        if A::HIGH_BITS > 0 {
+            integers = L::join(integers, field::<L>(high, A::HIGH_BITS, index), A::LOW_BITS);
+        }
+        L::unsigned(integers).exactly_times_plus(group.scales, group.minima)
+    }
+}
+
+/// What a plane has of one step.
+#[inline(always)]
+fn field<L: Lanes>(plane: &[[u8; PANEL_ROWS]], bits: usize, step: usize) -> L::Bytes {
+    let (part, vector) = (step / plane.len(), step % plane.len());
+    L::field(L::bytes(&plane[vector]), part * bits, (1 << bits) - 1)
 }
 
 /// What the encoder goes by.

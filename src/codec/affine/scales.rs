@@ -1,5 +1,7 @@
 //! What scales and minima are stored as: fifteenths of the row's largest, or small floats.
 
+use crate::codec::PANEL_ROWS;
+use crate::codec::simd::lanes::Lanes;
 use std::array;
 
 /// One way of storing the scale and the minimum of a group.
@@ -11,8 +13,11 @@ pub(in crate::codec) trait Scales: Send + Sync + 'static {
     /// Bytes of a lane in a group.
     const CODES: usize;
 
-    /// The scales and minima that `codes`, [`Scales::CODES`] of them, stand for.
-    fn read<const N: usize>(heads: &[[f32; N]; 2], codes: &[[u8; N]]) -> ([f32; N], [f32; N]);
+    /// The scale and the minimum that `codes`, [`Scales::CODES`] of them, stand for.
+    fn read(heads: &[f32; 2], codes: &[u8]) -> (f32, f32);
+
+    /// The same of all lanes of a panel. `#[inline(always)]`.
+    fn lanes<L: Lanes>(heads: &[L; 2], codes: &[[u8; PANEL_ROWS]]) -> (L, L);
 
     /// The header of lanes in which no scale and no minimum is beyond these.
     fn heads<const N: usize>(scales: &[f32; N], minima: &[f32; N]) -> [[f32; N]; 2];
@@ -53,17 +58,17 @@ impl Scales for Fifteenths {
     const HEADS: usize = 2;
     const CODES: usize = 1;
 
+    fn read(heads: &[f32; 2], codes: &[u8]) -> (f32, f32) {
+        let code = codes[0];
+        (heads[0] * f32::from(code & 15), -(heads[1] * f32::from(code >> 4)))
+    }
+
     #[inline(always)]
-    fn read<const N: usize>(heads: &[[f32; N]; 2], codes: &[[u8; N]]) -> ([f32; N], [f32; N]) {
-        let codes = codes[0];
-        let (mut scales, mut minima) = ([0.0; N], [0.0; N]);
-        for i in 0..N {
-            scales[i] = heads[0][i] * f32::from(codes[i] & 15);
-        }
-        for i in 0..N {
-            minima[i] = -(heads[1][i] * f32::from(codes[i] >> 4));
-        }
-        (scales, minima)
+    fn lanes<L: Lanes>(heads: &[L; 2], codes: &[[u8; PANEL_ROWS]]) -> (L, L) {
+        let codes = L::bytes(&codes[0]);
+        let (scales, minima) = (L::field(codes, 0, 15), L::field(codes, 4, 15));
+        let minima = L::unsigned(minima).times(L::splat(-1.0));
+        (heads[0].times(L::unsigned(scales)), heads[1].times(minima))
     }
 
     #[inline(always)]
@@ -134,18 +139,18 @@ impl<const PARTS: usize> Scales for Floats<PARTS> {
     const HEADS: usize = 1;
     const CODES: usize = 2;
 
+    fn read(heads: &[f32; 2], codes: &[u8]) -> (f32, f32) {
+        let float = (u32::from(codes[0]) << FLOAT_SHIFT) + LEAST_FLOAT;
+        let scale = heads[0] * f32::from_bits(float);
+        (scale, -(scale * (f32::from(codes[1]) * (1.0 / PARTS as f32))))
+    }
+
     #[inline(always)]
-    fn read<const N: usize>(heads: &[[f32; N]; 2], codes: &[[u8; N]]) -> ([f32; N], [f32; N]) {
-        let (floats, minima) = (codes[0], codes[1]);
-        let (mut scales, mut lows) = ([0.0; N], [0.0; N]);
-        for i in 0..N {
-            let float = (u32::from(floats[i]) << FLOAT_SHIFT) + LEAST_FLOAT;
-            scales[i] = heads[0][i] * f32::from_bits(float);
-        }
-        for i in 0..N {
-            lows[i] = -(scales[i] * (f32::from(minima[i]) * (1.0 / PARTS as f32)));
-        }
-        (scales, lows)
+    fn lanes<L: Lanes>(heads: &[L; 2], codes: &[[u8; PANEL_ROWS]]) -> (L, L) {
+        let floats = L::floats(L::bytes(&codes[0]), FLOAT_SHIFT as usize, LEAST_FLOAT);
+        let scales = heads[0].times(floats);
+        let parts = L::unsigned(L::bytes(&codes[1])).times(L::splat(-1.0 / PARTS as f32));
+        (scales, scales.times(parts))
     }
 
     #[inline(always)]

@@ -2,9 +2,18 @@
 //!
 //! The loop is written once, as a [`Kernel`] whose `run` is `#[inline(always)]`, and inlined into a
 //! function per instruction set, where the compiler vectorizes it. On aarch64 NEON is the
-//! baseline, so the plain build is the fast one.
+//! baseline, so the plain build is the fast one. Where the compiler finds no vectors by itself, a
+//! loop is written over [`lanes`].
 
 #![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+pub(super) mod lanes;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
+
+use lanes::LaneKernel;
 
 /// A loop and what it works on.
 pub trait Kernel {
@@ -54,54 +63,21 @@ impl Isa {
     }
 }
 
-/// The processor's own conversion of halves, which it proves to be there.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct HalfConversion(());
-
-#[cfg(target_arch = "x86_64")]
-impl HalfConversion {
-    /// The conversion, if there is one that [`run`] can inline.
-    #[inline(always)]
-    pub(super) fn detect() -> Option<HalfConversion> {
-        Isa::Avx2.is_available().then_some(HalfConversion(()))
+/// Runs `kernel` over the best vectors there are.
+pub(super) fn run_lanes<K: LaneKernel>(kernel: K) {
+    #[cfg(target_arch = "x86_64")]
+    match Isa::Avx2.is_available() {
+        // SAFETY: avx2, fma and f16c have just been found on this processor.
+        true => unsafe { avx2::run(kernel) },
+        false => kernel.run::<lanes::Plain>(),
     }
-
-    /// The values of 16 halves, little-endian. Fast within a [`Kernel`] that [`run`] runs.
-    #[inline(always)]
-    pub(super) fn widen(self, halves: &[u8; 32]) -> [f32; 16] {
-        use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
-        let mut values = [0.0; 16];
-        for (values, halves) in
-            values.as_chunks_mut::<8>().0.iter_mut().zip(halves.as_chunks::<16>().0)
-        {
-            // SAFETY: whoever has a `HalfConversion` found f16c and avx2 on this processor; 16 bytes
-            // are read from 16 of `halves`, and 8 values written to 8 of `values`.
-            unsafe {
-                let halves = _mm_loadu_si128(halves.as_ptr().cast());
-                _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(halves));
-            }
-        }
-        values
-    }
-}
-
-/// There is none that can be used on stable Rust.
-#[cfg(not(target_arch = "x86_64"))]
-#[derive(Clone, Copy, Debug)]
-pub(super) enum HalfConversion {}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl HalfConversion {
-    #[inline(always)]
-    pub(super) fn detect() -> Option<HalfConversion> {
-        None
-    }
-
-    #[inline(always)]
-    pub(super) fn widen(self, _: &[u8; 32]) -> [f32; 16] {
-        match self {}
-    }
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    kernel.run::<neon::Vectors>();
+    #[cfg(not(any(
+        target_arch = "x86_64",
+        all(target_arch = "aarch64", target_endian = "little")
+    )))]
+    kernel.run::<lanes::Plain>();
 }
 
 /// Runs `kernel` with the best instructions there are.
