@@ -1,7 +1,8 @@
 //! `bf16`: the upper half of an `f32`, rounded to nearest even.
 
 use super::{
-    Codec, PANEL_ROWS,
+    Codec, PANEL_ROWS, Sums,
+    columns::{self, Columns},
     simd::{self, Kernel, lanes::Lanes},
     steps::Steps,
 };
@@ -33,6 +34,10 @@ impl Codec for Bf16 {
     fn decode(&self, stored: &[u8], _lanes: usize, values: &mut [f32]) {
         assert_eq!(stored.len(), values.len() * 2, "stored bytes of a bf16 run");
         simd::run(Decode { stored, values });
+    }
+
+    fn multiply(&self, stored: &[u8], columns: &Columns, sums: &mut Sums) {
+        columns::multiply::<Bf16>(stored, columns, sums);
     }
 
     fn error_bound(&self, max_abs: f32, _: f32) -> f32 {

@@ -1,7 +1,8 @@
 //! `f16`: IEEE half precision, rounded to nearest even.
 
 use super::{
-    Codec, PANEL_ROWS,
+    Codec, PANEL_ROWS, Sums,
+    columns::{self, Columns},
     simd::{
         self,
         lanes::{self, LaneKernel, Lanes},
@@ -49,6 +50,10 @@ impl Codec for F16 {
     fn decode(&self, stored: &[u8], _lanes: usize, values: &mut [f32]) {
         assert_eq!(stored.len(), values.len() * 2, "stored bytes of an f16 run");
         simd::run_lanes(Decode { stored, values });
+    }
+
+    fn multiply(&self, stored: &[u8], columns: &Columns, sums: &mut Sums) {
+        columns::multiply::<F16>(stored, columns, sums);
     }
 
     fn error_bound(&self, max_abs: f32, _: f32) -> f32 {

@@ -1,8 +1,9 @@
 //! `f32`: the values themselves.
 
+use super::columns::{self, Columns};
 use super::simd::lanes::Lanes;
 use super::steps::Steps;
-use super::{Codec, PANEL_ROWS};
+use super::{Codec, PANEL_ROWS, Sums};
 
 /// Single precision, stored as it is.
 #[derive(Debug)]
@@ -31,6 +32,10 @@ impl Codec for F32 {
         for (value, bytes) in values.iter_mut().zip(stored.as_chunks::<4>().0) {
             *value = f32::from_le_bytes(*bytes);
         }
+    }
+
+    fn multiply(&self, stored: &[u8], columns: &Columns, sums: &mut Sums) {
+        columns::multiply::<F32>(stored, columns, sums);
     }
 
     fn error_bound(&self, _: f32, _: f32) -> f32 {

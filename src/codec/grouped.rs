@@ -4,7 +4,9 @@
 //! last group of a run is padded with zeros. A value is its integer times its lane's scale.
 
 use super::{
-    Codec, GROUP_DEPTH, PANEL_ROWS, first_non_finite,
+    Codec, GROUP_DEPTH, PANEL_ROWS, Sums,
+    columns::{self, Columns},
+    first_non_finite,
     simd::{
         self, Kernel,
         lanes::{LaneKernel, Lanes},
@@ -85,6 +87,10 @@ impl<G: Grouped> Codec for G {
             PANEL_ROWS => steps::decode::<G>(stored, values),
             _ => panic!("a run has 1 or {PANEL_ROWS} lanes, not {lanes}"),
         }
+    }
+
+    fn multiply(&self, stored: &[u8], columns: &Columns, sums: &mut Sums) {
+        columns::multiply::<G>(stored, columns, sums);
     }
 
     fn error_bound(&self, max_abs: f32, _: f32) -> f32 {
@@ -372,7 +378,7 @@ fn nearest_bf16(value: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::steps::tests::check_lanes;
+    use super::super::columns::tests::check_lanes;
     use super::{
         super::{q4::Q4, q8::Q8},
         *,

@@ -14,6 +14,7 @@ mod a5;
 mod a6;
 mod affine;
 mod bf16;
+mod columns;
 mod f16;
 mod f32;
 mod feedback;
@@ -24,6 +25,7 @@ mod q8;
 pub mod simd;
 mod steps;
 
+pub use columns::{Columns, FEW_COLUMNS, has_fused_addition};
 pub use feedback::Feedback;
 pub use moments::{add_moments, squared_products};
 
@@ -33,6 +35,9 @@ use std::fmt;
 /// Rows of a panel: the lanes of tract's `PackedFormat` with r = 16, for which every supported
 /// processor has kernels.
 pub const PANEL_ROWS: usize = 16;
+
+/// What the products of a panel with a few columns come to: of each column the sum of each row.
+pub type Sums = [[f32; PANEL_ROWS]; FEW_COLUMNS];
 
 /// Depth of a quantized group: the values of one lane that share a scale.
 pub const GROUP_DEPTH: usize = 32;
@@ -123,6 +128,14 @@ pub trait Codec: Send + Sync + fmt::Debug {
     ///
     /// Panics where they do not.
     fn decode(&self, stored: &[u8], lanes: usize, values: &mut [f32]);
+
+    /// Adds to `sums` the products of a panel, a run of [`PANEL_ROWS`] lanes, with `columns`: those of a
+    /// row and a column one after the other along k, each multiplied and added in one operation. So a
+    /// column has the same bits whatever stands beside it and whichever processor computes it. Sums
+    /// beyond the columns that there are get anything.
+    ///
+    /// Panics where `stored` has another depth than `columns`.
+    fn multiply(&self, stored: &[u8], columns: &Columns, sums: &mut Sums);
 
     /// Largest absolute error of a decoded value: `group_max` is the largest magnitude of the
     /// [`GROUP_DEPTH`] steps of its lane that it is of, and `run_max` that of the lane.

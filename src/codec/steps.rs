@@ -37,6 +37,12 @@ pub(super) fn decode<S: Steps>(stored: &[u8], values: &mut [f32]) {
     simd::run_lanes(Decode::<S>::new(stored, values));
 }
 
+/// Checks that a panel has as many steps.
+pub(super) fn check_depth<S: Steps>(stored: &[u8], depth: usize) {
+    let bytes = S::open::<lanes::Plain>(stored).1.len();
+    assert_eq!(bytes, depth.div_ceil(S::DEPTH) * S::BYTES, "stored bytes of {depth} steps");
+}
+
 /// Reads each stored byte once and writes 4 per value; bound by the conversion, then by the stores.
 pub(super) struct Decode<'a, S> {
     stored: &'a [u8],
@@ -48,9 +54,7 @@ impl<'a, S: Steps> Decode<'a, S> {
     pub fn new(stored: &'a [u8], values: &'a mut [f32]) -> Self {
         let (values, rest) = values.as_chunks_mut();
         assert!(rest.is_empty(), "a panel has whole steps of {PANEL_ROWS} values");
-        let bytes = S::open::<lanes::Plain>(stored).1.len();
-        let depth = values.len();
-        assert_eq!(bytes, depth.div_ceil(S::DEPTH) * S::BYTES, "stored bytes of {depth} steps");
+        check_depth::<S>(stored, values.len());
         Decode { stored, values, steps: PhantomData }
     }
 }

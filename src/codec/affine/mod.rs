@@ -20,7 +20,9 @@ pub(super) mod scales;
 mod tests;
 
 use super::{
-    Codec, Feedback, PANEL_ROWS, first_non_finite,
+    Codec, Feedback, PANEL_ROWS, Sums,
+    columns::{self, Columns},
+    first_non_finite,
     simd::{self, lanes::Lanes},
     steps::{self, Steps},
 };
@@ -118,6 +120,10 @@ impl<A: Affine> Codec for Framed<A> {
             PANEL_ROWS => steps::decode::<Framed<A>>(stored, values),
             _ => panic!("a run has 1 or {PANEL_ROWS} lanes, not {lanes}"),
         }
+    }
+
+    fn multiply(&self, stored: &[u8], columns: &Columns, sums: &mut Sums) {
+        columns::multiply::<Framed<A>>(stored, columns, sums);
     }
 
     fn error_bound(&self, group_max: f32, run_max: f32) -> f32 {

@@ -1,6 +1,6 @@
 use super::*;
+use crate::codec::columns::tests::check_lanes;
 use crate::codec::simd::Isa;
-use crate::codec::steps::tests::check_lanes;
 use crate::codec::{ALL, a2::A2, a3::A3, a4::A4, a5::A5, a6::A6, by_name};
 
 /// All that are coded so, by their bits.
