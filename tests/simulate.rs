@@ -451,10 +451,9 @@ impl Simulation {
             let wake = self.traversal.end();
             return self.wake(wake);
         }
-        // Blocks of other units and laps are given back before one is waited for.
-        let of_same =
-            |lease: &(usize, _)| lease.0 < block && self.unit_of[lease.0] == self.unit_of[block];
-        let may_lease = !is_played && self.leases.iter().all(of_same);
+        // Threads go on to the next block while others use those before; within a lap, since they
+        // meet where an op ends.
+        let may_lease = !is_played && self.leases.iter().all(|lease| lease.0 < block);
         if !may_lease || (!self.leases.is_empty() && self.random.one_in(2)) {
             let which = self.random.below(self.leases.len() as u64) as usize;
             let (block, memory) = self.leases.swap_remove(which);
@@ -466,7 +465,10 @@ impl Simulation {
             return self.wake(wake);
         }
         let Some(memory) = self.traversal.lease(block) else {
-            self.compute = Compute::WaitsForBlock;
+            // Those that use blocks go on.
+            if self.leases.is_empty() {
+                self.compute = Compute::WaitsForBlock;
+            }
             return;
         };
         let stays = self.case.release == Release::AtEnd || self.case.kinds[block] != Kind::Streamed;

@@ -64,7 +64,7 @@ pub enum Wake {
 ///
 /// Loaders ask for work ([`Traversal::next_work`]) and tell what came of it: [`Traversal::arrived`],
 /// [`Traversal::left`], or [`Traversal::lost`]. Compute leases blocks in the order of the tape
-/// and gives each back, those of a unit in any order. Anybody may end it all.
+/// and gives each back, those of a lap in any order. Anybody may end it all.
 pub struct Traversal<M> {
     window: Window,
     turns: Dealing,

@@ -184,7 +184,8 @@ impl Window {
                 if missing.is_some() { State::Waiting } else { State::Pinned }
             }
         };
-        was_held || unit.state == State::Waiting
+        // In the next lap, what lies behind it may have waited for it alone.
+        was_held || unit.state != State::Passed
     }
 
     /// Whether every unit was read for the last time, and has gone where it was to.
