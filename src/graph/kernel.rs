@@ -1,8 +1,10 @@
-//! Matrix products on blocks in place: tract's kernels fed with panels that lie in the window.
+//! Matrix products on blocks in place: tract's kernels fed with panels that lie in the window, and for a
+//! few columns loops of ours that decode as they multiply.
 
 #![allow(unsafe_code)]
 
-use crate::codec::{self, Codec, PANEL_ROWS};
+use super::dealing::Deal;
+use crate::codec::{self, Codec, Columns, FEW_COLUMNS, PANEL_ROWS};
 use crate::store::layer_file::TAIL_BYTES;
 use std::alloc::Layout;
 use std::fmt;
@@ -11,6 +13,7 @@ use std::ops::Range;
 use std::time::Instant;
 use tract_core::internal::*;
 use tract_linalg::mmm::*;
+use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_linalg::pack::PackedFormat;
 
 /// Bytes past a panel's end that a kernel may read ahead, one record of its packing. Whoever
@@ -32,10 +35,13 @@ const TRIALS: usize = 8;
 /// The f32 kernels of this processor that take panels of [`PANEL_ROWS`] rows.
 ///
 /// All of them add up a column's products one after the other along k, so a column's result has
-/// the same bits whichever kernel computes it and whatever stands beside it.
+/// the same bits whichever kernel computes it, on whichever thread, and whatever stands beside it.
 pub struct Kernels {
     /// By columns a tile holds, ascending.
     by_columns: Vec<Kernel>,
+    /// Whether [`Codec::multiply`] computes up to [`FEW_COLUMNS`] columns: where it is fast, and rounds
+    /// as tract's kernels do.
+    multiplies_few: bool,
 }
 
 #[derive(Clone)]
@@ -70,7 +76,8 @@ impl Kernels {
         for kernel in &mut kernels {
             kernel.tile_ns = kernel.time_tile().unwrap_or(u64::MAX);
         }
-        Kernels { by_columns: kernels }
+        let multiplies_few = kernels.last().is_none_or(agrees_with_codecs);
+        Kernels { by_columns: kernels, multiplies_few }
     }
 
     /// The kernel that takes the least time for `columns`.
@@ -85,9 +92,16 @@ impl Kernels {
         self.by_columns.last().and_then(|kernel| kernel.time_tile().ok()).unwrap_or(u64::MAX)
     }
 
-    /// Packs `x[.., depth]` for `Packed::product`, for which it is no longer needed.
+    /// Packs `x[.., depth]` for [`Packed::multiply`], for which it is no longer needed.
     pub fn pack(&self, x: &Tensor, depth: usize) -> TractResult<Packed<'_>> {
-        self.pick(x.len() / depth.max(1))?.pack(x, depth)
+        let columns = x.len() / depth.max(1);
+        if self.multiplies_few && (1..=FEW_COLUMNS).contains(&columns) && depth > 0 {
+            check_columns(x, depth)?;
+            let plain = x.try_as_plain_ram()?;
+            let by = By::Steps(Columns::pack(plain.as_slice::<f32>()?, depth));
+            return Ok(Packed { by, columns, depth });
+        }
+        self.pick(columns)?.pack(x, depth)
     }
 }
 
@@ -111,8 +125,7 @@ impl Kernel {
     }
 
     fn pack(&self, x: &Tensor, depth: usize) -> TractResult<Packed<'_>> {
-        ensure!(x.datum_type() == f32::datum_type(), "a product of {x:?}");
-        ensure!(x.shape().last() == Some(&depth), "a product of depth {depth} with {x:?}");
+        check_columns(x, depth)?;
         let columns = x.len() / depth.max(1);
         let activations = &self.mmm.packings()[self.packing].1;
         let (shape, strides) = ([columns, depth], [depth as isize, 1]);
@@ -120,7 +133,7 @@ impl Kernel {
         // `depth` elements of f32.
         let matrix = unsafe { TensorView::from_bytes(x, 0, &shape, &strides) };
         let packed = activations.prepare_one_view(&matrix, 1, 0)?;
-        Ok(Packed { kernel: self, packed, columns, depth })
+        Ok(Packed { by: By::Tiles(self, packed), columns, depth })
     }
 
     /// The shortest time in which it computes a tile.
@@ -128,116 +141,168 @@ impl Kernel {
         let x = Tensor::zero::<f32>(&[self.mmm.nr(), TRIAL_DEPTH])?;
         let panel = vec![0; PANEL_ROWS * TRIAL_DEPTH * size_of::<f32>() + READ_AHEAD_BYTES];
         let panel = &panel[..panel.len() - READ_AHEAD_BYTES];
+        let packed = self.pack(&x, TRIAL_DEPTH)?;
+        let y = Tensor::zero::<f32>(&[packed.columns, PANEL_ROWS])?;
+        let codec = codec::by_name("f32").context("there is f32")?;
         let mut shortest = u64::MAX;
-        for _ in 0..TRIALS {
-            let mut product = self.pack(&x, TRIAL_DEPTH)?.product(PANEL_ROWS)?;
-            let began = Instant::now();
-            product.add_rows(0..PANEL_ROWS, panel, codec::by_name("f32"))?;
-            shortest = shortest.min(began.elapsed().as_nanos() as u64);
-        }
-        Ok(shortest)
+        multithread_tract_scope(Executor::SingleThread, || {
+            for _ in 0..TRIALS {
+                let began = Instant::now();
+                packed.compute(&y, 0..PANEL_ROWS, panel, codec)?;
+                shortest = shortest.min(began.elapsed().as_nanos() as u64);
+            }
+            Ok(shortest)
+        })
     }
 }
 
-/// The columns of a product, as its kernel takes them.
+fn check_columns(x: &Tensor, depth: usize) -> TractResult<()> {
+    ensure!(x.datum_type() == f32::datum_type(), "a product of {x:?}");
+    ensure!(x.shape().last() == Some(&depth), "a product of depth {depth} with {x:?}");
+    Ok(())
+}
+
+/// Whether codecs' own products are fast here, and have the bits of `kernel`'s.
+fn agrees_with_codecs(kernel: &Kernel) -> bool {
+    let value = |i: usize| (i * 7919 % 1009) as f32 / 317.0 - 1.5;
+    let (x, w): (Vec<f32>, Vec<f32>) =
+        (0..TRIAL_DEPTH * PANEL_ROWS).map(|i| (value(i + 13), value(i))).unzip();
+    let mut stored = vec![];
+    let (Some(codec), true) = (codec::by_name("f32"), codec::has_fused_addition()) else {
+        return false;
+    };
+    codec.encode(&w, PANEL_ROWS, &mut stored);
+    let mut sums = [[0.0; PANEL_ROWS]; FEW_COLUMNS];
+    codec.multiply(&stored, &Columns::pack(&x[..TRIAL_DEPTH], TRIAL_DEPTH), &mut sums);
+    let bytes = stored.len();
+    stored.resize(bytes + READ_AHEAD_BYTES, 0);
+    let theirs = || -> TractResult<bool> {
+        let x = tensor1(&x[..TRIAL_DEPTH]).into_shape(&[1, TRIAL_DEPTH])?;
+        let y = Tensor::zero::<f32>(&[1, PANEL_ROWS])?;
+        let packed = kernel.pack(&x, TRIAL_DEPTH)?;
+        multithread_tract_scope(Executor::SingleThread, || {
+            packed.compute(&y, 0..PANEL_ROWS, &stored[..bytes], codec)
+        })?;
+        Ok(y.try_as_plain_ram()?.as_slice::<f32>()? == sums[0])
+    };
+    theirs().unwrap_or(false)
+}
+
+/// The columns of a product, as what computes it takes them.
 pub struct Packed<'a> {
-    kernel: &'a Kernel,
-    packed: Box<dyn MMMInputValue>,
+    by: By<'a>,
     columns: usize,
     depth: usize,
 }
 
-impl<'a> Packed<'a> {
-    /// Begins `y[columns, outputs] = x[columns, depth] * w`, whose rows of `w` follow in blocks.
-    pub fn product(self, outputs: usize) -> TractResult<Product<'a>> {
-        let Packed { kernel, packed, columns, depth } = self;
-        let weights = kernel.mmm.packings()[kernel.packing].0.clone();
-        // SAFETY: the scratch space is only used with the kernel that made it; every element of
-        // `y` is written by `add_rows` before `finish` lets it out, which checks the count.
-        let (scratch, y) = unsafe {
-            (
-                kernel.mmm.allocate_scratch_space(),
-                Tensor::uninitialized::<f32>(&[columns, outputs])?,
-            )
-        };
-        let fact = PackedExoticFact { format: weights, mn: outputs.to_dim(), k: depth };
-        Ok(Product { kernel, packed, scratch, fact, y, columns, depth, outputs, done: 0 })
+/// What computes a product.
+enum By<'a> {
+    /// A kernel of tract.
+    Tiles(&'a Kernel, Box<dyn MMMInputValue>),
+    /// The codec.
+    Steps(Columns),
+}
+
+impl Packed<'_> {
+    /// `y[columns, outputs] = x[columns, depth] * w`, on the threads among which the rows of `w` are
+    /// dealt.
+    pub fn multiply(&self, deal: &Deal) -> TractResult<Tensor> {
+        ensure!(deal.depth == self.depth, "a weight of depth {} for {}", deal.depth, self.depth);
+        // SAFETY: every element is written before `y` is let out: `Deal::play` has each output
+        // computed, or is an error; where there are no columns there are no elements.
+        let y = unsafe { Tensor::uninitialized::<f32>(&[self.columns, deal.outputs])? };
+        deal.play(self.columns, &|rows, stored| self.compute(&y, rows, stored, deal.codec))?;
+        Ok(y)
     }
-}
 
-/// A product under way.
-pub struct Product<'a> {
-    kernel: &'a Kernel,
-    packed: Box<dyn MMMInputValue>,
-    scratch: Box<dyn ScratchSpace>,
-    fact: PackedExoticFact,
-    y: Tensor,
-    columns: usize,
-    depth: usize,
-    outputs: usize,
-    done: usize,
-}
-
-impl Product<'_> {
-    /// Computes the outputs `rows` from a block of their panels. Blocks come in order.
-    pub fn add_rows(
-        &mut self,
+    /// Computes the rows of `y` from their panels; no two threads at once those of one panel.
+    fn compute(
+        &self,
+        y: &Tensor,
         rows: Range<usize>,
         stored: &[u8],
-        codec: Option<&'static dyn Codec>,
+        codec: &'static dyn Codec,
     ) -> TractResult<()> {
-        let codec = codec.context("a linear's weight has a codec")?;
         let panel_bytes = codec.stored_bytes(self.depth, PANEL_ROWS);
         let panels = rows.len().div_ceil(PANEL_ROWS);
-        ensure!(rows.start == self.done && rows.end <= self.outputs, "rows out of order");
-        ensure!(stored.len() == panels * panel_bytes, "a block's length disagrees with its rows");
-        let in_place = codec.is_plain_f32() && stored.as_ptr().addr().is_multiple_of(PANEL_ALIGN);
-        let block = BlockPanels {
-            stored: stored.as_ptr(),
-            panel_bytes,
-            panels,
-            rows: rows.len(),
-            depth: self.depth,
-            codec,
-            in_place,
-            fact: self.fact.clone(),
-        };
-        if self.columns > 0 {
-            self.run(&block, rows.start)?;
+        ensure!(y.shape().get(1).is_some_and(|outputs| rows.end <= *outputs), "rows of {y:?}");
+        ensure!(stored.len() == panels * panel_bytes, "stored bytes of {} rows", rows.len());
+        match &self.by {
+            _ if self.columns == 0 => {}
+            By::Steps(columns) => {
+                let first_rows = rows.clone().step_by(PANEL_ROWS);
+                for (panel, row) in stored.chunks_exact(panel_bytes).zip(first_rows) {
+                    let mut sums = [[0.0; PANEL_ROWS]; FEW_COLUMNS];
+                    codec.multiply(panel, columns, &mut sums);
+                    let rows = row..rows.end.min(row + PANEL_ROWS);
+                    for (column, sums) in sums[..self.columns].iter().enumerate() {
+                        put(y, column, rows.clone(), sums);
+                    }
+                }
+            }
+            By::Tiles(kernel, packed) => {
+                let in_place =
+                    codec.is_plain_f32() && stored.as_ptr().addr().is_multiple_of(PANEL_ALIGN);
+                let format = kernel.mmm.packings()[kernel.packing].0.clone();
+                let block = BlockPanels {
+                    stored: stored.as_ptr(),
+                    panel_bytes,
+                    panels,
+                    rows: rows.len(),
+                    depth: self.depth,
+                    codec,
+                    in_place,
+                    fact: PackedExoticFact { format, mn: rows.len().to_dim(), k: self.depth },
+                };
+                self.run(kernel, &**packed, &block, y, rows.start)?;
+            }
         }
-        self.done = rows.end;
         Ok(())
     }
 
-    fn run(&mut self, block: &BlockPanels, first_row: usize) -> TractResult<()> {
+    fn run(
+        &self,
+        kernel: &Kernel,
+        packed: &dyn MMMInputValue,
+        block: &BlockPanels,
+        y: &Tensor,
+        first_row: usize,
+    ) -> TractResult<()> {
+        let mmm = &kernel.mmm;
         let shape = [self.columns, block.rows];
-        let strides = [self.outputs as isize, 1];
+        let strides = [y.strides()[0], 1];
         let offset = (first_row * size_of::<f32>()) as isize;
-        let mmm = &self.kernel.mmm;
-        // SAFETY: the view covers columns first_row..first_row+rows of `y`, which `add_rows`
-        // checked to be inside it; the block outlives the call, and `stored` holds `panels`
-        // whole panels; the scratch space belongs to this kernel.
+        // SAFETY: the view covers first_row..first_row+rows of each column of `y`, which `compute`
+        // checked to be inside it and which no other thread uses; the block outlives the call, and
+        // its `stored` holds `panels` whole panels; the scratch space is of this kernel, for this call.
         unsafe {
-            let view = TensorView::from_bytes(&self.y, offset, &shape, &strides);
+            let mut scratch = mmm.allocate_scratch_space();
+            let view = TensorView::from_bytes(y, offset, &shape, &strides);
             let store = mmm.c_view(Some(1), Some(0)).wrap(&view);
             let product = FusedSpec::AddMatMul {
                 a: AsInputValue::Borrowed(block),
-                b: AsInputValue::Borrowed(&*self.packed),
-                packing: self.kernel.packing,
+                b: AsInputValue::Borrowed(packed),
+                packing: kernel.packing,
             };
             mmm.run_with_scratch_space(
                 block.rows,
                 self.columns,
-                &mut *self.scratch,
+                &mut *scratch,
                 &[product, FusedSpec::Store(store)],
             )
         }
     }
+}
 
-    /// The product `[columns, outputs]`.
-    pub fn finish(self) -> TractResult<Tensor> {
-        ensure!(self.done == self.outputs, "{} of {} rows came", self.done, self.outputs);
-        Ok(self.y)
+/// Writes outputs of one column of `y[columns, outputs]`, which no other thread uses meanwhile.
+fn put(y: &Tensor, column: usize, rows: Range<usize>, values: &[f32]) {
+    assert!(column < y.shape()[0] && rows.end <= y.shape()[1] && rows.len() <= values.len());
+    assert_eq!(y.datum_type(), f32::datum_type());
+    // SAFETY: these are elements of `y`, as was just checked, which lie one after the other in memory
+    // that is `y`'s alone; whoever calls is the only one to use them; `values` has as many.
+    unsafe {
+        let first = y.as_ptr_unchecked::<f32>().cast_mut().add(column * y.shape()[1] + rows.start);
+        first.copy_from_nonoverlapping(values.as_ptr(), rows.len());
     }
 }
 
@@ -340,48 +405,5 @@ impl Hash for BlockPanels {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `y` of the first `columns` columns, by one kernel.
-    fn multiply(kernel: &Kernel, x: &[f32], columns: usize, depth: usize, w: &[u8]) -> Vec<f32> {
-        let x = tensor1(&x[..columns * depth]).into_shape(&[columns, depth]).unwrap();
-        let outputs = w.len() / size_of::<f32>() / depth;
-        let mut product = kernel.pack(&x, depth).unwrap().product(outputs).unwrap();
-        product.add_rows(0..outputs, w, codec::by_name("f32")).unwrap();
-        let y = product.finish().unwrap();
-        y.to_plain_array_view::<f32>().unwrap().iter().copied().collect()
-    }
-
-    #[test]
-    fn a_column_has_the_same_bits_by_every_kernel_and_in_any_company() {
-        let kernels = Kernels::native();
-        let (depth, outputs, most) = (333, 48, 40);
-        let value = |i: usize| (i * 7919 % 1000) as f32 / 333.0 - 1.5;
-        let w: Vec<u8> = (0..depth * outputs).flat_map(|i| value(i).to_ne_bytes()).collect();
-        let x: Vec<f32> = (0..most * depth).map(|i| value(i + 13)).collect();
-        let all = multiply(&kernels.by_columns[0], &x, most, depth, &w);
-        for kernel in &kernels.by_columns {
-            for columns in 1..=most {
-                let some = multiply(kernel, &x, columns, depth, &w);
-                assert!(some == all[..columns * outputs], "{columns}, {}", kernel.mmm.name());
-            }
-        }
-        // In f64, for the order of magnitude of every kernel's error.
-        for (index, y) in all.iter().enumerate() {
-            let (column, row) = (index / outputs, index % outputs);
-            let weight = |k| f64::from(value((row / 16 * depth + k) * 16 + row % 16));
-            let exact: f64 = (0..depth).map(|k| f64::from(x[column * depth + k]) * weight(k)).sum();
-            assert!((f64::from(*y) - exact).abs() < 1e-3, "{index}: {y} is not {exact}");
-        }
-    }
-
-    #[test]
-    fn odd_counts_of_columns_do_not_fall_to_slow_kernels() {
-        let kernels = Kernels::native();
-        for columns in [7, 127, 129] {
-            let picked = kernels.pick(columns).unwrap();
-            assert!(picked.mmm.nr() > 1 || kernels.by_columns.len() == 1);
-        }
-    }
-}
+#[path = "kernel_tests.rs"]
+mod tests;

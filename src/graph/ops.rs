@@ -1,5 +1,6 @@
 //! The three streamed ops: linear, gather, constant.
 
+use super::dealing::{Deal, Lease};
 use super::kernel::{Kernels, Packed};
 use super::position::position;
 use crate::codec::Codec;
@@ -16,7 +17,8 @@ pub trait Feed: Send + Sync {
     /// Number of blocks of the op's weight.
     fn block_count(&self, slot: usize) -> usize;
 
-    /// Waits for the op's next block in order and borrows it.
+    /// Waits for the op's next block in order and borrows it, on whichever compute thread needs it;
+    /// the one before may still be in use.
     fn lease(&self, slot: usize, block: usize) -> TractResult<Lease>;
 
     /// Hands the stored bytes of each of `rows` to `sink`, with its position in `rows`.
@@ -42,14 +44,6 @@ pub trait Feed: Send + Sync {
     }
 }
 
-/// The borrow of one block: dropping it lets the block's memory go.
-pub struct Lease {
-    /// Rows (outputs of a linear, elements of a constant) that the block holds.
-    pub rows: Range<usize>,
-    /// The block's stored bytes.
-    pub bytes: Box<dyn AsRef<[u8]> + Send + Sync>,
-}
-
 /// The pass, as it is handed to the ops through tract's shared turn resources.
 #[derive(Clone)]
 pub struct TapeFeed(pub Arc<dyn Feed>);
@@ -63,7 +57,7 @@ pub(super) fn feed<'a>(context: &'a EvalContext) -> TractResult<&'a dyn Feed> {
 /// `y[.., m] = x[.., k] * w`, with the weight's panels taken from the tape block by block.
 ///
 /// Bytes moved: each weight byte once from the window; bound by the f32 kernels from a few
-/// tokens on, by the window's bandwidth at one token.
+/// tokens on, by the window's bandwidth at a few columns, or by decoding.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Linear {
     pub slot: usize,
@@ -114,14 +108,14 @@ impl Linear {
             _ => self.pack(feed, &side_by_side(&inputs, self.depth)?)?,
         };
         drop(inputs);
-        let mut product = packed.product(self.outputs)?;
-        for block in 0..feed.block_count(self.slot) {
-            let lease = feed.lease(self.slot, block)?;
-            let bytes = (*lease.bytes).as_ref();
-            product.add_rows(lease.rows.clone(), bytes, feed.codec(self.slot))?;
-        }
+        let y = packed.multiply(&Deal {
+            outputs: self.outputs,
+            depth: self.depth,
+            codec: feed.codec(self.slot).context("a linear's weight has a codec")?,
+            blocks: feed.block_count(self.slot),
+            lease: &|block| feed.lease(self.slot, block),
+        })?;
         shapes.iter_mut().for_each(|s| *s.last_mut().expect("checked above") = self.outputs);
-        let y = product.finish()?;
         if let [shape] = &*shapes {
             return Ok(vec![cast(y.into_shape(shape)?, self.dtype)?]);
         }

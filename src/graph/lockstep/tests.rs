@@ -2,8 +2,9 @@
 //! gets wrong is its own.
 
 use super::super::attention::Append;
+use super::super::dealing::Lease;
 use super::super::kernel::Kernels;
-use super::super::ops::{Feed, Lease};
+use super::super::ops::Feed;
 use super::super::position::IndexOutOfRange;
 use super::super::rows;
 use super::*;
