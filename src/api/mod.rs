@@ -51,7 +51,6 @@ mod trace;
 mod traffic;
 mod vectors;
 mod versions;
-mod vocabulary;
 mod writing;
 
 pub use error::ApiError;

@@ -4,7 +4,6 @@ use super::embeddings_json::Cut;
 use super::error::ApiError;
 use super::helpers::Helpers;
 use super::language::Language;
-use super::vocabulary::{Survey, VocabularyKind};
 use crate::engine::{Cancel, Described, Engine, Keeper};
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
 use crate::store::{
@@ -13,6 +12,7 @@ use crate::store::{
 use crate::stream::{Category, Grant, OverBudget};
 use crate::sys::heap;
 use crate::text::chat::Prompt;
+use crate::text::vocabulary::{Survey, VocabularyKind};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeSet, HashMap};

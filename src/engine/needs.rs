@@ -63,11 +63,28 @@ pub(super) fn needed_by_any(store: &Store, length: u64) -> u64 {
 }
 
 /// What serving the usual request takes where every open dimension has this length, and a text where
-/// the model has a tokenizer, which gives way to its model, if need be.
+/// the model has a tokenizer: one of so many tokens, read and written, where it writes texts.
 fn needed_with_texts(demand: &Demand, length: u64) -> u64 {
-    let tokenizing = [SMALLEST_WINDOW_BYTES, REQUEST_BYTES, demand.tokenizer_bytes()];
+    let tokenizer_bytes = demand.tokenizer_bytes();
+    // While it is loaded, the window has what it has of a budget of that size.
+    let window_bytes = tokenizer_bytes.clamp(SMALLEST_WINDOW_BYTES, WINDOW_BYTES);
+    let tokenizing = [window_bytes, REQUEST_BYTES, tokenizer_bytes];
     let tokenizing = tokenizing.into_iter().fold(0, u64::saturating_add);
-    needed_bytes(demand, demand.inputs_bytes(length), length).max(tokenizing)
+    // A tokenizer gives way to its model, if need be, but not to one that writes by it.
+    let serving = match demand.writing_bytes() {
+        Some(held_bytes) => needed_to_write(demand, length).saturating_add(held_bytes),
+        None => needed_bytes(demand, demand.inputs_bytes(length), length),
+    };
+    serving.max(tokenizing)
+}
+
+/// What writing a text of so many tokens takes beside the process itself and the tokenizer. It is read
+/// token by token, if need be.
+fn needed_to_write(demand: &Demand, tokens: u64) -> u64 {
+    let kept_bytes = demand.inputs_bytes(tokens);
+    let kept_bytes = kept_bytes.saturating_add(kept_bytes / 8);
+    let copies = if demand.needs.as_ref().is_some_and(|needs| needs.appends) { 1 } else { 2 };
+    needed_bytes(demand, kept_bytes.saturating_mul(copies), 1)
 }
 
 /// Heap that a parsed manifest holds for each byte of its text; measured, 1.5 to 1.8.

@@ -16,9 +16,11 @@ use super::watch::Watch;
 use super::write::Layers;
 use crate::graph::{Imported, Lockstep, WeightUse};
 use crate::store::manifest::{
-    self, FileEntry, Manifest, Needs, PassNeeds, Provenance, Task, TextRules, Weight,
+    self, FileEntry, Manifest, Needs, PassNeeds, Provenance, Task, TextRules, TokenizerNeeds,
+    Weight,
 };
-use crate::store::{self, GENERATION_NAME, Generation, ModelDir, Rehearsal};
+use crate::store::{self, Cache, Decoder, GENERATION_NAME, Generation, ModelDir, Rehearsal};
+use crate::text::vocabulary::Survey;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -68,7 +70,10 @@ impl Draft {
             format: manifest::FORMAT,
             model: source.name.clone(),
             version: order.version.clone(),
-            needs: graph_bytes.map(|bytes| needs(&imported, bytes)),
+            needs: graph_bytes.map(|bytes| Needs {
+                tokenizer: tokenizer_needs(source, generation.is_some()),
+                ..needs(&imported, bytes)
+            }),
             inputs: imported.inputs,
             outputs: imported.outputs,
             batch,
@@ -201,14 +206,26 @@ fn entry_of(file: &TokenizerFile) -> FileEntry {
 /// What serving takes: the graph as a daemon holds it, and what passes of some lengths do.
 fn needs(imported: &Imported, graph_bytes: u64) -> Needs {
     const LENGTHS: [usize; 10] = [1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
-    let footprints = Lockstep::new(Arc::clone(&imported.plan)).footprints_at(LENGTHS);
+    let plan = Lockstep::new(Arc::clone(&imported.plan));
+    let footprints = plan.footprints_at(LENGTHS);
+    let keeping = plan.keeping();
+    let is_kept = |cache: &Cache| keeping.get(cache.past).is_some_and(Option::is_some);
+    let decoder = Decoder::of(&imported.inputs, &imported.outputs);
+    let appends = decoder.is_ok_and(|decoder| decoder.caches.iter().all(is_kept));
     // In the order of the lengths, though a size may shrink with them.
     let mut most = 0;
     let passes = LENGTHS.iter().zip(footprints).map(|(length, footprint)| {
         most = footprint.alone_bytes.max(most);
         PassNeeds { length: *length as u64, bytes: most }
     });
-    Needs { graph_bytes, passes: passes.collect() }
+    Needs { graph_bytes, passes: passes.collect(), tokenizer: None, appends }
+}
+
+/// What the tokenizer takes; none where it is odd, or there is none.
+fn tokenizer_needs(source: &Source, writes_texts: bool) -> Option<TokenizerNeeds> {
+    let survey = Survey::of(&source.tokenizer.as_ref()?.bytes).ok()?;
+    let loading_bytes = survey.loading_bytes(writes_texts);
+    Some(TokenizerNeeds { loading_bytes, held_bytes: survey.held_bytes(writes_texts) })
 }
 
 /// What is said of a model of texts; nothing of one without a tokenizer.

@@ -2,8 +2,8 @@
 //! what is needed can be named where there is no room for a manifest.
 
 use super::folder::read_whole;
-use super::manifest::{Dim, FileEntry, MANIFEST_NAME, Needs, Port};
-use super::{Rehearsal, Store, StoreError};
+use super::manifest::{Dim, FileEntry, MANIFEST_NAME, Needs, Port, TokenizerNeeds};
+use super::{GENERATION_HEAP_BYTES_PER_BYTE, Rehearsal, Store, StoreError};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -27,6 +27,8 @@ pub struct Demand {
     pub needs: Option<Needs>,
     #[serde(default)]
     pub tokenizer: Option<FileEntry>,
+    #[serde(default)]
+    pub generation: Option<FileEntry>,
     #[serde(default)]
     pub text: Option<Longest>,
     /// Bytes of the manifest's text.
@@ -69,10 +71,28 @@ impl Demand {
         })
     }
 
-    /// Heap that building its tokenizer takes.
+    /// Heap that loading its tokenizer takes, and what it is to know of texts.
     pub fn tokenizer_bytes(&self) -> u64 {
-        let file_bytes = self.tokenizer.as_ref().map_or(0, |entry| entry.bytes);
-        file_bytes.saturating_mul(TOKENIZER_BYTES_PER_BYTE)
+        let Some(file) = &self.tokenizer else { return 0 };
+        let known_bytes = self.known_tokenizer().map(|known| known.loading_bytes);
+        let likely_bytes = || file.bytes.saturating_mul(TOKENIZER_BYTES_PER_BYTE);
+        known_bytes.unwrap_or_else(likely_bytes).saturating_add(self.telling_bytes())
+    }
+
+    /// Heap that its tokenizer holds while it writes texts; none where it writes none, or an older
+    /// program built it, which does not tell.
+    pub fn writing_bytes(&self) -> Option<u64> {
+        self.generation.as_ref()?;
+        Some(self.known_tokenizer()?.held_bytes.saturating_add(self.telling_bytes()))
+    }
+
+    fn known_tokenizer(&self) -> Option<TokenizerNeeds> {
+        self.needs.as_ref()?.tokenizer
+    }
+
+    fn telling_bytes(&self) -> u64 {
+        let told = self.generation.as_ref().map_or(0, |told| told.bytes);
+        told.saturating_mul(GENERATION_HEAP_BYTES_PER_BYTE)
     }
 
     /// Bytes of a request's tensors whose open dimensions all have this length.

@@ -293,6 +293,27 @@ pub struct Needs {
     /// What a pass takes, by length, the shortest first.
     #[serde(deserialize_with = "at_most::<_, _, MAX_LENGTHS>")]
     pub passes: Vec<PassNeeds>,
+    /// What the tokenizer takes, by what is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerNeeds>,
+    /// Whether keys and values of a text are appended where they lie: elsewhere a pass has those of what
+    /// is past beside those of all.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub appends: bool,
+}
+
+/// Heap that a tokenizer takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerNeeds {
+    /// While it is loaded.
+    pub loading_bytes: u64,
+    /// From then on.
+    pub held_bytes: u64,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// What a pass takes where every open dimension of the inputs has one length.
@@ -567,7 +588,8 @@ mod tests {
     #[test]
     fn needs_are_those_of_the_next_length() {
         let pass = |length, bytes| PassNeeds { length, bytes };
-        let needs = Needs { graph_bytes: 7, passes: vec![pass(1, 10), pass(128, 600)] };
+        let passes = vec![pass(1, 10), pass(128, 600)];
+        let needs = Needs { graph_bytes: 7, passes, tokenizer: None, appends: false };
         for (length, bytes) in [(0, 10), (1, 10), (2, 600), (128, 600), (129, 2400), (300, 5400)] {
             assert_eq!(needs.pass_bytes(length), bytes, "{length}");
         }

@@ -1,6 +1,6 @@
 //! What a language model needs beside its passes, as pure functions: chats become prompts, logits
-//! become tokens, and bytes become text that ends where it should. Nothing here knows a tokenizer,
-//! a thread or a socket.
+//! become tokens, and bytes become text that ends where it should; and what a tokenizer takes, by its
+//! file. Nothing here builds a tokenizer, or knows a thread or a socket.
 
 pub mod chat;
 pub mod clock;
@@ -14,6 +14,7 @@ pub mod sampler;
 pub mod settings;
 pub mod stops;
 pub mod template;
+pub mod vocabulary;
 pub mod whole;
 
 pub use minijinja::Value;

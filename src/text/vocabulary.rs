@@ -102,6 +102,20 @@ impl Survey {
         self.file_bytes + model + added + rules + FIXED_BYTES
     }
 
+    /// Most that loading it takes at once: surveying it, then building it as what it says it is, with
+    /// the added tokens once more where its model writes texts.
+    pub fn loading_bytes(&self, writes_texts: bool) -> u64 {
+        let added_bytes = if writes_texts { self.added_bytes() } else { 0 };
+        let building_bytes = self.building_bytes(self.kind) + added_bytes;
+        building_bytes.max(self.file_bytes + Survey::own_bytes(self.file_bytes))
+    }
+
+    /// Most that it holds once it is built: its tables, without what was read to make them.
+    pub fn held_bytes(&self, writes_texts: bool) -> u64 {
+        let read_bytes = self.file_bytes + self.merges * MERGE_BYTES;
+        self.loading_bytes(writes_texts).saturating_sub(read_bytes)
+    }
+
     /// Most that one set of the added tokens takes.
     pub fn added_bytes(&self) -> u64 {
         self.added.count() * ADDED_BYTES + self.added.bytes() * ADDED_PER_BYTE
