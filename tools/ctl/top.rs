@@ -179,6 +179,15 @@ fn ended(scrape: &Scrape, model: &str, outcome: &str) -> f64 {
     of.map(|sample| sample.value).sum()
 }
 
+/// Tokens as they are written, the first ones of texts and later ones.
+const TOKENS: [&str; 2] =
+    ["hermes_first_token_duration_seconds_count", "hermes_next_token_duration_seconds_count"];
+
+/// Tokens that a model wrote.
+fn tokens(scrape: &Scrape, model: &str) -> f64 {
+    TOKENS.iter().map(|name| scrape.of(name, "model", model)).sum()
+}
+
 /// What a frame shows, with the counters that its rates are made of.
 fn report(scrape: &Scrape) -> Value {
     let sum = |name: &str| scrape.sum(name) as u64;
@@ -195,6 +204,7 @@ fn report(scrape: &Scrape) -> Value {
             "state": state,
             "answered": ended(scrape, model, "answered") as u64,
             "passes": count("hermes_passes_total"),
+            "written_tokens": tokens(scrape, model) as u64,
             "pass_requests": count("hermes_pass_requests_total"),
             "pass_us": us("hermes_pass_seconds_total"),
             "stall_us": us("hermes_stall_seconds_total"),
@@ -232,6 +242,7 @@ fn models(scrape: &Scrape, rate: &Rate<'_>) -> String {
         "ANSWERED",
         "ANSWERS/S",
         "PASSES/S",
+        "TOKENS/S",
         "READ/S",
         "STALL",
         "PINNED",
@@ -244,6 +255,9 @@ fn models(scrape: &Scrape, rate: &Rate<'_>) -> String {
             None => "-".to_owned(),
         };
         let read = rate("hermes_read_bytes_total", model);
+        let rates = TOKENS.map(|name| rate(name, model));
+        let written = rates[0].zip(rates[1]).map(|(first, next)| first + next);
+        let written = written.filter(|_| tokens(scrape, model) > 0.0);
         let pass = rate("hermes_pass_seconds_total", model).filter(|pass| *pass > 0.0);
         let stall = rate("hermes_stall_seconds_total", model).zip(pass);
         rows.push([
@@ -253,6 +267,7 @@ fn models(scrape: &Scrape, rate: &Rate<'_>) -> String {
             ended(scrape, model, "answered").to_string(),
             per_second("hermes_pass_requests_total"),
             per_second("hermes_passes_total"),
+            written.map_or("-".to_owned(), |rate| format!("{rate:.1}")),
             read.map_or("-".to_owned(), |read| Size(read.max(0.0) as u64).to_string()),
             stall.map_or("-".to_owned(), |(stall, pass)| format!("{:.0} %", 100.0 * stall / pass)),
             Size(scrape.of("hermes_pinned_bytes", "model", model) as u64).to_string(),
@@ -275,9 +290,12 @@ mod tests {
                  hermes_passes_total{{model=\"m\"}} {passes}\n\
                  hermes_pass_seconds_total{{model=\"m\"}} {}\n\
                  hermes_stall_seconds_total{{model=\"m\"}} {}\n\
+                 hermes_first_token_duration_seconds_count{{model=\"m\"}} 1\n\
+                 hermes_next_token_duration_seconds_count{{model=\"m\"}} {}\n\
                  hermes_model_ready{{model=\"m\",variant=\"q8\"}} 1\n",
                 f64::from(passes) / 10.0,
                 f64::from(passes) / 40.0,
+                7 * passes,
             );
             Moment { at, scrape: Scrape::parse(&text).unwrap() }
         };
@@ -291,6 +309,7 @@ mod tests {
         assert!(text.contains(&bar), "{text}");
         let row: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(row[..3], ["m", "q8", "ready"]);
+        assert_eq!(row[6], "21.0");
         assert_eq!((row[5], row[row.len() - 4], row[row.len() - 3]), ("3.0", "25", "%"));
         assert!(frame(&after, None).lines().last().unwrap().contains("  -  "));
     }
