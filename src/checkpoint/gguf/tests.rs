@@ -267,6 +267,26 @@ fn types_and_scores_that_are_none_are_refused() {
     }
 }
 
+/// A token of a megabyte was looked through for minutes, and 1,500 tokens, each two letters longer
+/// than the one before, came to a tokenizer.json of 3 GB.
+#[test]
+fn tokens_that_take_for_ever_to_join_are_refused() {
+    let of = |more: Vec<String>| {
+        let mut tokens = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
+        tokens.extend(more);
+        let types = tokens.iter().map(|token| if token.starts_with('<') { 3 } else { 1 });
+        Sketch::llama()
+            .set("tokenizer.ggml.scores", Floats(vec![0.0; tokens.len()]))
+            .set("tokenizer.ggml.token_type", Numbers(types.collect()))
+            .tensor("token_embd.weight", &[32, tokens.len() as u64], Q8_0)
+            .set("tokenizer.ggml.tokens", Meta::Texts(tokens))
+    };
+    let what = "tokenizer.ggml.tokens\": token 3 has 1025 bytes; the limit is 1024";
+    of(vec!["a".repeat(1025)]).refused(what);
+    of((1..500).map(|count| "a".repeat(count)).collect()).refused("in more than ");
+    assert!(of((1..64).map(|count| "a".repeat(count)).collect()).open().is_ok());
+}
+
 /// The same tokens as byte-level BPE.
 fn bytes_kind(pre: &str, merges: &[&str]) -> Sketch {
     Sketch::llama()

@@ -4,7 +4,7 @@
 use super::bytes::tokens;
 use super::document::{Document, Model};
 use super::special::Special;
-use super::vocabulary::{Type, Vocabulary};
+use super::vocabulary::{TOKENS, Type, Vocabulary};
 use super::{Tokenizer, frame};
 use crate::checkpoint::CheckpointError;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ pub const SPACE: &str = "\u{2581}";
 /// Makes the tokenizer.
 ///
 /// # Errors
-/// There are no scores.
+/// There are no scores, or tokens join in more ways than those of any language.
 pub fn make<'a>(
     vocabulary: &Vocabulary<'a>,
     notes: &mut Vec<String>,
@@ -53,7 +53,7 @@ pub fn make<'a>(
         "ignore_merges": false,
     });
     let tokens = tokens(vocabulary, notes);
-    let merges = merges(vocabulary, &tokens, scores);
+    let merges = merges(vocabulary, &tokens, scores)?;
     let document = Document {
         normalizer,
         pre_tokenizer: Value::Null,
@@ -64,13 +64,16 @@ pub fn make<'a>(
     Ok(Some(Tokenizer { document, special, adds_begin, adds_end }))
 }
 
+/// Most pairs for each token, in the mean: vocabularies have two or three.
+const MAX_PAIRS: usize = 32;
+
 /// All pairs of tokens that are a token together, those of the best score first; of one score those
 /// whose parts come first.
 fn merges<'a>(
     vocabulary: &Vocabulary<'a>,
     tokens: &[(&'a str, u32)],
     scores: &[f32],
-) -> Vec<(&'a str, &'a str)> {
+) -> Result<Vec<(&'a str, &'a str)>, CheckpointError> {
     let joins = |id: u32| {
         matches!(vocabulary.kind(id as usize), Type::Normal | Type::UserDefined | Type::Unused)
     };
@@ -82,10 +85,14 @@ fn merges<'a>(
                 pairs.push((*id, *left, *right));
             }
         }
+        if pairs.len() > MAX_PAIRS * tokens.len() {
+            let what = format!("its tokens are joined of others in more than {} ways", pairs.len());
+            return Err(CheckpointError::key(vocabulary.keys().path(), TOKENS, what));
+        }
     }
     drop(ids);
     let score = |id: u32| scores[id as usize];
     pairs.sort_by(|a, b| score(b.0).total_cmp(&score(a.0)).then(a.cmp(b)));
     let text = |id: u32| vocabulary.text(id as usize).unwrap_or_default();
-    pairs.into_iter().map(|(_, left, right)| (text(left), text(right))).collect()
+    Ok(pairs.into_iter().map(|(_, left, right)| (text(left), text(right))).collect())
 }

@@ -8,6 +8,10 @@ use std::collections::BTreeSet;
 /// The key that they stand under.
 pub const TOKENS: &str = "tokenizer.ggml.tokens";
 
+/// Longest token. Those of large vocabularies have 256 bytes, and each of a token's bytes is one
+/// where two others may join.
+const MAX_TOKEN_BYTES: usize = 1 << 10;
+
 /// Types of tokens as GGML numbers them, 0 being none.
 const KINDS: std::ops::RangeInclusive<i64> = 0..=6;
 
@@ -54,6 +58,12 @@ impl<'a> Vocabulary<'a> {
         for (index, token) in tokens.iter().enumerate() {
             if std::str::from_utf8(token).is_err() {
                 let what = format!("token {index} is no UTF-8: {}", quote_bytes(token));
+                return Err(CheckpointError::key(keys.path(), TOKENS, what));
+            }
+            if token.len() > MAX_TOKEN_BYTES {
+                let length = token.len();
+                let what =
+                    format!("token {index} has {length} bytes; the limit is {MAX_TOKEN_BYTES}");
                 return Err(CheckpointError::key(keys.path(), TOKENS, what));
             }
         }
