@@ -5,9 +5,11 @@ mod common;
 
 use common::daemon::Daemon;
 use common::programs::program;
+use common::small_store;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Models of two layers, by the name and the tokenizer of each.
 fn store(folder: &Path, tokenizers: &[(&str, &Value)]) -> PathBuf {
@@ -103,6 +105,92 @@ fn metric(daemon: &Daemon, name: &str) -> u64 {
 
 fn held_for_tokenizers(daemon: &Daemon) -> u64 {
     metric(daemon, "hermes_ledger_bytes{category=\"tokenizer\"}")
+}
+
+/// A small model under another name, with a tokenizer that nobody looked at.
+fn install(store: &Path, name: &str, tokenizer: &Value) {
+    let folder = store.join(name);
+    small_store::write(store, small_store::words());
+    std::fs::rename(store.join("words"), &folder).unwrap();
+    let (text, path) = (tokenizer.to_string(), folder.join("1/manifest.json"));
+    std::fs::write(folder.join("1/tokenizer.json"), &text).unwrap();
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    manifest["model"] = json!(name);
+    manifest["tokenizer"]["bytes"] = json!(text.len());
+    manifest["tokenizer"]["checksum"] = json!(format!("{:016x}", xxh3_64(text.as_bytes())));
+    std::fs::write(&path, manifest.to_string()).unwrap();
+}
+
+/// A frame of pieces round a text.
+fn frame(single: Value) -> Value {
+    json!({ "type": "TemplateProcessing", "single": single, "pair": [
+        { "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+        "special_tokens": {} })
+}
+
+/// The library panicked over what nobody had looked at, and the answer named no file; a text that
+/// stands 5,000 times in its frame took 12 GB, seventeen rules that each double a letter 240 MiB for
+/// 44 letters, and U+FDFA, which is 18 letters, three times what was granted. Words that are cut by
+/// chance had other vectors each time.
+#[test]
+fn odd_rules_of_a_tokenizer_harm_nobody() {
+    let with = |key: &str, value: Value| {
+        let mut sound = bpe(40);
+        sound[key] = value;
+        sound
+    };
+    let pairs = |more: Value| {
+        let mut model = json!({ "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": [] });
+        model.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        tokenizer(model)
+    };
+    let long = "u".repeat(300);
+    let words = json!({ "type": "WordLevel", "vocab": { (&*long): 0 }, "unk_token": long });
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let none = json!({ "SpecialToken": { "id": "<s>", "type_id": 0 } });
+    let doubled = json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "aa" });
+    let doubled = json!({ "type": "Sequence", "normalizers": vec![doubled; 17] });
+    let copies = |count: usize| with("post_processor", frame(json!(vec![&text; count])));
+    let framed = with("post_processor", frame(json!([none, text])));
+    let map = json!({ "type": "Precompiled", "precompiled_charsmap": "AAAA" });
+    let table = json!({ "type": "Precompiled", "precompiled_charsmap": "QUFBQUFBQUE=" });
+    let length = json!({ "type": "FixedLength", "length": 0 });
+    let letters = "a".repeat(44);
+    let ligatures = "\u{fdfa}".repeat(8_000);
+    let fails = "its tokenizer fails over it";
+    let cases = [
+        ("merge", pairs(json!({ "merges": [["a", "b"]] })), "a", 500, "it cannot be a tokenizer"),
+        ("chance", pairs(json!({ "dropout": 0.5 })), "a", 500, "model.dropout is 0.5"),
+        ("unknown", tokenizer(words), "a", 500, "model.unk_token has 300 bytes"),
+        ("map", with("normalizer", map), "a", 500, "a table of 0 bytes in 3"),
+        ("table", with("normalizer", table), "a", 500, "a table of 1094795585 bytes in 8"),
+        ("special", framed, "a", 500, fails),
+        ("copies", copies(5_000), "a", 500, "has the text 5000 times"),
+        ("empty", copies(0), "a", 500, "has the text 0 times"),
+        ("length", with("pre_tokenizer", length), "a", 400, fails),
+        ("doubled", with("normalizer", doubled), &letters, 413, "would do"),
+        ("apart", with("normalizer", json!({ "type": "NFKC" })), &ligatures, 413, "would do"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    std::fs::create_dir(&store).unwrap();
+    for (name, tokenizer, ..) in &cases {
+        install(&store, name, tokenizer);
+    }
+    install(&store, "sound", &bpe(40));
+    let socket = folder.path().join("hermes.sock");
+    let daemon = Daemon::start(&store, &socket, &["--budget", "64MiB", "--profiles", "false"]);
+    for (name, _, text, expected, what) in &cases {
+        let (status, reply) = embed(&daemon, name, text);
+        let message = reply["error"]["message"].as_str().unwrap_or_default();
+        assert_eq!(status, *expected, "{name}: {reply}");
+        assert!(message.contains(what), "{name}: {message}");
+        let named = message.contains(&format!("{name}/1/tokenizer.json: "));
+        assert!(status != 500 || named, "{name}: {message}");
+        assert_eq!(embed(&daemon, "sound", "a").0, 200, "after {name}");
+    }
+    let peak_kib = daemon.status_kib("VmHWM:");
+    assert!(peak_kib <= 64 << 10, "{peak_kib} KiB");
 }
 
 /// A Unigram model takes some 45 bytes a byte of its file, 11 were granted: a daemon of 72 MiB was

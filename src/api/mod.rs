@@ -38,6 +38,7 @@ mod replies;
 mod repository;
 mod rights;
 mod routes;
+mod rules;
 mod server;
 mod show;
 mod speed;

@@ -4,13 +4,14 @@ use super::embeddings_json::Cut;
 use super::error::ApiError;
 use super::helpers::Helpers;
 use super::language::Language;
+use super::rules::{self, Growth};
 use crate::engine::{Cancel, Described, Engine, Keeper};
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
 use crate::store::{
     GENERATION_HEAP_BYTES_PER_BYTE, Generation, ModelDir, TOKENIZER_BYTES_PER_BYTE,
 };
 use crate::stream::{Category, Grant, OverBudget};
-use crate::sys::heap;
+use crate::sys::{heap, panics};
 use crate::text::chat::Prompt;
 use crate::text::vocabulary::{Survey, VocabularyKind};
 use serde::Deserialize;
@@ -68,6 +69,7 @@ pub struct TextEncoder {
     cut: Cut,
     rules: TextRules,
     frame: Frame,
+    growth: Growth,
     vocabulary: usize,
     language: Option<Language>,
     grant: Grant,
@@ -119,7 +121,7 @@ impl TextEncoder {
             let generation = dir.generation()?;
             build(dir, entry, generation, &mut grant, asker)
         });
-        let Built { mut tokenizer, language } = built?;
+        let Built { mut tokenizer, language, growth, frame } = built?;
         let granted_bytes = grant.bytes();
         if took.peak_bytes > granted_bytes {
             let path = dir.path.join(&entry.path);
@@ -146,7 +148,6 @@ impl TextEncoder {
         if rules.lowercase {
             lower_case(&mut tokenizer).map_err(|error| failed(error.to_string()))?;
         }
-        let frame = Frame::of(&tokenizer).map_err(|error| failed(error.to_string()))?;
         let said = rules.max_tokens.and_then(|most| usize::try_from(most).ok());
         let limits = [said.or(own.map(|(most, _)| most)), position_limit(manifest)];
         let limit = limits.into_iter().flatten().min();
@@ -158,7 +159,7 @@ impl TextEncoder {
             _ => Cut::End,
         };
         let vocabulary = tokenizer.get_vocab_size(true);
-        Ok(TextEncoder { tokenizer, limit, cut, rules, frame, vocabulary, language, grant })
+        Ok(TextEncoder { tokenizer, limit, cut, rules, frame, growth, vocabulary, language, grant })
     }
 
     /// Bytes that are granted for it.
@@ -213,11 +214,11 @@ impl TextEncoder {
                 format!("the text has {} bytes; the limit is {MAX_TEXT_BYTES}", text.len());
             return Err(ApiError::invalid(message).about("input"));
         }
-        let scratch = text.len() as u64 * ENCODING_PER_BYTE;
         let own_bytes = asker.own_bytes + self.grant.bytes();
-        let _grant = Asker { own_bytes, ..asker }.grant(Category::Request, scratch)?;
+        let _grant = Asker { own_bytes, ..asker }.grant(Category::Request, self.scratch(text))?;
         let failed = |error| ApiError::invalid(format!("cannot tokenize the text: {error}"));
-        let mut encoding = self.tokenizer.encode_fast(text, false).map_err(failed)?;
+        let encode = || self.tokenizer.encode_fast(text, false);
+        let mut encoding = guarded(encode).map_err(failed)?;
         let length = encoding.len() + self.frame.tokens();
         let mut lost_in_front = 0;
         if let Some(limit) = self.limit.filter(|limit| length > *limit) {
@@ -231,7 +232,8 @@ impl TextEncoder {
             }
             encoding.truncate(limit.saturating_sub(self.frame.tokens()), 0, direction);
         }
-        let encoding = self.tokenizer.post_process(encoding, None, true).map_err(failed)?;
+        let finish = || self.tokenizer.post_process(encoding, None, true);
+        let encoding = guarded(finish).map_err(failed)?;
         let (ids, segments) = (encoding.get_ids().to_vec(), encoding.get_type_ids());
         self.check(&ids)?;
         let is_one = segments.iter().all(|segment| *segment == 0);
@@ -285,18 +287,18 @@ impl TextEncoder {
         let own_bytes = asker.own_bytes + self.grant.bytes();
         let asker = Asker { own_bytes, ..asker };
         if text.len() <= MAX_TEXT_BYTES {
-            let scratch = text.len() as u64 * ENCODING_PER_BYTE;
-            let _grant = asker.grant(Category::Request, scratch)?;
-            return encode().map_err(failed);
+            let _grant = asker.grant(Category::Request, self.scratch(text))?;
+            return guarded(encode).map_err(failed);
         }
         // Counted in pieces, as far as it takes to tell that it is too long.
-        let _grant = asker.grant(Category::Request, MAX_TEXT_BYTES as u64 * ENCODING_PER_BYTE)?;
         let context = self.language.as_ref().and_then(|language| language.generation.context);
         let (mut rest, mut tokens) = (text, 0);
         while let Some(context) = context.filter(|_| !rest.is_empty()) {
             let at = rest.floor_char_boundary(MAX_TEXT_BYTES / 2);
             let (piece, behind) = rest.split_at(at);
-            tokens += self.tokenizer.encode_fast(piece, false).map_err(failed)?.len() as u64;
+            let _grant = asker.grant(Category::Request, self.scratch(piece))?;
+            let encode = || self.tokenizer.encode_fast(piece, false);
+            tokens += guarded(encode).map_err(failed)?.len() as u64;
             if tokens > context {
                 return Err(ApiError::too_long(param, &format!("at least {tokens}"), context));
             }
@@ -304,6 +306,12 @@ impl TextEncoder {
         }
         let message = format!("the text has {} bytes; the limit is {MAX_TEXT_BYTES}", text.len());
         Err(ApiError::invalid(message).about(param))
+    }
+
+    /// Most that encoding a text takes of the heap.
+    fn scratch(&self, text: &str) -> u64 {
+        let frame = self.frame.tokens() as u64;
+        self.growth.bytes(text).saturating_add(frame).saturating_mul(ENCODING_PER_BYTE)
     }
 
     /// Refuses ids that are no tokens.
@@ -391,6 +399,12 @@ impl TextEncoder {
     }
 }
 
+/// Does work of the library's, which panics over odd rules that it has taken.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    panics::caught(work)
+        .unwrap_or_else(|panic| Err(format!("its tokenizer fails over it: {panic}").into()))
+}
+
 /// Has a tokenizer make texts lower case first, as sentence-transformers does: special tokens that
 /// a text has keep their case.
 fn lower_case(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
@@ -411,6 +425,8 @@ fn generation_bytes(manifest: &Manifest) -> u64 {
 struct Built {
     tokenizer: Tokenizer,
     language: Option<Language>,
+    growth: Growth,
+    frame: Frame,
 }
 
 /// Reads and builds a tokenizer. `grant` covers surveying it, then building it.
@@ -448,7 +464,11 @@ fn build(
     })?;
     let language = generation.map(|told| Language::new(told, &tokenizer, &added, &decoder));
     let language = language.transpose().map_err(|error| failed(error.to_string()))?;
-    Ok(Built { tokenizer, language })
+    rules::check(&tokenizer).map_err(|error| failed(error.to_string()))?;
+    let growth = Growth::of(tokenizer.get_normalizer());
+    let growth = growth.map_err(|error| failed(error.to_string()))?;
+    let frame = guarded(|| Frame::of(&tokenizer)).map_err(|error| failed(error.to_string()))?;
+    Ok(Built { tokenizer, language, growth, frame })
 }
 
 /// The parts of a tokenizer.json. Texts are decoded otherwise, and each is a request of its own:
@@ -459,7 +479,7 @@ struct Parts<M> {
     truncation: Option<TruncationParams>,
     #[serde(default)]
     added_tokens: Vec<Added>,
-    normalizer: Option<NormalizerWrapper>,
+    normalizer: Option<serde_json::Value>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
     post_processor: Option<PostProcessorWrapper>,
     #[serde(default)]
@@ -479,16 +499,28 @@ type Assembled = (Tokenizer, Vec<AddedToken>, serde_json::Value);
 /// Builds a tokenizer whose model is of the type `M`. Read as what it is, a model takes a third of
 /// what it takes where that has to be found out.
 fn assemble<M: DeserializeOwned + Into<ModelWrapper>>(json: &[u8]) -> Result<Assembled, String> {
+    let assembled = panics::caught(|| assemble_unguarded::<M>(json));
+    assembled.unwrap_or_else(|panic| Err(format!("it cannot be a tokenizer: {panic}")))
+}
+
+fn assemble_unguarded<M: DeserializeOwned + Into<ModelWrapper>>(
+    json: &[u8],
+) -> Result<Assembled, String> {
     let parts: Parts<M> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
     if parts.version.as_deref().is_some_and(|version| version != "1.0") {
         return Err(format!("unknown version {:?}", parts.version.unwrap_or_default()));
     }
+    let normalizer = parts.normalizer.map(|normalizer| -> Result<NormalizerWrapper, String> {
+        rules::check_maps(&normalizer).map_err(|error| error.to_string())?;
+        serde_json::from_value(normalizer).map_err(|error| error.to_string())
+    });
+    let normalizer = normalizer.transpose()?;
     let mut model: ModelWrapper = parts.model.into();
     // Words that were seen would be kept, of each model in each thread, beside the ledger.
     model.resize_cache(0);
     let built = TokenizerBuilder::new()
         .with_model(model)
-        .with_normalizer(parts.normalizer)
+        .with_normalizer(normalizer)
         .with_pre_tokenizer(parts.pre_tokenizer)
         .with_post_processor(parts.post_processor)
         .with_decoder(None::<DecoderWrapper>)

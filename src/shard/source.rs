@@ -8,6 +8,7 @@ use super::order::Order;
 use super::place::{Form, Place};
 use crate::checkpoint::Checkpoint;
 use crate::graph::skim::{self, Skim, SkimError};
+use crate::sys::panics;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
@@ -102,18 +103,17 @@ impl TokenizerFile {
     /// What it says, if it is one.
     pub(super) fn parse(&self) -> Result<Tokenizer, ShardError> {
         let path = self.path.display();
-        let mut tokenizer =
-            Tokenizer::from_bytes(&self.bytes).map_err(|error| match Foreign::in_place_of_text(
-                &self.path,
-            ) {
-                Some(Foreign { what, advice }) => {
-                    unfit!("{path} is no tokenizer.json: it is {what}\n{advice}")
-                }
-                None => unfit!(
-                    "{path} is no tokenizer.json: {error}\n\
+        let read = panics::caught(|| Tokenizer::from_bytes(&self.bytes));
+        let read = read.unwrap_or_else(|panic| Err(panic.into()));
+        let mut tokenizer = read.map_err(|error| match Foreign::in_place_of_text(&self.path) {
+            Some(Foreign { what, advice }) => {
+                unfit!("{path} is no tokenizer.json: it is {what}\n{advice}")
+            }
+            None => unfit!(
+                "{path} is no tokenizer.json: {error}\n\
                      give the one that belongs to the model with --tokenizer FILE"
-                ),
-            })?;
+            ),
+        })?;
         // Nothing is padded here.
         tokenizer.with_padding(None);
         Ok(tokenizer)
