@@ -92,7 +92,7 @@ impl Kernels {
         self.by_columns.last().and_then(|kernel| kernel.time_tile().ok()).unwrap_or(u64::MAX)
     }
 
-    /// Packs `x[.., depth]` for [`Packed::multiply`], for which it is no longer needed.
+    /// Packs `x[.., depth]` for `Packed::multiply`, for which it is no longer needed.
     pub fn pack(&self, x: &Tensor, depth: usize) -> TractResult<Packed<'_>> {
         let columns = x.len() / depth.max(1);
         if self.multiplies_few && (1..=FEW_COLUMNS).contains(&columns) && depth > 0 {

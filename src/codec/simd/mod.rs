@@ -3,7 +3,7 @@
 //! The loop is written once, as a [`Kernel`] whose `run` is `#[inline(always)]`, and inlined into a
 //! function per instruction set, where the compiler vectorizes it. On aarch64 NEON is the
 //! baseline, so the plain build is the fast one. Where the compiler finds no vectors by itself, a
-//! loop is written over [`lanes`].
+//! loop is written over `lanes`.
 
 #![allow(unsafe_code)]
 
