@@ -3,6 +3,7 @@
 //! core or by being slower, takes fewer of them and holds up nobody.
 
 use crate::codec::{Codec, PANEL_ROWS};
+use crate::sys::aligned::AlignedBuffer;
 use crate::sys::lock::lock;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,8 +18,8 @@ pub struct Lease {
     pub bytes: Box<dyn AsRef<[u8]> + Send + Sync>,
 }
 
-/// Weights of a tile, about: it takes some 10 us, which is what threads wait for each other at the
-/// product's end, and many times what taking it does.
+/// Weights of a tile, about: with one column it takes some 10 us, which is what threads wait for each
+/// other at the product's end, and many times what taking it does.
 const TILE_WEIGHTS: usize = 1 << 16;
 
 /// Tiles that there are for each thread at least, as far as there are panels.
@@ -40,7 +41,11 @@ pub struct Deal<'a> {
 }
 
 /// What computes a tile: the outputs of these rows, from their panels.
-pub type Work<'a> = &'a (dyn Fn(Range<usize>, &[u8]) -> TractResult<()> + Sync);
+pub type Work<'a> = &'a (dyn Fn(Range<usize>, &[u8], &mut Scratch) -> TractResult<()> + Sync);
+
+/// What a thread decodes panels into. It lasts as long as the product: what threads kept for the next one
+/// would be held, by no pass, for good.
+pub type Scratch = Option<AlignedBuffer>;
 
 /// Panels that one thread computes.
 struct Tile {
@@ -103,8 +108,9 @@ impl Deal<'_> {
 
     /// Computes tiles until there are no more.
     fn take_all(&self, taken: &Mutex<Taken>, tile_panels: usize, work: Work) -> TractResult<()> {
+        let mut scratch = None;
         while let Some(Tile { block, rows, bytes }) = self.take(taken, tile_panels)? {
-            work(rows, &(*block.bytes).as_ref()[bytes])?;
+            work(rows, &(*block.bytes).as_ref()[bytes], &mut scratch)?;
         }
         Ok(())
     }

@@ -3,13 +3,15 @@
 
 #![allow(unsafe_code)]
 
-use super::dealing::Deal;
+use super::dealing::{Deal, Scratch};
 use crate::codec::{self, Codec, Columns, FEW_COLUMNS, PANEL_ROWS};
 use crate::store::layer_file::TAIL_BYTES;
+use crate::sys::aligned::AlignedBuffer;
 use std::alloc::Layout;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
+use std::ptr;
 use std::time::Instant;
 use tract_core::internal::*;
 use tract_linalg::mmm::*;
@@ -76,7 +78,7 @@ impl Kernels {
         for kernel in &mut kernels {
             kernel.tile_ns = kernel.time_tile().unwrap_or(u64::MAX);
         }
-        let multiplies_few = kernels.last().is_none_or(agrees_with_codecs);
+        let multiplies_few = kernels.last().is_some_and(agrees_with_codecs);
         Kernels { by_columns: kernels, multiplies_few }
     }
 
@@ -148,7 +150,7 @@ impl Kernel {
         multithread_tract_scope(Executor::SingleThread, || {
             for _ in 0..TRIALS {
                 let began = Instant::now();
-                packed.compute(&y, 0..PANEL_ROWS, panel, codec)?;
+                packed.compute(&y, 0..PANEL_ROWS, panel, codec, &mut None)?;
                 shortest = shortest.min(began.elapsed().as_nanos() as u64);
             }
             Ok(shortest)
@@ -181,7 +183,7 @@ fn agrees_with_codecs(kernel: &Kernel) -> bool {
         let y = Tensor::zero::<f32>(&[1, PANEL_ROWS])?;
         let packed = kernel.pack(&x, TRIAL_DEPTH)?;
         multithread_tract_scope(Executor::SingleThread, || {
-            packed.compute(&y, 0..PANEL_ROWS, &stored[..bytes], codec)
+            packed.compute(&y, 0..PANEL_ROWS, &stored[..bytes], codec, &mut None)
         })?;
         Ok(y.try_as_plain_ram()?.as_slice::<f32>()? == sums[0])
     };
@@ -211,7 +213,9 @@ impl Packed<'_> {
         // SAFETY: every element is written before `y` is let out: `Deal::play` has each output
         // computed, or is an error; where there are no columns there are no elements.
         let y = unsafe { Tensor::uninitialized::<f32>(&[self.columns, deal.outputs])? };
-        deal.play(self.columns, &|rows, stored| self.compute(&y, rows, stored, deal.codec))?;
+        deal.play(self.columns, &|rows, stored, scratch| {
+            self.compute(&y, rows, stored, deal.codec, scratch)
+        })?;
         Ok(y)
     }
 
@@ -222,6 +226,7 @@ impl Packed<'_> {
         rows: Range<usize>,
         stored: &[u8],
         codec: &'static dyn Codec,
+        scratch: &mut Scratch,
     ) -> TractResult<()> {
         let panel_bytes = codec.stored_bytes(self.depth, PANEL_ROWS);
         let panels = rows.len().div_ceil(PANEL_ROWS);
@@ -243,9 +248,19 @@ impl Packed<'_> {
             By::Tiles(kernel, packed) => {
                 let in_place =
                     codec.is_plain_f32() && stored.as_ptr().addr().is_multiple_of(PANEL_ALIGN);
+                let decoded = match in_place {
+                    true => ptr::null_mut(),
+                    false => {
+                        let bytes = self.depth * PANEL_ROWS * size_of::<f32>() + READ_AHEAD_BYTES;
+                        let buffer = scratch.get_or_insert_with(|| AlignedBuffer::zeroed(bytes));
+                        ensure!(buffer.as_ref().len() >= bytes, "scratch for a smaller panel");
+                        buffer.as_mut().as_mut_ptr().cast()
+                    }
+                };
                 let format = kernel.mmm.packings()[kernel.packing].0.clone();
                 let block = BlockPanels {
                     stored: stored.as_ptr(),
+                    decoded,
                     panel_bytes,
                     panels,
                     rows: rows.len(),
@@ -273,9 +288,10 @@ impl Packed<'_> {
         let strides = [y.strides()[0], 1];
         let offset = (first_row * size_of::<f32>()) as isize;
         // SAFETY: the view covers first_row..first_row+rows of each column of `y`, which `compute`
-        // checked to be inside it and which no other thread uses; the block outlives the call, and
-        // its `stored` holds `panels` whole panels; the scratch space is of this kernel, for this call.
-        unsafe {
+        // checked to be inside it and which no other thread uses; the block outlives the call, which
+        // is of this thread alone, as its `decoded` is; its `stored` holds `panels` whole panels; the
+        // scratch space is of this kernel, for this call.
+        multithread_tract_scope(Executor::SingleThread, || unsafe {
             let mut scratch = mmm.allocate_scratch_space();
             let view = TensorView::from_bytes(y, offset, &shape, &strides);
             let store = mmm.c_view(Some(1), Some(0)).wrap(&view);
@@ -290,7 +306,7 @@ impl Packed<'_> {
                 &mut *scratch,
                 &[product, FusedSpec::Store(store)],
             )
-        }
+        })
     }
 }
 
@@ -306,11 +322,13 @@ fn put(y: &Tensor, column: usize, rows: Range<usize>, values: &[f32]) {
     }
 }
 
-/// One block's panels as tract's kernels ask for them: in place where they are f32, decoded
-/// panel by panel into the thread's scratch where not.
+/// One block's panels as tract's kernels ask for them: in place where they are f32, decoded one after
+/// the other into the same scratch where not. That is not tract's own, which each thread would keep.
 #[derive(Clone)]
 struct BlockPanels {
     stored: *const u8,
+    /// Room for a panel and what is read ahead of it, where panels are not used in place.
+    decoded: *mut f32,
     panel_bytes: usize,
     panels: usize,
     rows: usize,
@@ -320,10 +338,10 @@ struct BlockPanels {
     fact: PackedExoticFact,
 }
 
-// SAFETY: the pointer is to bytes that nobody writes while the block is leased, and a
-// `BlockPanels` lives within one `add_rows`, which borrows those bytes.
+// SAFETY: a `BlockPanels` lives within one `compute`, which borrows both: `stored` is of bytes that
+// nobody writes while the block is leased, `decoded` of scratch that only the computing thread uses.
 unsafe impl Send for BlockPanels {}
-// SAFETY: as above; all access is reading.
+// SAFETY: as above: `Packed::run` has no other thread ask for panels.
 unsafe impl Sync for BlockPanels {}
 
 impl MMMInputValue for BlockPanels {
@@ -332,29 +350,26 @@ impl MMMInputValue for BlockPanels {
     }
 
     fn scratch_panel_buffer_layout(&self) -> Option<Layout> {
-        let bytes = self.depth * PANEL_ROWS * size_of::<f32>() + READ_AHEAD_BYTES;
-        let layout = Layout::from_size_align(bytes, PANEL_ALIGN).expect("a panel fits in memory");
-        (!self.in_place).then_some(layout)
+        None
     }
 
-    fn panel_bytes(&self, i: usize, buffer: Option<*mut u8>) -> TractResult<*const u8> {
+    fn panel_bytes(&self, i: usize, _: Option<*mut u8>) -> TractResult<*const u8> {
         ensure!(i < self.panels);
         // SAFETY: `stored` holds `panels` panels, and i is one of them.
         let panel = unsafe { self.stored.add(i * self.panel_bytes) };
         if self.in_place {
             return Ok(panel);
         }
-        let buffer = buffer.context("decoding needs the scratch that was asked for")?;
-        // SAFETY: the panel is readable as above; the buffer has the layout asked for in
-        // `scratch_panel_buffer_layout`, belongs to the calling thread, and any bits are an f32.
+        // SAFETY: the panel is readable as above; `decoded` has room for one, is the computing
+        // thread's, and no kernel uses what was decoded once it asks for the next; any bits are an f32.
         let (stored, values) = unsafe {
             (
                 std::slice::from_raw_parts(panel, self.panel_bytes),
-                std::slice::from_raw_parts_mut(buffer.cast::<f32>(), self.depth * PANEL_ROWS),
+                std::slice::from_raw_parts_mut(self.decoded, self.depth * PANEL_ROWS),
             )
         };
         self.codec.decode(stored, PANEL_ROWS, values);
-        Ok(buffer)
+        Ok(self.decoded.cast_const().cast())
     }
 
     fn mn(&self) -> usize {
