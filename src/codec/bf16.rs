@@ -1,10 +1,10 @@
 //! `bf16`: the upper half of an `f32`, rounded to nearest even.
 
 use super::{
-    Codec, PANEL_ROWS, Sums,
+    Codec, Sums,
     columns::{self, Columns},
-    simd::{self, Kernel, lanes::Lanes},
-    steps::Steps,
+    simd::{self, Kernel},
+    steps::steps_of_values,
 };
 
 /// Brain floating point: the range of `f32` with 8 significant bits.
@@ -62,27 +62,7 @@ impl Kernel for Decode<'_> {
     }
 }
 
-impl Steps for Bf16 {
-    const DEPTH: usize = 1;
-    const BYTES: usize = PANEL_ROWS * 2;
-    type Head<L: Lanes> = ();
-    type Group<'a, L: Lanes> = L;
-
-    #[inline(always)]
-    fn open<L: Lanes>(stored: &[u8]) -> ((), &[u8]) {
-        ((), stored)
-    }
-
-    #[inline(always)]
-    fn group<L: Lanes>((): &(), stored: &[u8]) -> L {
-        L::uppers(&stored.as_chunks().0[0])
-    }
-
-    #[inline(always)]
-    fn step<L: Lanes>(group: &L, _: usize) -> L {
-        *group
-    }
-}
+steps_of_values!(Bf16, 2, uppers);
 
 struct Encode<'a> {
     values: &'a [f32],

@@ -1,13 +1,13 @@
 //! `f16`: IEEE half precision, rounded to nearest even.
 
 use super::{
-    Codec, PANEL_ROWS, Sums,
+    Codec, Sums,
     columns::{self, Columns},
     simd::{
         self,
         lanes::{self, LaneKernel, Lanes},
     },
-    steps::Steps,
+    steps::steps_of_values,
 };
 use half::slice::HalfFloatSliceExt;
 
@@ -90,27 +90,7 @@ impl LaneKernel for Decode<'_> {
     }
 }
 
-impl Steps for F16 {
-    const DEPTH: usize = 1;
-    const BYTES: usize = PANEL_ROWS * 2;
-    type Head<L: Lanes> = ();
-    type Group<'a, L: Lanes> = L;
-
-    #[inline(always)]
-    fn open<L: Lanes>(stored: &[u8]) -> ((), &[u8]) {
-        ((), stored)
-    }
-
-    #[inline(always)]
-    fn group<L: Lanes>((): &(), stored: &[u8]) -> L {
-        L::halves(&stored.as_chunks().0[0])
-    }
-
-    #[inline(always)]
-    fn step<L: Lanes>(group: &L, _: usize) -> L {
-        *group
-    }
-}
+steps_of_values!(F16, 2, halves);
 
 #[cfg(test)]
 mod tests {

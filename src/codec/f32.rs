@@ -1,9 +1,8 @@
 //! `f32`: the values themselves.
 
 use super::columns::{self, Columns};
-use super::simd::lanes::Lanes;
-use super::steps::Steps;
-use super::{Codec, PANEL_ROWS, Sums};
+use super::steps::steps_of_values;
+use super::{Codec, Sums};
 
 /// Single precision, stored as it is.
 #[derive(Debug)]
@@ -47,24 +46,4 @@ impl Codec for F32 {
     }
 }
 
-impl Steps for F32 {
-    const DEPTH: usize = 1;
-    const BYTES: usize = PANEL_ROWS * 4;
-    type Head<L: Lanes> = ();
-    type Group<'a, L: Lanes> = L;
-
-    #[inline(always)]
-    fn open<L: Lanes>(stored: &[u8]) -> ((), &[u8]) {
-        ((), stored)
-    }
-
-    #[inline(always)]
-    fn group<L: Lanes>((): &(), stored: &[u8]) -> L {
-        L::singles(&stored.as_chunks().0[0])
-    }
-
-    #[inline(always)]
-    fn step<L: Lanes>(group: &L, _: usize) -> L {
-        *group
-    }
-}
+steps_of_values!(F32, 4, singles);

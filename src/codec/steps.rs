@@ -29,6 +29,34 @@ pub(super) trait Steps {
     fn step<L: Lanes>(group: &Self::Group<'_, L>, index: usize) -> L;
 }
 
+/// [`Steps`] of values of so many bytes that are stored one after the other, as `Lanes::$load` takes them.
+macro_rules! steps_of_values {
+    ($codec:ident, $bytes:literal, $load:ident) => {
+        impl $crate::codec::steps::Steps for $codec {
+            const DEPTH: usize = 1;
+            const BYTES: usize = $crate::codec::PANEL_ROWS * $bytes;
+            type Head<L: $crate::codec::simd::lanes::Lanes> = ();
+            type Group<'a, L: $crate::codec::simd::lanes::Lanes> = L;
+
+            #[inline(always)]
+            fn open<L: $crate::codec::simd::lanes::Lanes>(stored: &[u8]) -> ((), &[u8]) {
+                ((), stored)
+            }
+
+            #[inline(always)]
+            fn group<L: $crate::codec::simd::lanes::Lanes>((): &(), stored: &[u8]) -> L {
+                L::$load(&stored.as_chunks().0[0])
+            }
+
+            #[inline(always)]
+            fn step<L: $crate::codec::simd::lanes::Lanes>(group: &L, _: usize) -> L {
+                *group
+            }
+        }
+    };
+}
+pub(super) use steps_of_values;
+
 /// Decodes a panel.
 ///
 /// # Panics

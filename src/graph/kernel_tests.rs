@@ -67,7 +67,10 @@ fn multiply(packed: &Packed, codec: &'static dyn Codec, stored: &[u8], threads: 
         depth: DEPTH,
         codec,
         blocks: OUTPUTS.div_ceil(BLOCK_ROWS),
-        lease: &|block| lease(codec, stored, &held, block),
+        lease: &|block| {
+            assert!(held.load(Ordering::Relaxed) < threads, "who waits for a block holds none");
+            lease(codec, stored, &held, block)
+        },
     };
     let y =
         multithread_tract_scope(Executor::MultiThread(pool), || packed.multiply(&deal)).unwrap();

@@ -86,7 +86,7 @@ impl Keep {
 /// What a traversal has cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowCounters {
-    /// Time compute waited for blocks.
+    /// Time a compute thread waited for blocks; others may have computed meanwhile.
     pub stall_us: u64,
     /// Bytes of blocks brought in.
     pub bytes_read: u64,

@@ -116,7 +116,7 @@ impl Window {
         for (place, index) in self.order.from(self.next) {
             let unit = self.units[index];
             if unit.place < place {
-                // It is still in the lap before, as is what follows.
+                // It is still in the lap before; what follows waits for it.
                 return None;
             }
             if unit.place > place || unit.state != State::Waiting {
