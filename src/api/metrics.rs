@@ -130,6 +130,9 @@ const METRICS: &[Metric] = &[
     gauge("hermes_sessions", "Texts that are generated, or wait for that.", |from, to| {
         to.put(&[], from.stats.sessions as f64);
     }),
+    gauge("hermes_kept_text_bytes", "Bytes of texts that have ended and may go on.", |from, to| {
+        to.put(&[], from.stats.kept_text_bytes as f64);
+    }),
     gauge("hermes_window_bytes", "Bytes of tape that a pass may hold.", |from, to| {
         to.put(&[], from.stats.window_bytes as f64);
     }),

@@ -38,9 +38,12 @@ impl Texts {
     /// Keeps a text if `is_loaded` says that its model is, within so many bytes for all; those that
     /// were used longest ago go, and those that it goes on.
     pub fn keep(&self, text: Text, limit_bytes: u64, is_loaded: impl FnOnce(&Tenant) -> bool) {
+        if text.ids.len() < LEAST_TOKENS || text.grant.bytes() > limit_bytes {
+            return;
+        }
         let mut kept = lock(&self.0);
         // Whoever unloads it forgets its texts afterwards.
-        if text.grant.bytes() > limit_bytes || !is_loaded(&text.tenant) {
+        if !is_loaded(&text.tenant) {
             return;
         }
         let is_alike = |other: &Text| other.is_of(&text.tenant, text.target);
@@ -149,6 +152,8 @@ mod tests {
         assert_eq!((texts.bytes(), find(&other)), (50, Some(10)), "it was used longest ago");
         keep(&[7; 71]);
         assert_eq!(texts.bytes(), 50, "that is more than there may be");
+        keep(&[7; LEAST_TOKENS - 1]);
+        assert_eq!(texts.bytes(), 50, "nobody would find it");
         let stranger = Tenancy::default();
         assert!(texts.find(&stranger.tenant(), None, &numbers).is_none());
         texts.keep(text(&ledger, &stranger, &[5; 9]), 70, |_| false);
