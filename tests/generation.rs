@@ -294,6 +294,38 @@ fn texts_are_written_in_the_budgets_that_are_named_for_them() {
     }
 }
 
+/// Plans and benchmarks refused what completions take, where the texts of embeddings are shorter.
+#[test]
+fn texts_are_as_long_as_the_context_wherever_embeddings_are_cut() {
+    let store = tempfile::tempdir().unwrap();
+    build(store.path(), "gen", Some(TEMPLATE));
+    let manifest = store.path().join("gen/1/manifest.json");
+    let mut told: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    told["text"] = json!({"max_tokens": 64, "truncates": true});
+    fs::remove_file(&manifest).unwrap();
+    fs::write(&manifest, told.to_string()).unwrap();
+    let arguments = ["--budget", "192MiB", "--profiles", "false"];
+    let daemon = Daemon::start(store.path(), &store.path().join("s"), &arguments);
+    let body = json!({"model": "gen", "prompt": vec![5; 250], "max_tokens": 6,
+        "logit_bias": {"7": 100}});
+    assert_eq!(daemon.post(EVENTS, &body.to_string()).0, 200);
+    let plan = |tokens: usize| daemon.get(&format!("/v2/models/gen/plan?tokens={tokens}"));
+    assert_eq!(plan(CONTEXT).0, 409, "it is not measured");
+    let (status, reply) = plan(CONTEXT + 1);
+    let message = reply["error"].as_str().unwrap();
+    assert!(status == 400 && message.contains("at most 256 tokens, 257 are more"), "{reply}");
+    let bench = |tokens: &str| {
+        let mut bench = Command::new(program("hermes-bench"));
+        bench.args(["pass", "--model", "gen", "--tokens", tokens, "--store", path(store.path())]);
+        String::from_utf8(bench.output().unwrap().stderr).unwrap()
+    };
+    // It has fewer places than its context says.
+    let said = bench("80");
+    assert!(said.contains("outside a table"), "{said}");
+    let said = bench("257");
+    assert!(said.contains("texts of gen have at most 256 tokens, 257 are more"), "{said}");
+}
+
 /// Once an answer had come, Ctrl-C ended nothing any more.
 #[test]
 fn an_interrupt_ends_a_chat_where_no_answer_comes() {

@@ -293,14 +293,15 @@ impl ModelDir {
         Generation::parse(&self.read_file(entry)?).map(Some).map_err(corrupt)
     }
 
-    /// Most tokens of a text, as far as the files of the model's makers say.
+    /// Most tokens of a text, as far as the files of the model's makers say: where it writes texts,
+    /// those of its context, wherever the texts of embeddings are cut.
     ///
     /// # Errors
     /// As [`ModelDir::generation`].
     pub fn longest_text(&self) -> Result<Option<u64>, StoreError> {
-        match self.manifest.text.as_ref().and_then(|text| text.max_tokens) {
-            Some(tokens) => Ok(Some(tokens)),
-            None => Ok(self.generation()?.and_then(|generation| generation.context)),
+        match self.generation()? {
+            Some(generation) => Ok(generation.context),
+            None => Ok(self.manifest.text.as_ref().and_then(|text| text.max_tokens)),
         }
     }
 
