@@ -277,20 +277,41 @@ fn texts_are_written_in_the_budgets_that_are_named_for_them() {
         assert_eq!(manifest["needs"]["appends"] == true, appends, "{model}");
         let shown = begin("192MiB").get(&format!("/v2/repository/models/{model}/versions/1")).1;
         let budgets = shown["budgets"].as_array().unwrap().clone();
-        assert!(budgets.len() > 1, "{shown}");
-        for budget in budgets {
-            let (bytes, length) = (&budget["bytes"], budget["length"].as_u64().unwrap());
-            if length as usize > CONTEXT {
-                continue;
-            }
-            let daemon = begin(&bytes.to_string());
+        let lengths: Vec<u64> = budgets.iter().map(|of| of["length"].as_u64().unwrap()).collect();
+        // Those beyond the context were named, too.
+        let longest = if appends { 512 } else { CONTEXT as u64 };
+        assert_eq!(lengths, [16, 128, longest], "{shown}");
+        let ask = |daemon: &Daemon, length: u64| {
             let prompt = vec![5; length as usize - 4];
             let body = json!({"model": model, "prompt": prompt, "max_tokens": 4,
                 "logit_bias": {"7": 100}});
-            let (status, reply) = daemon.post(EVENTS, &body.to_string());
-            assert_eq!(status, 200, "{model}, {budget}: {reply}");
+            daemon.post(EVENTS, &body.to_string())
+        };
+        let is_served = |budget: &str, length: u64| {
+            let (status, reply) = ask(&begin(budget), length);
+            assert_eq!(status, 200, "{model}, {budget}, {length}: {reply}");
             assert_eq!(reply["usage"]["total_tokens"], length, "{reply}");
+        };
+        for (budget, length) in budgets.iter().zip(lengths) {
+            is_served(&budget["bytes"].to_string(), length);
         }
+        // It named one to two MiB less than a daemon in which that came to nothing.
+        let inspect = ["inspect", model, "--store", path(&store)];
+        let inspected = Command::new(program("hermes-shard")).args(inspect).output().unwrap();
+        let inspected = String::from_utf8(inspected.stdout).unwrap();
+        let told = inspected.lines().find(|line| line.ends_with("requests of length 128")).unwrap();
+        let mib = told.split_whitespace().nth(1).unwrap();
+        is_served(&format!("{mib}MiB"), 128);
+        // What is refused is told one budget, and it does: 64 bytes for each of a tokenizer's were
+        // named, and then another.
+        let (status, reply) = ask(&begin("20MiB"), 128);
+        assert_eq!(status, 413, "{reply}");
+        let message = reply["error"]["message"].as_str().unwrap();
+        let named = message.split_once("a budget of ").unwrap().1.split_once(' ').unwrap().0;
+        is_served(named, 128);
+        let (named, shown): (u64, u64) =
+            (named.parse().unwrap(), budgets[1]["bytes"].as_u64().unwrap());
+        assert!(named.abs_diff(shown) < 2 << 20, "{named} is named, {shown} shown");
     }
 }
 

@@ -145,8 +145,7 @@ pub async fn run(
     let (mut asked, _grant) = match parsed {
         Err(error) if error.over_budget.is_some() => {
             // Text and tensors are there at once.
-            let least =
-                move |api: &Arc<Api>| Ok(api.engine.least_budget_bytes(&model, Some(2 * length)));
+            let least = move |api: &Arc<Api>| Ok(api.engine.least_budget_bytes(&model, 2 * length));
             let least_bytes = api.look(least).await?;
             return Err(error.at_least(|| least_bytes));
         }

@@ -13,7 +13,7 @@ use super::state::Api;
 use super::traffic::{Exchange, Traffic};
 use crate::daemon::listener::Listener;
 use crate::daemon::{Control, Phase};
-use crate::engine::{Engine, LONG_PATIENCE, TICK};
+use crate::engine::{Engine, LONG_PATIENCE, SERVER_BYTES, TICK};
 use crate::stream::{Category, OverBudget};
 use crate::sys::file_limit;
 use crate::values::counted;
@@ -57,6 +57,8 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 
 /// Most header lines of a request.
 const MAX_HEADERS: usize = 64;
+
+const _: () = assert!(RESERVED_CONNECTIONS as u64 * CONNECTION_BYTES == SERVER_BYTES);
 
 /// hyper's buffer for a connection, at most.
 const MAX_BUFFER_BYTES: usize = 32 << 10;
@@ -112,8 +114,7 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let addresses = listeners.iter().map(|listener| listener.address.clone()).collect();
     let listeners = Listeners::new(listeners)?;
-    let reserved = RESERVED_CONNECTIONS as u64 * CONNECTION_BYTES;
-    let _reserved = engine.ledger().try_grant(Category::Process, reserved)?;
+    let _reserved = engine.ledger().try_grant(Category::Process, SERVER_BYTES)?;
     let files = files_for_connections()?;
     let limit = connection_limit(&engine, files);
     let api = Api::new(engine.clone(), control.phase.clone(), addresses);

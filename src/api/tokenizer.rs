@@ -7,9 +7,7 @@ use super::language::Language;
 use super::rules::{self, Growth};
 use crate::engine::{Cancel, Described, Engine, Keeper};
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
-use crate::store::{
-    GENERATION_HEAP_BYTES_PER_BYTE, Generation, ModelDir, TOKENIZER_BYTES_PER_BYTE,
-};
+use crate::store::{GENERATION_HEAP_BYTES_PER_BYTE, Generation, ModelDir};
 use crate::stream::{Category, Grant, OverBudget};
 use crate::sys::{heap, panics};
 use crate::text::chat::Prompt;
@@ -113,10 +111,7 @@ impl TextEncoder {
         let telling = generation_bytes(&dir.manifest);
         let surveying = entry.bytes.saturating_add(Survey::own_bytes(entry.bytes));
         let surveying = surveying.saturating_add(telling);
-        let likely = entry.bytes.saturating_mul(TOKENIZER_BYTES_PER_BYTE);
-        let mut grant = asker
-            .grant(Category::Tokenizer, surveying)
-            .map_err(|refused| refused.at_least(refused.fixed_bytes + asker.own_bytes + likely))?;
+        let mut grant = asker.grant(Category::Tokenizer, surveying)?;
         let (built, took) = heap::metered(|| {
             let generation = dir.generation()?;
             build(dir, entry, generation, &mut grant, asker)
@@ -589,7 +584,7 @@ impl Tokenizers {
             let asker = Asker { engine: &engine, own_bytes, cancel };
             own.load(&manifest, asker).map_err(|error| {
                 let model = &manifest.model;
-                error.at_least(|| engine.least_budget_bytes(model, Some(own_bytes)))
+                error.at_least(|| engine.least_budget_for_texts_bytes(model, own_bytes))
             })
         };
         helpers.run(load).await

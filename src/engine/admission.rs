@@ -3,7 +3,7 @@
 use super::error::EngineError;
 use super::library::Library;
 use super::model::Model;
-use super::needs::REQUEST_BYTES;
+use super::needs::{REQUEST_BYTES, needed_bytes};
 use super::pass::{Outputs, Pass, Seat, Wanted};
 use super::past::Past;
 use super::planning::Performed;
@@ -388,7 +388,7 @@ impl Admission<'_> {
         let inputs = &waiting.request.inputs;
         let least_bytes = self.library.least_budget_bytes(&line.model, |demand| {
             let inputs_bytes = inputs.iter().map(|(_, array)| array.bytes.len() as u64).sum();
-            (inputs_bytes, longest_open(&demand.inputs, inputs))
+            needed_bytes(demand, inputs_bytes, longest_open(&demand.inputs, inputs))
         });
         inbox.put_back(waiting);
         self.fail_next(line, refused.at_least(least_bytes).into());

@@ -206,14 +206,6 @@ impl EngineError {
         }
     }
 
-    /// The same for somebody who holds so many bytes besides, as long as it needs what was refused.
-    pub(super) fn beside(self, own_bytes: u64) -> EngineError {
-        match self {
-            EngineError::OverBudget(refused) => refused.beside(own_bytes).into(),
-            other => other,
-        }
-    }
-
     /// The grant that was refused, where that is the cause.
     pub fn over_budget(&self) -> Option<OverBudget> {
         match self {

@@ -2,7 +2,6 @@
 
 use super::catalogue::Described;
 use super::error::EngineError;
-use super::needs::needed_bytes;
 use super::rehearsal::Rehearsals;
 use super::room::Room;
 use crate::store::manifest::HEAP_BYTES_PER_BYTE;
@@ -57,15 +56,13 @@ impl Library {
         Ok(described)
     }
 
-    /// The smallest budget in which a model that may not be loaded serves a request: all that is
-    /// needed until it is answered, as far as the manifest tells; 0 where that cannot be read.
-    /// `request` says what its inputs take, and how long its longest open dimension is.
-    pub fn least_budget_bytes(&self, model: &str, request: impl Fn(&Demand) -> (u64, u64)) -> u64 {
-        self.store.demand(model).map_or(0, |demand| {
-            let (inputs_bytes, length) = request(&demand);
-            let process_bytes = self.room.ledger.held_bytes(Category::Process);
-            process_bytes.saturating_add(needed_bytes(&demand, inputs_bytes, length))
-        })
+    /// The smallest budget in which a model that may not be loaded serves a request that takes so many
+    /// bytes beside the process itself, all that is needed until it is answered, as far as the manifest
+    /// tells; 0 where that cannot be read.
+    pub fn least_budget_bytes(&self, model: &str, needed: impl Fn(&Demand) -> u64) -> u64 {
+        let process_bytes = self.room.ledger.held_bytes(Category::Process);
+        let demand = self.store.demand(model);
+        demand.map_or(0, |demand| process_bytes.saturating_add(needed(&demand)))
     }
 }
 

@@ -79,7 +79,7 @@ pub use needs::{Budget, budgets};
 pub use pressure::Pressure;
 pub use request::{Cancel, Class, PassStats, Reply, Request};
 pub use room::{LONG_PATIENCE, Room, TICK};
-pub use service::{Engine, process_bytes};
+pub use service::{Engine, SERVER_BYTES, daemon_bytes};
 pub use sessions::SESSION_LIMIT;
 pub use stats::{Counted, EngineStats, Loaded, ModelStats, Progress};
 pub use targets::Targets;

@@ -2,6 +2,7 @@
 
 use crate::store::manifest::{Dim, HEAP_BYTES_PER_BYTE, Manifest};
 use crate::store::{Demand, Store};
+use crate::stream::MARGIN_BYTES;
 use serde::Serialize;
 
 /// What a request holds besides its inputs: its connection, names, figures.
@@ -63,8 +64,10 @@ pub(super) fn needed_by_any(store: &Store, length: u64) -> u64 {
 }
 
 /// What serving the usual request takes where every open dimension has this length, and a text where
-/// the model has a tokenizer: one of so many tokens, read and written, where it writes texts.
-fn needed_with_texts(demand: &Demand, length: u64) -> u64 {
+/// the model has a tokenizer: one of so many tokens, read and written, where it writes texts. No text is
+/// longer than its makers say.
+pub(super) fn needed_with_texts(demand: &Demand, length: u64) -> u64 {
+    let length = length.min(demand.longest_text().unwrap_or(u64::MAX));
     let tokenizer_bytes = demand.tokenizer_bytes();
     // While it is loaded, the window has what it has of a budget of that size.
     let window_bytes = tokenizer_bytes.clamp(SMALLEST_WINDOW_BYTES, WINDOW_BYTES);
@@ -80,7 +83,7 @@ fn needed_with_texts(demand: &Demand, length: u64) -> u64 {
 
 /// What writing a text of so many tokens takes beside the process itself and the tokenizer. It is read
 /// token by token, if need be.
-fn needed_to_write(demand: &Demand, tokens: u64) -> u64 {
+pub(super) fn needed_to_write(demand: &Demand, tokens: u64) -> u64 {
     let kept_bytes = demand.inputs_bytes(tokens);
     let kept_bytes = kept_bytes.saturating_add(kept_bytes / 8);
     let copies = if demand.needs.as_ref().is_some_and(|needs| needs.appends) { 1 } else { 2 };
@@ -99,19 +102,20 @@ pub struct Budget {
 }
 
 /// The smallest budgets that would do, by the length of requests, none longer than the model's texts,
-/// where the process itself holds so many bytes; none for what an older program built, which does not tell what passes take.
-pub fn budgets(demand: &Demand, process_bytes: u64) -> Vec<Budget> {
+/// where the daemon itself holds so many bytes; none for what an older program built, which does not
+/// tell what passes take. In whole MiB, none smaller than what a refusal names.
+pub fn budgets(demand: &Demand, daemon_bytes: u64) -> Vec<Budget> {
     const LENGTHS: [u64; 3] = [16, 128, 512];
     let mut dims = demand.inputs.iter().flat_map(|port| &port.shape);
     let is_open = dims.any(|dim| matches!(dim, Dim::Symbol(_)));
-    // No text is longer than its makers say.
-    let longest = demand.text.as_ref().and_then(|text| text.max_tokens).unwrap_or(u64::MAX);
+    let longest = demand.longest_text().unwrap_or(u64::MAX);
     let mut lengths =
         if is_open { LENGTHS.map(|each| Some(each.min(longest))).to_vec() } else { vec![None] };
     lengths.dedup();
     let of = |length: Option<u64>| {
         let each = length.unwrap_or(1);
-        let bytes = process_bytes.saturating_add(needed_with_texts(demand, each));
+        let bytes = daemon_bytes.saturating_add(needed_with_texts(demand, each));
+        let bytes = bytes.saturating_add(MARGIN_BYTES);
         Budget { length, bytes: bytes.checked_next_multiple_of(1 << 20).unwrap_or(bytes) }
     };
     match demand.needs {

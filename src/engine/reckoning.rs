@@ -1,7 +1,9 @@
 //! What a session takes: reckoned by the model's plan, and granted before it begins.
 
 use super::error::EngineError;
+use super::library::Library;
 use super::model::Model;
+use super::needs::needed_to_write;
 use super::opening::{Opened, Opening, SessionNeeds};
 use super::past::{Decoding, Past};
 use super::room::Hold;
@@ -126,6 +128,21 @@ pub fn open(hold: &mut Hold, model: &Arc<Model>, opening: &Opening) -> Result<Op
     })
 }
 
+/// Why a session cannot be opened whose model was not loaded. A budget that is named is one in which its
+/// text is written, too.
+pub fn refuse(library: &Library, error: EngineError, opening: &Opening) -> EngineError {
+    let EngineError::OverBudget(refused) = error else { return error };
+    let refused = refused.beside(opening.own_bytes);
+    if refused.can_fit() {
+        return refused.into();
+    }
+    let tokens = opening.ids.len().saturating_add(opening.max_tokens);
+    let tokens = tokens.min(opening.context.unwrap_or(usize::MAX)) as u64;
+    let needed = |demand: &_| needed_to_write(demand, tokens).saturating_add(opening.own_bytes);
+    let least_bytes = library.least_budget_bytes(&opening.model, needed);
+    refused.at_least(least_bytes).into()
+}
+
 /// Tells how many tokens would fit.
 fn too_long(
     reckoning: &Reckoning,
@@ -133,8 +150,7 @@ fn too_long(
     tokens: usize,
     refused: &OverBudget,
 ) -> EngineError {
-    let needed_bytes = refused.smallest_budget_bytes();
-    let others_bytes = needed_bytes.saturating_sub(refused.need_bytes);
+    let others_bytes = refused.smallest_budget_bytes().saturating_sub(refused.need_bytes);
     let room = reckoning.budget_bytes.saturating_sub(others_bytes);
     let fits = |tokens: usize| {
         let (_, needs) = reckoning.needs(prompt.min(tokens), tokens);
@@ -153,6 +169,6 @@ fn too_long(
         tokens,
         most_tokens: most,
         budget_bytes: reckoning.budget_bytes,
-        needed_bytes,
+        needed_bytes: refused.named_budget_bytes(),
     }
 }

@@ -10,7 +10,7 @@ use super::keepers::Keeper;
 use super::known::{Answered, Inquiry, Known};
 use super::library::Library;
 use super::model::Model;
-use super::needs::{SMALLEST_WINDOW_BYTES, needed_by_any};
+use super::needs::{SMALLEST_WINDOW_BYTES, needed_by_any, needed_bytes, needed_with_texts};
 use super::pressure::Pressure;
 use super::rehearsal::Rehearsals;
 use super::request::{Answer, Class, PassStats, Reply, Request, Waiting};
@@ -32,8 +32,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 
-/// What a server takes to begin with: connections for whoever comes first.
-const RESERVED_BYTES: u64 = 512 << 10;
+/// What a server is granted to begin with, for as long as it serves: connections for whoever comes first.
+pub const SERVER_BYTES: u64 = 512 << 10;
 
 /// What the process will come to hold besides what it holds at the start, its code released, and
 /// what is counted: code, 4 to 5 MiB in a pass; what the C library's heap loses between what is
@@ -54,10 +54,14 @@ struct Handle {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What a process that has just started is granted for itself, as an engine with this configuration
-/// is: what it holds, its code released, and what it will come to hold. In whole MiB: the next start, a
-/// few pages larger or smaller, needs the same.
-pub fn process_bytes(config: &Config) -> u64 {
+/// What a daemon that has just started holds for itself, with an engine of this configuration.
+pub fn daemon_bytes(config: &Config) -> u64 {
+    process_bytes(config) + SERVER_BYTES
+}
+
+/// What the process is granted: what it holds, its code released, and what it will come to hold. In
+/// whole MiB: the next start, a few pages larger or smaller, needs the same.
+fn process_bytes(config: &Config) -> u64 {
     code::map_in_pieces();
     code::release();
     let (threads, loaders) = config.most_threads(affinity::allowed_cores().len());
@@ -81,8 +85,7 @@ impl Engine {
         let hold = Hold::new(&room, process_bytes, config.window_bytes).map_err(|refused| {
             let window_bytes = config.window_bytes.unwrap_or(SMALLEST_WINDOW_BYTES);
             let needed_bytes = needed_by_any(&store, config.tokens).max(window_bytes);
-            let least_bytes = process_bytes + RESERVED_BYTES;
-            refused.at_least(least_bytes.saturating_add(needed_bytes))
+            refused.at_least((process_bytes + SERVER_BYTES).saturating_add(needed_bytes))
         })?;
         let rehearsals = Rehearsals::new(config.rehearses);
         let library = Arc::new(Library { store, rehearsals, room: Arc::clone(&room) });
@@ -113,7 +116,7 @@ impl Engine {
             }
             _ => match library.manifest(model) {
                 Err(EngineError::OverBudget(refused)) => {
-                    let least_bytes = self.least_budget_bytes(model, None);
+                    let least_bytes = self.least_budget_for_texts_bytes(model, 0);
                     Err(refused.at_least(least_bytes).into())
                 }
                 found => found,
@@ -340,13 +343,18 @@ impl Engine {
         &self.0.room.ledger
     }
 
-    /// The smallest budget in which a model serves a request whose inputs take so many bytes, or
-    /// those of the usual request.
-    pub fn least_budget_bytes(&self, model: &str, inputs_bytes: Option<u64>) -> u64 {
-        self.0.library.least_budget_bytes(model, |demand| {
-            let usual_bytes = demand.inputs_bytes(EXPECTED_TOKENS);
-            (inputs_bytes.unwrap_or(usual_bytes), EXPECTED_TOKENS)
-        })
+    /// The smallest budget in which a model serves a request whose inputs take so many bytes.
+    pub fn least_budget_bytes(&self, model: &str, inputs_bytes: u64) -> u64 {
+        let needed = |demand: &_| needed_bytes(demand, inputs_bytes, EXPECTED_TOKENS);
+        self.0.library.least_budget_bytes(model, needed)
+    }
+
+    /// The smallest budget in which a model serves the usual request, and a text where it has a
+    /// tokenizer, to somebody who holds so many bytes.
+    pub fn least_budget_for_texts_bytes(&self, model: &str, own_bytes: u64) -> u64 {
+        let needed =
+            |demand: &_| needed_with_texts(demand, EXPECTED_TOKENS).saturating_add(own_bytes);
+        self.0.library.least_budget_bytes(model, needed)
     }
 
     /// The smallest budget in which any model of the store serves the usual request, and a text.

@@ -97,8 +97,9 @@ impl Worker {
                 answer.give(guarded("a plan", || self.planner.known(&self.stage, &name)));
             }
             Command::Open(opening, answer) => answer.give(guarded("a session", || {
+                let library = Arc::clone(&self.planner.library);
                 let model = self.loading().serving(&opening.model);
-                let model = model.map_err(|error| error.beside(opening.own_bytes))?;
+                let model = model.map_err(|error| reckoning::refuse(&library, error, &opening))?;
                 reckoning::open(&mut self.stage.hold, &model, &opening)
             })),
             Command::Replan => {

@@ -2,9 +2,12 @@
 //! what is needed can be named where there is no room for a manifest.
 
 use super::folder::read_whole;
+use super::generation::{GENERATION_NAME, MAX_GENERATION_BYTES};
 use super::manifest::{Dim, FileEntry, MANIFEST_NAME, Needs, Port, TokenizerNeeds};
 use super::{GENERATION_HEAP_BYTES_PER_BYTE, Rehearsal, Store, StoreError};
+use crate::sys::file::open_regular;
 use serde::Deserialize;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 /// Limit of the manifests that are looked at for this; those of models of a hundred layers have a
@@ -13,7 +16,7 @@ const MAX_BYTES: u64 = 512 << 10;
 
 /// Heap that building a tokenizer takes per byte of its file, told where there is no room to look
 /// at it: 30 to 50 for those in use.
-pub const TOKENIZER_BYTES_PER_BYTE: u64 = 64;
+const TOKENIZER_BYTES_PER_BYTE: u64 = 64;
 
 /// What of a version bears on the memory that it takes.
 #[derive(Clone, Debug, Deserialize)]
@@ -30,7 +33,10 @@ pub struct Demand {
     #[serde(default)]
     pub generation: Option<FileEntry>,
     #[serde(default)]
-    pub text: Option<Longest>,
+    text: Option<TextLimit>,
+    /// Most tokens of prompt and text together, where it writes texts and its makers say.
+    #[serde(skip)]
+    context: Option<u64>,
     /// Bytes of the manifest's text.
     #[serde(skip)]
     pub text_bytes: u64,
@@ -41,10 +47,26 @@ pub struct Demand {
 
 /// What of a model's texts bears on the memory that they take.
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub struct Longest {
-    /// Most tokens of a text, where its makers say.
+struct TextLimit {
     #[serde(default)]
-    pub max_tokens: Option<u64>,
+    max_tokens: Option<u64>,
+}
+
+/// What of generation.json bears on it.
+#[derive(Deserialize)]
+struct ContextLimit {
+    #[serde(default)]
+    context: Option<u64>,
+}
+
+impl ContextLimit {
+    /// The context of the version in this folder; none where its file does not say. Templates may take
+    /// megabytes and are passed over as they are read.
+    fn read(version_path: &Path) -> Option<u64> {
+        let (file, _) = open_regular(&version_path.join(GENERATION_NAME)).ok()?;
+        let text = BufReader::new(file.take(MAX_GENERATION_BYTES));
+        serde_json::from_reader::<_, ContextLimit>(text).ok()?.context
+    }
 }
 
 impl Demand {
@@ -67,8 +89,17 @@ impl Demand {
             loading_bytes: demand.loading_bytes.max(rehearsed_bytes),
             text_bytes: text.len() as u64,
             is_tried: rehearsed_bytes.is_some(),
+            context: demand.generation.as_ref().and_then(|_| ContextLimit::read(version_path)),
             ..demand
         })
+    }
+
+    /// Most tokens of a text, as [`ModelDir::longest_text`](super::ModelDir::longest_text) has it.
+    pub fn longest_text(&self) -> Option<u64> {
+        match self.generation {
+            Some(_) => self.context,
+            None => self.text?.max_tokens,
+        }
     }
 
     /// Heap that loading its tokenizer takes, and what it is to know of texts.

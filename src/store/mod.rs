@@ -31,7 +31,7 @@ mod versions;
 pub use amend::amend;
 pub use archive::{Archive, BUFFER_BYTES, Progress, Received, Verified};
 pub use decoder::{Cache, Decoder, NoDecoder};
-pub use demand::{Demand, Longest, TOKENIZER_BYTES_PER_BYTE};
+pub use demand::Demand;
 pub use dtype::Dtype;
 pub use error::{FormatError, StoreError};
 pub use folder::{ModelDir, Serving, Store, check_room};

@@ -81,7 +81,7 @@ pub struct OverBudget {
 
 /// What a process and its graphs come to hold differs by this much from one start to the next: seen,
 /// 140 KiB. A budget that is named has room for it.
-const MARGIN_BYTES: u64 = 256 << 10;
+pub const MARGIN_BYTES: u64 = 256 << 10;
 
 impl OverBudget {
     /// Whether it would be granted if all were given back that can be.
@@ -93,6 +93,11 @@ impl OverBudget {
     pub fn smallest_budget_bytes(&self) -> u64 {
         let bytes = [self.fixed_bytes, self.own_bytes, self.need_bytes];
         bytes.into_iter().fold(0, u64::saturating_add).max(self.least_bytes)
+    }
+
+    /// The budget that is named where this one does not do.
+    pub fn named_budget_bytes(&self) -> u64 {
+        self.smallest_budget_bytes().saturating_add(MARGIN_BYTES)
     }
 
     /// The same for somebody who holds so many bytes besides, as long as it needs this.
@@ -111,12 +116,12 @@ impl OverBudget {
     }
 
     fn advice(&self) -> String {
-        match (self.can_fit(), self.smallest_budget_bytes()) {
-            (true, _) => "others hold what is missing, and will give it back".to_string(),
-            (false, bytes) => format!(
+        match self.can_fit() {
+            true => "others hold what is missing, and will give it back".to_string(),
+            false => format!(
                 "a budget of {} would do: give --budget at least that, or make the window or \
                  the request smaller",
-                bytes.saturating_add(MARGIN_BYTES)
+                self.named_budget_bytes()
             ),
         }
     }

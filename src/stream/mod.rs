@@ -16,7 +16,7 @@ mod window;
 pub use flow::{
     BlockLease, Course, Flow, FlowCounters, Keep, load_to_stay_verified, load_verified,
 };
-pub use ledger::{Category, Claim, Grant, Ledger, OverBudget};
+pub use ledger::{Category, Claim, Grant, Ledger, MARGIN_BYTES, OverBudget};
 pub use loaders::Loaders;
 pub use owned::OwnedFlow;
 pub use slots::Slots;

@@ -128,8 +128,8 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Inspect { model, store, version, json } => {
             // Before anything is read: a daemon has read nothing when it starts.
-            let process_bytes = engine::process_bytes(&Config::new("", 0));
-            report::inspect(&store.open(&model, version.as_deref())?, process_bytes, json)
+            let daemon_bytes = engine::daemon_bytes(&Config::new("", 0));
+            report::inspect(&store.open(&model, version.as_deref())?, daemon_bytes, json)
         }
         Command::Verify { model, store, version, json } => {
             report::verify(&store.open(&model, version.as_deref())?, json)

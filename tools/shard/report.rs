@@ -144,7 +144,7 @@ fn mib(bytes: u64) -> f64 {
 }
 
 /// Shows what a version holds, and which budgets would do where a daemon has so many bytes for itself.
-pub fn inspect(dir: &ModelDir, process_bytes: u64, json: bool) -> Result<ExitCode> {
+pub fn inspect(dir: &ModelDir, daemon_bytes: u64, json: bool) -> Result<ExitCode> {
     let manifest = &dir.manifest;
     if json {
         hermes::say!("{}", serde_json::to_string(&**manifest)?);
@@ -182,12 +182,12 @@ pub fn inspect(dir: &ModelDir, process_bytes: u64, json: bool) -> Result<ExitCod
         hermes::say!("{name:8} {words}");
     }
     let demand = Demand::read(&dir.path).ok();
-    for Budget { length, bytes } in demand.iter().flat_map(|own| budgets(own, process_bytes)) {
+    for Budget { length, bytes } in demand.iter().flat_map(|own| budgets(own, daemon_bytes)) {
         let requests = length.map(|length| format!(" for requests of length {length}"));
         hermes::say!("budget   {} MiB would do{}", bytes >> 20, requests.unwrap_or_default());
     }
     if demand.is_some() {
-        let own = process_bytes >> 20;
+        let own = daemon_bytes >> 20;
         hermes::say!(
             "         about {own} of these are for hermesd itself on this machine; hermesctl show \
              tells a board's"

@@ -117,7 +117,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let text = match serde_json::from_str(&arguments.job).context("--job is no job")? {
         Job::Least => {
             let engine = arguments.engine(NO_BUDGET, 0)?;
-            let least_bytes = engine.least_budget_bytes(&arguments.model, None);
+            let least_bytes = engine.least_budget_for_texts_bytes(&arguments.model, 0);
             engine.shutdown();
             serde_json::to_string(&least_bytes)
         }
