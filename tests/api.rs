@@ -637,6 +637,17 @@ fn hermesctl_lists_infers_and_embeds() {
     let (_, list, _) = hermesctl(&renamed.socket, &["ls", "--json"]);
     assert!(list.contains("describes version 1 of words"), "{list}");
     drop(renamed);
+    // One that had no room for the moment was called broken, too.
+    std::fs::rename(store.path().join("aside"), store.path().join("words")).unwrap();
+    let manifest = store.path().join("words/1/manifest.json");
+    let told = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
+    std::fs::write(&manifest, told + &" ".repeat(8 << 20)).unwrap();
+    let crowded = Daemon::start(store.path(), &store.path().join("s"), &["--budget", "64MiB"]);
+    let (code, list, _) = hermesctl(&crowded.socket, &["ls"]);
+    assert!(code == 0 && list.contains("\nwords  1        unavailable"), "{list}");
+    assert!(list.contains("\nwords: ") && list.contains("a budget of"), "{list}");
+    drop(crowded);
 
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

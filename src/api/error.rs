@@ -135,7 +135,7 @@ fn advised(error: &dyn Error, advice: Option<String>) -> String {
 }
 
 /// Whether an error's cause is that as many files are open as may be.
-fn is_for_want_of_files(error: &(dyn Error + 'static)) -> bool {
+pub fn is_for_want_of_files(error: &(dyn Error + 'static)) -> bool {
     let mut causes =
         std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
     causes.any(|cause| {

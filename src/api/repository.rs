@@ -2,7 +2,7 @@
 
 use super::body;
 use super::envelope::OipError;
-use super::error::ApiError;
+use super::error::{ApiError, is_for_want_of_files};
 use super::granted;
 use super::state::{Api, Asked, FoundModel, ModelPathArg};
 use crate::wire::quote::quote;
@@ -65,8 +65,12 @@ pub async fn index(
             let entry = match api.engine.manifest(&name) {
                 Ok(manifest) => IndexEntry::new(api, name, manifest.version.clone()),
                 Err(error) => {
+                    // What has no room now is served later: nothing is wrong with the model.
+                    let may_pass = error.over_budget().is_some() || is_for_want_of_files(&error);
+                    let served = may_pass.then(|| api.engine.store().served(&name).ok()).flatten();
+                    let version = served.map_or_else(String::new, |served| served.current);
                     let reason = ApiError::from(error).message;
-                    IndexEntry { name, version: String::new(), state: "UNAVAILABLE", reason }
+                    IndexEntry { name, version, state: "UNAVAILABLE", reason }
                 }
             };
             entries.push(entry);

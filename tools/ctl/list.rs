@@ -17,30 +17,50 @@ const COLUMNS: usize = 80;
 pub fn run(client: &Client, print: Print) -> Result<String, ClientError> {
     let index = client.get("/v2/repository/index")?;
     let entries = index.as_array().map_or(&[][..], Vec::as_slice);
-    let (broken, served): (Vec<&Value>, Vec<&Value>) =
-        entries.iter().partition(|entry| entry["version"] == "");
-    let mut models = Vec::new();
-    for entry in served {
-        models.push(client.get(&format!("/v2/models/{}", segment(text(&entry["name"]))))?);
+    let (mut models, mut others) = (Vec::new(), Vec::new());
+    for entry in entries {
+        if is_broken(entry) {
+            others.push(entry.clone());
+            continue;
+        }
+        match client.get(&format!("/v2/models/{}", segment(text(&entry["name"])))) {
+            Ok(model) => models.push(model),
+            // It is gone since, or there is no room for what is known of it.
+            Err(ClientError::Refused { message, .. }) => {
+                let mut other = entry.clone();
+                other["reason"] = json!(message);
+                others.push(other);
+            }
+            Err(error) => return Err(error),
+        }
     }
     match print {
-        Print::Json => Ok(json!(models.iter().chain(broken).collect::<Vec<_>>()).to_string()),
+        Print::Json => Ok(json!(models.iter().chain(&others).collect::<Vec<_>>()).to_string()),
         Print::Human if entries.is_empty() => {
             Ok("no models: build one into the store with hermes-shard".to_owned())
         }
-        Print::Human => Ok(describe(&models, &broken)),
+        Print::Human => Ok(describe(&models, &others)),
     }
 }
 
-/// The models in a table, and below it what is wrong with those that cannot be served.
-fn describe(models: &[Value], broken: &[&Value]) -> String {
+/// Whether no version of it can be served, whatever room there is.
+fn is_broken(entry: &Value) -> bool {
+    entry["version"] == ""
+}
+
+/// The models in a table, and below it why the others cannot be looked at.
+fn describe(models: &[Value], others: &[Value]) -> String {
     let head = ["MODEL", "VERSION", "STATE", "TASK", "SERVED IN", "VARIANTS"].map(str::to_owned);
-    let others = broken
-        .iter()
-        .map(|entry| [text(&entry["name"]), "-", "broken", "-", "-", "-"].map(str::to_owned));
+    let unknown = others.iter().map(|entry| {
+        let (version, state) = match is_broken(entry) {
+            true => ("-", "broken"),
+            false => (text(&entry["version"]), "unavailable"),
+        };
+        [text(&entry["name"]), version, state, "-", "-", "-"].map(str::to_owned)
+    });
     let rows: Vec<[String; 6]> =
-        std::iter::once(head).chain(models.iter().map(row)).chain(others).collect();
-    let wrong = broken.iter().map(|entry| {
+        std::iter::once(head).chain(models.iter().map(row)).chain(unknown).collect();
+    let wrong = others.iter().map(|entry| {
         let (name, reason) = (text(&entry["name"]), text(&entry["reason"]));
         format!("\n\n{}", table::wrapped(&format!("{name}: {reason}"), COLUMNS))
     });
