@@ -144,7 +144,8 @@ impl Kernel {
         let panel = vec![0; PANEL_ROWS * TRIAL_DEPTH * size_of::<f32>() + READ_AHEAD_BYTES];
         let panel = &panel[..panel.len() - READ_AHEAD_BYTES];
         let packed = self.pack(&x, TRIAL_DEPTH)?;
-        let y = Tensor::zero::<f32>(&[packed.columns, PANEL_ROWS])?;
+        let mut y = Tensor::zero::<f32>(&[packed.columns, PANEL_ROWS])?;
+        let y = Output::new(&mut y)?;
         let codec = codec::by_name("f32").context("there is f32")?;
         let mut shortest = u64::MAX;
         multithread_tract_scope(Executor::SingleThread, || {
@@ -180,10 +181,11 @@ fn agrees_with_codecs(kernel: &Kernel) -> bool {
     stored.resize(bytes + READ_AHEAD_BYTES, 0);
     let theirs = || -> TractResult<bool> {
         let x = tensor1(&x[..TRIAL_DEPTH]).into_shape(&[1, TRIAL_DEPTH])?;
-        let y = Tensor::zero::<f32>(&[1, PANEL_ROWS])?;
+        let mut y = Tensor::zero::<f32>(&[1, PANEL_ROWS])?;
+        let output = Output::new(&mut y)?;
         let packed = kernel.pack(&x, TRIAL_DEPTH)?;
         multithread_tract_scope(Executor::SingleThread, || {
-            packed.compute(&y, 0..PANEL_ROWS, &stored[..bytes], codec, &mut None)
+            packed.compute(&output, 0..PANEL_ROWS, &stored[..bytes], codec, &mut None)
         })?;
         Ok(y.try_as_plain_ram()?.as_slice::<f32>()? == sums[0])
     };
@@ -212,9 +214,10 @@ impl Packed<'_> {
         ensure!(deal.depth == self.depth, "a weight of depth {} for {}", deal.depth, self.depth);
         // SAFETY: every element is written before `y` is let out: `Deal::play` has each output
         // computed, or is an error; where there are no columns there are no elements.
-        let y = unsafe { Tensor::uninitialized::<f32>(&[self.columns, deal.outputs])? };
+        let mut y = unsafe { Tensor::uninitialized::<f32>(&[self.columns, deal.outputs])? };
+        let output = Output::new(&mut y)?;
         deal.play(self.columns, &|rows, stored, scratch| {
-            self.compute(&y, rows, stored, deal.codec, scratch)
+            self.compute(&output, rows, stored, deal.codec, scratch)
         })?;
         Ok(y)
     }
@@ -222,7 +225,7 @@ impl Packed<'_> {
     /// Computes the rows of `y` from their panels; no two threads at once those of one panel.
     fn compute(
         &self,
-        y: &Tensor,
+        y: &Output,
         rows: Range<usize>,
         stored: &[u8],
         codec: &'static dyn Codec,
@@ -230,7 +233,7 @@ impl Packed<'_> {
     ) -> TractResult<()> {
         let panel_bytes = codec.stored_bytes(self.depth, PANEL_ROWS);
         let panels = rows.len().div_ceil(PANEL_ROWS);
-        ensure!(y.shape().get(1).is_some_and(|outputs| rows.end <= *outputs), "rows of {y:?}");
+        ensure!(self.columns == y.columns && rows.end <= y.rows, "rows {rows:?} of {}", y.rows);
         ensure!(stored.len() == panels * panel_bytes, "stored bytes of {} rows", rows.len());
         match &self.by {
             _ if self.columns == 0 => {}
@@ -241,7 +244,7 @@ impl Packed<'_> {
                     codec.multiply(panel, columns, &mut sums);
                     let rows = row..rows.end.min(row + PANEL_ROWS);
                     for (column, sums) in sums[..self.columns].iter().enumerate() {
-                        put(y, column, rows.clone(), sums);
+                        y.put(column, rows.clone(), sums);
                     }
                 }
             }
@@ -280,20 +283,21 @@ impl Packed<'_> {
         kernel: &Kernel,
         packed: &dyn MMMInputValue,
         block: &BlockPanels,
-        y: &Tensor,
+        y: &Output,
         first_row: usize,
     ) -> TractResult<()> {
         let mmm = &kernel.mmm;
         let shape = [self.columns, block.rows];
-        let strides = [y.strides()[0], 1];
+        let strides = [y.tensor.strides()[0], 1];
         let offset = (first_row * size_of::<f32>()) as isize;
         // SAFETY: the view covers first_row..first_row+rows of each column of `y`, which `compute`
-        // checked to be inside it and which no other thread uses; the block outlives the call, which
-        // is of this thread alone, as its `decoded` is; its `stored` holds `panels` whole panels; the
-        // scratch space is of this kernel, for this call.
+        // checked to be inside it and which no other thread uses; tract writes by a pointer that it
+        // takes from the tensor, whose memory nobody else has meanwhile, as `Output` says; the block
+        // outlives the call, which is of this thread alone, as its `decoded` is; its `stored` holds
+        // `panels` whole panels; the scratch space is of this kernel, for this call.
         multithread_tract_scope(Executor::SingleThread, || unsafe {
             let mut scratch = mmm.allocate_scratch_space();
-            let view = TensorView::from_bytes(y, offset, &shape, &strides);
+            let view = TensorView::from_bytes(y.tensor, offset, &shape, &strides);
             let store = mmm.c_view(Some(1), Some(0)).wrap(&view);
             let product = FusedSpec::AddMatMul {
                 a: AsInputValue::Borrowed(block),
@@ -310,15 +314,41 @@ impl Packed<'_> {
     }
 }
 
-/// Writes outputs of one column of `y[columns, outputs]`, which no other thread uses meanwhile.
-fn put(y: &Tensor, column: usize, rows: Range<usize>, values: &[f32]) {
-    assert!(column < y.shape()[0] && rows.end <= y.shape()[1] && rows.len() <= values.len());
-    assert_eq!(y.datum_type(), f32::datum_type());
-    // SAFETY: these are elements of `y`, as was just checked, which lie one after the other in memory
-    // that is `y`'s alone; whoever calls is the only one to use them; `values` has as many.
-    unsafe {
-        let first = y.as_ptr_unchecked::<f32>().cast_mut().add(column * y.shape()[1] + rows.start);
-        first.copy_from_nonoverlapping(values.as_ptr(), rows.len());
+/// Where a product's outputs go, `[columns, rows]` of f32: borrowed for as long as it is computed, so that
+/// threads may each write rows of their own.
+struct Output<'a> {
+    tensor: &'a Tensor,
+    /// Its elements, taken while nobody else had them.
+    first: *mut f32,
+    columns: usize,
+    rows: usize,
+}
+
+// SAFETY: it stands for a mutable borrow of the tensor, which may go to another thread.
+unsafe impl Send for Output<'_> {}
+// SAFETY: threads that share it write elements of their own each, as `Packed::compute` asks for, and read
+// none.
+unsafe impl Sync for Output<'_> {}
+
+impl Output<'_> {
+    fn new(tensor: &mut Tensor) -> TractResult<Output<'_>> {
+        ensure!(tensor.datum_type() == f32::datum_type(), "outputs of {tensor:?}");
+        let [columns, rows] = *tensor.shape() else { bail!("outputs of {tensor:?}") };
+        // SAFETY: these are elements of f32, as was just checked. The pointer comes of a mutable borrow
+        // that lasts as long as the output; its reference to the tensor is to what describes them.
+        let first = unsafe { tensor.as_ptr_mut_unchecked::<f32>() };
+        Ok(Output { tensor, first, columns, rows })
+    }
+
+    /// Writes rows of one column, which no other thread uses meanwhile.
+    fn put(&self, column: usize, rows: Range<usize>, values: &[f32]) {
+        assert!(column < self.columns && rows.end <= self.rows && rows.len() <= values.len());
+        // SAFETY: these are elements of the tensor, as was just checked, which lie one after the other;
+        // whoever calls is the only one to use them; `values` has as many.
+        unsafe {
+            let first = self.first.add(column * self.rows + rows.start);
+            first.copy_from_nonoverlapping(values.as_ptr(), rows.len());
+        }
     }
 }
 
