@@ -210,12 +210,16 @@ fn control_tokens_in_messages_stay_text() {
 fn who_leaves_ends_the_text() {
     let Served { daemon, folder: _folder } = serve();
     let cancelled = "hermes_requests_total{model=\"gen\",outcome=\"cancelled\"}";
-    for streams in [true, false] {
+    let cases = [false, true].map(|half_closes| [(true, half_closes), (false, half_closes)]);
+    for (streams, half_closes) in cases.concat() {
         let before = metric(&daemon, cancelled);
         let body = json!({"model": "gen", "prompt": [5, 6], "max_tokens": 250, "stream": streams,
             "logit_bias": {"502": -100}});
         // So many that they are written for longer than it takes to leave.
-        let asked = [(); 16].map(|()| daemon.connect().post(EVENTS, &body.to_string()));
+        let asked = [(); 16].map(|()| {
+            let asked = daemon.connect().post(EVENTS, &body.to_string());
+            if half_closes { asked.half_close() } else { asked }
+        });
         wait_metric(&daemon, SESSIONS, |texts| texts > 0.0);
         drop(asked);
         wait_metric(&daemon, cancelled, |texts| texts > before);
@@ -223,6 +227,25 @@ fn who_leaves_ends_the_text() {
         let held = "hermes_ledger_bytes{category=\"session\"}";
         wait_metric(&daemon, held, |bytes| bytes == metric(&daemon, "hermes_kept_text_bytes"));
     }
+}
+
+/// Who said that it sends no more, as `nc -N` and some proxies do, was taken for gone and not answered.
+#[test]
+fn who_sends_no_more_is_answered() {
+    let Served { daemon, folder: _folder } = serve();
+    for streams in [true, false] {
+        let body = json!({"model": "gen", "prompt": [5, 6], "max_tokens": 100, "stream": streams,
+            "logit_bias": {"502": -100}});
+        let answer = daemon.connect().post(EVENTS, &body.to_string()).rest();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        assert!(answer.contains(if streams { "[DONE]" } else { "\"usage\"" }), "{answer}");
+    }
+    // What it has not sent does not come any more.
+    let begun = "POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n\
+                 content-length: 100\r\n\r\n{\"model\"";
+    let answer = String::from_utf8(daemon.connect().send(begun).rest()).unwrap();
+    assert!(!answer.contains("200 OK"), "{answer}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::caller::Remote;
 use super::connections::{UNTAKEN_BYTES, Who};
+use super::departure::SharedStream;
 use crate::daemon::listener::{Listener, Socket};
 use crate::sys::peer::{Peer, bound_unread, is_keeper};
 use crate::sys::tcp;
@@ -173,11 +174,14 @@ impl Arrival {
         }
     }
 
-    /// The connection.
-    pub fn into_stream(self) -> Box<dyn Duplex> {
+    /// The connection, and the socket that tells when its client has gone, where it tells.
+    pub fn into_stream(self) -> (Box<dyn Duplex>, Option<Arc<UnixStream>>) {
         match self {
-            Arrival::Unix(stream) => Box::new(stream),
-            Arrival::Tcp { stream, .. } => Box::new(stream),
+            Arrival::Unix(stream) => {
+                let socket = Arc::new(stream);
+                (Box::new(SharedStream(Arc::clone(&socket))), Some(socket))
+            }
+            Arrival::Tcp { stream, .. } => (Box::new(stream), None),
         }
     }
 }

@@ -10,6 +10,7 @@ mod caller;
 mod choice;
 mod connections;
 mod deadline;
+mod departure;
 mod docs;
 mod embed;
 pub mod embeddings_json;

@@ -2,8 +2,9 @@
 //! end.
 
 use super::activity::{Activity, WatchedBody};
-use super::caller::Caller;
+use super::caller::{Caller, Remote};
 use super::connections::{Admission, CONNECTION_BYTES, NotAdmitted, RESERVED_CONNECTIONS, Who};
+use super::departure::departed;
 use super::envelope;
 use super::gate;
 use super::listeners::{AcceptError, Arrival, Duplex, Listeners};
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -245,13 +247,14 @@ impl Server {
             return refuse(&arrival, &format!("the socket's buffer cannot be bounded: {error}"));
         }
         let caller = Caller::new(remote, self.control.live.clone());
-        let stream = arrival.into_stream();
+        let (stream, socket) = arrival.into_stream();
         let (router, phase) = (self.router.clone(), self.control.phase.clone());
         let traffic = Arc::clone(&self.api.traffic);
         self.connections.spawn(async move {
             let activity = &admission.activity;
             tokio::select! {
                 () = connection(stream, router, traffic, caller, phase, activity) => {}
+                () = gone(socket.as_deref()) => log::debug!("a client has gone"),
                 () = activity.ended() => log::debug!("an idle connection is ended"),
                 () = silence(activity), if who == Who::Tcp => {
                     log::debug!("a client by a port asked nothing in time: its connection is ended");
@@ -316,6 +319,15 @@ async fn place_in_time(api: &Api, who: Who, limit: usize) -> Result<Admission, N
     api.connections.admit_at_last(who, limit)
 }
 
+/// Ends when the client of a Unix socket has gone. Hyper sees for itself when a port's sends no more, which
+/// is all that such a client tells.
+async fn gone(socket: Option<&UnixStream>) {
+    match socket {
+        Some(socket) => departed(socket).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Ends where no request's head has come in time.
 async fn silence(activity: &Activity) {
     sleep(STRANGER_DEADLINE).await;
@@ -334,6 +346,8 @@ async fn connection(
     activity: &Arc<Activity>,
 ) {
     let router = TowerToHyperService::new(router);
+    // Whether who sends no more is gone, too.
+    let may_half_close = !matches!(caller.remote, Remote::Port { .. });
     let serving = Arc::clone(activity);
     let service = hyper::service::service_fn(move |mut request: HttpRequest<Incoming>| {
         let route = routes::labels(request.method(), request.uri().path());
@@ -358,6 +372,7 @@ async fn connection(
         .max_header_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_BUFFER_BYTES)
+        .half_close(may_half_close)
         .serve_connection(
             TokioIo::new(WriteDeadline::new(stream, REPLY_PATIENCE, Arc::clone(activity))),
             service,

@@ -232,11 +232,16 @@ impl Connection {
         (status, head, body)
     }
 
-    /// Sends no more and reads everything until the daemon closes the connection.
-    pub fn rest(mut self) -> Vec<u8> {
+    /// Sends no more.
+    pub fn half_close(self) -> Connection {
         // A daemon that has given up takes nothing more, and may say so by a reset.
-        let _ = self.reader.get_mut().shutdown(Shutdown::Write);
-        self.all()
+        let _ = self.reader.get_ref().shutdown(Shutdown::Write);
+        self
+    }
+
+    /// Sends no more and reads everything until the daemon closes the connection.
+    pub fn rest(self) -> Vec<u8> {
+        self.half_close().all()
     }
 
     /// Reads everything until the daemon closes the connection.
