@@ -3,6 +3,7 @@
 mod common;
 
 use common::daemon::{Connection, Daemon, command};
+use common::frozen::Frozen;
 use common::programs::program;
 use common::schema::Schemas;
 use common::served::{hermesctl, metric, wait_metric};
@@ -553,6 +554,22 @@ fn streams_that_break_off_say_why() {
     assert!(broken(&late, "time"));
     wait_metric(&daemon, SESSIONS, |texts| texts == 0.0);
     wait_metric(&daemon, REQUESTS, |bytes| bytes == before);
+}
+
+/// Those that the end of a drain cut off just stopped.
+#[test]
+fn streams_that_a_stop_cuts_off_say_so() {
+    let Served { daemon, folder: _folder } = serve();
+    let mut asked = daemon.connect().post(CHAT, &told(true).to_string());
+    asked.wait_answer();
+    let _frozen = Frozen::new(daemon.id(), &["engine"]);
+    daemon.signal("-TERM");
+    daemon.signal("-INT");
+    let (status, _, text) = asked.response();
+    let text = String::from_utf8(text).unwrap();
+    let last = text.trim_end().rsplit("data: ").next().unwrap();
+    let event: Value = serde_json::from_str(last).expect(last);
+    assert_eq!((status, &event["error"]["message"]), (200, &json!("the daemon is stopping")));
 }
 
 /// A text that never fits is refused before anything of it is read, with how many tokens would.

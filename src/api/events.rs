@@ -35,7 +35,11 @@ pub fn body(
     let (sender, events) = channel(EVENTS);
     let writer = tokio::spawn(async move {
         let stream = Stream { api: &api, sender: &sender, job: &job, answer: &answer };
-        if let Err(Stop::Failed(error)) = stream.write(session, first).await {
+        let written = tokio::select! {
+            written = stream.write(session, first) => written,
+            error = api.wait_cut_off() => Err(Stop::Failed(error)),
+        };
+        if let Err(Stop::Failed(error)) = written {
             // An event of its own, and no end after it: what breaks off is no success. It is short,
             // and may be that there is no room.
             let event = format!("data: {}\n\n", OpenAiError(error).json());

@@ -11,7 +11,7 @@ use super::listeners::{AcceptError, Arrival, Duplex, Listeners};
 use super::routes::{self, router};
 use super::stall::WriteDeadline;
 use super::state::Api;
-use super::traffic::{Exchange, Traffic};
+use super::traffic::Exchange;
 use crate::daemon::listener::Listener;
 use crate::daemon::{Control, Phase};
 use crate::engine::{Engine, LONG_PATIENCE, SERVER_BYTES, TICK};
@@ -50,6 +50,9 @@ const REPLY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Time for a client to take the last response while what it still sends is thrown away.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// Time for those who are cut off at the end to be told.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Pause after the kernel refused a connection, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -249,11 +252,11 @@ impl Server {
         let caller = Caller::new(remote, self.control.live.clone());
         let (stream, socket) = arrival.into_stream();
         let (router, phase) = (self.router.clone(), self.control.phase.clone());
-        let traffic = Arc::clone(&self.api.traffic);
+        let api = Arc::clone(&self.api);
         self.connections.spawn(async move {
             let activity = &admission.activity;
             tokio::select! {
-                () = connection(stream, router, traffic, caller, phase, activity) => {}
+                () = connection(stream, router, api, caller, phase, activity) => {}
                 () = gone(socket.as_deref()) => log::debug!("a client has gone"),
                 () = activity.ended() => log::debug!("an idle connection is ended"),
                 () = silence(activity), if who == Who::Tcp => {
@@ -276,6 +279,9 @@ impl Server {
         };
         if !is_drained {
             log::warn!("cutting off {}", counted(self.connections.len() as u64, "connection"));
+            self.api.cut_off();
+            let told = async { while self.connections.join_next().await.is_some() {} };
+            let _ = timeout(FAREWELL, told).await;
             self.connections.shutdown().await;
         }
     }
@@ -340,7 +346,7 @@ async fn silence(activity: &Activity) {
 async fn connection(
     stream: Box<dyn Duplex>,
     router: Router,
-    traffic: Arc<Traffic>,
+    api: Arc<Api>,
     caller: Caller,
     mut phase: watch::Receiver<Phase>,
     activity: &Arc<Activity>,
@@ -351,17 +357,22 @@ async fn connection(
     let serving = Arc::clone(activity);
     let service = hyper::service::service_fn(move |mut request: HttpRequest<Incoming>| {
         let route = routes::labels(request.method(), request.uri().path());
-        let mut exchange = Exchange::begin(&traffic, caller.remote.clone(), route);
+        let mut exchange = Exchange::begin(&api.traffic, caller.remote.clone(), route);
         let admitted = gate::admit(&caller, request.uri(), request.headers());
         request.extensions_mut().insert(caller.clone());
         let (activity, service) = (Arc::clone(&serving), Activity::begin(&serving));
-        let router = router.clone();
+        let (router, api) = (router.clone(), Arc::clone(&api));
         Box::pin(async move {
             activity.written().await;
-            let response = match admitted {
-                Ok(()) => router.call(request).await?,
-                Err(error) => envelope::refuse(request.uri().path(), error),
+            let uri = request.uri().clone();
+            let served = match admitted {
+                Ok(()) => tokio::select! {
+                    response = router.call(request) => Ok(response?),
+                    error = api.wait_cut_off() => Err(error),
+                },
+                Err(error) => Err(error),
             };
+            let response = served.unwrap_or_else(|error| envelope::refuse(uri.path(), error));
             exchange.answer(response.status(), response.extensions().get());
             Ok::<_, Infallible>(response.map(|body| WatchedBody::new(body, exchange, service)))
         })

@@ -49,6 +49,8 @@ pub struct Api {
     pub addresses: Vec<Address>,
     /// How far the daemon has come.
     phase: watch::Receiver<Phase>,
+    /// Whether what runs is cut off.
+    is_cut_off: watch::Sender<bool>,
 }
 
 impl Api {
@@ -70,7 +72,20 @@ impl Api {
             speed: Arc::default(),
             addresses,
             phase,
+            is_cut_off: watch::Sender::new(false),
         })
+    }
+
+    /// Has all that runs end, and be told so.
+    pub fn cut_off(&self) {
+        self.is_cut_off.send_replace(true);
+    }
+
+    /// Waits until what runs is cut off: what is told then.
+    pub async fn wait_cut_off(&self) -> ApiError {
+        // There is a sender as long as there is this.
+        let _ = self.is_cut_off.subscribe().wait_for(|is_so| *is_so).await;
+        ApiError::unavailable("the daemon is stopping").closing()
     }
 
     /// Whether requests are welcome: there is an engine to serve them, and time to.

@@ -207,6 +207,11 @@ impl Connection {
         std::io::copy(&mut self.reader.take(bytes), &mut std::io::sink()).unwrap();
     }
 
+    /// Waits for the beginning of what is answered.
+    pub fn wait_answer(&mut self) {
+        self.reader.fill_buf().expect("hermesd answers in time");
+    }
+
     /// Reads a response; a body that is not JSON is null.
     pub fn reply(&mut self) -> (u16, Value) {
         let (status, _, body) = self.response();
