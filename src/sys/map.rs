@@ -2,7 +2,7 @@
 
 use super::bus::Watched;
 use super::capabilities::{Capabilities, Feature};
-pub use super::page::page_size;
+pub use super::page::{LARGEST_PAGE_BYTES, page_size};
 use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;

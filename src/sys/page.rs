@@ -2,6 +2,9 @@
 
 use std::sync::OnceLock;
 
+/// Bytes of the largest page of any supported kernel.
+pub const LARGEST_PAGE_BYTES: usize = 65_536;
+
 /// Bytes of a page: 4, 16 or 64 KiB.
 pub fn page_size() -> usize {
     static SIZE: OnceLock<usize> = OnceLock::new();

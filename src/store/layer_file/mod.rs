@@ -30,6 +30,7 @@ pub(super) use file::{describe_block, open_file};
 
 use super::Dtype;
 use crate::codec::{self, GROUP_DEPTH, PANEL_ROWS};
+use crate::sys::map::LARGEST_PAGE_BYTES;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -42,8 +43,8 @@ pub const VERSION: u64 = 1;
 /// Bytes of the header, where the index starts.
 pub const HEADER_BYTES: u64 = 64;
 
-/// Blocks start at multiples of this: the largest page size of any supported kernel.
-pub const BLOCK_ALIGN: u64 = 65_536;
+/// Blocks start at multiples of this.
+pub const BLOCK_ALIGN: u64 = LARGEST_PAGE_BYTES as u64;
 
 /// Stored bytes that a block aims for; one panel, row or group may be larger.
 pub const BLOCK_BYTES: u64 = 1 << 20;

@@ -4,7 +4,7 @@ use super::{BlockMemory, Memory, SlotBlock, WeightSource, cut_short, io_error};
 use crate::stream::slots::Mapped;
 use crate::stream::{Block, Slots, StreamError};
 use crate::sys::aligned::AlignedBuffer;
-use crate::sys::map::MappedFile;
+use crate::sys::map::{LARGEST_PAGE_BYTES, MappedFile, page_size};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -67,6 +67,9 @@ impl MappedSource {
 struct MappedBlock {
     file: Arc<MappedFile>,
     range: Range<usize>,
+    /// What goes with it: also the page behind that was mapped to be read ahead into, unless the next
+    /// block begins there.
+    own_range: Range<usize>,
     /// Its bytes where they are read, not mapped.
     copy: Option<AlignedBuffer>,
     trail: Arc<Trail>,
@@ -88,7 +91,7 @@ impl Drop for MappedBlock {
     /// Of a block that was copied, a page may be mapped: the one that is readable behind the block
     /// before it. It would hold its folio in the page cache.
     fn drop(&mut self) {
-        self.file.release(self.range.clone());
+        self.file.release(self.own_range.clone());
         self.trail.pass(&self.file);
     }
 }
@@ -106,8 +109,11 @@ impl WeightSource for MappedSource {
             true => None,
             false => Some(read_block(path, file, wanted.clone())?),
         };
+        let is_followed =
+            range.end.next_multiple_of(page_size()).is_multiple_of(LARGEST_PAGE_BYTES);
+        let own_range = if is_mapped && !is_followed { readable.clone() } else { range.clone() };
         let (file, trail) = (Arc::clone(file), Arc::clone(&self.trail));
-        let held = MappedBlock { file, range, copy, trail, _counted: counted };
+        let held = MappedBlock { file, range, own_range, copy, trail, _counted: counted };
         if is_mapped {
             held.file.populate(readable).map_err(|e| io_error(path.clone(), wanted, e))?;
         }
@@ -211,6 +217,7 @@ fn usize_range(range: &Range<u64>, limit: usize) -> Option<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::skip::skip;
     use std::io::Write;
 
     /// A kernel reads ahead of the panel that it multiplies with. Behind the last block of a file
@@ -236,5 +243,34 @@ mod tests {
         }
         let left = source.files[0].1.mapped_pages();
         assert_eq!(left, 0, "what was read ahead behind the first goes with the second");
+    }
+
+    /// Where no block begins behind one, what was mapped there stayed: 4 KiB for each block.
+    #[test]
+    fn what_is_mapped_behind_a_block_goes_with_it() {
+        if !crate::sys::map::populate_supported() {
+            return skip("the kernel has no MADV_POPULATE_READ");
+        }
+        let align = LARGEST_PAGE_BYTES as u64;
+        for bytes in [align, align - 100, align - 4096, 40_000, 100] {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&vec![7; 6 * LARGEST_PAGE_BYTES]).unwrap();
+            let files = vec![("layer".into(), file)];
+            let source = MappedSource::new(files, 64, Arc::default()).unwrap();
+            let load = |index: u64| {
+                source.load(&Block { file: 0, offset: index * align, bytes, checksum: 0 }).unwrap()
+            };
+            for index in 0..5 {
+                assert!(load(index).as_ref().iter().all(|byte| *byte == 7));
+            }
+            let mut all: Vec<_> = (0..5).map(|index| Some(load(index))).collect();
+            for index in [3, 1, 4, 0, 2] {
+                all[index] = None;
+            }
+            // Another block would begin behind the last one.
+            let begins = bytes + 64 > align;
+            let left = source.files[0].1.mapped_pages();
+            assert_eq!(left, usize::from(begins), "blocks of {bytes} bytes");
+        }
     }
 }
