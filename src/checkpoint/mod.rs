@@ -44,7 +44,7 @@ pub struct Checkpoint {
 }
 
 /// Which values of a query or a key are turned together, where the model's kind rotates halves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rotation {
     /// `i` and `i + head size / 2`, as transformers has it.
     Halves,

@@ -27,6 +27,7 @@ pub fn onnx() -> Onnx {
     let register = &mut onnx.op_register;
     register.insert("Attention", |context, node| rewired(context, node, masked));
     register.insert(attention::OPERATOR, attention::parse);
+    register.insert(attention::OLD_OPERATOR, attention::parse_old);
     register.insert("Concat", concat);
     register.insert("CumSum", |context, node| rewired(context, node, of_numbers));
     register.insert("QuantizeLinear", |context, node| rewired(context, node, quantized));

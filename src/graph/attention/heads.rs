@@ -2,6 +2,7 @@
 //! after block, with the greatest score, the sum and the mixture so far.
 
 use super::loops;
+use super::new::NewHeads;
 use rayon::prelude::*;
 use std::ops::Range;
 use tract_core::internal::tract_ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder, linalg};
@@ -36,6 +37,11 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The head of queries and the token that a row of a head of keys is of.
+    fn place(&self, head: usize, row: usize) -> (usize, usize) {
+        (head * (self.queries / self.keys) + row / self.new, row % self.new)
+    }
+
     /// The tokens that a row of a head of keys sees.
     fn sight(&self, row: usize) -> Range<usize> {
         let place = self.past + row % self.new;
@@ -49,12 +55,11 @@ struct Tile {
     rows: Range<usize>,
 }
 
-/// What comes of queries `[queries, new, width]` with keys and values `[keys, capacity, width]`:
-/// `[new, queries * width]`. The same bits by any number of threads; for few new tokens, each has
-/// those that it has alone.
+/// What comes of queries with keys and values `[keys, capacity, width]`: `[new, queries * width]`. The
+/// same bits by any number of threads; for few new tokens, each has those that it has alone.
 pub fn attend(
     layout: &Layout,
-    query: &[f32],
+    query: &NewHeads,
     keys: &[f32],
     values: &[f32],
     threads: usize,
@@ -74,9 +79,7 @@ pub fn attend(
     let of_head = layout.capacity * width;
     let mixed_of = |tile: &Tile| {
         let at = tile.head * of_head..(tile.head + 1) * of_head;
-        let start = tile.head * rows;
-        let query = &query[(start + tile.rows.start) * width..(start + tile.rows.end) * width];
-        let mut work = Work::new(layout, tile.rows.clone(), query);
+        let mut work = Work::new(layout, tile, query);
         work.go_over(&keys[at.clone()], &values[at]);
         work.finish()
     };
@@ -84,7 +87,7 @@ pub fn attend(
     let mut mixed = vec![0.0; new * queries * width];
     let mut put = |tile: &Tile, of_tile: &[f32]| {
         for (row, values) in tile.rows.clone().zip(of_tile.chunks_exact(width)) {
-            let (head, token) = (tile.head * shared + row / new, row % new);
+            let (head, token) = layout.place(tile.head, row);
             let at = (token * queries + head) * width;
             mixed[at..at + width].copy_from_slice(values);
         }
@@ -116,12 +119,19 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(layout: &'a Layout, rows: Range<usize>, query: &[f32]) -> Work<'a> {
+    fn new(layout: &'a Layout, tile: &Tile, new: &NewHeads) -> Work<'a> {
+        let rows = tile.rows.clone();
         let count = rows.len();
+        let mut query = vec![0.0; count * layout.width];
+        for (row, query) in rows.clone().zip(query.chunks_exact_mut(layout.width)) {
+            let (head, token) = layout.place(tile.head, row);
+            new.put(head, token, query);
+            query.iter_mut().for_each(|value| *value *= layout.scale);
+        }
         Work {
             layout,
             rows,
-            query: query.iter().map(|value| value * layout.scale).collect(),
+            query,
             scores: vec![0.0; count * BLOCK],
             mixed: vec![0.0; count * layout.width],
             most: vec![f32::NEG_INFINITY; count],
@@ -242,6 +252,7 @@ fn matrix_mut(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tract_core::internal::Tensor;
 
     /// By what it means, in f64.
     fn oracle(layout: &Layout, query: &[f32], keys: &[f32], values: &[f32]) -> Vec<f64> {
@@ -252,7 +263,7 @@ mod tests {
             for token in 0..new {
                 let place = layout.past + token;
                 let first = (place + 1).saturating_sub(layout.window);
-                let row = &query[(head * new + token) * width..][..width];
+                let row = &query[(token * queries + head) * width..][..width];
                 let at = |t: usize| (start + t % capacity) * width;
                 let product = |t: usize| -> f64 {
                     let key = &keys[at(t)..][..width];
@@ -271,6 +282,20 @@ mod tests {
             }
         }
         mixed
+    }
+
+    /// By queries token by token.
+    fn attended(
+        layout: &Layout,
+        query: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        threads: usize,
+    ) -> Vec<f32> {
+        let Layout { queries, new, width, .. } = *layout;
+        let query = Tensor::from_shape(&[1, new, queries * width], query).unwrap();
+        let query = NewHeads::of(&query, width, None, &[]).unwrap();
+        attend(layout, &query, keys, values, threads)
     }
 
     fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -304,13 +329,13 @@ mod tests {
             let query = numbers(queries * new * width, seed);
             let keys = numbers(heads * capacity * width, seed + 1_000_000);
             let values = numbers(heads * capacity * width, seed + 2_000_000);
-            let found = attend(&layout, &query, &keys, &values, 1);
+            let found = attended(&layout, &query, &keys, &values, 1);
             let right = oracle(&layout, &query, &keys, &values);
             for (found, right) in found.iter().zip(&right) {
                 prop_assert!((f64::from(*found) - right).abs() < 2e-4, "{found} for {right}");
             }
             for threads in [2, 4, 8] {
-                prop_assert_eq!(&attend(&layout, &query, &keys, &values, threads), &found);
+                prop_assert_eq!(&attended(&layout, &query, &keys, &values, threads), &found);
             }
         }
 
@@ -322,12 +347,11 @@ mod tests {
             let query = numbers(queries * new * width, seed);
             let keys = numbers(heads * capacity * width, seed + 1_000_000);
             let values = numbers(heads * capacity * width, seed + 2_000_000);
-            let found = attend(&layout, &query, &keys, &values, 2);
+            let found = attended(&layout, &query, &keys, &values, 2);
             for token in 0..new {
                 let alone = Layout { new: 1, past: layout.past + token, ..layout };
-                let rows = (0..queries).map(|head| &query[(head * new + token) * width..][..width]);
-                let own: Vec<f32> = rows.flatten().copied().collect();
-                let expected = attend(&alone, &own, &keys, &values, 1);
+                let own = &query[token * queries * width..][..queries * width];
+                let expected = attended(&alone, own, &keys, &values, 1);
                 prop_assert_eq!(&found[token * queries * width..][..queries * width], &expected[..]);
             }
         }

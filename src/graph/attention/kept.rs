@@ -4,6 +4,7 @@
 
 use super::Append;
 use super::heads::BLOCK;
+use super::new::NewHeads;
 use crate::sys::lock::lock;
 use std::fmt;
 use std::hash::Hasher;
@@ -70,10 +71,10 @@ impl KeptPast {
     }
 
     /// What is new behind a past of that shape, as the tensor of both.
-    pub(super) fn appended(&self, past: &[usize], new: &Tensor) -> TractResult<Tensor> {
+    pub(super) fn appended(&self, past: &[usize], new: &NewHeads) -> TractResult<Tensor> {
         let &[_, heads, tokens, width] = past else { bail!("a past of shape {past:?}") };
         self.open().append(tokens, new)?;
-        let shape = [1, heads, tokens + new.shape()[2], width];
+        let shape = [1, heads, tokens + new.tokens, width];
         Ok(Tensor::from_storage(f32::datum_type(), &shape, self.clone()))
     }
 
@@ -151,21 +152,22 @@ impl Slots {
         (head * self.capacity + token % self.capacity) * self.width
     }
 
-    /// Puts what is new, `[1, heads, new, width]`, behind the first `past` tokens.
-    fn append(&mut self, past: usize, new: &Tensor) -> TractResult<()> {
-        let &[1, heads, count, width] = new.shape() else { bail!("new keys are {new:?}") };
-        ensure!([heads, width] == [self.heads, self.width], "new keys are {new:?}");
+    /// Puts what is new behind the first `past` tokens.
+    fn append(&mut self, past: usize, new: &NewHeads) -> TractResult<()> {
+        let &NewHeads { tokens: count, heads, width, .. } = new;
+        let is_alike = [heads, width] == [self.heads, self.width];
+        ensure!(is_alike, "{heads} heads of {width} behind {} of {}", self.heads, self.width);
         let seen = self.window.min(past + 1) - 1;
         ensure!(
             self.has(past) && seen + count <= self.capacity,
             "{past} tokens and {count} have no room in {} slots",
             self.capacity
         );
-        let new = new.try_as_plain_ram()?;
-        let rows = new.as_slice::<f32>()?.chunks_exact(width);
-        for (index, row) in rows.enumerate() {
-            let at = self.slot(index / count, past + index % count);
-            self.values[at..at + width].copy_from_slice(row);
+        for head in 0..heads {
+            for token in 0..count {
+                let at = self.slot(head, past + token);
+                new.put(head, token, &mut self.values[at..at + width]);
+            }
         }
         self.most = self.most.max(past + count);
         Ok(())
@@ -234,9 +236,13 @@ mod tests {
 
     /// A token's keys: by their numbers it is told from others.
     fn keys(range: std::ops::Range<usize>) -> Tensor {
-        let rows = |head: usize| range.clone().map(move |token| (1000 * head + token) as f32);
-        let values: Vec<f32> = (0..2).flat_map(rows).collect();
-        Tensor::from_shape(&[1, 2, range.len(), 1], &values).unwrap()
+        let heads = |token: usize| (0..2).map(move |head| (1000 * head + token) as f32);
+        let values: Vec<f32> = range.clone().flat_map(heads).collect();
+        Tensor::from_shape(&[1, range.len(), 2], &values).unwrap()
+    }
+
+    fn append(past: &Tensor, tokens: usize, new: &Tensor) -> TractResult<()> {
+        kept(past).open().append(tokens, &NewHeads::of(new, 1, None, &[])?)
     }
 
     fn kept(past: &Tensor) -> KeptPast {
@@ -267,7 +273,7 @@ mod tests {
             let mut past = KeptPast::copied(&past, &keeping, 0, room).unwrap();
             for (new, back) in steps {
                 let tokens = past.shape()[2];
-                kept(&past).open().append(tokens, &keys(tokens..tokens + new)).unwrap();
+                append(&past, tokens, &keys(tokens..tokens + new)).unwrap();
                 let most = tokens + new;
                 past = KeptPast::cut(&past, most).unwrap();
                 check(&past, window);
@@ -293,7 +299,7 @@ mod tests {
         assert_eq!(slots(Some(512), 600), 600);
         let keeping = Keeping { window: Some(2), present: 0 };
         let past = KeptPast::copied(&KeptPast::none(&keeping, 2, 1), &keeping, 0, 3).unwrap();
-        let error = kept(&past).open().append(0, &keys(0..4)).unwrap_err();
+        let error = append(&past, 0, &keys(0..4)).unwrap_err();
         assert!(error.to_string().contains("no room"), "{error}");
         assert_eq!(KeptPast::bytes_of(&past), Some(24));
     }

@@ -517,4 +517,4 @@ fn bind_sizes(values: &mut TVec<TValue>, symbols: &SymbolValues) -> TractResult<
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -66,7 +66,7 @@ fn lockstep(model: TypedModel) -> Lockstep {
 }
 
 /// What comes of requests of one pass on so many threads.
-fn run(lockstep: &Lockstep, threads: usize, requests: &[TVec<TValue>]) -> Outcomes {
+pub fn run(lockstep: &Lockstep, threads: usize, requests: &[TVec<TValue>]) -> Outcomes {
     on_threads(threads, || {
         lockstep.run(&TapeFeed(Arc::new(NoTape)), requests.to_vec(), &|_| Ok(()), &|_| ()).unwrap()
     })
@@ -333,9 +333,8 @@ fn decoder() -> Lockstep {
     let x = model.add_source("x", f32.fact([1.to_dim(), new.clone(), 8.to_dim()])).unwrap();
     let past = f32.fact([1.to_dim(), 1.to_dim(), past, 8.to_dim()]);
     let past = model.add_source("past", past).unwrap();
-    let key = model.wire_node("key", AxisOp::Add(1), &[x]).unwrap();
-    let append = Append { window: None };
-    let present = model.wire_node("present", append, &[key[0], past]).unwrap();
+    let append = Append { window: None, rotation: None };
+    let present = model.wire_node("present", append, &[x, past]).unwrap();
     let first = (new.clone() - 4).maxi(0.to_dim());
     let last = model.wire_node("last", Slice::new(1, first, new), &[x]).unwrap();
     let two = model.add_const("two", tensor3(&[[[2f32]]])).unwrap();

@@ -11,7 +11,7 @@ mod microsoft;
 mod ml;
 mod onnx;
 
-use super::attention::{DOMAIN, OPERATOR};
+use super::attention::{DOMAIN, DOMAIN_VERSION, OLD_OPERATOR, OPERATOR};
 use super::check::unsupported;
 use super::error::GraphError;
 use super::repair::attribute;
@@ -67,11 +67,14 @@ const DOMAINS: [Domain; 4] = [
     Domain { name: "", oldest: 1, newest: ONNX_VERSION, operators: onnx::OPERATORS },
     Domain { name: "ai.onnx.ml", oldest: 1, newest: 5, operators: ml::OPERATORS },
     Domain { name: "com.microsoft", oldest: 1, newest: 1, operators: microsoft::OPERATORS },
-    Domain { name: DOMAIN, oldest: 1, newest: 1, operators: OWN },
+    Domain { name: DOMAIN, oldest: 1, newest: DOMAIN_VERSION, operators: OWN },
 ];
 
 /// The operators of graphs that are drawn here.
-const OWN: &[Operator] = &[Operator { name: OPERATOR, rules: &[Rule::Any(&["scale", "window"])] }];
+const OWN: &[Operator] = &[
+    Operator { name: OLD_OPERATOR, rules: &[Rule::Any(&["scale", "window"])] },
+    Operator { name: OPERATOR, rules: &[Rule::Any(&["scale", "window", "interleaved"])] },
+];
 
 /// Refuses what tract would compute otherwise than it is meant, by node, operator and attribute.
 pub fn vet(model: &ModelProto) -> Result<(), GraphError> {

@@ -8,7 +8,7 @@
 use super::module::{Graph, Module};
 use super::rope::Frequencies;
 use crate::checkpoint::Rotation;
-use crate::graph::OPERATOR;
+use crate::graph::OLD_OPERATOR;
 use crate::graph::skim::Stored;
 use crate::graph::writer::{DataType, Dim, Scope, Value, float, float_tensor, int};
 
@@ -85,7 +85,7 @@ impl Decoder {
         let mut attributes = vec![float("scale", scale as f32)];
         attributes.extend(window.map(|window| int("window", window.cast_signed())));
         let inputs = [query, key, value, &past_key, &past_value];
-        let mut values = scope.own(OPERATOR, &inputs, attributes, 3).into_iter();
+        let mut values = scope.own(OLD_OPERATOR, &inputs, attributes, 3).into_iter();
         let [mixed, key, value] = [(); 3].map(|()| values.next().unwrap_or_default());
         self.presents.push([key, value]);
         mixed
