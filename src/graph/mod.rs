@@ -40,7 +40,7 @@ mod view;
 mod walker;
 pub mod writer;
 
-pub use attention::{Keeping, KeptPast, MOST_NEW, OLD_OPERATOR};
+pub use attention::{Keeping, KeptPast, MOST_NEW, OPERATOR};
 pub use datum::{array_of, datum_of, dtype_of, tensor_of};
 pub use dealing::{Deal, Lease};
 pub use error::GraphError;

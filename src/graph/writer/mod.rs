@@ -7,7 +7,7 @@
 
 mod scope;
 
-use super::attention::DOMAIN;
+use super::attention::{DOMAIN, DOMAIN_VERSION};
 use std::collections::HashMap;
 use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
@@ -125,7 +125,7 @@ impl<T> Graph<T> {
         };
         let of = |domain: &str, version| OperatorSetIdProto { domain: domain.to_string(), version };
         let has_own = self.nodes.iter().any(|node| node.domain == DOMAIN);
-        let own = has_own.then(|| of(DOMAIN, 1));
+        let own = has_own.then(|| of(DOMAIN, DOMAIN_VERSION));
         ModelProto {
             ir_version: IR_VERSION,
             producer_name: producer.to_string(),

@@ -8,7 +8,7 @@
 use super::module::{Graph, Module};
 use super::rope::Frequencies;
 use crate::checkpoint::Rotation;
-use crate::graph::OLD_OPERATOR;
+use crate::graph::OPERATOR;
 use crate::graph::skim::Stored;
 use crate::graph::writer::{DataType, Dim, Scope, Value, float, float_tensor, int};
 
@@ -28,6 +28,15 @@ pub struct Heads {
     pub keys: u64,
     /// Values of a head.
     pub width: u64,
+}
+
+/// What a layer's attention sees, and how.
+#[derive(Clone, Copy)]
+pub struct Sight {
+    /// A token sees itself and those before it; with a window of n, the n - 1 next before it.
+    pub window: Option<u64>,
+    /// What scores are multiplied by.
+    pub scale: f64,
 }
 
 /// A decoder under construction.
@@ -71,21 +80,24 @@ impl Decoder {
     }
 
     /// Attention of the next layer: `[1, S, queries * width]` of queries, keys and values of the new
-    /// tokens, `[1, heads, S, width]`. Scores are multiplied by `scale`. A token sees itself and those
-    /// before it; with a window of n, the n - 1 next before it.
+    /// tokens, `[1, S, heads * width]` or split into heads. Queries and keys are turned by `rotary`.
     pub fn attend(
         &mut self,
         scope: &mut Scope<Stored>,
         [query, key, value]: [&str; 3],
-        window: Option<u64>,
-        scale: f64,
+        rotary: Option<&Rotary>,
+        Sight { window, scale }: Sight,
     ) -> Value {
         let layer = self.presents.len() as u64;
         let [past_key, past_value] = ["key", "value"].map(|part| past(layer, part));
         let mut attributes = vec![float("scale", scale as f32)];
         attributes.extend(window.map(|window| int("window", window.cast_signed())));
-        let inputs = [query, key, value, &past_key, &past_value];
-        let mut values = scope.own(OLD_OPERATOR, &inputs, attributes, 3).into_iter();
+        let mut inputs = vec![query, key, value, &past_key, &past_value];
+        if let Some(Rotary { cosines, sines, rotation }) = rotary {
+            inputs.extend([&**cosines, sines]);
+            attributes.push(int("interleaved", i64::from(*rotation == Rotation::Interleaved)));
+        }
+        let mut values = scope.own(OPERATOR, &inputs, attributes, 3).into_iter();
         let [mixed, key, value] = [(); 3].map(|()| values.next().unwrap_or_default());
         self.presents.push([key, value]);
         mixed
@@ -115,24 +127,17 @@ fn past(layer: u64, part: &str) -> String {
     format!("past_key_values.{layer}.{part}")
 }
 
-/// `[1, S, heads, width]` with the axis of heads before that of tokens.
-pub fn by_head(scope: &mut Scope<Stored>, x: &str) -> Value {
-    scope.transpose(x, &[0, 2, 1, 3])
-}
-
 /// Rotation of queries and keys by their places.
 pub struct Rotary {
-    /// Cosines and sines by place and pair, in the shape that they are multiplied in.
+    /// Cosines and sines by place and pair, `[S, pairs]`.
     cosines: Value,
     sines: Value,
     rotation: Rotation,
-    /// Pairs of a head that are turned; the rest of it stays.
-    pairs: i64,
-    heads: Heads,
 }
 
 impl Rotary {
-    /// Rotation of heads by places of the decoder.
+    /// Rotation of heads by places of the decoder: of as many pairs, the first ones, as there are
+    /// frequencies.
     pub fn new(
         module: &mut Module,
         decoder: &Decoder,
@@ -144,12 +149,7 @@ impl Rotary {
         let radians = scope.constant(float_tensor(&[1, pairs], &frequencies.radians));
         let places = scope.cast(&decoder.places, DataType::Float);
         let places = scope.unsqueeze(&places, 1);
-        let mut angles = scope.op("Mul", &[&places, &radians]);
-        let axis = match rotation {
-            Rotation::Halves => 1,
-            Rotation::Interleaved => 2,
-        };
-        angles = scope.unsqueeze(&angles, axis);
+        let angles = scope.op("Mul", &[&places, &radians]);
         let [cosines, sines] = ["Cos", "Sin"].map(|function| {
             let values = scope.op(function, &[&angles]);
             match frequencies.scale {
@@ -160,44 +160,6 @@ impl Rotary {
                 }
             }
         });
-        Rotary { cosines, sines, rotation, pairs, heads: decoder.heads }
-    }
-
-    /// Turns `[1, heads, S, width]`.
-    pub fn turn(&self, scope: &mut Scope<Stored>, x: &str, heads: u64) -> Value {
-        let width = self.heads.width.cast_signed();
-        let turned = 2 * self.pairs;
-        let part = |scope: &mut Scope<Stored>, x: &str, axis: i64, from: i64, to: i64| {
-            let [from, to, axis] = [from, to, axis].map(|number| scope.constant_ints(&[number]));
-            scope.op("Slice", &[x, &from, &to, &axis])
-        };
-        let first = match turned == width {
-            true => x.to_string(),
-            false => part(scope, x, 3, 0, turned),
-        };
-        let (pair_shape, axis) = match self.rotation {
-            Rotation::Halves => ([2, self.pairs], 3),
-            Rotation::Interleaved => ([self.pairs, 2], 4),
-        };
-        let heads = heads.cast_signed();
-        let shape = scope.constant_ints(&[1, heads, -1, pair_shape[0], pair_shape[1]]);
-        let paired = scope.reshape(&first, &shape);
-        let one = part(scope, &paired, axis, 0, 1);
-        let other = part(scope, &paired, axis, 1, 2);
-        let product = |scope: &mut Scope<Stored>, a: &str, b: &str| scope.op("Mul", &[a, b]);
-        let (a, b) = (product(scope, &one, &self.cosines), product(scope, &other, &self.sines));
-        let left = scope.op("Sub", &[&a, &b]);
-        let (a, b) = (product(scope, &other, &self.cosines), product(scope, &one, &self.sines));
-        let right = scope.op("Add", &[&a, &b]);
-        let joined = scope.concat(&[&left, &right], axis);
-        let shape = scope.constant_ints(&[1, heads, -1, turned]);
-        let joined = scope.reshape(&joined, &shape);
-        match turned == width {
-            true => joined,
-            false => {
-                let rest = part(scope, x, 3, turned, width);
-                scope.concat(&[&joined, &rest], 3)
-            }
-        }
+        Rotary { cosines, sines, rotation }
     }
 }

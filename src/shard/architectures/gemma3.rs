@@ -2,7 +2,7 @@
 //! those that see all, and words scaled by the root of the width.
 
 use super::config::Config;
-use super::decoder::{Decoder, Heads, Rotary, by_head};
+use super::decoder::{Decoder, Heads, Rotary, Sight};
 use super::module::{Activation, Gated, Graph, Module, Norm, Product};
 use super::rope::Rope;
 use super::tensors::Tensors;
@@ -139,19 +139,16 @@ impl Gemma3 {
         let mut parts = vec![];
         for (part, count) in [("q", heads.queries), ("k", heads.keys), ("v", heads.keys)] {
             let product = Product { depth: width, rows: count * heads.width, has_bias };
-            let y = attention.linear(&format!("{part}_proj"), &normal, product)?;
-            let mut y = decoder.split(&mut attention.scope, &y, count);
+            let mut y = attention.linear(&format!("{part}_proj"), &normal, product)?;
             if part != "v" {
+                y = decoder.split(&mut attention.scope, &y, count);
                 y = attention.rms_norm(&format!("{part}_norm"), &y, self.norm(heads.width))?;
             }
-            y = by_head(&mut attention.scope, &y);
-            parts.push(match part {
-                "v" => y,
-                _ => rotary.turn(&mut attention.scope, &y, count),
-            });
+            parts.push(y);
         }
         let parts = [&*parts[0], &*parts[1], &*parts[2]];
-        let mixed = decoder.attend(&mut attention.scope, parts, window, self.scale);
+        let sight = Sight { window, scale: self.scale };
+        let mixed = decoder.attend(&mut attention.scope, parts, Some(rotary), sight);
         let closing = Product { depth: heads.queries * heads.width, rows: width, has_bias };
         let mixed = attention.linear("o_proj", &mixed, closing)?;
         let mixed = module.rms_norm("post_attention_layernorm", &mixed, self.norm(width))?;

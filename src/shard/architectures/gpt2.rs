@@ -2,7 +2,7 @@
 //! stand as `[in, out]` in its own files.
 
 use super::config::Config;
-use super::decoder::{Decoder, Heads, by_head};
+use super::decoder::{Decoder, Heads, Sight};
 use super::module::{Activation, Graph, Module};
 use super::tensors::Tensors;
 use super::{Network, head};
@@ -96,15 +96,13 @@ impl Gpt2 {
         let mut attention = module.at("attn");
         let joined = self.product(&mut attention, "c_attn", &normal, [width, 3 * width])?;
         let parts = attention.scope.split(&joined, &[width.cast_signed(); 3], 2);
-        let [query, key, value] = [0, 1, 2].map(|part| {
-            let split = decoder.split(&mut attention.scope, &parts[part], heads.queries);
-            by_head(&mut attention.scope, &split)
-        });
+        let parts = [&*parts[0], &*parts[1], &*parts[2]];
         let mut scale = if self.has_scale { (heads.width as f64).powf(-0.5) } else { 1.0 };
         if self.scales_by_layer {
             scale /= (layer + 1) as f64;
         }
-        let mixed = decoder.attend(&mut attention.scope, [&query, &key, &value], None, scale);
+        let sight = Sight { window: None, scale };
+        let mixed = decoder.attend(&mut attention.scope, parts, None, sight);
         let mixed = self.product(&mut attention, "c_proj", &mixed, [width, width])?;
         let x = module.scope.op("Add", &[x, &mixed]);
         let normal = module.layer_norm("ln_2", &x, width, self.epsilon)?;

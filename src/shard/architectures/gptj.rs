@@ -2,7 +2,7 @@
 //! in pairs of neighbours.
 
 use super::config::Config;
-use super::decoder::{Decoder, Heads, Rotary, by_head};
+use super::decoder::{Decoder, Heads, Rotary, Sight};
 use super::module::{Activation, Graph, Module, Product};
 use super::rope::Rope;
 use super::tensors::Tensors;
@@ -97,17 +97,12 @@ impl GptJ {
         let square = Product { depth: width, rows: width, has_bias: false };
         let mut parts = vec![];
         for name in ["q_proj", "k_proj", "v_proj"] {
-            let part = attention.linear(name, &normal, square)?;
-            let part = decoder.split(&mut attention.scope, &part, heads.queries);
-            let part = by_head(&mut attention.scope, &part);
-            parts.push(match name {
-                "v_proj" => part,
-                _ => rotary.turn(&mut attention.scope, &part, heads.queries),
-            });
+            parts.push(attention.linear(name, &normal, square)?);
         }
         let scale = (heads.width as f64).powf(-0.5);
         let parts = [&*parts[0], &*parts[1], &*parts[2]];
-        let mixed = decoder.attend(&mut attention.scope, parts, None, scale);
+        let sight = Sight { window: None, scale };
+        let mixed = decoder.attend(&mut attention.scope, parts, Some(rotary), sight);
         let mixed = attention.linear("out_proj", &mixed, square)?;
         let mut mlp = module.at("mlp");
         let hidden = Product { depth: width, rows: inner, has_bias: true };

@@ -3,7 +3,7 @@
 //! out stands for.
 
 use super::config::Config;
-use super::decoder::{Decoder, Heads, Rotary, by_head};
+use super::decoder::{Decoder, Heads, Rotary, Sight};
 use super::module::{Activation, Gated, Graph, Module, Norm, Product};
 use super::rope::Rope;
 use super::tensors::Tensors;
@@ -189,19 +189,16 @@ impl Llama {
             let rows = count * heads.width;
             let product = Product { depth: width, rows, has_bias: biases[0] };
             let mut y = attention.linear(&format!("{part}_proj"), &normal, product)?;
-            y = decoder.split(&mut attention.scope, &y, count);
             if self.norms_heads && part != "v" {
+                y = decoder.split(&mut attention.scope, &y, count);
                 y = attention.rms_norm(&format!("{part}_norm"), &y, self.norm(heads.width))?;
             }
-            y = by_head(&mut attention.scope, &y);
-            parts.push(match part {
-                "v" => y,
-                _ => rotary.turn(&mut attention.scope, &y, count),
-            });
+            parts.push(y);
         }
         let scale = (heads.width as f64).powf(-0.5);
         let parts = [&*parts[0], &*parts[1], &*parts[2]];
-        let mixed = decoder.attend(&mut attention.scope, parts, window, scale);
+        let mixed =
+            decoder.attend(&mut attention.scope, parts, Some(rotary), Sight { window, scale });
         let depth = heads.queries * heads.width;
         let closing = Product { depth, rows: width, has_bias: biases[1] };
         let mixed = attention.linear("o_proj", &mixed, closing)?;
