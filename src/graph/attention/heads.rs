@@ -16,6 +16,9 @@ pub const TILE_ROWS: usize = 32;
 /// Most new tokens whose rows are computed one by one: no key is packed for so few.
 const FEW: usize = 8;
 
+/// Multiplications from which on waking other threads takes less time than it saves.
+const WORTH_SHARING: usize = 1 << 18;
+
 /// Sizes, and where keys lie.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
@@ -40,6 +43,12 @@ impl Layout {
     /// The head of queries and the token that a row of a head of keys is of.
     fn place(&self, head: usize, row: usize) -> (usize, usize) {
         (head * (self.queries / self.keys) + row / self.new, row % self.new)
+    }
+
+    /// Multiplications with keys and values, at the most.
+    fn multiplications(&self) -> usize {
+        let seen = self.window.min(self.past + self.new);
+        2 * self.queries * self.width * self.new * seen
     }
 
     /// The tokens that a row of a head of keys sees.
@@ -67,6 +76,7 @@ pub fn attend(
     let Layout { queries, width, new, .. } = *layout;
     let shared = queries / layout.keys;
     let rows = shared * new;
+    let threads = if layout.multiplications() < WORTH_SHARING { 1 } else { threads };
     // Rows that are computed one by one may be divided as there are threads.
     let parts = threads.div_ceil(layout.keys).clamp(1, rows.max(1));
     let tile_rows = if new <= FEW { rows.div_ceil(parts).min(TILE_ROWS) } else { TILE_ROWS };
