@@ -5,6 +5,7 @@
 //! side by side, a constant is assembled once and shared.
 
 mod branches;
+mod step;
 mod walk;
 
 pub use branches::check_ops;
@@ -22,6 +23,7 @@ use branches::Branches;
 use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
+use step::Step;
 use tract_core::internal::*;
 use tract_core::model::order::build_flush_list;
 use tract_core::ops::einsum::EinSum;
@@ -36,8 +38,7 @@ use tract_linalg::multithread::{
 /// A plan that several requests can walk through in lockstep.
 pub struct Lockstep {
     plan: Arc<TypedSimplePlan>,
-    /// Nodes whose values nobody needs once a step's inputs are taken, by step.
-    flush: Vec<TVec<usize>>,
+    steps: Vec<Step>,
     liveness: Arc<Liveness>,
     /// The open size of its logits, and after how many steps all is there but these.
     rows: Option<(Rows, usize)>,
@@ -45,7 +46,7 @@ pub struct Lockstep {
 
 impl fmt::Debug for Lockstep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a plan of {} steps", self.flush.len())
+        write!(f, "a plan of {} steps", self.steps.len())
     }
 }
 
@@ -77,7 +78,8 @@ impl Lockstep {
         let bodies = |node: &TypedNode| node.op_as().map(Branches::livenesses);
         let liveness = Arc::new(Liveness::of(&plan, &flush, &bodies));
         let rows = Rows::of(model).map(|rows| (rows.clone(), rows.steps_before(&plan)));
-        Lockstep { plan, flush, liveness, rows }
+        let steps = Step::all(&plan, flush);
+        Lockstep { plan, steps, liveness, rows }
     }
 
     /// What lives when.
@@ -209,14 +211,14 @@ impl Lockstep {
         feed: &TapeFeed,
         step: usize,
         node: &TypedNode,
-        live: &mut Vec<&mut Passage>,
+        live: &mut TVec<&mut Passage>,
     ) -> TractResult<()> {
-        let flush = &self.flush[step];
+        let step = &self.steps[step];
         if let Some(linear) = node.op_as::<Linear>() {
             let mut inputs = Vec::with_capacity(live.len());
-            live.retain_mut(|seat| {
+            live.retain(|seat| {
                 let input = seat.attempt(node, |seat| {
-                    let input = args_1!(seat.take_inputs(self, node, flush)?);
+                    let input = args_1!(seat.take_inputs(self, node, &step.flush)?);
                     linear.check(&input).map(|()| input)
                 });
                 inputs.extend(input);
@@ -227,22 +229,26 @@ impl Lockstep {
             }
             let outputs = linear.eval_together(&*feed.0, inputs)?;
             for (seat, output) in live.iter_mut().zip(outputs) {
-                seat.store(self, node, tvec!(output.into_tvalue()));
+                seat.store(self, node, step, tvec!(output.into_tvalue()));
             }
             return Ok(());
         }
         if let Some(constant) = node.op_as::<Constant>() {
             let shared = constant.assemble(&*feed.0)?.into_tvalue();
             for seat in live {
-                seat.store(self, node, tvec!(shared.clone()));
+                seat.store(self, node, step, tvec!(shared.clone()));
             }
+            return Ok(());
+        }
+        if let [seat] = &mut live[..] {
+            seat.compute(self, node, step);
             return Ok(());
         }
         let elements: TVec<usize> = live.iter().map(|seat| seat.largest_input(node)).collect();
         match Spread::of(rayon::current_num_threads(), &elements) {
-            Spread::Within => live.iter_mut().for_each(|seat| seat.compute(self, node, flush)),
+            Spread::Within => live.iter_mut().for_each(|seat| seat.compute(self, node, step)),
             Spread::Beside => {
-                live.par_iter_mut().for_each(|seat| seat.compute_beside(self, node, flush));
+                live.par_iter_mut().for_each(|seat| seat.compute_beside(self, node, step));
             }
         }
         Ok(())
@@ -265,7 +271,6 @@ impl Spread {
     fn of(threads: usize, elements: &[usize]) -> Spread {
         let enough = current_threading_element_threshold();
         match elements {
-            [_] => Spread::Within,
             all if all.len() < threads && all.iter().all(|elements| *elements >= enough) => {
                 Spread::Within
             }
@@ -309,13 +314,13 @@ impl Passage {
         Passage { state, ended, is_alone, granted_bytes, steps }
     }
 
-    fn compute(&mut self, plan: &Lockstep, node: &TypedNode, flush: &[usize]) {
+    fn compute(&mut self, plan: &Lockstep, node: &TypedNode, step: &Step) {
         let computed = self.attempt(node, |seat| {
-            let inputs = seat.take_inputs(plan, node, flush)?;
+            let inputs = seat.take_inputs(plan, node, &step.flush)?;
             seat.state.compute_one_with_inputs(node.id, inputs)
         });
         if computed.is_some() {
-            self.settle(plan, node);
+            self.settle(plan, node, step);
         }
     }
 
@@ -325,17 +330,17 @@ impl Passage {
     /// Tract keeps scratch memory for a state in each thread that evaluates it, and lets go of that
     /// of the dropping thread alone; so all requests of a pass share what tract keeps for none, which
     /// is dropped in every thread at the pass's end, and an op's own state, a loop's, lives here.
-    fn compute_beside(&mut self, plan: &Lockstep, node: &TypedNode, flush: &[usize]) {
+    fn compute_beside(&mut self, plan: &Lockstep, node: &TypedNode, step: &Step) {
         let computed = multithread_tract_scope(Executor::SingleThread, || {
             self.attempt(node, |seat| {
-                let inputs = seat.take_inputs(plan, node, flush)?;
+                let inputs = seat.take_inputs(plan, node, &step.flush)?;
                 let context = seat.state.turn_state.context(SessionId::NONE, node.id);
                 let mut op_state = node.op.state(&context)?;
                 tract_core::plan::eval(&context, op_state.as_deref_mut(), node, inputs)
             })
         });
         if let Some(values) = computed {
-            self.store(plan, node, values);
+            self.store(plan, node, step, values);
         }
     }
 
@@ -422,13 +427,16 @@ impl Passage {
         Ok(Arc::clone(&feed.context("the pass brought no tape")?.0))
     }
 
-    fn store(&mut self, plan: &Lockstep, node: &TypedNode, values: TVec<TValue>) {
+    fn store(&mut self, plan: &Lockstep, node: &TypedNode, step: &Step, values: TVec<TValue>) {
         self.state.turn_state.values[node.id] = Some(values);
-        self.settle(plan, node);
+        self.settle(plan, node, step);
     }
 
     /// Ends the request where sizes that its values decide contradict what is known, or are too much.
-    fn settle(&mut self, plan: &Lockstep, node: &TypedNode) {
+    fn settle(&mut self, plan: &Lockstep, node: &TypedNode, step: &Step) {
+        if !step.may_bind {
+            return;
+        }
         if let Err(error) = self.resolve(plan, node) {
             self.end(error.context(AtNode::of(node)));
         }

@@ -136,7 +136,6 @@ fn all_threads_work_on_one_request_where_it_has_enough_for_them() {
         assert_eq!(Spread::of(threads, elements), expected, "{elements:?} on {threads}");
     };
     let enough = current_threading_element_threshold();
-    check(&[3], 8, Spread::Within);
     check(&[3, 3], 8, Spread::Beside);
     check(&[enough, enough], 8, Spread::Within);
     check(&[enough, enough], 2, Spread::Beside);

@@ -98,7 +98,7 @@ impl Lockstep {
                     seat.end(error);
                 }
             }
-            let mut live: Vec<&mut Passage> =
+            let mut live: TVec<&mut Passage> =
                 walk.seats.iter_mut().filter(|seat| seat.is_on_its_way(step)).collect();
             if live.is_empty() {
                 break;
