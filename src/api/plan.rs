@@ -9,6 +9,7 @@ use crate::plan::{
     Alternative, Bound, Forecast, MAX_TOKENS, PinPlace, Placement, Plan, Planned, Profile, Skipped,
     Usage, Way,
 };
+use crate::store::check_length;
 use crate::values::size::{self, Size};
 use crate::values::{Accuracy, Latency, target};
 use crate::wire::quote::quote;
@@ -59,21 +60,12 @@ pub async fn plan(
     if let Some(tokens) = inquiry.tokens {
         let name = model.clone();
         let longest = api.help(move |api, _| Ok(api.engine.longest_text(&name)?)).await?;
-        check_length(tokens, longest.unwrap_or(MAX_TOKENS), &model)?;
+        let checked = check_length(&model, tokens, longest);
+        checked.map_err(|wrong| ApiError::invalid(format!("parameter \"tokens\": {wrong}")))?;
     }
     let known = Asked::new(|reply| api.engine.request_known(&model, reply)).wait().await?;
     let answered = api.help(move |_, _| Ok(known.plan(inquiry)?)).await?;
     Ok(Json(describe(&answered)))
-}
-
-/// Refuses passes that are longer than any text: what they would take is no plan.
-fn check_length(tokens: u64, longest: u64, model: &str) -> Result<(), ApiError> {
-    match tokens {
-        _ if tokens <= longest => Ok(()),
-        _ => Err(ApiError::invalid(format!(
-            "parameter \"tokens\": texts of {model} have at most {longest} tokens, {tokens} are more"
-        ))),
-    }
 }
 
 /// What a query asks for.

@@ -7,7 +7,7 @@ use super::sources::Sources;
 use super::stage::Stage;
 use super::trials::{Run, on_own_thread};
 use crate::codec::{self, Codec};
-use crate::graph::{Deal, Kernels, Lease};
+use crate::graph::{Kernels, Lease, Product};
 use crate::plan::{CodecRate, Way};
 use crate::store::ModelDir;
 use crate::store::layer_file::{BlockEntry, LayerFile};
@@ -111,11 +111,11 @@ fn product_ns(
         Ok(Lease { rows: rows.clone(), bytes: Box::new(Shared(Arc::clone(block))) })
     };
     let outputs = blocks.last().map_or(0, |(rows, _)| rows.end);
-    let deal = Deal { outputs, depth, codec, blocks: blocks.len(), lease: &lease };
+    let product = Product { outputs, depth, codec, blocks: blocks.len(), lease: &lease };
     let mut least_ns = f64::INFINITY;
     for _ in 0..ROUNDS {
         let began = Instant::now();
-        std::hint::black_box(packed.multiply(&deal)?);
+        std::hint::black_box(packed.multiply(&product)?);
         least_ns = least_ns.min(began.elapsed().as_nanos() as f64);
     }
     Ok(least_ns)

@@ -6,10 +6,10 @@ use super::checked::crop_pads;
 use super::error::GraphError;
 use super::integers::replace_products;
 use super::lockstep::check_ops;
+use super::logits;
 use super::ports::{input_names, make_outputs, ports, restore_names};
 use super::progress::STAGES;
 use super::repair;
-use super::rows;
 use super::uses::{MissingWeight, WeightUse, stream_weights, tape_order};
 use super::vet::vet;
 use crate::store::manifest::{Port, Weight};
@@ -170,7 +170,7 @@ fn type_and_plan(
 fn optimize(model: &mut TypedModel) -> TractResult<()> {
     crop_pads(model)?;
     repair::typed::repair(model)?;
-    rows::open(model)?;
+    logits::open(model)?;
     let mut declutter = Optimizer::declutter();
     declutter.passes.retain(|pass| !format!("{pass:?}").starts_with("FoldUniformMask"));
     declutter.optimize(model)?;

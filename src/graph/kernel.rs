@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)]
 
-use super::dealing::{Deal, Scratch};
+use super::product::{Product, Scratch};
 use crate::codec::{self, Codec, Columns, FEW_COLUMNS, PANEL_ROWS};
 use crate::store::layer_file::TAIL_BYTES;
 use crate::sys::aligned::AlignedBuffer;
@@ -210,14 +210,19 @@ enum By<'a> {
 impl Packed<'_> {
     /// `y[columns, outputs] = x[columns, depth] * w`, on the threads among which the rows of `w` are
     /// dealt.
-    pub fn multiply(&self, deal: &Deal) -> TractResult<Tensor> {
-        ensure!(deal.depth == self.depth, "a weight of depth {} for {}", deal.depth, self.depth);
-        // SAFETY: every element is written before `y` is let out: `Deal::play` has each output
+    pub fn multiply(&self, product: &Product) -> TractResult<Tensor> {
+        ensure!(
+            product.depth == self.depth,
+            "a weight of depth {} for {}",
+            product.depth,
+            self.depth
+        );
+        // SAFETY: every element is written before `y` is let out: `Product::compute` has each output
         // computed, or is an error; where there are no columns there are no elements.
-        let mut y = unsafe { Tensor::uninitialized::<f32>(&[self.columns, deal.outputs])? };
+        let mut y = unsafe { Tensor::uninitialized::<f32>(&[self.columns, product.outputs])? };
         let output = Output::new(&mut y)?;
-        deal.play(self.columns, &|rows, stored, scratch| {
-            self.compute(&output, rows, stored, deal.codec, scratch)
+        product.compute(self.columns, &|rows, stored, scratch| {
+            self.compute(&output, rows, stored, product.codec, scratch)
         })?;
         Ok(y)
     }

@@ -1,6 +1,6 @@
 //! A column has the same bits whatever computes it, on however many threads.
 
-use super::super::dealing::Lease;
+use super::super::product::Lease;
 use super::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,7 +62,7 @@ fn lease(
 fn multiply(packed: &Packed, codec: &'static dyn Codec, stored: &[u8], threads: usize) -> Vec<f32> {
     let held = Arc::new(AtomicUsize::new(0));
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
-    let deal = Deal {
+    let product = Product {
         outputs: OUTPUTS,
         depth: DEPTH,
         codec,
@@ -73,7 +73,7 @@ fn multiply(packed: &Packed, codec: &'static dyn Codec, stored: &[u8], threads: 
         },
     };
     let y =
-        multithread_tract_scope(Executor::MultiThread(pool), || packed.multiply(&deal)).unwrap();
+        multithread_tract_scope(Executor::MultiThread(pool), || packed.multiply(&product)).unwrap();
     assert_eq!(held.load(Ordering::Relaxed), 0, "a lease ends with its last tile");
     y.try_as_plain_ram().unwrap().as_slice::<f32>().unwrap().to_vec()
 }
@@ -133,10 +133,10 @@ fn what_a_lease_or_a_block_lacks_is_an_error() {
     let held = Arc::new(AtomicUsize::new(0));
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap());
     let multiply = |blocks: usize, lease: &(dyn Fn(usize) -> TractResult<Lease> + Sync)| {
-        let deal = Deal { outputs: OUTPUTS, depth: DEPTH, codec, blocks, lease };
+        let product = Product { outputs: OUTPUTS, depth: DEPTH, codec, blocks, lease };
         let packed = kernels.pack(&columns(9), DEPTH).unwrap();
         let executor = Executor::MultiThread(Arc::clone(&pool));
-        let refused = multithread_tract_scope(executor, || packed.multiply(&deal));
+        let refused = multithread_tract_scope(executor, || packed.multiply(&product));
         assert_eq!(held.load(Ordering::Relaxed), 0);
         refused.unwrap_err().to_string()
     };

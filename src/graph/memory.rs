@@ -2,8 +2,8 @@
 
 use super::attention::{Append, Mix};
 use super::kernel::TILE_COLUMNS;
+use super::logits::LogitsRows;
 use super::ops::{Constant, Linear};
-use super::rows::Rows;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tract_core::internal::*;
@@ -113,7 +113,7 @@ pub struct Liveness {
     steps: Vec<Step>,
     /// What a request's state takes besides values: a place for each node's.
     state_bytes: u64,
-    rows: Option<Rows>,
+    rows: Option<LogitsRows>,
 }
 
 /// More bytes than any machine has, few enough to add up those of a plan's values.
@@ -180,7 +180,7 @@ impl Liveness {
         let fact = |outlet: &OutletId| &model.node(outlet.node).outputs[outlet.slot].fact;
         let inputs = model.inputs.iter().map(|outlet| fact(outlet).shape.to_tvec()).collect();
         let state_bytes = (model.nodes.len() * PLACE_BYTES + SEAT_BYTES) as u64;
-        Liveness { inputs, sizes, size_of, steps, state_bytes, rows: Rows::of(model) }
+        Liveness { inputs, sizes, size_of, steps, state_bytes, rows: LogitsRows::of(model) }
     }
 
     /// What a pass over inputs of these shapes will hold, as far as these tell, where the logits of

@@ -1,8 +1,8 @@
 //! The three streamed ops: linear, gather, constant.
 
-use super::dealing::{Deal, Lease};
 use super::kernel::{Kernels, Packed};
 use super::position::position;
+use super::product::{Lease, Product};
 use crate::codec::Codec;
 use std::ops::Range;
 use std::sync::Arc;
@@ -108,7 +108,7 @@ impl Linear {
             _ => self.pack(feed, &side_by_side(&inputs, self.depth)?)?,
         };
         drop(inputs);
-        let y = packed.multiply(&Deal {
+        let y = packed.multiply(&Product {
             outputs: self.outputs,
             depth: self.depth,
             codec: feed.codec(self.slot).context("a linear's weight has a codec")?,

@@ -4,13 +4,13 @@
 //! not whoever asks it.
 
 use super::datum::{array_of, tensor_of};
-use super::dealing::Lease;
 use super::error::GraphError;
 use super::import::Imported;
 use super::kernel::{Kernels, READ_AHEAD_BYTES};
 use super::lockstep::{Lockstep, Visit};
 use super::ops::{Feed, TapeFeed};
 use super::position::IndexOutOfRange;
+use super::product::Lease;
 use super::progress::STAGES;
 use super::uses::UseKind;
 use crate::codec::{self, Codec, PANEL_ROWS};

@@ -2,11 +2,11 @@
 //! left on the way and gone on with from there, each linear's input seen.
 
 use super::datum::{array_of, tensor_of};
-use super::dealing::Lease;
 use super::import::Imported;
 use super::kernel::{Kernels, READ_AHEAD_BYTES};
 use super::lockstep::{AtNode, Lockstep, Visit, Walk};
 use super::ops::{Feed, TapeFeed};
+use super::product::Lease;
 use crate::codec::Codec;
 use crate::store::StoreError;
 use crate::sys::aligned::AlignedBuffer;

@@ -48,5 +48,6 @@ pub use precision::{
 pub use precision_summary::{Loud, PrecisionSummary};
 pub use rehearsal::Rehearsal;
 pub use served::Served;
+pub use text::check_length;
 pub use verify::Problem;
 pub use versions::{Collected, Removed, RemovedModel, Role, VersionInfo};

@@ -103,6 +103,19 @@ pub struct Prompt {
     pub text: String,
 }
 
+/// Refuses more tokens than the texts of a model have, where it is known how many these are.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn check_length(model: &str, tokens: u64, longest: Option<u64>) -> Result<(), String> {
+    match longest.filter(|longest| tokens > *longest) {
+        None => Ok(()),
+        Some(longest) => {
+            Err(format!("texts of {model} have at most {longest} tokens, {tokens} are more"))
+        }
+    }
+}
+
 impl TextRules {
     /// The text of a prompt.
     pub fn prompt(&self, name: &str) -> Option<&str> {

@@ -1,9 +1,9 @@
 //! What the benchmarks share: requests a model accepts, cold files, figures of repeated times.
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result};
 use clap::Args;
 use hermes::engine::{Cancel, Request, sample_inputs};
-use hermes::store::Store;
+use hermes::store::{Store, check_length};
 use hermes::sys::map;
 use serde_json::json;
 use std::fs::File;
@@ -51,11 +51,7 @@ impl Times {
 /// A request for the model with every open dimension at `tokens`.
 pub fn request(store: &Path, model: &str, tokens: usize) -> Result<Request> {
     let dir = Store::open(store)?.current(model)?;
-    let longest = dir.longest_text()?.unwrap_or(u64::MAX);
-    ensure!(
-        tokens as u64 <= longest,
-        "texts of {model} have at most {longest} tokens, {tokens} are more"
-    );
+    check_length(model, tokens as u64, dir.longest_text()?).map_err(Error::msg)?;
     let manifest = dir.manifest;
     let inputs = sample_inputs(&manifest.inputs, tokens)?;
     let model = model.to_string();

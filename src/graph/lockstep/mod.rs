@@ -13,9 +13,9 @@ pub use walk::{Visit, Walk};
 
 use super::attention::{Keeping, keeping_of};
 use super::decided;
+use super::logits::LogitsRows;
 use super::memory::{Footprint, Liveness};
 use super::ops::{Constant, Feed, Linear, TapeFeed};
-use super::rows::Rows;
 use super::sizes::Sizes;
 use crate::codec::PANEL_ROWS;
 use crate::sys::panics;
@@ -41,7 +41,7 @@ pub struct Lockstep {
     steps: Vec<Step>,
     liveness: Arc<Liveness>,
     /// The open size of its logits, and after how many steps all is there but these.
-    rows: Option<(Rows, usize)>,
+    rows: Option<(LogitsRows, usize)>,
 }
 
 impl fmt::Debug for Lockstep {
@@ -77,7 +77,7 @@ impl Lockstep {
         let flush = build_flush_list(model, plan.order_without_consts(), &model.outputs, kept);
         let bodies = |node: &TypedNode| node.op_as().map(Branches::livenesses);
         let liveness = Arc::new(Liveness::of(&plan, &flush, &bodies));
-        let rows = Rows::of(model).map(|rows| (rows.clone(), rows.steps_before(&plan)));
+        let rows = LogitsRows::of(model).map(|rows| (rows.clone(), rows.steps_before(&plan)));
         let steps = Step::all(&plan, flush);
         Lockstep { plan, steps, liveness, rows }
     }

@@ -2,11 +2,11 @@
 //! gets wrong is its own.
 
 use super::super::attention::Append;
-use super::super::dealing::Lease;
 use super::super::kernel::Kernels;
+use super::super::logits;
 use super::super::ops::Feed;
 use super::super::position::IndexOutOfRange;
-use super::super::rows;
+use super::super::product::Lease;
 use super::*;
 use crate::codec::Codec;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -339,7 +339,7 @@ fn decoder() -> Lockstep {
     let two = model.add_const("two", tensor3(&[[[2f32]]])).unwrap();
     let logits = model.wire_node("logits", math::mul(), &[last[0], two]).unwrap();
     model.select_output_outlets(&[present[0], logits[0]]).unwrap();
-    rows::open(&mut model).unwrap();
+    logits::open(&mut model).unwrap();
     lockstep(model)
 }
 

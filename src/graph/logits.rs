@@ -42,17 +42,17 @@ fn last(model: &TypedModel, node: &TypedNode) -> Option<Slice> {
 
 /// The open size of a model's logits.
 #[derive(Clone, Debug)]
-pub struct Rows {
+pub struct LogitsRows {
     symbol: Symbol,
     usual: TDim,
 }
 
-impl Rows {
+impl LogitsRows {
     /// Of a model in which it was opened.
-    pub fn of(model: &TypedModel) -> Option<Rows> {
+    pub fn of(model: &TypedModel) -> Option<LogitsRows> {
         let usual = model.properties.get(USUAL)?;
         let usual = usual.try_as_plain_ram().ok()?.as_slice::<TDim>().ok()?.first()?.clone();
-        Some(Rows { symbol: model.symbols.get(SYMBOL)?, usual })
+        Some(LogitsRows { symbol: model.symbols.get(SYMBOL)?, usual })
     }
 
     /// Binds it to `rows`, or as many as there are usually, if those are fewer.

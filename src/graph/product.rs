@@ -29,7 +29,7 @@ const TILES_A_THREAD: usize = 4;
 const THREAD_WORK: usize = 1 << 18;
 
 /// A product whose weight comes in blocks of panels.
-pub struct Deal<'a> {
+pub struct Product<'a> {
     pub outputs: usize,
     pub depth: usize,
     pub codec: &'static dyn Codec,
@@ -64,7 +64,7 @@ struct Taken {
     failure: Option<TractError>,
 }
 
-impl Deal<'_> {
+impl Product<'_> {
     /// Has all panels computed, each once, on as many of the threads of tract's executor as have
     /// enough to do with so many columns; `work` is to use none itself. A block is let go with its
     /// last tile.
@@ -72,7 +72,7 @@ impl Deal<'_> {
     /// # Errors
     /// Of the first lease or tile that fails, after which no tile is begun; blocks that are not the
     /// rows in their order.
-    pub fn play(&self, columns: usize, work: Work) -> TractResult<()> {
+    pub fn compute(&self, columns: usize, work: Work) -> TractResult<()> {
         let taken = Mutex::new(Taken::default());
         let pool = match current_tract_executor() {
             Executor::MultiThread(pool) => Some(pool),
