@@ -299,41 +299,60 @@ mod tests {
         Window::new(4, 1, [(5, false)]);
     }
 
+    /// Takes one of them out.
+    fn any_of(units: &mut Vec<usize>, pick: usize) -> Option<usize> {
+        (!units.is_empty()).then(|| units.swap_remove(pick % units.len()))
+    }
+
     proptest! {
-        /// Whatever the sizes, the number of loaders and the interleaving of loaders and compute,
+        /// Whatever the sizes, the number of loaders and of threads, and the interleaving of them,
         /// every unit is loaded once a lap and in its loader's order, the window holds, and the
-        /// traversal ends.
+        /// traversal ends. Threads take units in their order, each of them a part of one at a time; a
+        /// unit is passed with its last part, which may be long after the next one.
         #[test]
         fn every_traversal_ends_within_the_window(
             agents in 1usize..5,
+            threads in 1usize..5,
             laps in 1usize..4,
             sizes in prop::collection::vec((1u64..50, any::<bool>()), 0..40),
             slack in 0u64..100,
-            choices in prop::collection::vec(0usize..3, 0..400),
+            choices in prop::collection::vec((0usize..4, any::<usize>()), 0..600),
         ) {
             let capacity = sizes.iter().map(|(size, _)| *size).max().unwrap_or(1) + slack;
             let mut window = Window::new(capacity, laps as u64, sizes.clone());
-            let (mut loading, mut claimed, mut used) = (vec![], vec![], 0);
-            let mut held_bytes = 0;
-            let mut choices = choices.into_iter().chain(std::iter::repeat_n(0, 9000)).enumerate();
-            while used < laps * sizes.len() {
-                let (step, choice) = choices.next().expect("it ends");
-                let unit = used % sizes.len();
-                let (bytes, is_pinned) = sizes[unit];
-                if choice == 0 && !loading.is_empty() {
-                    window.loaded(loading.pop().unwrap());
-                } else if choice < 2 && window.is_ready(unit) {
-                    held_bytes -= if is_pinned { 0 } else { bytes };
-                    window.passed(unit, (!is_pinned).then_some(bytes));
-                    used += 1;
-                } else if let Some(unit) = window.claim(step % agents, agents) {
-                    // Places are counted lap after lap.
-                    let laps = claimed.iter().filter(|place| *place % sizes.len() == unit).count();
-                    claimed.push(laps * sizes.len() + unit);
-                    held_bytes += sizes[unit].0;
-                    loading.push(unit);
-                } else if let Some(unit) = loading.pop() {
-                    window.loaded(unit);
+            let (mut loading, mut in_use, mut claimed) = (vec![], vec![], vec![]);
+            let (mut taken, mut passed, mut held_bytes) = (0, 0, 0);
+            let mut ways =
+                choices.into_iter().chain((0..40_000).map(|step| (step % 4, step / 4)));
+            while passed < laps * sizes.len() {
+                let (way, pick) = ways.next().expect("it ends");
+                match way {
+                    0 => any_of(&mut loading, pick).into_iter().for_each(|unit| window.loaded(unit)),
+                    1 => {
+                        let unit = taken % sizes.len();
+                        let is_there = taken < laps * sizes.len() && !in_use.contains(&unit);
+                        if is_there && in_use.len() < threads && window.is_ready(unit) {
+                            in_use.push(unit);
+                            taken += 1;
+                        }
+                    }
+                    2 => {
+                        if let Some(unit) = any_of(&mut in_use, pick) {
+                            let (bytes, is_pinned) = sizes[unit];
+                            held_bytes -= if is_pinned { 0 } else { bytes };
+                            window.passed(unit, (!is_pinned).then_some(bytes));
+                            passed += 1;
+                        }
+                    }
+                    _ => {
+                        if let Some(unit) = window.claim(pick % agents, agents) {
+                            // Places are counted lap after lap.
+                            let earlier = claimed.iter().filter(|of| *of % sizes.len() == unit);
+                            claimed.push(earlier.count() * sizes.len() + unit);
+                            held_bytes += sizes[unit].0;
+                            loading.push(unit);
+                        }
+                    }
                 }
                 prop_assert_eq!(window.held_bytes(), held_bytes);
                 prop_assert!(held_bytes <= capacity);
