@@ -19,7 +19,7 @@ use tokio::time::sleep;
 const HALF_CLOSED_TICK: Duration = Duration::from_millis(50);
 
 /// Waits until the client of `socket` has gone: at once where it closes what it has open, within
-/// [`HALF_CLOSED_TICK`] where it had ended what it sends before.
+/// some 50 ms where it had ended what it sends before.
 pub async fn departed(socket: &UnixStream) {
     // It is ready for good once nothing more will come; a failure is one of the event loop.
     if socket.ready(Interest::PRIORITY).await.is_err() {
