@@ -37,7 +37,7 @@ impl Record {
 
     /// Which part of what is possible was reached.
     pub fn ratio(&self) -> f64 {
-        self.limit_us() / self.wrote.step_us().max(1.0)
+        self.limit_us() / self.wrote.step_us.max(1.0)
     }
 
     /// Tokens a second that are possible.
@@ -62,7 +62,7 @@ pub fn csv(records: &[Record]) -> String {
             wrote.first_us.len(),
             Times(wrote.first_us.clone()).median(),
             record.rate(),
-            wrote.step_us(),
+            wrote.step_us,
             wrote.pass_bytes,
             record.limit_us(),
             record.ratio(),
@@ -117,7 +117,7 @@ pub fn example() -> Vec<Record> {
         limits: Limits { tape_bytes_per_s: 100e6, step_us: 50_000.0 },
         wrote: Wrote {
             first_us: vec![2_000_000],
-            next_us: vec![step_us; 10],
+            step_us: step_us as f64,
             tokens: 10,
             seconds: step_us as f64 / 1e5,
             pass_bytes,

@@ -73,12 +73,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for disk in &arguments.disk {
         let process = process(arguments, *disk);
         let tape_bytes_per_s: f64 = process.spawn(&Job::Play)?;
-        let limits = Limits { tape_bytes_per_s, step_us: resident.step_us() };
+        let limits = Limits { tape_bytes_per_s, step_us: resident.step_us };
         for budget_bytes in &budgets {
             let name = format!("{} on {disk}", size::Size(*budget_bytes));
             match process.spawn_best(arguments.repeat, Some(*budget_bytes)) {
                 Ok(wrote) => {
-                    progress.step(&name, wrote.step_us() as u64);
+                    progress.step(&name, wrote.step_us as u64);
                     let budget_bytes = *budget_bytes;
                     records.push(Record { disk: *disk, budget_bytes, limits, wrote });
                 }
@@ -119,7 +119,7 @@ impl pass::Arguments {
     fn spawn_best(&self, repeat: usize, budget_bytes: Option<u64>) -> Result<Wrote> {
         let runs = (0..repeat).map(|_| self.spawn(&Job::Write { budget_bytes }));
         let mut runs = runs.collect::<Result<Vec<Wrote>>>()?;
-        runs.sort_by(|one, other| one.step_us().total_cmp(&other.step_us()));
+        runs.sort_by(|one, other| one.step_us.total_cmp(&other.step_us));
         Ok(runs.swap_remove(runs.len() / 2))
     }
 }

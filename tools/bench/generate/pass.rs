@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Limit of an engine that is to be limited by nothing.
 const NO_BUDGET: u64 = u64::MAX / 4;
@@ -59,8 +59,9 @@ pub enum Job {
 pub struct Wrote {
     /// Time until each text's first token.
     pub first_us: Vec<u64>,
-    /// Time from each token of a text to its next.
-    pub next_us: Vec<u64>,
+    /// Time of a pass behind the first token, which gives one token, and those that were proposed
+    /// rightly: the mean.
+    pub step_us: f64,
     /// Tokens of all texts from the last first one on, and the time that they took.
     pub tokens: usize,
     pub seconds: f64,
@@ -69,13 +70,6 @@ pub struct Wrote {
     pub pinned_bytes: u64,
     /// Of the process.
     pub peak_bytes: u64,
-}
-
-impl Wrote {
-    /// Time from a token to the next: the median.
-    pub fn step_us(&self) -> f64 {
-        Times(self.next_us.clone()).median() as f64
-    }
 }
 
 impl Arguments {
@@ -163,18 +157,20 @@ fn texts(arguments: &Arguments, budget_bytes: Option<u64>) -> Result<Wrote> {
     generate(&engine, arguments, 1, 2)?;
     let began = Instant::now();
     let (generated, decided) = generate(&engine, arguments, arguments.texts, arguments.tokens)?;
-    let mut wrote = Wrote::default();
-    for times in &decided {
-        wrote.first_us.push(times[0].duration_since(began).as_micros() as u64);
-        let next = times.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_micros() as u64);
-        wrote.next_us.extend(next);
-    }
+    let first_us =
+        decided.iter().map(|times| times[0].duration_since(began).as_micros() as u64).collect();
+    let mut wrote = Wrote { first_us, ..Wrote::default() };
     let began = decided.iter().map(|times| times[0]).max().context("no text was written")?;
     let ended = decided.iter().filter_map(|times| times.last()).max().copied().unwrap_or(began);
     wrote.tokens = decided.iter().flatten().filter(|time| **time > began).count();
     wrote.seconds = ended.duration_since(began).as_secs_f64();
     // A pass that texts share is counted by each of them alike.
     let sum = |figure: fn(&Generated) -> u64| generated.iter().map(figure).sum::<u64>();
+    let right = sum(|text| text.stats.accepted_tokens as u64);
+    let next = decided.iter().map(|times| times.len() as u64 - 1).sum::<u64>();
+    let spent = decided.iter().filter_map(|times| Some(times.last()?.duration_since(times[0])));
+    let spent_us = spent.sum::<Duration>().as_secs_f64() * 1e6;
+    wrote.step_us = spent_us / next.saturating_sub(right).max(1) as f64;
     wrote.pass_bytes = sum(|text| text.stats.bytes_read) / sum(|text| text.stats.passes).max(1);
     wrote.pinned_bytes = model.pinned_bytes();
     wrote.peak_bytes = memory::process().peak_bytes;
