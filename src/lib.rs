@@ -14,6 +14,7 @@ pub mod engine;
 pub mod graph;
 pub mod hermesd;
 pub mod shard;
+pub mod tokens;
 
 pub use hermes_base::{
     checkpoint, codec, manual, plan, say, store, stream, sys, tell, text, values, wire,

@@ -128,49 +128,163 @@ fn frame(single: Value) -> Value {
         "special_tokens": {} })
 }
 
-/// The library panicked over what nobody had looked at, and the answer named no file; a text that
-/// stands 5,000 times in its frame took 12 GB, seventeen rules that each double a letter 240 MiB for
-/// 44 letters, and U+FDFA, which is 18 letters, three times what was granted. Words that are cut by
-/// chance had other vectors each time.
-#[test]
-fn odd_rules_of_a_tokenizer_harm_nobody() {
-    let with = |key: &str, value: Value| {
-        let mut sound = bpe(40);
-        sound[key] = value;
-        sound
+/// A sound tokenizer with another part.
+fn with(key: &str, value: Value) -> Value {
+    let mut sound = bpe(40);
+    sound[key] = value;
+    sound
+}
+
+/// One of pairs of letters, and more of its model.
+fn pairs(more: Value) -> Value {
+    let mut model = json!({ "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": [] });
+    model.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    tokenizer(model)
+}
+
+fn replace(pattern: Value, content: &str) -> Value {
+    json!({ "type": "Replace", "pattern": pattern, "content": content })
+}
+
+/// Rules of a normalizer, one after the other.
+fn steps(steps: &[Value]) -> Value {
+    with("normalizer", json!({ "type": "Sequence", "normalizers": steps }))
+}
+
+/// Rules again and again.
+fn again(steps: &[Value], count: usize) -> Vec<Value> {
+    (0..count).flat_map(|_| steps.to_vec()).collect()
+}
+
+/// Files that were made to take memory, and how they are refused: each took a gigabyte
+/// and more of a text of some hundred letters, or as it was loaded, or an hour of a text of 64 KiB.
+fn hostile() -> Vec<(&'static str, Value, &'static str)> {
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let token = json!({ "SpecialToken": { "id": "s", "type_id": 0 } });
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false });
+    let metaspace = |c: &str| json!({ "type": "Metaspace", "replacement": c });
+    let cut = |steps: Vec<Value>| {
+        with("pre_tokenizer", json!({ "type": "Sequence", "pretokenizers": steps }))
     };
-    let pairs = |more: Value| {
-        let mut model = json!({ "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": [] });
+    let dotted = [replace(json!({ "String": "i" }), "\u{130}"), json!({ "type": "Lowercase" })];
+    let ligature = [
+        replace(json!({ "String": "a" }), "\u{fdfa}"),
+        json!({ "type": "NFKC" }),
+        replace(json!({ "Regex": "[^a]" }), "a"),
+    ];
+    let list = |inner: Value| json!({ "type": "Sequence", "normalizers": [inner] });
+    let within = with("normalizer", (0..5).fold(json!({ "type": "NFC" }), |inner, _| list(inner)));
+    let doubled = replace(json!({ "String": "a" }), "aa");
+    let mut added = steps(&vec![doubled.clone(); 17]);
+    added["added_tokens"] = json!([{ "id": 100, "content": "a".repeat(100), "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": true, "special": false }]);
+    let special = with("post_processor", frame(json!([token, text])));
+    let mut names = frame(json!([token, text]));
+    names["special_tokens"] = json!({ "s": { "id": "s", "ids": vec![0; 2000],
+        "tokens": vec!["a"; 2000] } });
+    let mut often = frame(json!([vec![token; 600], vec![text.clone()]].concat()));
+    often["special_tokens"] = json!({ "s": { "id": "s", "ids": [0, 1], "tokens": ["a", "b"] } });
+    let end = |name: String| json!({ "type": "BertProcessing", "sep": [name, 0], "cls": ["a", 1] });
+    let ends = |count, name: &str| json!({ "type": "Sequence", "processors": vec![end(name.to_owned()); count] });
+    let pattern =
+        |index: usize| replace(json!({ "Regex": format!("(?!q)\\w{{{}}}x", 150 + index) }), "a");
+    let piece = |more: Value| {
+        let mut model = json!({ "type": "WordPiece", "unk_token": "a", "vocab": { "a": 0, "##a": 1 },
+            "continuing_subword_prefix": "##", "max_input_chars_per_word": 100 });
         model.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         tokenizer(model)
     };
+    vec![
+        (
+            "bytes",
+            cut(vec![bytes; 22]),
+            "pre_tokenizer: up to ByteLevel, 256 characters come of one",
+        ),
+        ("spaces", cut(again(&[metaspace("_"), metaspace("-")], 12)), "up to Metaspace, 128"),
+        ("within", within, "normalizer has lists of rules within each other"),
+        ("doubled", steps(&vec![doubled; 17]), "normalizer: up to Replace, 128 characters"),
+        ("dotted", steps(&again(&dotted, 8)), "up to Lowercase, 128"),
+        ("ligature", steps(&again(&ligature, 2)), "up to NFKC, 324"),
+        (
+            "prefix",
+            with("normalizer", json!({ "type": "Prepend", "prepend": "a".repeat(2000) })),
+            "up to Prepend, 2000",
+        ),
+        ("names", with("post_processor", names), "puts 2000 tokens round a text"),
+        ("often", with("post_processor", often), "tokens round a text; the limit is 1024"),
+        ("ends", with("post_processor", ends(70, "b")), "post_processor has 71 rules"),
+        (
+            "long",
+            with("post_processor", ends(2, &"b".repeat(40_000))),
+            "names tokens by 80002 bytes",
+        ),
+        ("added", added, "normalizer: up to Replace, 128 characters"),
+        (
+            "patterns",
+            steps(&(0..60).map(pattern).collect::<Vec<_>>()),
+            "compiling its patterns takes",
+        ),
+        (
+            "continued",
+            pairs(json!({ "byte_fallback": true, "continuing_subword_prefix": "x".repeat(4000) })),
+            "model.continuing_subword_prefix has 4000 bytes",
+        ),
+        (
+            "ended",
+            pairs(json!({ "end_of_word_suffix": "x".repeat(65) })),
+            "model.end_of_word_suffix has 65",
+        ),
+        (
+            "shared",
+            pairs(json!({ "vocab": { "a": 0, "b": 1, ("b".repeat(100_000)): 0 } })),
+            "a word of 100000 bytes with the id 0",
+        ),
+        (
+            "pieces",
+            piece(json!({ "max_input_chars_per_word": 100_000 })),
+            "max_input_chars_per_word is 100000",
+        ),
+        ("merge", pairs(json!({ "merges": [["a", "b"]] })), "it cannot be a tokenizer"),
+        ("chance", pairs(json!({ "dropout": 0.5 })), "model.dropout is 0.5"),
+        (
+            "map",
+            with("normalizer", json!({ "type": "Precompiled", "precompiled_charsmap": "AAAA" })),
+            "a table of 0 bytes in 3",
+        ),
+        (
+            "table",
+            with(
+                "normalizer",
+                json!({ "type": "Precompiled",
+            "precompiled_charsmap": "QUFBQUFBQUE=" }),
+            ),
+            "a table of 1094795585 bytes in 8",
+        ),
+        (
+            "copies",
+            with("post_processor", frame(json!(vec![text; 5000]))),
+            "has the text 5000 times",
+        ),
+        ("empty", with("post_processor", frame(json!([]))), "has the text 0 times"),
+        ("special", special, "post_processor.single names \"s\", which its special_tokens lack"),
+    ]
+}
+
+/// Files that were made to take memory, or over which the library panics, are refused by name before
+/// anything is made of them, and nobody else is harmed. A text that stands 5,000 times in its frame
+/// took 12 GB, and U+FDFA, which is 18 letters, three times what was granted.
+#[test]
+fn odd_rules_of_a_tokenizer_harm_nobody() {
     let long = "u".repeat(300);
     let words = json!({ "type": "WordLevel", "vocab": { (&*long): 0 }, "unk_token": long });
-    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
-    let none = json!({ "SpecialToken": { "id": "<s>", "type_id": 0 } });
-    let doubled = json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "aa" });
-    let doubled = json!({ "type": "Sequence", "normalizers": vec![doubled; 17] });
-    let copies = |count: usize| with("post_processor", frame(json!(vec![&text; count])));
-    let framed = with("post_processor", frame(json!([none, text])));
-    let map = json!({ "type": "Precompiled", "precompiled_charsmap": "AAAA" });
-    let table = json!({ "type": "Precompiled", "precompiled_charsmap": "QUFBQUFBQUE=" });
     let length = json!({ "type": "FixedLength", "length": 0 });
-    let letters = "a".repeat(44);
     let ligatures = "\u{fdfa}".repeat(8_000);
-    let fails = "its tokenizer fails over it";
-    let cases = [
-        ("merge", pairs(json!({ "merges": [["a", "b"]] })), "a", 500, "it cannot be a tokenizer"),
-        ("chance", pairs(json!({ "dropout": 0.5 })), "a", 500, "model.dropout is 0.5"),
+    let mut cases = vec![
         ("unknown", tokenizer(words), "a", 500, "model.unk_token has 300 bytes"),
-        ("map", with("normalizer", map), "a", 500, "a table of 0 bytes in 3"),
-        ("table", with("normalizer", table), "a", 500, "a table of 1094795585 bytes in 8"),
-        ("special", framed, "a", 500, fails),
-        ("copies", copies(5_000), "a", 500, "has the text 5000 times"),
-        ("empty", copies(0), "a", 500, "has the text 0 times"),
-        ("length", with("pre_tokenizer", length), "a", 400, fails),
-        ("doubled", with("normalizer", doubled), &letters, 413, "would do"),
-        ("apart", with("normalizer", json!({ "type": "NFKC" })), &ligatures, 413, "would do"),
+        ("length", with("pre_tokenizer", length), "a", 500, "it fails over a text: "),
+        ("apart", with("normalizer", json!({ "type": "NFKC" })), &*ligatures, 413, "would do"),
     ];
+    cases.extend(hostile().into_iter().map(|(name, file, what)| (name, file, "aei", 500, what)));
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
     std::fs::create_dir(&store).unwrap();
@@ -193,8 +307,26 @@ fn odd_rules_of_a_tokenizer_harm_nobody() {
     assert!(peak_kib <= 64 << 10, "{peak_kib} KiB");
 }
 
-/// A Unigram model takes some 45 bytes a byte of its file, 11 were granted: a daemon of 72 MiB was
-/// 150 MiB resident. Whatever the kind, the budget that a refusal names does, and is kept.
+/// Whoever builds a model is told, and not the first who asks about it.
+#[test]
+fn a_tokenizer_that_no_daemon_uses_is_refused_where_its_model_is_built() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, file) = (folder.path().join("tiny.onnx"), folder.path().join("tokenizer.json"));
+    let mut synth = Command::new(program("hermes-bench"));
+    assert!(synth.args(["synth", "bert-tiny", "-o"]).arg(&model).status().unwrap().success());
+    for (name, tokenizer, what) in hostile().into_iter().filter(|(name, ..)| *name != "merge") {
+        std::fs::write(&file, tokenizer.to_string()).unwrap();
+        let mut shard = Command::new(program("hermes-shard"));
+        shard.arg("build").arg(&model).arg("--store").arg(folder.path().join("store"));
+        let refused = shard.arg("--tokenizer").arg(&file).output().unwrap();
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success(), "{name}");
+        for part in [&format!("{}: ", file.display()), what, "give another with --tokenizer FILE"] {
+            assert!(told.contains(part), "{name}: {told}");
+        }
+    }
+}
+
 #[test]
 fn a_tokenizer_of_any_kind_is_within_the_budget() {
     let folder = tempfile::tempdir().unwrap();

@@ -39,7 +39,6 @@ mod replies;
 mod repository;
 mod rights;
 mod routes;
-mod rules;
 mod server;
 mod show;
 mod speed;

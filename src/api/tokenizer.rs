@@ -4,28 +4,18 @@ use super::embeddings_json::Cut;
 use super::error::ApiError;
 use super::helpers::Helpers;
 use super::language::Language;
-use super::rules::{self, Growth};
 use crate::engine::{Cancel, Described, Engine, Keeper};
 use crate::store::manifest::{FileEntry, Manifest, TextRules};
 use crate::store::{GENERATION_HEAP_BYTES_PER_BYTE, Generation, ModelDir};
 use crate::stream::{Category, Grant, OverBudget};
 use crate::sys::{heap, panics};
 use crate::text::chat::Prompt;
-use crate::text::vocabulary::{Survey, VocabularyKind};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use crate::text::vocabulary::Survey;
+use crate::tokens::{self, Assembled, AssemblyError, Growth, Manner};
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokenizers::models::ModelWrapper;
-use tokenizers::models::bpe::BPE;
-use tokenizers::models::unigram::Unigram;
-use tokenizers::models::wordlevel::WordLevel;
-use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::normalizers::Lowercase;
-use tokenizers::{
-    AddedToken, DecoderWrapper, Encoding, NormalizerWrapper, PostProcessorWrapper,
-    PreTokenizerWrapper, Token, Tokenizer, TokenizerBuilder, TruncationDirection, TruncationParams,
-};
+use tokenizers::{Encoding, Token, Tokenizer, TruncationDirection};
 
 /// Heap at the peak of encoding per byte of text; measured: 92 for prose, 406 for one token a byte.
 const ENCODING_PER_BYTE: u64 = 512;
@@ -60,6 +50,8 @@ impl Asker<'_> {
 
 /// A model's tokenizer.
 pub struct TextEncoder {
+    /// The file that it was made of.
+    path: PathBuf,
     tokenizer: Tokenizer,
     /// Tokens of the longest text that the model takes, where that is known.
     limit: Option<usize>,
@@ -108,18 +100,18 @@ impl TextEncoder {
     /// Loads the tokenizer that `entry` of `dir` is: what that may take is granted before, then
     /// what it took.
     fn load(dir: &ModelDir, entry: &FileEntry, asker: Asker) -> Result<TextEncoder, ApiError> {
+        let rules = dir.manifest.text.clone().unwrap_or_default();
+        let path = dir.path.join(&entry.path);
         let telling = generation_bytes(&dir.manifest);
-        let surveying = entry.bytes.saturating_add(Survey::own_bytes(entry.bytes));
-        let surveying = surveying.saturating_add(telling);
+        let surveying = Survey::own_bytes(entry.bytes).saturating_add(telling);
         let mut grant = asker.grant(Category::Tokenizer, surveying)?;
         let (built, took) = heap::metered(|| {
-            let generation = dir.generation()?;
-            build(dir, entry, generation, &mut grant, asker)
+            let told = (dir.generation()?, rules.lowercase);
+            build(dir, entry, told, &mut grant, asker)
         });
         let Built { mut tokenizer, language, growth, frame } = built?;
         let granted_bytes = grant.bytes();
         if took.peak_bytes > granted_bytes {
-            let path = dir.path.join(&entry.path);
             log::warn!(
                 "{}: loading took {} bytes, {granted_bytes} were granted",
                 path.display(),
@@ -133,16 +125,9 @@ impl TextEncoder {
             asker.enlarge(&mut grant, took.held_bytes)?;
         }
         let manifest = &dir.manifest;
-        let failed = |what: String| {
-            ApiError::internal(format!("{}: {what}", dir.path.join(&entry.path).display()))
-        };
         let own = tokenizer.get_truncation().map(|own| (own.max_length, own.direction));
         let turned_off = tokenizer.with_truncation(None).map(drop);
-        turned_off.map_err(|error| failed(error.to_string()))?;
-        let rules = manifest.text.clone().unwrap_or_default();
-        if rules.lowercase {
-            lower_case(&mut tokenizer).map_err(|error| failed(error.to_string()))?;
-        }
+        turned_off.map_err(|error| ApiError::internal(format!("{}: {error}", path.display())))?;
         let said = rules.max_tokens.and_then(|most| usize::try_from(most).ok());
         let limits = [said.or(own.map(|(most, _)| most)), position_limit(manifest)];
         let limit = limits.into_iter().flatten().min();
@@ -154,7 +139,18 @@ impl TextEncoder {
             _ => Cut::End,
         };
         let vocabulary = tokenizer.get_vocab_size(true);
-        Ok(TextEncoder { tokenizer, limit, cut, rules, frame, growth, vocabulary, language, grant })
+        Ok(TextEncoder {
+            path,
+            tokenizer,
+            limit,
+            cut,
+            rules,
+            frame,
+            growth,
+            vocabulary,
+            language,
+            grant,
+        })
     }
 
     /// Bytes that are granted for it.
@@ -211,9 +207,8 @@ impl TextEncoder {
         }
         let own_bytes = asker.own_bytes + self.grant.bytes();
         let _grant = Asker { own_bytes, ..asker }.grant(Category::Request, self.scratch(text))?;
-        let failed = |error| ApiError::invalid(format!("cannot tokenize the text: {error}"));
         let encode = || self.tokenizer.encode_fast(text, false);
-        let mut encoding = guarded(encode).map_err(failed)?;
+        let mut encoding = self.guarded("input", encode)?;
         let length = encoding.len() + self.frame.tokens();
         let mut lost_in_front = 0;
         if let Some(limit) = self.limit.filter(|limit| length > *limit) {
@@ -228,7 +223,7 @@ impl TextEncoder {
             encoding.truncate(limit.saturating_sub(self.frame.tokens()), 0, direction);
         }
         let finish = || self.tokenizer.post_process(encoding, None, true);
-        let encoding = guarded(finish).map_err(failed)?;
+        let encoding = self.guarded("input", finish)?;
         let (ids, segments) = (encoding.get_ids().to_vec(), encoding.get_type_ids());
         self.check(&ids)?;
         let is_one = segments.iter().all(|segment| *segment == 0);
@@ -276,14 +271,11 @@ impl TextEncoder {
         asker: Asker,
         encode: impl FnOnce() -> tokenizers::Result<Vec<u32>>,
     ) -> Result<Vec<u32>, ApiError> {
-        let failed = |error: tokenizers::Error| {
-            ApiError::invalid(format!("cannot tokenize the text: {error}")).about(param)
-        };
         let own_bytes = asker.own_bytes + self.grant.bytes();
         let asker = Asker { own_bytes, ..asker };
         if text.len() <= MAX_TEXT_BYTES {
             let _grant = asker.grant(Category::Request, self.scratch(text))?;
-            return guarded(encode).map_err(failed);
+            return self.guarded(param, encode);
         }
         // Counted in pieces, as far as it takes to tell that it is too long.
         let context = self.language.as_ref().and_then(|language| language.generation.context);
@@ -293,7 +285,7 @@ impl TextEncoder {
             let (piece, behind) = rest.split_at(at);
             let _grant = asker.grant(Category::Request, self.scratch(piece))?;
             let encode = || self.tokenizer.encode_fast(piece, false);
-            tokens += guarded(encode).map_err(failed)?.len() as u64;
+            tokens += self.guarded(param, encode)?.len() as u64;
             if tokens > context {
                 return Err(ApiError::too_long(param, &format!("at least {tokens}"), context));
             }
@@ -301,6 +293,26 @@ impl TextEncoder {
         }
         let message = format!("the text has {} bytes; the limit is {MAX_TEXT_BYTES}", text.len());
         Err(ApiError::invalid(message).about(param))
+    }
+
+    /// Cuts a text, or part of one. A text that the tokenizer refuses is its client's error; where
+    /// the library panics, the file is at fault.
+    fn guarded<T>(
+        &self,
+        param: &'static str,
+        work: impl FnOnce() -> tokenizers::Result<T>,
+    ) -> Result<T, ApiError> {
+        match panics::caught(work) {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => {
+                let message = format!("cannot tokenize the text: {error}");
+                Err(ApiError::invalid(message).about(param))
+            }
+            Err(panic) => {
+                let path = self.path.display();
+                Err(ApiError::internal(format!("{path}: it fails over a text: {panic}")))
+            }
+        }
     }
 
     /// Most that encoding a text takes of the heap.
@@ -394,22 +406,6 @@ impl TextEncoder {
     }
 }
 
-/// Does work of the library's, which panics over odd rules that it has taken.
-fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    panics::caught(work)
-        .unwrap_or_else(|panic| Err(format!("its tokenizer fails over it: {panic}").into()))
-}
-
-/// Has a tokenizer make texts lower case first, as sentence-transformers does: special tokens that
-/// a text has keep their case.
-fn lower_case(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
-    let mut steps = vec![NormalizerWrapper::Lowercase(Lowercase)];
-    steps.extend(tokenizer.get_normalizer().cloned());
-    let steps = tokenizers::normalizers::Sequence::new(steps);
-    tokenizer.with_normalizer(Some(steps))?;
-    Ok(())
-}
-
 /// Most that reading generation.json takes, and what is read holds.
 fn generation_bytes(manifest: &Manifest) -> u64 {
     let entry = manifest.generation.as_ref();
@@ -428,103 +424,30 @@ struct Built {
 fn build(
     dir: &ModelDir,
     entry: &FileEntry,
-    generation: Option<Generation>,
+    (generation, lowercase): (Option<Generation>, bool),
     grant: &mut Grant,
     asker: Asker,
 ) -> Result<Built, ApiError> {
-    let failed = |what: String| {
-        ApiError::internal(format!("{}: {what}", dir.path.join(&entry.path).display()))
-    };
+    let path = dir.path.join(&entry.path);
+    let failed = |what: String| ApiError::internal(format!("{}: {what}", path.display()));
     let json = dir.read_file(entry)?;
-    let survey = Survey::of(&json).map_err(|error| failed(error.to_string()))?;
-    let kind = survey.kind;
-    let (direct_bytes, any_bytes) = (survey.building_bytes(kind), survey.building_bytes(None));
-    // A language has the added tokens once more, to read them as text.
-    let added_bytes = if generation.is_some() { survey.added_bytes() } else { 0 };
-    let beside_bytes = generation_bytes(&dir.manifest) + added_bytes;
-    let (direct_bytes, any_bytes) = (direct_bytes + beside_bytes, any_bytes + beside_bytes);
-    drop(survey);
-    asker.enlarge(grant, direct_bytes)?;
-    let direct = match kind {
-        Some(VocabularyKind::Bpe) => assemble::<BPE>(&json),
-        Some(VocabularyKind::Unigram) => assemble::<Unigram>(&json),
-        Some(VocabularyKind::WordLevel) => assemble::<WordLevel>(&json),
-        Some(VocabularyKind::WordPiece) => assemble::<WordPiece>(&json),
-        None => assemble::<ModelWrapper>(&json),
-    };
-    let (tokenizer, added, decoder) = direct.or_else(|_| {
-        // What is odd in a model is read too, but in several forms at once.
-        asker.enlarge(grant, any_bytes)?;
-        assemble::<ModelWrapper>(&json).map_err(failed)
-    })?;
+    let beside_bytes = generation_bytes(&dir.manifest);
+    let manner = Manner { writes_texts: generation.is_some(), lowercase };
+    let assembled = tokens::assemble(&json, manner, |bytes| {
+        asker.enlarge(grant, bytes.saturating_add(beside_bytes))
+    });
+    let Assembled { tokenizer, added, decoder, growth, .. } =
+        assembled.map_err(|error| match error {
+            AssemblyError::Room(refused) => refused.into(),
+            AssemblyError::Unfit(what) => failed(what),
+            AssemblyError::Rule(rule) => failed(rule.to_string()),
+        })?;
     let language = generation.map(|told| Language::new(told, &tokenizer, &added, &decoder));
     let language = language.transpose().map_err(|error| failed(error.to_string()))?;
-    rules::check(&tokenizer).map_err(|error| failed(error.to_string()))?;
-    let growth = Growth::of(tokenizer.get_normalizer());
-    let growth = growth.map_err(|error| failed(error.to_string()))?;
-    let frame = guarded(|| Frame::of(&tokenizer)).map_err(|error| failed(error.to_string()))?;
+    let frame = panics::caught(|| Frame::of(&tokenizer));
+    let frame = frame.map_err(|panic| failed(format!("it fails over a text: {panic}")))?;
+    let frame = frame.map_err(|error| failed(error.to_string()))?;
     Ok(Built { tokenizer, language, growth, frame })
-}
-
-/// The parts of a tokenizer.json. Texts are decoded otherwise, and each is a request of its own:
-/// nothing has to be padded to anything.
-#[derive(Deserialize)]
-struct Parts<M> {
-    version: Option<String>,
-    truncation: Option<TruncationParams>,
-    #[serde(default)]
-    added_tokens: Vec<Added>,
-    normalizer: Option<serde_json::Value>,
-    pre_tokenizer: Option<PreTokenizerWrapper>,
-    post_processor: Option<PostProcessorWrapper>,
-    #[serde(default)]
-    decoder: serde_json::Value,
-    model: M,
-}
-
-#[derive(Deserialize)]
-struct Added {
-    #[serde(flatten)]
-    token: AddedToken,
-}
-
-/// A tokenizer, the tokens that were added to it, and how it would decode.
-type Assembled = (Tokenizer, Vec<AddedToken>, serde_json::Value);
-
-/// Builds a tokenizer whose model is of the type `M`. Read as what it is, a model takes a third of
-/// what it takes where that has to be found out.
-fn assemble<M: DeserializeOwned + Into<ModelWrapper>>(json: &[u8]) -> Result<Assembled, String> {
-    let assembled = panics::caught(|| assemble_unguarded::<M>(json));
-    assembled.unwrap_or_else(|panic| Err(format!("it cannot be a tokenizer: {panic}")))
-}
-
-fn assemble_unguarded<M: DeserializeOwned + Into<ModelWrapper>>(
-    json: &[u8],
-) -> Result<Assembled, String> {
-    let parts: Parts<M> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    if parts.version.as_deref().is_some_and(|version| version != "1.0") {
-        return Err(format!("unknown version {:?}", parts.version.unwrap_or_default()));
-    }
-    let normalizer = parts.normalizer.map(|normalizer| -> Result<NormalizerWrapper, String> {
-        rules::check_maps(&normalizer).map_err(|error| error.to_string())?;
-        serde_json::from_value(normalizer).map_err(|error| error.to_string())
-    });
-    let normalizer = normalizer.transpose()?;
-    let mut model: ModelWrapper = parts.model.into();
-    // Words that were seen would be kept, of each model in each thread, beside the ledger.
-    model.resize_cache(0);
-    let built = TokenizerBuilder::new()
-        .with_model(model)
-        .with_normalizer(normalizer)
-        .with_pre_tokenizer(parts.pre_tokenizer)
-        .with_post_processor(parts.post_processor)
-        .with_decoder(None::<DecoderWrapper>)
-        .with_truncation(parts.truncation)
-        .build();
-    let mut tokenizer = built.map_err(|error| error.to_string())?;
-    let added: Vec<AddedToken> = parts.added_tokens.into_iter().map(|added| added.token).collect();
-    tokenizer.add_tokens(added.iter().cloned()).map_err(|error| error.to_string())?;
-    Ok((Tokenizer::from(tokenizer), added, parts.decoder))
 }
 
 /// Rows of the table of learned positions, where the model has one among its big weights.

@@ -21,6 +21,7 @@ use crate::store::manifest::{
 };
 use crate::store::{self, Cache, Decoder, GENERATION_NAME, Generation, ModelDir, Rehearsal};
 use crate::text::vocabulary::Survey;
+use crate::tokens::Assembled;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ impl Draft {
         };
         let weights: Vec<Weight> = skim.weights.iter().map(describe).collect();
         let settled = dims::settle(skim, &weights, order)?;
-        let Said { task, text, tokens } = read_makers(order, source, &settled.imported)?;
+        let Said { task, text, tokens, survey } = read_makers(order, source, &settled.imported)?;
         let Settled { skeleton, imported, sizes, loading_bytes, graph_bytes, batch, notes } =
             settled;
         let generation = generation::read(source, &imported)?;
@@ -71,7 +72,10 @@ impl Draft {
             model: source.name.clone(),
             version: order.version.clone(),
             needs: graph_bytes.map(|bytes| Needs {
-                tokenizer: tokenizer_needs(source, generation.is_some()),
+                tokenizer: survey.map(|survey| TokenizerNeeds {
+                    loading_bytes: survey.loading_bytes(survey.kind, generation.is_some()),
+                    held_bytes: survey.held_bytes(generation.is_some()),
+                }),
                 ..needs(&imported, bytes)
             }),
             inputs: imported.inputs,
@@ -221,13 +225,6 @@ fn needs(imported: &Imported, graph_bytes: u64) -> Needs {
     Needs { graph_bytes, passes: passes.collect(), tokenizer: None, appends }
 }
 
-/// What the tokenizer takes; none where it is odd, or there is none.
-fn tokenizer_needs(source: &Source, writes_texts: bool) -> Option<TokenizerNeeds> {
-    let survey = Survey::of(&source.tokenizer.as_ref()?.bytes).ok()?;
-    let loading_bytes = survey.loading_bytes(writes_texts);
-    Some(TokenizerNeeds { loading_bytes, held_bytes: survey.held_bytes(writes_texts) })
-}
-
 /// What is said of a model of texts; nothing of one without a tokenizer.
 #[derive(Default)]
 struct Said {
@@ -237,6 +234,8 @@ struct Said {
     text: Option<TextRules>,
     /// How many tokens there are.
     tokens: Option<u64>,
+    /// What is in the tokenizer.
+    survey: Option<Survey>,
 }
 
 /// What is to be said of a tokenizer that has another number of tokens than a table has rows.
@@ -257,7 +256,7 @@ fn read_makers(order: &Order, source: &Source, imported: &Imported) -> Result<Sa
         ensure!(!is_wished, "--embedding needs a tokenizer: give --tokenizer FILE");
         return Ok(Said::default());
     };
-    let parsed = tokenizer.parse()?;
+    let Assembled { tokenizer: parsed, survey, .. } = tokenizer.parse()?;
     let files = match &source.checkpoint {
         // A GGUF file has no folder of its own, and says the same in itself.
         Some(checkpoint) if !source.folder.is_dir() => Files::Made(&checkpoint.files),
@@ -266,7 +265,7 @@ fn read_makers(order: &Order, source: &Source, imported: &Imported) -> Result<Sa
     let makers = Makers::read(&files, &tokenizer.bytes, &parsed)?;
     let (task, rules) = embedder::decide(wish, makers, imported)?;
     let tokens = Some(parsed.get_vocab_size(true) as u64);
-    Ok(Said { task, text: Some(rules), tokens })
+    Ok(Said { task, text: Some(rules), tokens, survey: Some(survey) })
 }
 
 fn provenance(source: &Source) -> Provenance {

@@ -5,6 +5,7 @@
 use super::configs::{self, Files, MODULES, Module, Sentence, SentenceTransformers, limit_of};
 use super::error::{ShardError, ensure, unfit};
 use crate::store::manifest::{MAX_PROMPTS, Pooling, Prompt, TextRules};
+use crate::sys::panics;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
@@ -257,7 +258,8 @@ impl Makers {
     /// that answers with its last token's vector would be asked about another one.
     fn read_frame(&mut self, of_tokenizer: Option<&Map<String, Value>>, tokenizer: &Tokenizer) {
         let Some(config) = of_tokenizer else { return };
-        let framed = tokenizer.encode("a", true).ok();
+        // Where the library refuses or fails over it, nothing is known.
+        let framed = panics::caught(|| tokenizer.encode("a", true)).ok().and_then(Result::ok);
         let ids = framed.as_ref().map_or(&[][..], |framed| framed.get_ids());
         let ends = [
             ("add_bos_token", "bos_token", ids.first()),

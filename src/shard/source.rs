@@ -8,10 +8,10 @@ use super::order::Order;
 use super::place::{Form, Place};
 use crate::checkpoint::Checkpoint;
 use crate::graph::skim::{self, Skim, SkimError};
-use crate::sys::panics;
+use crate::tokens::{self, Assembled, AssemblyError, Manner};
+use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
-use tokenizers::Tokenizer;
 
 /// Name of the tokenizer's file, beside a model and in a version.
 pub(super) const TOKENIZER_NAME: &str = "tokenizer.json";
@@ -100,23 +100,24 @@ fn file_name(path: &Path) -> String {
 }
 
 impl TokenizerFile {
-    /// What it says, if it is one.
-    pub(super) fn parse(&self) -> Result<Tokenizer, ShardError> {
+    /// What it says, if it is one that a daemon will use: its rules are looked at as there.
+    pub(super) fn parse(&self) -> Result<Assembled, ShardError> {
         let path = self.path.display();
-        let read = panics::caught(|| Tokenizer::from_bytes(&self.bytes));
-        let read = read.unwrap_or_else(|panic| Err(panic.into()));
-        let mut tokenizer = read.map_err(|error| match Foreign::in_place_of_text(&self.path) {
-            Some(Foreign { what, advice }) => {
+        // What serving it takes is told of it; here nobody asks.
+        let read = tokens::assemble(&self.bytes, Manner::default(), |_| Ok::<_, Infallible>(()));
+        read.map_err(|error| match (error, Foreign::in_place_of_text(&self.path)) {
+            (AssemblyError::Rule(rule), _) => unfit!(
+                "{path}: {rule}\n\
+                 give another with --tokenizer FILE; a model without one takes ids of tokens"
+            ),
+            (_, Some(Foreign { what, advice })) => {
                 unfit!("{path} is no tokenizer.json: it is {what}\n{advice}")
             }
-            None => unfit!(
+            (error, None) => unfit!(
                 "{path} is no tokenizer.json: {error}\n\
-                     give the one that belongs to the model with --tokenizer FILE"
+                 give the one that belongs to the model with --tokenizer FILE"
             ),
-        })?;
-        // Nothing is padded here.
-        tokenizer.with_padding(None);
-        Ok(tokenizer)
+        })
     }
 }
 

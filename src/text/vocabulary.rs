@@ -5,6 +5,7 @@
 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 /// How a tokenizer finds its words.
@@ -22,12 +23,50 @@ pub enum VocabularyKind {
 pub struct Survey {
     /// None where the file does not say.
     pub kind: Option<VocabularyKind>,
-    words: Words,
+    /// A long word whose id is another's too: the bytes of that, and the id.
+    pub shared: Option<(usize, u32)>,
+    /// What its rules add to it.
+    pub load: Load,
+    words: Heap,
     merges: u64,
-    added: Words,
+    added: Heap,
     rules: Bulk,
     file_bytes: u64,
 }
+
+/// What the rules of a tokenizer add to what it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Most that compiling their patterns takes.
+    pub pattern_bytes: u64,
+    /// Most characters that they make of a byte of an added token, and put before one.
+    pub factor: u64,
+    pub before: u64,
+}
+
+/// How much of words there is.
+#[derive(Clone, Copy, Debug)]
+struct Heap {
+    count: u64,
+    bytes: u64,
+    /// What the tree of their beginnings takes.
+    tree_bytes: u64,
+}
+
+impl Heap {
+    fn of(words: &Words, has_tree: bool) -> Heap {
+        let tree_bytes = if has_tree { words.tree_bytes() } else { 0 };
+        Heap { count: words.count(), bytes: words.bytes(), tree_bytes }
+    }
+
+    /// What they take as strings of their own.
+    fn strings_bytes(&self) -> u64 {
+        self.bytes + 32 * self.count
+    }
+}
+
+/// A word that is longer than any text that pays for it, where it has another's id.
+const LONG_BYTES: u32 = 64;
 
 /// Patterns that are compiled, and what is there whatever the file says.
 const FIXED_BYTES: u64 = 4 << 20;
@@ -63,62 +102,63 @@ impl Survey {
     pub fn of(json: &[u8]) -> Result<Survey, serde_json::Error> {
         let file: File = serde_json::from_slice(json)?;
         let rules = [file.normalizer, file.pre_tokenizer, file.post_processor, file.decoder];
+        let Model { kind, vocab, merges } = file.model;
+        let has_tree = matches!(kind, None | Some(VocabularyKind::Unigram));
         Ok(Survey {
-            kind: file.model.kind,
-            words: file.model.vocab,
-            merges: file.model.merges.0,
-            added: file.added_tokens,
+            kind,
+            shared: vocab.shared(),
+            load: Load { pattern_bytes: 0, factor: 1, before: 0 },
+            words: Heap::of(&vocab, has_tree),
+            merges: merges.0,
+            added: Heap::of(&file.added_tokens, false),
             rules: rules.into_iter().fold(Bulk::default(), Bulk::and),
             file_bytes: json.len() as u64,
         })
     }
 
-    /// Most that surveying a file of so many bytes takes: its words once more, and where each
-    /// begins, in lists that grow by doubling.
+    /// Most that surveying a file of so many bytes takes, the file's text included: its words once
+    /// more, where each begins, and their ids, in lists that grow by doubling.
     pub fn own_bytes(file_bytes: u64) -> u64 {
-        file_bytes.saturating_mul(10)
+        file_bytes.saturating_mul(13)
     }
 
-    /// Most that building the tokenizer takes as one of this kind, or of one that is to be found
-    /// out; the file's text included.
-    pub fn building_bytes(&self, kind: Option<VocabularyKind>) -> u64 {
-        let words = self.words.count();
-        let tables = 2 * (table_bytes(words, WORD_BUCKET) + self.words.strings_bytes());
-        let model = match kind {
-            Some(VocabularyKind::WordPiece | VocabularyKind::WordLevel) => tables,
-            Some(VocabularyKind::Bpe) => {
-                tables + self.merges * MERGE_BYTES + table_bytes(self.merges, MERGE_BUCKET)
-            }
-            Some(VocabularyKind::Unigram) => {
-                tables + words * LISTED_BYTES + self.words.tree_bytes()
-            }
-            None => {
-                let either = self.words.tree_bytes() + self.merges * MERGE_BYTES;
-                tables + either + self.file_bytes * TREE_PER_BYTE
-            }
-        };
-        let added = self.added_bytes();
-        let rules = self.rules.values * RULE_BYTES + self.rules.bytes * RULE_PER_BYTE;
-        self.file_bytes + model + added + rules + FIXED_BYTES
-    }
-
-    /// Most that loading it takes at once: surveying it, then building it as what it says it is, with
-    /// the added tokens once more where its model writes texts.
-    pub fn loading_bytes(&self, writes_texts: bool) -> u64 {
-        let added_bytes = if writes_texts { self.added_bytes() } else { 0 };
-        let building_bytes = self.building_bytes(self.kind) + added_bytes;
-        building_bytes.max(self.file_bytes + Survey::own_bytes(self.file_bytes))
+    /// Most that loading the tokenizer takes at once, the file's text included: surveying it, then
+    /// building it as one of this kind, or of one that is to be found out, with the added tokens once
+    /// more where its model writes texts.
+    pub fn loading_bytes(&self, kind: Option<VocabularyKind>, writes_texts: bool) -> u64 {
+        let again = if writes_texts { self.added_bytes() } else { 0 };
+        self.building_bytes(kind).saturating_add(again).max(Survey::own_bytes(self.file_bytes))
     }
 
     /// Most that it holds once it is built: its tables, without what was read to make them.
     pub fn held_bytes(&self, writes_texts: bool) -> u64 {
         let read_bytes = self.file_bytes + self.merges * MERGE_BYTES;
-        self.loading_bytes(writes_texts).saturating_sub(read_bytes)
+        self.loading_bytes(self.kind, writes_texts).saturating_sub(read_bytes)
     }
 
-    /// Most that one set of the added tokens takes.
-    pub fn added_bytes(&self) -> u64 {
-        self.added.count() * ADDED_BYTES + self.added.bytes() * ADDED_PER_BYTE
+    fn building_bytes(&self, kind: Option<VocabularyKind>) -> u64 {
+        let words = self.words.count;
+        let tables = 2 * (table_bytes(words, WORD_BUCKET) + self.words.strings_bytes());
+        let merges_bytes = self.merges * MERGE_BYTES;
+        let model = match kind {
+            Some(VocabularyKind::WordPiece | VocabularyKind::WordLevel) => tables,
+            Some(VocabularyKind::Bpe) => {
+                tables + merges_bytes + table_bytes(self.merges, MERGE_BUCKET)
+            }
+            Some(VocabularyKind::Unigram) => tables + words * LISTED_BYTES + self.words.tree_bytes,
+            None => tables + self.words.tree_bytes + merges_bytes + self.file_bytes * TREE_PER_BYTE,
+        };
+        let rules = self.rules.values * RULE_BYTES + self.rules.bytes * RULE_PER_BYTE;
+        let fixed = FIXED_BYTES.max(self.load.pattern_bytes);
+        (self.file_bytes + model + rules + fixed).saturating_add(self.added_bytes())
+    }
+
+    /// Most that one set of the added tokens takes, as long as rules may make them.
+    fn added_bytes(&self) -> u64 {
+        let Load { factor, before, .. } = self.load;
+        let put = self.added.count.saturating_mul(before);
+        let characters = self.added.bytes.saturating_mul(factor).saturating_add(put);
+        characters.saturating_mul(ADDED_PER_BYTE).saturating_add(self.added.count * ADDED_BYTES)
     }
 }
 
@@ -160,6 +200,8 @@ struct Words {
     text: String,
     /// Where each ends.
     ends: Vec<u32>,
+    /// The number of each, where each has one.
+    ids: Vec<u32>,
 }
 
 impl Words {
@@ -177,9 +219,16 @@ impl Words {
         self.text.len() as u64
     }
 
-    /// What they take as strings of their own.
-    fn strings_bytes(&self) -> u64 {
-        self.bytes() + 32 * self.count()
+    /// A long word whose number another has too.
+    fn shared(&self) -> Option<(usize, u32)> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let lengths = starts.zip(&self.ends).map(|(start, end)| end - start);
+        let long = self.ids.iter().zip(lengths).filter(|(_, length)| *length > LONG_BYTES);
+        let long: HashMap<u32, usize> = long.map(|(id, length)| (*id, length as usize)).collect();
+        let mut seen = HashSet::new();
+        let mut ids = self.ids.iter().filter(|id| long.contains_key(id));
+        let id = ids.find(|id| !seen.insert(**id))?;
+        Some((long[id], *id))
     }
 
     fn sorted(&self) -> Vec<&[u8]> {
@@ -243,7 +292,7 @@ impl<'de> Deserialize<'de> for Words {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Words, A::Error> {
                 let mut words = Words::default();
                 while let Some(Word(word)) = map.next_key()? {
-                    map.next_value::<IgnoredAny>()?;
+                    words.ids.push(map.next_value()?);
                     words.push(&word);
                 }
                 Ok(words)
@@ -420,8 +469,8 @@ mod tests {
                    {{"type":"X","list":[1,-2,0.5,true,"four"]}},"model":{model}}}"#
             );
             let survey = Survey::of(file.as_bytes()).unwrap();
-            assert_eq!((survey.kind, survey.words.count(), survey.merges), (kind, count, merges));
-            assert_eq!((survey.added.count(), survey.added.bytes()), (1, 3));
+            assert_eq!((survey.kind, survey.words.count, survey.merges), (kind, count, merges));
+            assert_eq!((survey.added.count, survey.added.bytes), (1, 3));
             assert_eq!((survey.rules.values, survey.rules.bytes), (10, 4 + 1 + 4 + 4));
         };
         let map = r#""vocab":{"a":0,"ab":1}"#;

@@ -5,6 +5,7 @@ use crate::shard::inputs::spread;
 use crate::shard::source::TokenizerFile;
 use crate::store::Dtype;
 use crate::store::manifest::{Dim, Manifest, Port};
+use crate::sys::panics;
 use crate::wire::Array;
 use serde_json::Value;
 use std::collections::HashSet;
@@ -69,7 +70,8 @@ pub fn read(
         let text = lines.at(place, number)?;
         let lowers = manifest.text.as_ref().is_some_and(|rules| rules.lowercase);
         let text = if lowers { text.to_lowercase() } else { text };
-        let encoding = tokenizer.encode_fast(text, true).map_err(|e| told(e.to_string()))?;
+        let encoding = panics::caught(|| tokenizer.encode_fast(text, true)).map_err(told)?;
+        let encoding = encoding.map_err(|error| told(error.to_string()))?;
         let (ids, segments) = (encoding.get_ids(), encoding.get_type_ids());
         ensure!(!ids.is_empty(), "{}, line {}: it has no tokens", file.display(), number + 1);
         let arrays = manifest.inputs.iter().zip(&roles);
@@ -92,7 +94,7 @@ pub fn keywords(names: &[&str]) -> String {
 
 /// The model's tokenizer with the longest text that is used, as the model's rules cut it.
 fn prepared(file: &TokenizerFile, manifest: &Manifest) -> Result<Tokenizer, ShardError> {
-    let mut tokenizer = file.parse()?;
+    let mut tokenizer = file.parse()?.tokenizer;
     let own = tokenizer.get_truncation().map(|own| (own.max_length, own.direction));
     let rules = manifest.text.as_ref();
     let said = rules.and_then(|rules| usize::try_from(rules.max_tokens?).ok());
