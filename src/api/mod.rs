@@ -48,6 +48,7 @@ mod stats;
 mod target;
 mod texts;
 mod tokenizer;
+mod tokenizers;
 mod trace;
 mod traffic;
 mod vectors;

@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::helpers::Helpers;
 use super::places::Places;
 use super::speed::Speed;
-use super::tokenizer::Tokenizers;
+use super::tokenizers::Tokenizers;
 use super::traffic::Traffic;
 use crate::daemon::Phase;
 use crate::daemon::address::Address;
