@@ -180,6 +180,9 @@ impl Hold {
             };
             // What never fits costs nobody anything.
             if !refused.can_fit() {
+                if self.shrink() {
+                    continue;
+                }
                 return Err(refused.into());
             }
             if self.give_way(model) {
@@ -194,7 +197,7 @@ impl Hold {
     }
 
     /// Frees what can be done without for a moment: what nobody uses, then the window but for its
-    /// smallest. False where nothing of that is left.
+    /// smallest, then what the process itself does not need. False where nothing of that is left.
     fn give_way(&mut self, model: &Model) -> bool {
         if self.room.spare_room(model.name()) {
             return true;
@@ -206,7 +209,19 @@ impl Hold {
             // Shrinking is always granted.
             let _ = self.window.resize(smallest_bytes);
         }
-        gives
+        gives || self.shrink()
+    }
+
+    /// Gives back what the process has come to hold beyond its share: code that comes back as it is
+    /// needed, holes in the heap. Whether less is held for it now.
+    fn shrink(&mut self) -> bool {
+        let before = self.process.bytes();
+        if before > self.process_bytes {
+            heap::trim();
+            code::release();
+            self.settle();
+        }
+        self.process.bytes() < before
     }
 
     /// A grant for a session of `model`: before it is refused, all gives way that can be done
@@ -220,7 +235,9 @@ impl Hold {
                 Err(refused) => {
                     let refused = refused.beside(model.graph_bytes());
                     let refused = refused.without(window_bytes - smallest_bytes);
-                    if !refused.can_fit() || !self.give_way(model) {
+                    let gives =
+                        if refused.can_fit() { self.give_way(model) } else { self.shrink() };
+                    if !gives {
                         return Err(refused);
                     }
                 }
