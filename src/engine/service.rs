@@ -116,7 +116,10 @@ impl Engine {
             }
             _ => match library.manifest(model) {
                 Err(EngineError::OverBudget(refused)) => {
-                    let least_bytes = self.least_budget_for_texts_bytes(model, 0);
+                    let least_bytes = match refused.can_fit() {
+                        true => self.least_budget_bytes(model, 0),
+                        false => self.least_budget_for_texts_bytes(model, 0),
+                    };
                     Err(refused.at_least(least_bytes).into())
                 }
                 found => found,
