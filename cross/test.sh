@@ -27,6 +27,7 @@ skipped=(
     code_that_is_released_comes_back_in_pieces
     # MADV_POPULATE_READ succeeds and populates nothing.
     nothing_is_mapped_around_what_is_populated
+    what_is_mapped_behind_a_block_goes_with_it
     what_is_released_leaves_the_page_cache_and_what_is_mapped_stays
     # Nothing is wrong, but emulated it takes more than six minutes of a processor.
     vit_s
