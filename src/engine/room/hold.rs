@@ -180,7 +180,7 @@ impl Hold {
             };
             // What never fits costs nobody anything.
             if !refused.can_fit() {
-                if self.shrink() {
+                if self.fits_once_shrunk(&refused) && self.shrink() {
                     continue;
                 }
                 return Err(refused.into());
@@ -210,6 +210,12 @@ impl Hold {
             let _ = self.window.resize(smallest_bytes);
         }
         gives || self.shrink()
+    }
+
+    /// Whether it would fit if the process held its first share.
+    fn fits_once_shrunk(&self, refused: &OverBudget) -> bool {
+        let grown_bytes = self.process.bytes().saturating_sub(self.process_bytes);
+        refused.without(grown_bytes).can_fit()
     }
 
     /// Gives back what the process has come to hold beyond its share: code that comes back as it is
