@@ -75,6 +75,10 @@ impl Frame {
         let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
         let framed = tokenizer.post_process(text, None, true)?;
         let ids = framed.get_ids();
+        let texts = ids.iter().filter(|id| **id == TEXT).count();
+        if texts != 1 {
+            return Err(format!("post_processor makes {texts} of a text").into());
+        }
         let at = ids.iter().position(|id| *id == TEXT).unwrap_or(ids.len());
         Ok(Frame { before: ids[..at].to_vec(), behind: ids[ids.len().min(at + 1)..].to_vec() })
     }

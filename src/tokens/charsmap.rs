@@ -9,6 +9,10 @@ use tokenizers::NormalizedString;
 /// A map is asked for pieces of a text that are no longer.
 const MAX_KEY_BYTES: usize = 5;
 
+/// Pieces that are looked at for each unit of a table: where many lead to the same, a table has fewer
+/// units than pieces.
+const PIECES_PER_UNIT: usize = 4;
+
 /// What becomes of one piece of a text may have so many bytes before it is counted in these.
 const MAX_COUNTED_BYTES: usize = 1024;
 
@@ -52,7 +56,7 @@ pub fn growth(map: &str, given: Given) -> Result<u64, RuleError> {
         .collect();
     let zeros = texts.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(at, _)| at);
     let zeros = zeros.collect();
-    let mut walk = Walk { units, texts, zeros, given, nodes: 0, most: 1 };
+    let mut walk = Walk { units, texts, zeros, given, nodes: 0, pieces: 0, most: 1 };
     if let Some(root) = walk.units.first().copied() {
         walk.go(offset(root), &mut vec![])?;
     }
@@ -66,6 +70,7 @@ struct Walk<'a> {
     zeros: Vec<usize>,
     given: Given,
     nodes: usize,
+    pieces: usize,
     most: u64,
 }
 
@@ -85,6 +90,10 @@ impl Walk<'_> {
             let below = at ^ offset(unit);
             key.push(byte);
             if unit >> 8 & 1 == 1 {
+                self.pieces += 1;
+                if self.pieces > PIECES_PER_UNIT * self.units.len() {
+                    return Err(RuleError::Circle);
+                }
                 let value = self.units.get(below).map_or(0, |unit| unit & 0x7fff_ffff);
                 self.most = self.most.max(self.grows(key, value as usize));
             } else if key.len() < MAX_KEY_BYTES {

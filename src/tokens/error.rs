@@ -36,6 +36,8 @@ pub enum RuleError {
     Shared { bytes: usize, id: u32 },
     #[error("post_processor.single has the text {0} times: it has to be there once, as A")]
     Copies(usize),
+    #[error("post_processor has {0} templates: what is round a text is said by one")]
+    Templates(usize),
     #[error("post_processor.single names {0:?}, which its special_tokens lack")]
     Missing(String),
     #[error("post_processor puts {0} tokens round a text; the limit is {MAX_FRAME_TOKENS}")]

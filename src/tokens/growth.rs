@@ -16,6 +16,9 @@ const MOST_COMPATIBLE: u64 = 18;
 /// Most bytes of a character.
 const MOST_BYTES: u64 = 4;
 
+/// Different characters that are looked at one by one, at each step behind the one that puts them in.
+const MAX_PUT: usize = 1024;
+
 /// How long a text may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Growth {
@@ -259,7 +262,7 @@ impl Walk {
     /// Characters of a text's own become no more than was counted for them, others up to `most`.
     fn change(&mut self, step: &Value, most: u64) -> Result<(), RuleError> {
         let kind = step["type"].as_str().unwrap_or_default().to_owned();
-        let factor = match &mut self.made {
+        let factor = match &self.made {
             Made::Text => 1,
             Made::Any => most,
             Made::Put(put) => {
@@ -273,7 +276,8 @@ impl Walk {
                     longest = longest.max(one.get().chars().count() as u64);
                     changed.push_str(one.get());
                 }
-                *put = changed;
+                self.made = Made::Put(String::new());
+                self.add(changed.chars());
                 longest
             }
         };
@@ -286,11 +290,25 @@ impl Walk {
             return;
         }
         self.form = Form::Whole;
-        let text = text.chars().filter(|c| !c.is_ascii());
-        match &mut self.made {
-            Made::Text => self.made = Made::Put(text.collect()),
-            Made::Put(put) => put.extend(text),
-            Made::Any => {}
+        if matches!(self.made, Made::Text) {
+            self.made = Made::Put(String::new());
+        }
+        self.add(text.chars().filter(|c| !c.is_ascii()));
+    }
+
+    /// These are among those that were put in, each once; many are any.
+    fn add(&mut self, characters: impl Iterator<Item = char>) {
+        let Made::Put(put) = &mut self.made else { return };
+        let mut count = put.chars().count();
+        for c in characters {
+            if !put.contains(c) {
+                put.push(c);
+                count += 1;
+            }
+            if count > MAX_PUT {
+                self.made = Made::Any;
+                return;
+            }
         }
     }
 }
@@ -316,7 +334,9 @@ fn replaced(pattern: &Value, content: u64) -> u64 {
 /// Whether a pattern may be found between characters.
 fn may_be_nothing(regex: &str) -> bool {
     let outside = regex.replace("[^", "[");
-    let looks = ["(?", "\\b", "\\B", "\\K", "^", "$"].iter().any(|look| outside.contains(look));
+    let looks = ["(?", "\\b", "\\B", "\\K", "\\<", "\\>", "^", "$"]
+        .iter()
+        .any(|look| outside.contains(look));
     looks || SysRegex::new(regex).map_or(true, |regex| regex.find_iter("").next().is_some())
 }
 
@@ -407,7 +427,7 @@ mod tests {
         check(&[replace(text("a"), "aa"), replace(text("a"), "aaa")], &[], 60);
         check(&[prepend("abc"), replace(text("a"), "aa")], &[], 26);
         check(&[replace(text(""), "xy")], &[], 30);
-        for nothing in ["", "x*", "(?=x)", "\\b", "^"] {
+        for nothing in ["", "x*", "(?=x)", "\\b", "\\<|\\>", "^"] {
             check(&[replace(regex(nothing), "x")], &[], 20);
         }
         check(&[kind("ByteLevel"), kind("ByteLevel")], &[], 40);

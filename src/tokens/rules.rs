@@ -52,7 +52,7 @@ pub(super) fn names(model: &ModelWrapper) -> (&str, &str, &str) {
 pub(super) fn check_unmade(field: &'static str, rules: &Value) -> Result<u64, RuleError> {
     let mut looked = Looked::default();
     looked.add(rules, 0)?;
-    let Looked { steps, depth, pattern_bytes } = looked;
+    let Looked { steps, depth, pattern_bytes, longest_bytes } = looked;
     if depth > MAX_DEPTH {
         return Err(RuleError::Depth(field));
     }
@@ -60,7 +60,8 @@ pub(super) fn check_unmade(field: &'static str, rules: &Value) -> Result<u64, Ru
         return Err(RuleError::Steps { field, count: steps });
     }
     match pattern_bytes {
-        0..=patterns::MAX_BYTES => Ok(pattern_bytes),
+        // Each is compiled once more while it is looked at.
+        0..=patterns::MAX_BYTES => Ok(pattern_bytes.saturating_add(longest_bytes)),
         bytes => Err(RuleError::Patterns { field, bytes }),
     }
 }
@@ -72,6 +73,8 @@ struct Looked {
     /// How many are within each other.
     depth: usize,
     pattern_bytes: u64,
+    /// Of these, those of the one that takes most.
+    longest_bytes: u64,
 }
 
 impl Looked {
@@ -82,7 +85,13 @@ impl Looked {
         let pattern = rules["Regex"].as_str().map_or(0, patterns::bytes);
         let text = rules["String"].as_str().map_or(0, patterns::text_bytes);
         self.pattern_bytes = self.pattern_bytes.saturating_add(pattern).saturating_add(text);
-        self.steps += usize::from(rules.get("type").is_some());
+        self.longest_bytes = self.longest_bytes.max(pattern);
+        // The library takes some without their type.
+        let untyped =
+            |list: &[Value]| list.iter().filter(|rule| rule.get("type").is_none()).count();
+        let lists =
+            ["normalizers", "pretokenizers", "processors"].map(|key| untyped(list(rules, key)));
+        self.steps += usize::from(rules.get("type").is_some()) + lists.iter().sum::<usize>();
         let depth = outside + usize::from(rules.is_array());
         self.depth = self.depth.max(depth);
         let list = rules.as_array().into_iter().flatten();
@@ -97,6 +106,9 @@ impl Looked {
 pub(super) fn check_frame(processor: &Value) -> Result<(), RuleError> {
     let mut frame = Frame::default();
     frame.add(processor)?;
+    if frame.templates > 1 {
+        return Err(RuleError::Templates(frame.templates));
+    }
     if frame.tokens > MAX_FRAME_TOKENS {
         return Err(RuleError::Frame(frame.tokens));
     }
@@ -109,6 +121,8 @@ pub(super) fn check_frame(processor: &Value) -> Result<(), RuleError> {
 /// What is round a text.
 #[derive(Default)]
 struct Frame {
+    /// A second one takes what the first puts round a text for a pair of texts.
+    templates: usize,
     tokens: usize,
     name_bytes: usize,
 }
@@ -135,6 +149,7 @@ impl Frame {
         if processor["type"] != "TemplateProcessing" {
             return Ok(());
         }
+        self.templates += 1;
         let names = || single.iter().filter_map(|piece| piece["Sequence"]["id"].as_str());
         match (names().count(), names().all(|name| name == "A")) {
             (1, true) => Ok(()),
