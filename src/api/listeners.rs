@@ -150,15 +150,16 @@ impl Arrival {
         }
     }
 
-    /// Bounds what the kernel holds of replies, [`bound_unread`], and how long it believes in a client
-    /// that came by a port.
+    /// Bounds what the kernel holds of replies to twice `bytes`, [`bound_unread`], and how long it
+    /// believes in a client that came by a port.
     ///
     /// # Errors
     ///
     /// The kernel's.
     pub fn bound_unread(&self, bytes: usize) -> io::Result<()> {
         match self {
-            Arrival::Unix(stream) => bound_unread(stream, bytes),
+            // Beside what its buffer takes comes one more piece, as long as half of that.
+            Arrival::Unix(stream) => bound_unread(stream, bytes * 2 / 3),
             Arrival::Tcp { stream, .. } => {
                 bound_unread(stream, bytes)?;
                 tcp::prepare(stream)
