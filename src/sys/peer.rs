@@ -53,7 +53,8 @@ pub fn is_keeper(uid: u32) -> bool {
 }
 
 /// Bounds what the kernel holds of what was written to `socket` and not read at its other end, to
-/// twice `bytes`: it counts its own beside them.
+/// twice `bytes`, its own counted with them. A Unix socket takes one more piece before that is
+/// reached, as long as half of it.
 ///
 /// # Errors
 /// The kernel's.

@@ -178,19 +178,13 @@ impl Hold {
                     beside.without(window_bytes.saturating_sub(smallest_bytes))
                 }
             };
-            // What never fits costs nobody anything.
-            if !refused.can_fit() {
-                if self.fits_once_shrunk(&refused) && self.shrink() {
-                    continue;
-                }
-                return Err(refused.into());
-            }
-            if self.give_way(model) {
+            if self.frees(&refused, model) {
                 continue;
             }
-            if !self.room.make_room(model.name())
-                && !wait.goes_on(&self.room, &refused, returns, cancel)
-            {
+            let goes_on = refused.can_fit()
+                && (self.room.make_room(model.name())
+                    || wait.goes_on(&self.room, &refused, returns, cancel));
+            if !goes_on {
                 return Err(refused.into());
             }
         }
@@ -212,10 +206,13 @@ impl Hold {
         gives || self.shrink()
     }
 
-    /// Whether it would fit if the process held its first share.
-    fn fits_once_shrunk(&self, refused: &OverBudget) -> bool {
+    /// Frees something for what was refused, unless it never fits: that costs nobody anything.
+    fn frees(&mut self, refused: &OverBudget, model: &Model) -> bool {
+        if refused.can_fit() {
+            return self.give_way(model);
+        }
         let grown_bytes = self.process.bytes().saturating_sub(self.process_bytes);
-        refused.without(grown_bytes).can_fit()
+        refused.without(grown_bytes).can_fit() && self.shrink()
     }
 
     /// Gives back what the process has come to hold beyond its share: code that comes back as it is
@@ -241,9 +238,7 @@ impl Hold {
                 Err(refused) => {
                     let refused = refused.beside(model.graph_bytes());
                     let refused = refused.without(window_bytes - smallest_bytes);
-                    let gives =
-                        if refused.can_fit() { self.give_way(model) } else { self.shrink() };
-                    if !gives {
+                    if !self.frees(&refused, model) {
                         return Err(refused);
                     }
                 }
