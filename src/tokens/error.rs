@@ -55,6 +55,8 @@ pub enum RuleError {
     Growth { field: &'static str, kind: String, factor: u64 },
     #[error("{field} has a rule of the unknown type {kind:?}")]
     Unknown { field: &'static str, kind: String },
+    #[error("precompiled_charsmap is not base64: {0}")]
+    Base64(String),
     #[error("precompiled_charsmap has a table of {table} bytes in {whole}")]
     Map { table: u64, whole: u64 },
     #[error("precompiled_charsmap has a table that leads in circles")]
