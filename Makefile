@@ -81,10 +81,13 @@ unit: built models clients
 	$(TEST) --no-fail-fast
 	@echo "once more, as on a kernel that lacks all that can be missing"
 	HERMES_WITHOUT=populate,direct,dioalign,exchange,psi,cgroup $(TEST) \
-		--no-fail-fast --test engine --test budget --test pressure --test versions
+		--no-fail-fast --test engine --test budget
+	HERMES_WITHOUT=populate,direct,dioalign,exchange,psi,cgroup $(TEST) \
+		--no-fail-fast --test daemon -- pressure:: versions::
 	@echo "and with as many cores as boards have"
 	HERMES_CORES=1 $(TEST) --test engine
-	HERMES_CORES=4 $(TEST) --no-fail-fast --test engine --test plans
+	HERMES_CORES=4 $(TEST) --no-fail-fast --test engine
+	HERMES_CORES=4 $(TEST) --no-fail-fast --test daemon plans::
 	HERMES_CORES=8 $(TEST) --test engine
 
 # The simulations, with as many seeds as find what a few thousand do not.

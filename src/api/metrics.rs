@@ -1,7 +1,7 @@
 //! `GET /metrics`: the daemon's figures in Prometheus' text format 0.0.4.
 //!
-//! Every metric is declared once, in [`METRICS`]; `tests/metrics.rs` fails where one of them never
-//! moves while the daemon works.
+//! Every metric is declared once, in [`METRICS`]; `tests/daemon/metrics.rs` fails where one of them
+//! never moves while the daemon works.
 
 use super::envelope::OipError;
 use super::speed::Speeds;

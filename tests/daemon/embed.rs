@@ -1,10 +1,8 @@
 //! `hermesctl embed --file`: many texts, from a file to a file, whatever comes between.
 
-mod common;
-
-use common::daemon::Daemon;
-use common::programs::program;
-use common::served::{STORE, Served, hermesctl, metric, serve, served};
+use crate::common::daemon::Daemon;
+use crate::common::programs::program;
+use crate::common::served::{STORE, Served, hermesctl, metric, serve, served};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read, Write};

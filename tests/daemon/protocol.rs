@@ -1,10 +1,8 @@
 //! What the Open Inference Protocol's extensions promise: binary tensor data, deadlines, the model
 //! repository.
 
-mod common;
-
-use common::daemon::Connection;
-use common::served::{
+use crate::common::daemon::Connection;
+use crate::common::served::{
     check_alive, check_error, hermesctl, linear_request, serve, served, slow_request,
 };
 use hermes::store::Dtype;

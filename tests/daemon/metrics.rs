@@ -1,16 +1,14 @@
 //! What the daemon says of itself: every declared metric moves while it works, its text is of
 //! Prometheus' format, and the statistics of Triton's shape agree with what was done.
 
-mod common;
-
-use common::daemon::{Daemon, command};
-use common::frozen::Frozen;
-use common::programs::program;
-use common::scrape::{Sample, Scrape};
-use common::served::{check_alive, check_error, linear_request, served, slow_request};
-use common::small_store::{self, SmallModel};
-use common::tiny::{path, run};
-use common::{made, writer};
+use crate::common::daemon::{Daemon, command};
+use crate::common::frozen::Frozen;
+use crate::common::programs::program;
+use crate::common::scrape::{Sample, Scrape};
+use crate::common::served::{check_alive, check_error, linear_request, served, slow_request};
+use crate::common::small_store::{self, SmallModel};
+use crate::common::tiny::{path, run};
+use crate::common::{made, writer};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -112,7 +110,7 @@ fn store() -> tempfile::TempDir {
 fn write_repeats(store: &Path) {
     let folder = tempfile::tempdir().unwrap();
     made::write_mistral_of(folder.path(), None, 512);
-    let tokenizer = include_str!("data/text/tokenizers/byte-level.tokenizer.json");
+    let tokenizer = include_str!("../data/text/tokenizers/byte-level.tokenizer.json");
     fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
     // Guessing wants all products streamed.
     let arguments = ["build", path(folder.path()), "--store", path(store), "--name", "repeats"];

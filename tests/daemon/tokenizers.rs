@@ -1,11 +1,9 @@
 //! Tokenizers are in the budget: what they take is granted before they are built, they give way to
 //! each other, and nothing of them stays.
 
-mod common;
-
-use common::daemon::Daemon;
-use common::programs::program;
-use common::small_store;
+use crate::common::daemon::Daemon;
+use crate::common::programs::program;
+use crate::common::small_store;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -2,11 +2,9 @@
 //! such sizes counted as nothing, and the kernel ended the daemon. What is too much is refused with
 //! its node and the bytes, alone, before it is allocated.
 
-mod common;
-
-use common::daemon::Daemon;
-use common::programs::program;
-use common::small_store::{graph_of, node, output, port};
+use crate::common::daemon::Daemon;
+use crate::common::programs::program;
+use crate::common::small_store::{graph_of, node, output, port};
 use hermes::store::Dtype;
 use prost::Message;
 use serde_json::{Value, json};

@@ -1,10 +1,8 @@
 //! What the documents tell users to type: the commands of their indented blocks, run in their order
 //! on a real model, as one would who reads them.
 
-mod common;
-
-use common::programs::program;
-use common::references::model_file;
+use crate::common::programs::program;
+use crate::common::references::model_file;
 use npyz::WriterBuilder;
 use std::fs;
 use std::net::TcpListener;

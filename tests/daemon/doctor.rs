@@ -1,9 +1,7 @@
 //! `hermesctl doctor` on the machine that runs the tests, whatever that offers.
 
-mod common;
-
-use common::programs::program;
-use common::served::{hermesctl, serve};
+use crate::common::programs::program;
+use crate::common::served::{hermesctl, serve};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

@@ -1,9 +1,7 @@
 //! kill -9 whenever it is least convenient: the daemon starts again, serves, and its store is whole.
 
-mod common;
-
-use common::daemon::{self, Daemon};
-use common::small_store;
+use crate::common::daemon::{self, Daemon};
+use crate::common::small_store;
 use hermes::store::{Package, Store};
 use serde_json::json;
 use std::io::{Read, Write};

@@ -1,11 +1,9 @@
 //! Texts of embeddings: whose tokens they are, what their vectors are scaled to, and many at once.
 
-mod common;
-
-use common::daemon::Daemon;
-use common::frozen::Frozen;
-use common::served::{metric, wait_metric};
-use common::small_store;
+use crate::common::daemon::Daemon;
+use crate::common::frozen::Frozen;
+use crate::common::served::{metric, wait_metric};
+use crate::common::small_store;
 use serde_json::{Value, json};
 
 /// Tokens of another tokenizer, which clients of OpenAI send unasked, were taken for this model's

@@ -1,12 +1,10 @@
 //! Bytes that no honest client sends, and more than a patient one asks: each gets a clear answer or
 //! the end of its connection, and the next request is answered.
 
-mod common;
-
-use common::daemon::{Connection, Daemon};
-use common::frozen::Frozen;
-use common::scrape::Scrape;
-use common::served::{check_alive, check_error, linear_request, serve, served};
+use crate::common::daemon::{Connection, Daemon};
+use crate::common::frozen::Frozen;
+use crate::common::scrape::Scrape;
+use crate::common::served::{check_alive, check_error, linear_request, serve, served};
 use hermes::api::routes;
 use proptest::prelude::*;
 use proptest::sample::Index;

@@ -1,8 +1,6 @@
 //! ONNX's own node tests: each is answered rightly, or refused when it is sharded.
 
-mod common;
-
-use common::python;
+use crate::common::python;
 use serde_json::Value;
 use std::path::Path;
 

@@ -1,13 +1,11 @@
 //! Answers within a time and as accurate as is asked, as users meet them: by the config, by headers, by
 //! `hermesctl plan`.
 
-mod common;
-
-use common::daemon::{Daemon, wait_logged};
-use common::precision::tell_precision;
-use common::programs::program;
-use common::served::{check_error, hermesctl, served};
-use common::tiny::{self, path};
+use crate::common::daemon::{Daemon, wait_logged};
+use crate::common::precision::tell_precision;
+use crate::common::programs::program;
+use crate::common::served::{check_error, hermesctl, served};
+use crate::common::tiny::{self, path};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -42,7 +40,7 @@ fn start(store: &Path, folder: &TempDir, config: &str) -> Daemon {
     let file = at("c.toml");
     let arguments = ["--budget", "256MiB", "--profiles", "false", "--variant", "a4"];
     let arguments = [&arguments[..], &["--config", path(&file)]].concat();
-    let mut command = common::daemon::command(store, &at("s"), &arguments);
+    let mut command = crate::common::daemon::command(store, &at("s"), &arguments);
     command.stderr(File::create(at("log")).unwrap());
     Daemon::spawn(&mut command, &at("s"))
 }

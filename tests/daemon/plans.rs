@@ -1,11 +1,11 @@
 //! Profiles and plans as users meet them: measured on request or while the daemon is idle, asked
 //! for by socket and command line, answered in words.
 
-mod common;
-
-use common::daemon::Daemon;
-use common::served::{Served, check_alive, check_error, hermesctl, slow_request, wait_metric};
-use common::small_store;
+use crate::common::daemon::Daemon;
+use crate::common::served::{
+    Served, check_alive, check_error, hermesctl, slow_request, wait_metric,
+};
+use crate::common::small_store;
 use serde_json::{Value, json};
 use std::fs::{self, DirEntry};
 use std::time::{Duration, Instant};
@@ -154,7 +154,7 @@ fn a_model_that_cannot_be_measured_hurts_nobody_and_is_remembered() {
     let start = |arguments: &[&str]| {
         let socket = folder.path().join("s");
         let arguments = [&["--budget", "96MiB", "--window", "8MiB"], arguments].concat();
-        let mut command = common::daemon::command(&store, &socket, &arguments);
+        let mut command = crate::common::daemon::command(&store, &socket, &arguments);
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         Daemon::spawn(command.stderr(file), &socket)
     };

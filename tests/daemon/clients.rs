@@ -1,11 +1,9 @@
 //! Real clients: shells, man, Python's packages, hermesctl.
 
-mod common;
-
-use common::programs::program;
-use common::python;
-use common::served::{check_alive, check_error, hermesctl, serve, served};
-use common::skip::skip;
+use crate::common::programs::program;
+use crate::common::python;
+use crate::common::served::{check_alive, check_error, hermesctl, serve, served};
+use crate::common::skip::skip;
 use hermes::stream::Category;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -346,7 +344,7 @@ fn every_command_tells_its_exit_codes_and_keeps_them() {
         .filter(|command| *command != "help")
         .collect();
     assert!(commands.len() >= 15, "{help}");
-    let readme: Vec<&str> = include_str!("../README.md").split_whitespace().collect();
+    let readme: Vec<&str> = include_str!("../../README.md").split_whitespace().collect();
     let readme = readme.join(" ");
     for code in ["0 done", "1 refused by the daemon", "2 usage", "3 the daemon cannot be"] {
         assert!(help.contains(code), "{help}");

@@ -3,13 +3,11 @@
 
 #![allow(unsafe_code)]
 
-mod common;
-
-use common::daemon::{Connection, Daemon, command};
-use common::programs::program;
-use common::scrape::Scrape;
-use common::served::{STORE, check_alive, linear_request, serve};
-use common::skip::skip;
+use crate::common::daemon::{Connection, Daemon, command};
+use crate::common::programs::program;
+use crate::common::scrape::Scrape;
+use crate::common::served::{STORE, check_alive, linear_request, serve};
+use crate::common::skip::skip;
 use serde_json::{Value, json};
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read, Write};

@@ -1,13 +1,11 @@
 //! `src/api/openapi.json` describes what hermesd answers: every route and nothing else, and the
 //! answers of a running daemon are as it says.
 
-mod common;
-
-use common::daemon::Daemon;
-use common::schema::Schemas;
-use common::served::{linear_request, served};
-use common::small_store;
-use common::writer;
+use crate::common::daemon::Daemon;
+use crate::common::schema::Schemas;
+use crate::common::served::{linear_request, served};
+use crate::common::small_store;
+use crate::common::writer;
 use hermes::api::routes;
 use hermes::store::Package;
 use serde_json::{Value, json};
@@ -16,7 +14,7 @@ use std::io::Read;
 use std::sync::LazyLock;
 
 static DOCUMENT: LazyLock<Value> =
-    LazyLock::new(|| serde_json::from_str(include_str!("../src/api/openapi.json")).unwrap());
+    LazyLock::new(|| serde_json::from_str(include_str!("../../src/api/openapi.json")).unwrap());
 
 /// Method and path of everything that is described, in capitals as HTTP has methods.
 fn described() -> BTreeSet<(String, String)> {

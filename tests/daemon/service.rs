@@ -1,11 +1,9 @@
 //! The daemon as an administrator meets it: config, signals, the service manager, rights.
 
-mod common;
-
-use common::daemon::{Daemon, command, wait_logged};
-use common::frozen::Frozen;
-use common::skip::skip;
-use common::small_store;
+use crate::common::daemon::{Daemon, command, wait_logged};
+use crate::common::frozen::Frozen;
+use crate::common::skip::skip;
+use crate::common::small_store;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
@@ -344,7 +342,7 @@ fn a_reload_changes_the_budget_or_says_why_not() {
 
 /// A request that has reached the engine, whose threads stand still. It must not be measuring:
 /// trials have threads of their own, which come and go.
-fn hold(service: &Service) -> (Frozen, common::daemon::Connection) {
+fn hold(service: &Service) -> (Frozen, crate::common::daemon::Connection) {
     assert_eq!(infer(&service.daemon).0, 200);
     let frozen = Frozen::new(service.daemon.id(), &ENGINE_THREADS);
     let waiting = service.daemon.connect().post("/v2/models/linear/infer", &request());
@@ -694,7 +692,7 @@ const GROUPS_OF_237: [&str; 11] = [
 /// with @system-service: of the list of what is allowed nothing was left but two calls.
 #[test]
 fn the_units_are_for_systemd_237() {
-    let service = include_str!("../systemd/hermesd.service");
+    let service = include_str!("../../systemd/hermesd.service");
     let lines = || service.lines().filter(|line| !line.starts_with('#'));
     let keys = lines().filter_map(|line| Some(line.split_once('=')?.0));
     for key in keys.filter(|key| NEWER_THAN_237.contains(key)) {

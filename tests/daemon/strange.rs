@@ -2,11 +2,9 @@
 //! constant in them. A daemon that loaded one was killed or hung for ever, and again after each
 //! restart.
 
-mod common;
-
-use common::daemon::{self, Daemon};
-use common::programs::program;
-use common::small_store::{self, node, output, port};
+use crate::common::daemon::{self, Daemon};
+use crate::common::programs::program;
+use crate::common::small_store::{self, node, output, port};
 use hermes::store::{Dtype, Rehearsal, Store};
 use prost::Message;
 use serde_json::{Value, json};

@@ -3,15 +3,13 @@
 
 #![allow(unsafe_code)]
 
-mod common;
-
-use common::daemon::{Connection, Daemon, command, wait_logged};
-use common::frozen::Frozen;
-use common::served::{
+use crate::common::daemon::{Connection, Daemon, command, wait_logged};
+use crate::common::frozen::Frozen;
+use crate::common::served::{
     STORE, Served, check_alive, check_error, hermesctl, linear_request, metric, slow_request,
     wait_for_pass, wait_metric,
 };
-use common::skip::skip;
+use crate::common::skip::skip;
 use serde_json::{Value, json};
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read, Write};

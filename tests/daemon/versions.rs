@@ -1,14 +1,12 @@
 //! Versions as an administrator meets them: the real programs install, switch, go back and clean
 //! up, whatever they are given and whenever they die.
 
-mod common;
-
-use common::daemon::Daemon;
-use common::frozen::Frozen;
-use common::programs::program;
-use common::served::wait_for_pass;
-use common::small_store::{self, SmallModel};
-use common::tar::{self, Entry};
+use crate::common::daemon::Daemon;
+use crate::common::frozen::Frozen;
+use crate::common::programs::program;
+use crate::common::served::wait_for_pass;
+use crate::common::small_store::{self, SmallModel};
+use crate::common::tar::{self, Entry};
 use hermes::store::{Archive, Package, Role, Store};
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -1,9 +1,7 @@
 //! What a daemon gives up while memory is short, and takes back.
 
-mod common;
-
-use common::daemon::{Daemon, command};
-use common::small_store;
+use crate::common::daemon::{Daemon, command};
+use crate::common::small_store;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::json;

@@ -1,15 +1,13 @@
 //! The daemon as its clients meet it: a real process, a real socket, good and bad bytes.
 
-mod common;
-
-use common::daemon::{Daemon, command};
-use common::programs::program;
-use common::served::{
+use crate::common::daemon::{Daemon, command};
+use crate::common::programs::program;
+use crate::common::served::{
     STORE, check_alive, check_error, hermesctl, linear_request, metric, serve, served,
     slow_request, wait_for_pass, wait_metric,
 };
-use common::skip::skip;
-use common::small_store;
+use crate::common::skip::skip;
+use crate::common::small_store;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
