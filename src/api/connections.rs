@@ -141,10 +141,10 @@ impl Connections {
 
     /// For want of memory, those make room that have been idle since `spare`.
     ///
-    /// A user may have as many places as are free: the first half of all, the next half of the rest. Beyond
-    /// that, the longest idle of the user's own makes room; for a user who has none, that of whoever
-    /// has the most, but never a keeper's. Keepers have a few more than all, and then anybody's makes
-    /// room.
+    /// A user may have as many places as are free: the first half of all, the next half of the
+    /// rest. Beyond that, the longest idle of the user's own makes room; for a user who has none,
+    /// that of whoever has the most, but never a keeper's. Keepers have a few more than all, and
+    /// then anybody's makes room.
     fn admit_for(
         self: &Arc<Connections>,
         who: Who,

@@ -1,6 +1,6 @@
-//! Whether the client of a Unix socket has gone. One that has only ended what it sends still waits for its
-//! answer: which of both it did, the kernel tells of a Unix socket. A port's client ends by the same
-//! packet in both cases.
+//! Whether the client of a Unix socket has gone. One that has only ended what it sends still waits
+//! for its answer: which of both it did, the kernel tells of a Unix socket. A port's client ends by
+//! the same packet in both cases.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};

@@ -325,8 +325,8 @@ async fn place_in_time(api: &Api, who: Who, limit: usize) -> Result<Admission, N
     api.connections.admit_at_last(who, limit)
 }
 
-/// Ends when the client of a Unix socket has gone. Hyper sees for itself when a port's sends no more, which
-/// is all that such a client tells.
+/// Ends when the client of a Unix socket has gone. Hyper sees for itself when a port's sends no
+/// more, which is all that such a client tells.
 async fn gone(socket: Option<&UnixStream>) {
     match socket {
         Some(socket) => departed(socket).await,

@@ -29,7 +29,8 @@ pub(super) trait Steps {
     fn step<L: Lanes>(group: &Self::Group<'_, L>, index: usize) -> L;
 }
 
-/// [`Steps`] of values of so many bytes that are stored one after the other, as `Lanes::$load` takes them.
+/// [`Steps`] of values of so many bytes that are stored one after the other, as `Lanes::$load`
+/// takes them.
 macro_rules! steps_of_values {
     ($codec:ident, $bytes:literal, $load:ident) => {
         impl $crate::codec::steps::Steps for $codec {

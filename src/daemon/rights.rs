@@ -77,7 +77,8 @@ pub enum Client<'a> {
     Tcp,
 }
 
-/// An entry of a list: `*` for every user, `tcp` for every TCP client, `self`, a user's name or number, `@` and a group's name or number.
+/// An entry of a list: `*` for every user, `tcp` for every TCP client, `self`, a user's name or
+/// number, `@` and a group's name or number.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 struct Principal {

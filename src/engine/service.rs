@@ -32,7 +32,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 
-/// What a server is granted to begin with, for as long as it serves: connections for whoever comes first.
+/// What a server is granted to begin with, for as long as it serves: connections for whoever comes
+/// first.
 pub const SERVER_BYTES: u64 = 512 << 10;
 
 /// What the process will come to hold besides what it holds at the start, its code released, and

@@ -319,8 +319,8 @@ impl Packed<'_> {
     }
 }
 
-/// Where a product's outputs go, `[columns, rows]` of f32: borrowed for as long as it is computed, so that
-/// threads may each write rows of their own.
+/// Where a product's outputs go, `[columns, rows]` of f32: borrowed for as long as it is computed,
+/// so that threads may each write rows of their own.
 struct Output<'a> {
     tensor: &'a Tensor,
     /// Its elements, taken while nobody else had them.
@@ -331,8 +331,8 @@ struct Output<'a> {
 
 // SAFETY: it stands for a mutable borrow of the tensor, which may go to another thread.
 unsafe impl Send for Output<'_> {}
-// SAFETY: threads that share it write elements of their own each, as `Packed::compute` asks for, and read
-// none.
+// SAFETY: threads that share it write elements of their own each, as `Packed::compute` asks for,
+// and read none.
 unsafe impl Sync for Output<'_> {}
 
 impl Output<'_> {

@@ -43,8 +43,8 @@ pub struct Product<'a> {
 /// What computes a tile: the outputs of these rows, from their panels.
 pub type Work<'a> = &'a (dyn Fn(Range<usize>, &[u8], &mut Scratch) -> TractResult<()> + Sync);
 
-/// What a thread decodes panels into. It lasts as long as the product: what threads kept for the next one
-/// would be held, by no pass, for good.
+/// What a thread decodes panels into. It lasts as long as the product: what threads kept for the
+/// next one would be held, by no pass, for good.
 pub type Scratch = Option<AlignedBuffer>;
 
 /// Panels that one thread computes.

@@ -2,12 +2,12 @@
 //!
 //! `order` is what is asked for, `source` what is read for it, `draft` what is found out about it
 //! and becomes the version. `place`, `configs`, `makers` and `embedder` know what lies beside a
-//! model, `architectures` draw the graph of a checkpoint, `dims` and `trial` settle open dimensions; `building` says what is written
-//! when, and `write`, `layers`, `tensor` and `encode`
-//! make layer files of its weights. `player` plays what was written with `inputs`, which `calibrate`
-//! reads or makes up, to learn about it: `learned` and `statistics` tell
-//! encoders what weights are used for, `importance` tells which tensors matter. Nothing here is
-//! needed to serve a model.
+//! model, `architectures` draw the graph of a checkpoint, `dims` and `trial` settle open
+//! dimensions; `building` says what is written when, and `write`, `layers`, `tensor` and `encode`
+//! make layer files of its weights. `player` plays what was written with `inputs`, which
+//! `calibrate` reads or makes up, to learn about it: `learned` and `statistics` tell encoders what
+//! weights are used for, `importance` tells which tensors matter. Nothing here is needed to serve a
+//! model.
 
 mod architectures;
 mod building;

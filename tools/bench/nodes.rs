@@ -1,7 +1,7 @@
 //! `hermes-bench nodes`: where a pass's time goes, by kind of op and by node.
 //!
-//! Everything is pinned, so that nothing waits for the disk. It is the fastest pass that is told, so that
-//! all times add up and whatever else the machine did is in none of them.
+//! Everything is pinned, so that nothing waits for the disk. It is the fastest pass that is told,
+//! so that all times add up and whatever else the machine did is in none of them.
 
 use super::setup::Subject;
 use anyhow::{Context, Result, ensure};

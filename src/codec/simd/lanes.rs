@@ -1,7 +1,7 @@
 //! Vectors of one value of each lane, in the registers that the processor has.
 //!
-//! A loop over [`Lanes`] is written once and compiled for each kind of them. Where values are decoded and
-//! used at once the compiler finds no vectors by itself; here it is told.
+//! A loop over [`Lanes`] is written once and compiled for each kind of them. Where values are
+//! decoded and used at once the compiler finds no vectors by itself; here it is told.
 
 use crate::codec::PANEL_ROWS;
 
@@ -168,8 +168,8 @@ impl Lanes for Plain {
     }
 }
 
-/// The value of an f16. Widens in integers, without a branch and without subnormal operands, so that it runs at one speed
-/// whatever the values.
+/// The value of an f16. Widens in integers, without a branch and without subnormal operands, so
+/// that it runs at one speed whatever the values.
 #[inline(always)]
 pub(in crate::codec) fn half(half: u16) -> f32 {
     const EXPONENT: u32 = 0x7c00;

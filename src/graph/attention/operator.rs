@@ -9,8 +9,9 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::infer::{InferenceOp, InferenceResult, Solver, TensorProxy};
 use tract_onnx::tract_hir::ops::expandable::{Expansion, expand};
 
-/// Attention over what is past and new: `mixed[1, S, H * W], keys[1, K, P + S, W], values[1, K, P + S, W]`
-/// of queries `[1, S, H * W]`, new keys and values `[1, S, K * W]` and those of what is past,
+/// Attention over what is past and new: `mixed[1, S, H * W], keys[1, K, P + S, W], values[1, K, P +
+/// S, W]` of queries `[1, S, H * W]`, new keys and values `[1, S, K * W]` and those of what is
+/// past,
 /// `[1, K, P, W]`, all f32. Queries and keys that are turned come with cosines and sines, `[S, pairs]`.
 #[derive(Clone, Debug)]
 struct Attention {
