@@ -268,6 +268,18 @@ fn the_limit_of_connections_follows_the_limit_of_files() {
     drop(Daemon::spawn(&mut limited(needed, &socket, &log), &socket));
 }
 
+/// The files that a daemon has open once nothing that is ending is among them.
+fn settled_files(daemon: &Daemon) -> String {
+    let mut files = daemon.open_files();
+    loop {
+        thread::sleep(Duration::from_millis(100));
+        let before = std::mem::replace(&mut files, daemon.open_files());
+        if files == before {
+            return files.to_string();
+        }
+    }
+}
+
 /// Files may run out in mid-run, whoever took them. It costs the requests that want one, and nobody
 /// after them.
 #[test]
@@ -294,8 +306,7 @@ fn files_that_run_out_in_mid_run_cost_requests_and_no_more() {
         open = open.post("/v2/models/linear/infer", &body);
         let reply = open.reply();
         assert_eq!(reply.0, 200);
-        let files = daemon.open_files().to_string();
-        limit(&files);
+        limit(&settled_files(daemon));
         open = open.post("/v2/models/linear/infer", &body);
         check_answer_or_refusal(open.reply());
         open = open.post("/v2/repository/models/words/load", "");
@@ -304,7 +315,7 @@ fn files_that_run_out_in_mid_run_cost_requests_and_no_more() {
     }
     // Where there is no file for a new connection, an idle one makes room. The next one that was
     // accepted was ended for nobody, before its request came.
-    limit(&daemon.open_files().to_string());
+    limit(&settled_files(daemon));
     let mut fresh = daemon.connect().post("/v2/models/linear/infer", &body);
     check_answer_or_refusal(fresh.reply());
     limit("1000");
