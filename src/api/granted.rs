@@ -51,7 +51,10 @@ pub async fn enlarge(api: &Arc<Api>, grant: &mut Grant, bytes: u64) -> Result<()
         match (api.look(give_way).await?, is_last) {
             (true, _) => {}
             (false, true) => return Err(refused.into()),
-            (false, false) => sleep(TICK).await,
+            (false, false) => {
+                api.engine.room().narrow();
+                sleep(TICK).await;
+            }
         }
     }
 }

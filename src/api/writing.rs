@@ -43,11 +43,9 @@ const PIECE_BYTES: usize = 3 * size_of::<Piece>() + 32;
 /// What a token that is told takes beside its bytes, as part of a list, and as a string's least.
 const NAMED_BYTES: usize = 2 * size_of::<Named>() + 32;
 
-/// What a token of a text takes until its end: in the list of all, in what is known to be said.
-const SAID_BYTES: usize = 64;
-
-/// Tokens for which that is granted at once.
-const SAID_TOKENS: usize = 256;
+/// What a token of a text takes until its end: in the list of all, in what is known to be said. It
+/// is granted with the request.
+pub const SAID_BYTES: usize = 64;
 
 impl Piece {
     /// Whether there is nothing in it.
@@ -113,9 +111,8 @@ pub struct Writing {
     logprobs: Option<usize>,
     /// Tokens whose text is held back.
     told: Vec<Told>,
-    /// For these, and for what is known of all tokens.
+    /// For these.
     told_grant: Grant,
-    said_grant: Grant,
     engine: Engine,
     cancel: Cancel,
     events: Sender<Event>,
@@ -163,7 +160,6 @@ impl Writing {
             }
         }
         let Manner { sampler, stops, max_tokens, logprobs, cancel } = manner;
-        let grant = || engine.ledger().try_grant(Category::Request, 0);
         Ok(Writing {
             sampler,
             ends,
@@ -174,8 +170,7 @@ impl Writing {
             stops,
             logprobs,
             told: vec![],
-            told_grant: grant()?,
-            said_grant: grant()?,
+            told_grant: engine.ledger().try_grant(Category::Request, 0)?,
             engine: engine.clone(),
             cancel,
             events,
@@ -200,16 +195,6 @@ impl Writing {
     fn hold(&mut self, bytes: usize) -> Result<(), OverBudget> {
         let all_bytes = self.told_grant.bytes() + bytes as u64;
         self.engine.room().enlarge_in_time(&mut self.told_grant, all_bytes, 0, &self.cancel)
-    }
-
-    /// Has granted what each of the next tokens takes until the end.
-    fn hold_said(&mut self) -> Result<(), OverBudget> {
-        if !self.count.is_multiple_of(SAID_TOKENS) {
-            return Ok(());
-        }
-        let tokens = SAID_TOKENS.min(self.max_tokens.saturating_sub(self.count));
-        let all_bytes = self.said_grant.bytes() + (tokens * SAID_BYTES) as u64;
-        self.engine.room().enlarge_in_time(&mut self.said_grant, all_bytes, 0, &self.cancel)
     }
 
     fn tell(&mut self, id: u32, logits: &[f32]) -> Result<(), OverBudget> {
@@ -269,7 +254,6 @@ impl Writing {
 
     /// Sends on what a token makes of the text.
     fn write(&mut self, id: u32, logits: &[f32]) -> Result<Next, OverBudget> {
-        self.hold_said()?;
         self.count += 1;
         self.time();
         if self.ends.contains(&id) {

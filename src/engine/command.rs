@@ -28,6 +28,8 @@ pub enum Command {
     /// Follows other targets, or another level of memory pressure, where there are targets; nobody
     /// waits for it.
     Retarget,
+    /// Has the window give way to those who wait for room and ask again; nobody waits for it.
+    Narrow,
 }
 
 impl Command {
@@ -40,7 +42,7 @@ impl Command {
             Command::Profile(_, answer) => answer.give(Err(error)),
             Command::Recall(_, answer) => answer.give(Err(error)),
             Command::Open(_, answer) => answer.give(Err(error)),
-            Command::Replan | Command::Retarget => {}
+            Command::Replan | Command::Retarget | Command::Narrow => {}
         }
     }
 }

@@ -7,6 +7,7 @@ use super::queue::Queue;
 use super::request::{Answer, Class, Line, Waiting};
 use super::sessions::SESSION_LIMIT;
 use std::collections::{BTreeSet, VecDeque};
+use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -140,8 +141,9 @@ impl Turns {
             // Nothing is begun under an old budget.
             Command::Replan => self.commands.push_front(command),
             // One does for all that came.
-            Command::Retarget => {
-                self.commands.retain(|command| !matches!(command, Command::Retarget));
+            Command::Retarget | Command::Narrow => {
+                let came = discriminant(&command);
+                self.commands.retain(|command| discriminant(command) != came);
                 self.commands.push_back(command);
             }
             command if self.commands.len() >= COMMAND_LIMIT => {

@@ -108,6 +108,7 @@ impl Worker {
                 self.planner.follow_budget(&self.stage);
             }
             Command::Retarget => self.planner.follow_targets(&self.stage),
+            Command::Narrow => self.stage.hold.narrow(),
         }
     }
 

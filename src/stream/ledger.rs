@@ -234,6 +234,12 @@ impl Ledger {
         counts.free_bytes().saturating_sub(counts.claimed_bytes)
     }
 
+    /// Bytes that are waited for, and those of them that are not free.
+    pub fn claimed_bytes(&self) -> (u64, u64) {
+        let counts = self.lock();
+        (counts.claimed_bytes, counts.claimed_bytes.saturating_sub(counts.free_bytes()))
+    }
+
     /// Tells that somebody waits for so much, as long as the claim is there.
     pub fn claim(self: &Arc<Ledger>, bytes: u64) -> Claim {
         self.lock().claimed_bytes += bytes;
@@ -555,6 +561,7 @@ mod tests {
         let mut held = ledger.try_grant(Category::Activations, 80).unwrap();
         let claims = [30, 50].map(|bytes| ledger.claim(bytes));
         assert_eq!((ledger.free_bytes(), ledger.unclaimed_bytes()), (20, 0));
+        assert_eq!(ledger.claimed_bytes(), (80, 60));
         held.resize(10).unwrap();
         assert_eq!((ledger.free_bytes(), ledger.unclaimed_bytes()), (90, 10));
         let _granted = ledger.try_grant(Category::Request, 50).unwrap();

@@ -20,6 +20,10 @@ use std::time::Duration;
 /// the next: giving them back takes a millisecond, and taking them anew another.
 const LOST_BYTES: u64 = 4 << 20;
 
+/// What a window leaves to others where it cannot be as wide as it should: a text's pieces and the
+/// replies of small requests, which would wait for it one by one.
+const LEFT_BYTES: u64 = 64 << 10;
+
 /// Steps of what the process's share is settled to.
 const SETTLED_BYTES: u64 = 256 << 10;
 
@@ -114,7 +118,12 @@ impl Hold {
         if own_bytes == 0 {
             return;
         }
-        let wanted = self.process_bytes.max(own_bytes + LOST_BYTES);
+        // What somebody waits for is not kept for what may yet be lost.
+        let spare_bytes = match self.room.ledger.claimed_bytes() {
+            (0, _) => LOST_BYTES,
+            _ => self.room.ledger.unclaimed_bytes().min(LOST_BYTES),
+        };
+        let wanted = self.process_bytes.max(own_bytes + spare_bytes);
         while self.process.resize(wanted).is_err() {
             if !self.room.spare_room("") {
                 log::debug!("{own_bytes} bytes are held for nothing else, {wanted} have no room");
@@ -262,6 +271,14 @@ impl Hold {
         if wanted_bytes < largest_unit_bytes {
             return Err(too_small(wanted_bytes));
         }
+        let wanted_bytes = match self.room.ledger.claimed_bytes() {
+            (0, _) => wanted_bytes,
+            // What somebody waits for is not the window's to grow into.
+            _ => {
+                let there = self.window.bytes() + self.room.ledger.unclaimed_bytes();
+                wanted_bytes.min(there.max(largest_unit_bytes))
+            }
+        };
         while self.window.resize(wanted_bytes).is_err() {
             if self.room.spare_room(model.name()) {
                 continue;
@@ -274,13 +291,39 @@ impl Hold {
                 return Err(too_small(there));
             }
             // Others may take some of it meanwhile: then it is tried again.
-            if self.window.resize(there.min(wanted_bytes)).is_ok() {
+            let there = there.saturating_sub(LEFT_BYTES).clamp(largest_unit_bytes, wanted_bytes);
+            if self.window.resize(there).is_ok() {
                 break;
             }
         }
         let window_bytes = self.window.bytes();
         self.room.window_bytes.store(window_bytes, Ordering::Relaxed);
         Ok(window_bytes)
+    }
+
+    /// Gives those who wait for room what the window can do without, then what the process's share has
+    /// beyond what it takes: between two passes both are as wide as they could be, and nobody else
+    /// gives anything back while a text waits in the midst of them.
+    pub fn narrow(&mut self) {
+        let smallest = self.room.residents.each(|model| model.reel().smallest_window_bytes());
+        let smallest_bytes = smallest.into_iter().max().unwrap_or(0);
+        let (_, missing_bytes) = self.room.ledger.claimed_bytes();
+        let missing_bytes = missing_bytes.next_multiple_of(LEFT_BYTES);
+        let window_bytes = self.window.bytes().saturating_sub(missing_bytes).max(smallest_bytes);
+        if window_bytes < self.window.bytes() {
+            self.slots.keep_within(0);
+            // Shrinking is always granted.
+            let _ = self.window.resize(window_bytes);
+        }
+        let (_, missing_bytes) = self.room.ledger.claimed_bytes();
+        if missing_bytes > 0 {
+            heap::trim();
+            let least_bytes = self.process_bytes.max(self.own_bytes());
+            let process_bytes = self.process.bytes().saturating_sub(missing_bytes);
+            if process_bytes.max(least_bytes) < self.process.bytes() {
+                let _ = self.process.resize(process_bytes.max(least_bytes));
+            }
+        }
     }
 
     /// Bytes of the window.

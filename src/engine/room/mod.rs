@@ -278,6 +278,12 @@ impl Room {
         }
     }
 
+    /// Has the window give way, as soon as no pass needs it, to those who wait for room and have told
+    /// so by a claim.
+    pub fn narrow(&self) {
+        self.inbox.command(Command::Narrow);
+    }
+
     /// Names a budget that does where this one does not: the window takes its part of a larger one.
     fn judged(&self, refused: OverBudget) -> OverBudget {
         if refused.can_fit() {
@@ -310,6 +316,7 @@ impl Room {
                 if self.spare_room("") {
                     continue;
                 }
+                self.narrow();
             }
             if !wait.goes_on(self, &refused, returns, cancel) {
                 return match cancel.is_cancelled() {
@@ -464,5 +471,20 @@ mod tests {
         assert!(refused.can_fit());
         let refused = shared.enlarge_in_time(&mut grant, 257 * MIB, 0, &never).unwrap_err();
         assert!(!refused.can_fit());
+    }
+
+    /// A text that waits between two passes waited for the window, which had taken all that was free:
+    /// nobody gave that back, and it was broken off with 503.
+    #[test]
+    fn the_window_gives_way_to_who_waits_for_room() {
+        let store = tempfile::tempdir().unwrap();
+        let engine = engine(&store);
+        let room = engine.room();
+        let window_bytes = room.ledger.held_bytes(Category::Window);
+        let free_bytes = room.ledger.free_bytes();
+        let _held = room.ledger.try_grant(Category::Activations, free_bytes).unwrap();
+        let granted = room.grant_in_time(Category::Request, MIB, 0, &Cancel::new()).unwrap();
+        assert_eq!(granted.bytes(), MIB);
+        assert_eq!(room.ledger.held_bytes(Category::Window), window_bytes - MIB);
     }
 }
