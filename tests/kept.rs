@@ -66,6 +66,7 @@ fn write(engine: &Engine, model: &str, text: &[u32], words: &[u32]) -> (Generate
         version: None,
         ids: text.to_vec(),
         max_tokens: words.len(),
+        is_usual: false,
         context: None,
         target: None,
         decide: Box::new(script),

@@ -94,6 +94,7 @@ fn prompt_of(ids: Vec<u32>, max_tokens: usize, decide: Greedy) -> Prompt {
         version: None,
         ids,
         max_tokens,
+        is_usual: false,
         context: Some(256),
         target: None,
         decide: Box::new(decide),

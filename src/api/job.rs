@@ -242,6 +242,7 @@ impl Session {
             version: Some(job.version.clone()),
             ids,
             max_tokens,
+            is_usual: wanted.is_none(),
             context: Some(job.context),
             target: job.target,
             decide: Box::new(writing),

@@ -34,6 +34,8 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// Most tokens that are generated.
     pub max_tokens: usize,
+    /// Whether nobody asked for so many: where they do not fit, they become what fits.
+    pub is_usual: bool,
     /// Most tokens that the model can look at, the prompt's among them, where that is known.
     pub context: Option<usize>,
     /// Within which time each pass is to be computed, and how accurately, as of a request.

@@ -15,6 +15,8 @@ pub struct Opening {
     pub ids: Arc<[u32]>,
     pub target: Option<TargetKey>,
     pub max_tokens: usize,
+    /// Whether fewer do, where these never fit.
+    pub is_usual: bool,
     pub context: Option<usize>,
     /// What who asks holds besides: it does not come free before this has ended.
     pub own_bytes: u64,

@@ -18,6 +18,9 @@ const MOST_CHUNK: usize = MOST_NEW;
 /// Share of the budget that a part of a prompt may take, if one token does not take more.
 const CHUNK_SHARE: u64 = 8;
 
+/// Fewest tokens of an answer that are worth beginning where nobody said how many.
+const LEAST_USUAL: usize = 16;
+
 /// What is reckoned with.
 struct Reckoning<'a> {
     model: &'a Model,
@@ -64,6 +67,25 @@ impl Reckoning<'_> {
         let kept_bytes = self.decoding.kept_bytes(tokens).saturating_add(ids_bytes);
         ([chunk, rows], SessionNeeds { kept_bytes, prefill_bytes, step_bytes })
     }
+
+    /// How many tokens would fit where so many, of which the first are a prompt, do not.
+    fn most_tokens(&self, prompt: usize, tokens: usize, refused: &OverBudget) -> usize {
+        let others_bytes = refused.smallest_budget_bytes().saturating_sub(refused.need_bytes);
+        let room = self.budget_bytes.saturating_sub(others_bytes);
+        let fits = |tokens: usize| {
+            let (_, needs) = self.needs(prompt.min(tokens), tokens);
+            needs.opening_bytes() <= room
+        };
+        let (mut most, mut beyond) = (0, tokens);
+        while beyond - most > 1 {
+            let middle = most + (beyond - most) / 2;
+            match fits(middle) {
+                true => most = middle,
+                false => beyond = middle,
+            }
+        }
+        most
+    }
 }
 
 /// Grants what a session of `model` takes, where there is room for it once all has given way that
@@ -93,11 +115,9 @@ pub fn open(hold: &mut Hold, model: &Arc<Model>, opening: &Opening) -> Result<Op
             "the prompt has {prompt} tokens of the {context} that the model can look at: give fewer"
         ));
     }
-    let max_tokens = max_tokens.min(room);
-    let tokens = prompt.saturating_add(max_tokens);
+    let mut tokens = prompt.saturating_add(max_tokens.min(room));
     let budget_bytes = hold.room.ledger.budget_bytes();
     let reckoning = Reckoning { model, decoding, budget_bytes };
-    let ([chunk, most_rows], needs) = reckoning.needs(prompt, tokens);
     // What is found may go to make room: it is counted as the session's own from here on.
     let tenancy = model.tenancy.clone();
     let kept = hold.room.texts.find(&tenancy.tenant(), opening.target, &opening.ids);
@@ -108,18 +128,27 @@ pub fn open(hold: &mut Hold, model: &Arc<Model>, opening: &Opening) -> Result<Op
             (none.map_err(|error| EngineError::Internal(format!("{error:#}")))?, 0)
         }
     };
-    let granted = hold.grant_session(model, needs.opening_bytes());
-    let granted = granted.map_err(|refused| refused.beside(opening.own_bytes));
-    let grant = granted.map_err(|refused| match refused.can_fit() {
-        true => refused.into(),
-        false => too_long(&reckoning, prompt, tokens, &refused),
-    })?;
+    let ([chunk, most_rows], needs, grant) = loop {
+        let (cut, needs) = reckoning.needs(prompt, tokens);
+        let refused = match hold.grant_session(model, needs.opening_bytes()) {
+            Ok(grant) => break (cut, needs, grant),
+            Err(refused) => refused.beside(opening.own_bytes),
+        };
+        if refused.can_fit() {
+            return Err(refused.into());
+        }
+        let most_tokens = reckoning.most_tokens(prompt, tokens, &refused);
+        if !opening.is_usual || most_tokens < prompt + LEAST_USUAL {
+            return Err(too_long(&reckoning, tokens, most_tokens, &refused));
+        }
+        tokens = most_tokens;
+    };
     Ok(Opened {
         version,
         tenancy,
         past,
         cached_tokens,
-        max_tokens,
+        max_tokens: tokens - prompt,
         chunk,
         most_rows,
         needs,
@@ -146,28 +175,14 @@ pub fn refuse(library: &Library, error: EngineError, opening: &Opening) -> Engin
 /// Tells how many tokens would fit.
 fn too_long(
     reckoning: &Reckoning,
-    prompt: usize,
     tokens: usize,
+    most_tokens: usize,
     refused: &OverBudget,
 ) -> EngineError {
-    let others_bytes = refused.smallest_budget_bytes().saturating_sub(refused.need_bytes);
-    let room = reckoning.budget_bytes.saturating_sub(others_bytes);
-    let fits = |tokens: usize| {
-        let (_, needs) = reckoning.needs(prompt.min(tokens), tokens);
-        needs.opening_bytes() <= room
-    };
-    let (mut most, mut beyond) = (0, tokens);
-    while beyond - most > 1 {
-        let middle = most + (beyond - most) / 2;
-        match fits(middle) {
-            true => most = middle,
-            false => beyond = middle,
-        }
-    }
     EngineError::TextTooLong {
         model: reckoning.model.name().to_string(),
         tokens,
-        most_tokens: most,
+        most_tokens,
         budget_bytes: reckoning.budget_bytes,
         needed_bytes: refused.named_budget_bytes(),
     }

@@ -71,7 +71,7 @@ fn generate(
     prompt: Prompt,
 ) -> (Result<Generated, EngineError>, String) {
     let Prompt { model, version, ids, max_tokens, context, target, decide, .. } = prompt;
-    let Prompt { own_bytes, cancel, deadline, .. } = prompt;
+    let Prompt { is_usual, own_bytes, cancel, deadline, .. } = prompt;
     let ids: Arc<[u32]> = ids.into();
     let opening = Opening {
         model: model.clone(),
@@ -79,6 +79,7 @@ fn generate(
         ids: Arc::clone(&ids),
         target: target.as_ref().map(TargetKey::of),
         max_tokens,
+        is_usual,
         context,
         own_bytes,
     };

@@ -197,6 +197,7 @@ fn generate(
             version: None,
             ids: ids.collect(),
             max_tokens: tokens,
+            is_usual: false,
             context: None,
             target: None,
             decide: Box::new(Clock { decided }),
