@@ -21,9 +21,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -44,7 +44,8 @@ impl Log for Memory {
     }
 
     fn log(&self, record: &Record) {
-        *LOG.lock().unwrap() += &format!("{} {}\n", record.level(), record.args());
+        *LOG.lock().unwrap_or_else(PoisonError::into_inner) +=
+            &format!("{} {}\n", record.level(), record.args());
     }
 
     fn flush(&self) {}
@@ -307,7 +308,11 @@ fn a_loader_that_panics_fails_the_pass_and_is_there_for_the_next() {
         }
     }
     assert!(failed > 0 && answered > 0 && engine.is_alive(), "{failed} {answered}");
-    assert!(LOG.lock().unwrap().contains("ERROR loader"), "{}", LOG.lock().unwrap());
+    assert!(
+        LOG.lock().unwrap_or_else(PoisonError::into_inner).contains("ERROR loader"),
+        "{}",
+        LOG.lock().unwrap_or_else(PoisonError::into_inner)
+    );
 }
 
 /// Where fewer threads were allowed than a trial or a plan needed, it panicked in the middle of it.
@@ -530,7 +535,12 @@ fn a_disk_that_grows_slow_is_noticed_and_measured_anew() {
     let engine = Engine::start(config).unwrap();
     engine.profile("slow").unwrap();
     infer(&engine);
-    let told = || LOG.lock().unwrap().matches("model slow: the pass took").count();
+    let told = || {
+        LOG.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .matches("model slow: the pass took")
+            .count()
+    };
     assert_eq!(told(), 0);
     let first = begin(&engine);
     SLOW_US.store(10_000, Ordering::Relaxed);
@@ -540,9 +550,9 @@ fn a_disk_that_grows_slow_is_noticed_and_measured_anew() {
     while told() == 0 {
         infer(&engine);
         passes += 1;
-        assert!(passes <= 3, "{}", LOG.lock().unwrap());
+        assert!(passes <= 3, "{}", LOG.lock().unwrap_or_else(PoisonError::into_inner));
     }
-    let log = LOG.lock().unwrap().clone();
+    let log = LOG.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let line = log.lines().find(|line| line.contains("the pass took")).unwrap();
     assert!(line.starts_with("WARN ") && line.contains(" were forecast: the disk gave "), "{line}");
     assert!(line.ends_with(": it is measured anew when there is time"), "{line}");
@@ -555,7 +565,7 @@ fn a_disk_that_grows_slow_is_noticed_and_measured_anew() {
     for _ in 0..4 {
         infer(&engine);
     }
-    assert_eq!(told(), 1, "{}", LOG.lock().unwrap());
+    assert_eq!(told(), 1, "{}", LOG.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// The budget changes while a pass runs: it ends as it began, and afterwards no more is held than
