@@ -6,7 +6,7 @@ use super::generation_json::{Asked, GenerationRequest};
 use super::openai;
 use super::state::Api;
 use super::tokenizer::{Asker, TextEncoder};
-use super::writing::{Ending, Event, Finish, Manner, Piece, SAID_BYTES, Writing};
+use super::writing::{Ending, Event, Finish, Manner, Piece, Writing};
 use crate::engine::{Cancel, Described, Ended, EngineError, Generated, Prompt};
 use crate::plan::Target;
 use crate::store::manifest::Manifest;
@@ -130,10 +130,7 @@ impl Job {
             }
         }
         let sampling = request.sampling(&generation.sampling, encoder.vocabulary())?;
-        let kept = |ids: &Vec<u32>| {
-            let tokens = most_tokens(request.max_tokens, usual_tokens, context, ids);
-            ids.capacity() * size_of::<u32>() + ids.len() * PROMPT_BYTES + tokens * SAID_BYTES
-        };
+        let kept = |ids: &Vec<u32>| ids.capacity() * size_of::<u32>() + ids.len() * PROMPT_BYTES;
         let held: usize = prompts.iter().map(kept).sum();
         let drawing = prompts.len().min(SIDE_BY_SIDE) * encoder.vocabulary() * DRAWING_BYTES;
         let bytes = (held + drawing) as u64;
@@ -158,11 +155,6 @@ impl Job {
             grant,
         })
     }
-}
-
-/// Most tokens that follow a prompt.
-fn most_tokens(wanted: Option<usize>, usual: usize, context: usize, prompt: &[u32]) -> usize {
-    wanted.unwrap_or(usual).min(context - prompt.len())
 }
 
 /// The tokens of a chat.
@@ -221,7 +213,7 @@ impl Session {
     pub fn begin(api: &Arc<Api>, job: &Job, index: usize) -> Result<Session, ApiError> {
         let ids = job.prompts[index].clone();
         let wanted = job.request.max_tokens;
-        let max_tokens = most_tokens(wanted, job.usual_tokens, job.context, &ids);
+        let max_tokens = wanted.unwrap_or(job.usual_tokens).min(job.context - ids.len());
         let seed = job.request.seed.unwrap_or_else(random::any_seed);
         let cancel = Cancel::new();
         let manner = Manner {

@@ -43,10 +43,6 @@ const PIECE_BYTES: usize = 3 * size_of::<Piece>() + 32;
 /// What a token that is told takes beside its bytes, as part of a list, and as a string's least.
 const NAMED_BYTES: usize = 2 * size_of::<Named>() + 32;
 
-/// What a token of a text takes until its end: in the list of all, in what is known to be said. It
-/// is granted with the request.
-pub const SAID_BYTES: usize = 64;
-
 impl Piece {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {

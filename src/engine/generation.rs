@@ -6,6 +6,10 @@ use super::request::Cancel;
 use crate::plan::Target;
 use std::time::Instant;
 
+/// What whoever decides may hold for each token of a text until its end, in lists of all and in what
+/// is known to be said. It is granted with the session.
+pub(super) const SAID_BYTES: u64 = 64;
+
 /// Decides how a text goes on.
 pub trait Decide: Send {
     /// What follows, by the logits of the last position: one for each id of the vocabulary.

@@ -1,6 +1,7 @@
 //! What a session takes: reckoned by the model's plan, and granted before it begins.
 
 use super::error::EngineError;
+use super::generation::SAID_BYTES;
 use super::library::Library;
 use super::model::Model;
 use super::needs::needed_to_write;
@@ -63,8 +64,8 @@ impl Reckoning<'_> {
         let (chunk, prefill_bytes) = fitting(most.min(prompt.next_power_of_two()), &prefill);
         let step = |new: usize| self.work_bytes(tokens, new.min(tokens), new);
         let (rows, step_bytes) = fitting(self.decoding.most_rows, &step);
-        let ids_bytes = (tokens as u64).saturating_mul(size_of::<u32>() as u64);
-        let kept_bytes = self.decoding.kept_bytes(tokens).saturating_add(ids_bytes);
+        let said_bytes = (tokens as u64).saturating_mul(size_of::<u32>() as u64 + SAID_BYTES);
+        let kept_bytes = self.decoding.kept_bytes(tokens).saturating_add(said_bytes);
         ([chunk, rows], SessionNeeds { kept_bytes, prefill_bytes, step_bytes })
     }
 
