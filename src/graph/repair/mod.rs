@@ -23,6 +23,7 @@ mod suppression;
 #[cfg(test)]
 mod tests;
 mod tidy;
+mod trees;
 mod two_classes;
 pub mod typed;
 
@@ -53,7 +54,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("SoftmaxCrossEntropyLoss", loss::softmax_cross_entropy),
     ("SpaceToDepth", space_to_depth::space_to_depth),
     ("Swish", elementwise::swish),
-    ("TreeEnsembleClassifier", two_classes::classifier),
+    ("TreeEnsembleClassifier", trees::classifier),
 ];
 
 /// Operators that are rewritten, at least as some attributes have it.

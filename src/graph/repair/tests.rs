@@ -474,14 +474,13 @@ fn losses_leave_out_ignored_labels() {
     assert_eq!(found[0], tensor0(-3.5f32));
 }
 
-/// scikit-learn and XGBoost score one of two classes; tract answered the other one's label.
-#[test]
-fn trees_of_two_classes_answer_the_likelier_one() {
+/// A tree of one branch at 0.5 and two leaves, of which one or two classes are scored.
+fn tree(mode: &str, class: i64, weights: [f32; 2], more: Vec<AttributeProto>) -> NodeProto {
     let list = |name: &str, values: &[f32]| {
         let (r#type, floats) = (AttributeType::Floats as i32, values.to_vec());
         AttributeProto { name: name.to_string(), r#type, floats, ..Default::default() }
     };
-    let modes = ["BRANCH_LEQ", "LEAF", "LEAF"].map(|mode| mode.as_bytes().to_vec()).to_vec();
+    let modes = [mode, "LEAF", "LEAF"].map(|mode| mode.as_bytes().to_vec()).to_vec();
     let modes = AttributeProto {
         name: "nodes_modes".to_string(),
         r#type: AttributeType::Strings as i32,
@@ -489,7 +488,8 @@ fn trees_of_two_classes_answer_the_likelier_one() {
         ..Default::default()
     };
     let mut attributes = vec![modes, list("nodes_values", &[0.5, 0.0, 0.0])];
-    attributes.push(list("class_weights", &[0.25, 0.75]));
+    attributes.push(list("class_weights", &weights));
+    attributes.extend(more);
     for (name, values) in [
         ("nodes_treeids", &[0, 0, 0][..]),
         ("nodes_nodeids", &[0, 1, 2]),
@@ -498,17 +498,66 @@ fn trees_of_two_classes_answer_the_likelier_one() {
         ("nodes_falsenodeids", &[2, 0, 0]),
         ("class_treeids", &[0, 0]),
         ("class_nodeids", &[1, 2]),
-        ("class_ids", &[0, 0]),
+        ("class_ids", &[class, class]),
         ("classlabels_int64s", &[5, 7]),
     ] {
         attributes.push(ints(name, values));
     }
-    let mut trees = node("TreeEnsembleClassifier", &["x"], &["l", "s"], attributes);
+    let mut trees = node("TreeEnsembleClassifier", &["x"], &["y", "s"], attributes);
     trees.domain = "ai.onnx.ml".to_string();
+    trees
+}
+
+fn check_tree(trees: NodeProto, labels: [i64; 2], scores: [[f32; 2]; 2]) {
     let x = tensor2(&[[0.0f32], [1.0]]);
-    let found = run(17, &[trees], &[("x", x)], &[], &["l", "s"]);
-    assert_eq!(found[0], tensor1(&[5i64, 7]));
-    assert_eq!(found[1], tensor2(&[[0.75f32, 0.25], [0.25, 0.75]]));
+    let found = run(17, &[trees], &[("x", x)], &[], &["y", "s"]);
+    assert_eq!(found[0], tensor1(&labels));
+    assert_eq!(found[1], tensor2(&scores));
+}
+
+/// scikit-learn and XGBoost score one of two classes; tract answered the other one's label, or that
+/// of the second class for any probability.
+#[test]
+fn trees_of_two_classes_answer_the_likelier_one() {
+    let plain = |class, weights| tree("BRANCH_LEQ", class, weights, vec![]);
+    check_tree(plain(0, [0.25, 0.75]), [5, 7], [[0.75, 0.25], [0.25, 0.75]]);
+    check_tree(plain(1, [0.25, 0.75]), [5, 7], [[0.0, 0.25], [0.0, 0.75]]);
+    check_tree(plain(0, [-0.25, 0.75]), [5, 7], [[0.25, -0.25], [-0.75, 0.75]]);
+    check_tree(plain(1, [-0.25, 0.25]), [5, 7], [[0.0, -0.25], [0.0, 0.25]]);
+    let base = AttributeProto {
+        name: "base_values".to_string(),
+        r#type: AttributeType::Floats as i32,
+        floats: vec![0.25, 0.25],
+        ..Default::default()
+    };
+    check_refused(17, tree("BRANCH_LEQ", 1, [0.25, 0.75], vec![base]), &["base_values"]);
+}
+
+/// A branch by greater or equal was a leaf to tract.
+#[test]
+fn trees_branch_by_greater_or_equal_and_send_on_what_is_missing() {
+    let x = tensor2(&[[0.0f32], [0.5], [f32::NAN]]);
+    for (missing, expected) in [(0, [5i64, 7, 5]), (1, [5, 7, 7])] {
+        let missing = ints("nodes_missing_value_tracks_true", &[missing, 0, 0]);
+        let trees = tree("BRANCH_GTE", 0, [0.75, 0.25], vec![missing]);
+        let found = run(17, &[trees], &[("x", x.clone())], &[], &["y", "s"]);
+        assert_eq!(found[0], tensor1(&expected));
+    }
+}
+
+/// Tract writes the score of a class where that of a class of this number would be, and walks in a
+/// circle forever.
+#[test]
+fn trees_that_lead_nowhere_are_refused() {
+    check_refused(17, tree("BRANCH_LEQ", 9, [0.25, 0.75], vec![]), &["class 9 of 2"]);
+    let circle = |ids: &[i64]| {
+        let mut trees = tree("BRANCH_LEQ", 0, [0.25, 0.75], vec![]);
+        trees.attribute.retain(|attribute| attribute.name != "nodes_truenodeids");
+        trees.attribute.push(ints("nodes_truenodeids", ids));
+        trees
+    };
+    check_refused(17, circle(&[0, 0, 0]), &["begin with its node 0"]);
+    check_refused(17, circle(&[7, 0, 0]), &["has a node 7"]);
 }
 
 /// What is refused, and that the refusal names node, operator and what is wrong.
