@@ -1,6 +1,7 @@
 //! Operators that are built otherwise than by tract, which cannot do with open sizes there.
 
 use super::attention;
+use super::half;
 use super::quantize::{to_i8, to_u8};
 use super::repair::attribute;
 use std::sync::LazyLock;
@@ -32,6 +33,9 @@ pub fn onnx() -> Onnx {
     register.insert("CumSum", |context, node| rewired(context, node, of_numbers));
     register.insert("QuantizeLinear", |context, node| rewired(context, node, quantized));
     register.insert("Slice", slice);
+    for name in half::SUMS {
+        register.insert(name, |context, node| rewired(context, node, half::in_floats));
+    }
     onnx
 }
 
@@ -373,7 +377,7 @@ fn of_numbers(
         }
     }
     let was_size = sizes.datum_type == TDim::datum_type();
-    let wires = Expansion::wire(operator, prefix, model, &inputs)?;
+    let wires = half::in_floats(operator, prefix, model, &inputs)?;
     match was_size {
         // What follows was typed for sizes.
         true => wire_cast(format!("{prefix}.size"), model, &wires, TDim::datum_type()),

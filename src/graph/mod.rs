@@ -14,6 +14,7 @@ mod datum;
 mod decided;
 pub mod dims;
 mod error;
+mod half;
 mod import;
 mod indexed;
 mod integers;

@@ -14,6 +14,7 @@ mod gemm;
 mod kinds;
 mod log_sum_exp;
 mod loss;
+mod mean;
 mod numbers;
 mod pad;
 mod recurrent;
@@ -44,6 +45,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("Gemm", gemm::gemm),
     ("LSTM", recurrent::recurrent),
     ("LinearClassifier", two_classes::linear),
+    ("Mean", mean::mean),
     ("MultiHeadAttention", attention::multi_head),
     ("NegativeLogLikelihoodLoss", loss::negative_log_likelihood),
     ("NonMaxSuppression", suppression::non_max_suppression),
@@ -53,6 +55,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("RotaryEmbedding", rotary::rotary),
     ("SoftmaxCrossEntropyLoss", loss::softmax_cross_entropy),
     ("SpaceToDepth", space_to_depth::space_to_depth),
+    ("Sum", mean::mean),
     ("Swish", elementwise::swish),
     ("TreeEnsembleClassifier", trees::classifier),
 ];

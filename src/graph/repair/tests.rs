@@ -560,6 +560,34 @@ fn trees_that_lead_nowhere_are_refused() {
     check_refused(17, circle(&[7, 0, 0]), &["has a node 7"]);
 }
 
+/// Sums of half floats were half floats: 300 x 300 of 10 had no mean, and what follows was NaN.
+#[test]
+fn sums_of_half_floats_are_floats() {
+    let halves = |shape: &[usize], value: f32| {
+        let all = vec![f16::from_f32(value); shape.iter().product()];
+        Tensor::from_shape(shape, &all).unwrap()
+    };
+    let x = halves(&[1, 1, 300, 300], 10.0);
+    let mean = apply("GlobalAveragePool", vec![], x.clone());
+    assert_eq!(mean, halves(&[1, 1, 1, 1], 10.0));
+    let one = halves(&[1], 1.0);
+    let normalized = node("InstanceNormalization", &["x", "one", "one"], &["y"], vec![]);
+    let found = run(21, &[normalized], &[("x", x)], &[("one", one)], &["y"]);
+    assert_eq!(found[0], halves(&[1, 1, 300, 300], 1.0));
+    let w = halves(&[1, 4000, 1, 1], 1.0);
+    let conv = node("Conv", &["x", "w"], &["y"], vec![]);
+    let x = halves(&[1, 4000, 1, 1], 1.0);
+    let found = run(21, &[conv], &[("x", x)], &[("w", w)], &["y"]);
+    assert_eq!(found[0], halves(&[1, 1, 1, 1], 4000.0));
+    let mean = node("Mean", &["x", "x"], &["y"], vec![]);
+    let found = run(21, &[mean], &[("x", halves(&[1], 6e4))], &[], &["y"]);
+    assert_eq!(found[0], halves(&[1], 6e4));
+    let sum = node("CumSum", &["x", "axis"], &["y"], vec![]);
+    let (x, axis) = (halves(&[4000], 1.0), tensor0(0i64));
+    let found = run(21, &[sum], &[("x", x)], &[("axis", axis)], &["y"]);
+    assert_eq!(found[0].slice(0, 3999, 4000).unwrap(), halves(&[1], 4000.0));
+}
+
 /// What is refused, and that the refusal names node, operator and what is wrong.
 fn check_refused(version: i64, node: NodeProto, expected: &[&str]) {
     let inputs = [("x", numbers(&[3, 1, 2], 1.0))];
