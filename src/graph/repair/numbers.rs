@@ -43,6 +43,23 @@ element_wise!(at_most, AtMost { bound: f64 },
     }
 );
 
+element_wise!(times, Times { factor: f64 },
+    [f16] => |op, xs| {
+        let factor = f16::from_f64(op.factor);
+        xs.iter_mut().for_each(|x| *x *= factor);
+        Ok(())
+    },
+    [f32] => |op, xs| {
+        let factor = op.factor as f32;
+        xs.iter_mut().for_each(|x| *x *= factor);
+        Ok(())
+    },
+    [f64] => |op, xs| {
+        xs.iter_mut().for_each(|x| *x *= op.factor);
+        Ok(())
+    }
+);
+
 element_wise!(whole_square, WholeSquare {},
     [i8, i16, i32, i64, u8, u16, u32, u64] => |_, xs| {
         xs.iter_mut().for_each(|x| *x = x.wrapping_mul(*x));

@@ -264,6 +264,9 @@ fn what_is_not_a_number_stays() {
     };
     check(two("Max"), &[nan, nan, 2.0, f32::INFINITY]);
     check(two("Min"), &[nan, nan, 1.0, 1.0]);
+    let by_zero = node("Mul", &["x", "zero"], &["y"], vec![]);
+    let by_zero = run(17, &[by_zero], &[("x", x())], &[("zero", tensor1(&[0.0f32]))], &["y"]);
+    check(by_zero[0].clone(), &[nan, -0.0, 0.0, nan]);
     let whole = vec![int("keepdims", 1)];
     check(apply("ReduceMax", whole.clone(), x()), &[nan]);
     // The largest of minus infinities was the smallest finite number.

@@ -4,11 +4,14 @@
 //! dequantization to quantization is made into a table of single values even where it has a
 //! softmax; squares of integers go through f32; the smaller and the larger of a NaN and a number
 //! is the number; beside a NaN the extreme is found anywhere; the largest of nothing is the smallest
-//! finite number; shifts by as many bits as there are overflow.
+//! finite number; shifts by as many bits as there are overflow; nothing times a NaN or infinity is
+//! nothing.
 
 use super::super::ordered::place;
 use super::extremes::Extreme;
-use super::numbers::{AtLeast, AtMost, Larger, ShiftedDown, ShiftedUp, Smaller, WholeSquare};
+use super::numbers::{
+    AtLeast, AtMost, Larger, ShiftedDown, ShiftedUp, Smaller, Times, WholeSquare,
+};
 use tract_core::internal::*;
 use tract_core::ops::array::StridedSlice;
 use tract_core::ops::binary::{BinMiniOp, TypedBinOp};
@@ -109,6 +112,11 @@ fn binary(
         }
         return replaced(if op.is::<Max>() { Box::new(Larger) } else { Box::new(Smaller) });
     }
+    if kind.is_float() && op.is::<Mul>() {
+        let nothing = by_nothing(node, &facts)?;
+        let by = |(other, factor)| unary(model, node, other, Box::new(Times { factor }));
+        return nothing.map(by).transpose();
+    }
     if !kind.is_integer() {
         return Ok(None);
     }
@@ -132,6 +140,18 @@ fn bounded(node: &TypedNode, facts: &[&TypedFact]) -> TractResult<Option<(Outlet
             && facts[other].konst.is_none()
         {
             return Ok(Some((node.inputs[other], value.cast_to_scalar::<f64>()?)));
+        }
+    }
+    Ok(None)
+}
+
+/// The operand that is multiplied with zeros only, and the zero, whose sign counts.
+fn by_nothing(node: &TypedNode, facts: &[&TypedFact]) -> TractResult<Option<(OutletId, f64)>> {
+    for (at, other) in [(0, 1), (1, 0)] {
+        let Some(value) = &facts[at].uniform else { continue };
+        let mut sizes = facts[at].shape.iter().zip(facts[other].shape.iter());
+        if value.cast_to_scalar::<f64>()? == 0.0 && sizes.all(|(a, b)| a.is_one() || a == b) {
+            return Ok(Some((node.inputs[other], value.cast_to_scalar()?)));
         }
     }
     Ok(None)
