@@ -10,7 +10,7 @@ use super::logits;
 use super::ports::{input_names, make_outputs, ports, restore_names};
 use super::progress::STAGES;
 use super::repair;
-use super::uses::{MissingWeight, WeightUse, stream_weights, tape_order};
+use super::uses::{MissingWeight, OnlySize, WeightUse, stream_weights, tape_order};
 use super::vet::vet;
 use crate::store::manifest::{Port, Weight};
 use crate::sys::panics;
@@ -91,6 +91,9 @@ fn guarded<T>(work: impl FnOnce() -> TractResult<T>) -> Result<T, Fault> {
 fn blame(nodes: &[OnnxNode], error: TractError) -> GraphError {
     if let Some(mismatch) = error.downcast_ref::<MissingWeight>() {
         return GraphError::Mismatch { what: mismatch.0.clone() };
+    }
+    if let Some(OnlySize { symbol, size }) = error.downcast_ref() {
+        return GraphError::Pinned { symbol: symbol.clone(), size: *size };
     }
     let text = format!("{error:#}");
     if let Some(clash) = clash(&text) {
@@ -206,5 +209,52 @@ mod tests {
         check("Impossible to unify Add([Val(1), Sym(h)]) with Val(31).", Some("h"));
         check("Impossible to unify Val(224) with Val(3)", None);
         check("something else", None);
+    }
+
+    /// A product with a weight that streams was made whatever the inputs' axis came to, which a trial
+    /// of its own length then found wrong.
+    #[test]
+    fn an_open_axis_that_meets_a_weight_has_its_depth() {
+        use pb::tensor_shape_proto::{Dimension, dimension::Value::*};
+        use pb::type_proto::{Tensor, Value::TensorType};
+        let input = |name: &str, dims: [pb::tensor_shape_proto::dimension::Value; 2]| {
+            let dim = |value| Dimension { value: Some(value), ..Default::default() };
+            let shape = Some(pb::TensorShapeProto { dim: dims.map(dim).to_vec() });
+            let value = Some(TensorType(Tensor { elem_type: 1, shape }));
+            let r#type = Some(pb::TypeProto { value, ..Default::default() });
+            pb::ValueInfoProto { name: name.to_string(), r#type, ..Default::default() }
+        };
+        let open = |name: &str| DimParam(name.to_string());
+        let node = pb::NodeProto {
+            op_type: "MatMul".to_string(),
+            input: vec!["x".to_string(), "w".to_string()],
+            output: vec!["y".to_string()],
+            ..Default::default()
+        };
+        let output = pb::ValueInfoProto { name: "y".to_string(), ..Default::default() };
+        let graph = pb::GraphProto {
+            node: vec![node],
+            input: vec![
+                input("x", [open("rows"), open("features")]),
+                input("w", [DimValue(40), DimValue(3)]),
+            ],
+            output: vec![output],
+            ..Default::default()
+        };
+        let opset = pb::OperatorSetIdProto { version: 17, ..Default::default() };
+        let model = pb::ModelProto {
+            ir_version: 8,
+            opset_import: vec![opset],
+            graph: Some(graph),
+            ..Default::default()
+        };
+        let dtype = crate::store::Dtype::Fp32;
+        let weight = Weight { name: "w".to_string(), dtype, shape: vec![40, 3] };
+        match import(model.encode_to_vec(), &[weight]).err() {
+            Some(GraphError::Pinned { symbol, size }) => {
+                assert_eq!((symbol.as_str(), size), ("features", 40));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }

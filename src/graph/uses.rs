@@ -67,6 +67,21 @@ impl std::fmt::Display for MissingWeight {
 
 impl std::error::Error for MissingWeight {}
 
+/// An open axis that is multiplied with a weight, and has the weight's depth or none.
+#[derive(Debug)]
+pub(super) struct OnlySize {
+    pub symbol: String,
+    pub size: u64,
+}
+
+impl std::fmt::Display for OnlySize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} can only be {}", self.symbol, self.size)
+    }
+}
+
+impl std::error::Error for OnlySize {}
+
 /// The graph's type of a weight: tract has no bf16, whose values are all f32's too.
 fn datum_in_graph(dtype: Dtype) -> DatumType {
     datum_of(dtype).unwrap_or(f32::datum_type())
@@ -136,6 +151,11 @@ fn replace_linear(
     for (step, change) in product.before.iter().enumerate() {
         wire = patch.wire_node(format!("{name}.before.{step}"), change.clone(), &wire)?;
     }
+    if let Some(TDim::Sym(symbol)) = patch.outlet_fact(wire[0])?.shape.last()
+        && is_of_inputs(model, symbol)?
+    {
+        bail!(OnlySize { symbol: symbol.to_string(), size: product.depth as u64 });
+    }
     let linear =
         Linear { slot, outputs: product.outputs, depth: product.depth, dtype: out_fact.datum_type };
     wire = patch.wire_node(&name, linear, &wire)?;
@@ -146,6 +166,13 @@ fn replace_linear(
     patch.apply(model)?;
     let kind = UseKind::Linear { transposed: product.transposed };
     Ok(Some(WeightUse { slot, weight: product.weight, kind, layout: Layout::Panels, node: name }))
+}
+
+fn is_of_inputs(model: &TypedModel, symbol: &Symbol) -> TractResult<bool> {
+    let size = symbol.to_dim();
+    let facts = model.inputs.iter().map(|input| model.outlet_fact(*input));
+    let facts = facts.collect::<TractResult<Vec<_>>>()?;
+    Ok(facts.iter().any(|fact| fact.shape.iter().any(|dim| *dim == size)))
 }
 
 /// A product of an activation with one weight matrix, and the axis changes around it.
