@@ -2,6 +2,7 @@
 
 use super::attention;
 use super::half;
+use super::of_sizes;
 use super::quantize::{to_i8, to_u8};
 use super::repair::attribute;
 use std::sync::LazyLock;
@@ -31,6 +32,9 @@ pub fn onnx() -> Onnx {
     register.insert(attention::OLD_OPERATOR, attention::parse_old);
     register.insert("Concat", concat);
     register.insert("CumSum", |context, node| rewired(context, node, of_numbers));
+    register.insert("Div", |context, node| rewired(context, node, of_sizes::quotient));
+    register.insert("Equal", |context, node| rewired(context, node, of_sizes::equal));
+    register.insert("Mod", |context, node| rewired(context, node, of_sizes::remainder));
     register.insert("QuantizeLinear", |context, node| rewired(context, node, quantized));
     register.insert("Slice", slice);
     for name in half::SUMS {
@@ -360,29 +364,52 @@ impl Expansion for Rewired {
     }
 }
 
-/// Of numbers: sizes of open axes, which tract keeps as expressions, become such before.
+/// Of numbers, and sizes again where what follows was typed for those.
 fn of_numbers(
     operator: &dyn Expansion,
     prefix: &str,
     model: &mut TypedModel,
     inputs: &[OutletId],
 ) -> TractResult<TVec<OutletId>> {
-    let sizes = model.outlet_fact(inputs[0])?.clone();
+    let was_size = model.outlet_fact(inputs[0])?.datum_type.is_tdim();
+    let numbers = to_numbers(prefix, model, inputs)?;
+    let wires = half::in_floats(operator, prefix, model, &numbers)?;
+    if was_size { as_sizes(prefix, model, &wires) } else { Ok(wires) }
+}
+
+/// Of numbers: sizes of open axes, which tract keeps as expressions, become such before.
+pub(super) fn as_numbers(
+    operator: &dyn Expansion,
+    prefix: &str,
+    model: &mut TypedModel,
+    inputs: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
+    let numbers = to_numbers(prefix, model, inputs)?;
+    Expansion::wire(operator, prefix, model, &numbers)
+}
+
+fn to_numbers(
+    prefix: &str,
+    model: &mut TypedModel,
+    inputs: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
     let mut inputs: TVec<OutletId> = inputs.into();
     for (index, input) in inputs.iter_mut().enumerate() {
-        let fact = model.outlet_fact(*input)?;
-        if fact.datum_type == TDim::datum_type() {
+        if model.outlet_fact(*input)?.datum_type.is_tdim() {
             let name = format!("{prefix}.number.{index}");
             *input = wire_cast(name, model, &[*input], i64::datum_type())?[0];
         }
     }
-    let was_size = sizes.datum_type == TDim::datum_type();
-    let wires = half::in_floats(operator, prefix, model, &inputs)?;
-    match was_size {
-        // What follows was typed for sizes.
-        true => wire_cast(format!("{prefix}.size"), model, &wires, TDim::datum_type()),
-        false => Ok(wires),
-    }
+    Ok(inputs)
+}
+
+/// Numbers as sizes.
+pub(super) fn as_sizes(
+    prefix: &str,
+    model: &mut TypedModel,
+    wires: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
+    wire_cast(format!("{prefix}.size"), model, wires, TDim::datum_type())
 }
 
 /// Where an attention has its mask.

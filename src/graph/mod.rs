@@ -23,6 +23,7 @@ mod lockstep;
 mod logits;
 mod memory;
 mod nan;
+mod of_sizes;
 mod ops;
 mod ordered;
 mod ports;
