@@ -2,7 +2,7 @@
 
 use super::attention;
 use super::half;
-use super::of_sizes;
+use super::of_sizes::{self, least};
 use super::quantize::{to_i8, to_u8};
 use super::repair::attribute;
 use std::sync::LazyLock;
@@ -231,30 +231,52 @@ impl ConstantSlice {
         let axes = axes.unwrap_or_else(|| (0..starts.len() as i64).collect());
         let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
         let all_alike = [&ends, &axes, &steps].iter().all(|part| part.len() == starts.len());
-        if !all_alike || steps.iter().any(|step| *step < 1) {
+        if !all_alike || steps.iter().any(|step| [0, i64::MIN].contains(step)) {
             return None;
         }
         let cuts = (0..starts.len()).map(|i| [axes[i], starts[i], ends[i], steps[i]]).collect();
         Some(ConstantSlice { cuts })
     }
 
-    /// Axis, first, end and step of each cut that takes anything away.
+    /// Axis, first, end and step of each cut that takes anything away; one with a negative step
+    /// begins before its end.
     fn resolve(&self, shape: &[TDim]) -> TractResult<Vec<(usize, TDim, TDim, i64)>> {
         let mut found = vec![];
         for [axis, start, end, step] in &self.cuts {
             let axis = if *axis < 0 { axis + shape.len() as i64 } else { *axis } as usize;
             let dim = shape.get(axis).with_context(|| format!("axis {axis} of {}", shape.len()))?;
-            let (start, end) = (bound(dim, *start), bound(dim, *end));
-            let end = match (start.as_i64(), end.as_i64()) {
-                (Some(start), Some(end)) => end.max(start).to_dim(),
-                _ => end,
+            let (start, end) = match *step > 0 {
+                true => (bound(dim, *start), bound(dim, *end)),
+                false => (behind(dim, *end), last(dim, *start)),
             };
+            let end = not_before(&start, end, dim);
             if start != 0.to_dim() || end != *dim || *step != 1 {
                 found.push((axis, start, end, *step));
             }
         }
         Ok(found)
     }
+}
+
+/// The end of a slice that may be said to lie before its start: then it holds nothing.
+fn not_before(start: &TDim, end: TDim, dim: &TDim) -> TDim {
+    // As plain as can be, for sizes are compared by what they read; an open axis is taken to have
+    // two elements at least.
+    let is_behind = *start == 0.to_dim()
+        || end == *dim
+        || least(&(end.clone() - start), 2).is_some_and(|length| length >= 0);
+    if is_behind { end } else { end.maxi(start.clone()) }
+}
+
+/// Behind the element where a slice ends that goes backwards.
+fn behind(dim: &TDim, at: i64) -> TDim {
+    if at == -1 { dim.clone() } else { bound(dim, at.saturating_add(1)) }
+}
+
+/// Behind the element where such a one starts, which is the first where that lies before it.
+fn last(dim: &TDim, at: i64) -> TDim {
+    let behind = behind(dim, at);
+    if at < -1 { behind.maxi(1.to_dim()).mini(dim.clone()) } else { behind }
 }
 
 /// A bound of a slice within an axis. An open axis is taken to have an element at least.
@@ -288,7 +310,7 @@ impl Expansion for ConstantSlice {
         s.given(&inputs[0].shape, move |s, shape| {
             let mut cut = shape.clone();
             for (axis, start, end, step) in self.resolve(&shape)? {
-                cut[axis] = (end - start).divceil(step as usize);
+                cut[axis] = (end - start).divceil(step.unsigned_abs() as usize);
             }
             s.equals(&outputs[0].shape, cut)
         })
@@ -486,5 +508,45 @@ mod tests {
         ] {
             check(at, size, expected);
         }
+    }
+
+    /// An end before the start was refused at each request, and so were steps back of open axes;
+    /// those from 2^31 on had another length.
+    #[test]
+    fn slices_hold_what_lies_between_their_bounds() {
+        let symbols = SymbolScope::default();
+        let check = |[start, end, step]: [i64; 3], size: i64, expected: &[i64]| {
+            let slice = ConstantSlice { cuts: vec![[0, start, end, step]] };
+            let values = SymbolValues::default().with(&symbols.sym("s"), size);
+            for dim in [symbols.sym("s").to_dim(), size.to_dim()] {
+                let cuts = slice.resolve(std::slice::from_ref(&dim)).unwrap();
+                let range = match &cuts[..] {
+                    [] => 0..size,
+                    [(_, start, end, _), ..] => {
+                        start.eval_to_i64(&values).unwrap()..end.eval_to_i64(&values).unwrap()
+                    }
+                };
+                let mut found: Vec<i64> = range.collect();
+                if step < 0 {
+                    found.reverse();
+                }
+                let found: Vec<i64> =
+                    found.into_iter().step_by(step.unsigned_abs() as usize).collect();
+                assert_eq!(found, expected, "{start}..{end} by {step} of {dim} = {size}");
+            }
+        };
+        check([5, 1, 1], 7, &[]);
+        check([5, 1, 1], 3, &[]);
+        check([-1, 0, 1], 4, &[]);
+        check([1, -1, 1], 4, &[1, 2]);
+        check([3, i64::MAX, 2], 8, &[3, 5, 7]);
+        check([-1, i64::MIN, -1], 3, &[2, 1, 0]);
+        check([1 << 31, -(1 << 31) - 5, -1], 3, &[2, 1, 0]);
+        check([i64::MAX - 1, 1, -2], 6, &[5, 3]);
+        check([-1, -100, -2], 5, &[4, 2, 0]);
+        check([-2, -4, -1], 5, &[3, 2]);
+        check([0, 3, -1], 5, &[]);
+        check([-9, i64::MIN, -1], 5, &[0]);
+        check([-1, i64::MIN, -1], 0, &[]);
     }
 }
