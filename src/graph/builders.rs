@@ -5,6 +5,7 @@ use super::half;
 use super::of_sizes::{self, least};
 use super::quantize::{to_i8, to_u8};
 use super::repair::attribute;
+use super::squeeze::Squeeze;
 use std::sync::LazyLock;
 use tract_core::internal::*;
 use tract_core::ops::array::{Slice, TypedConcat};
@@ -37,6 +38,7 @@ pub fn onnx() -> Onnx {
     register.insert("Mod", |context, node| rewired(context, node, of_sizes::remainder));
     register.insert("QuantizeLinear", |context, node| rewired(context, node, quantized));
     register.insert("Slice", slice);
+    register.insert("Squeeze", squeeze);
     for name in half::SUMS {
         register.insert(name, |context, node| rewired(context, node, half::in_floats));
     }
@@ -192,6 +194,17 @@ fn slice(context: &ParsingContext, node: &NodeProto) -> Built {
         Some(slice) => Ok((expand(slice), vec![])),
         None => by_tract(context, node),
     }
+}
+
+fn squeeze(context: &ParsingContext, node: &NodeProto) -> Built {
+    let axes = match node.input.get(1).filter(|name| !name.is_empty()) {
+        Some(name) => match constant(context, name) {
+            Some(axes) => Some(axes),
+            None => return by_tract(context, node),
+        },
+        None => attribute(node, "axes").map(|axes| axes.ints.clone()),
+    };
+    Ok((expand(Squeeze { axes }), vec![]))
 }
 
 /// The integers of a constant, where the graph has it as one.

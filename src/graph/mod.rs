@@ -35,6 +35,7 @@ mod repair;
 mod sample;
 mod sizes;
 pub mod skim;
+mod squeeze;
 mod trial;
 mod uses;
 mod vet;
