@@ -26,6 +26,9 @@ const MAX_ELEMENTS: u64 = 16 << 20;
 /// may be taken in another order.
 const TOLERANCE: f64 = 1e-3;
 
+/// The same of half floats, which are coarse.
+const HALF_TOLERANCE: f64 = 2e-2;
+
 /// Ways to choose lengths that are tried: which depend on each other is not always known.
 const CHOICES: usize = 4;
 
@@ -160,22 +163,38 @@ fn agree(a: &Array, b: &Array) -> bool {
         return false;
     }
     let floats = |array: &Array| -> Option<Vec<f64>> {
-        match array.dtype {
-            Dtype::Fp32 => Some(array.to_f32()?.into_iter().map(f64::from).collect()),
-            Dtype::Fp64 => {
-                let (values, _) = array.bytes.as_chunks::<8>();
-                Some(values.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect())
-            }
-            _ => None,
+        if array.dtype == Dtype::Fp64 {
+            let (values, _) = array.bytes.as_chunks::<8>();
+            return Some(values.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect());
         }
+        Some(array.floats()?.into_iter().map(f64::from).collect())
     };
-    let (Some(x), Some(y)) = (floats(a), floats(b)) else {
-        // Whole numbers come of floats that may be rounded either way; half floats are coarse.
-        return a.dtype == Dtype::Fp16 || a.bytes == b.bytes;
+    // Whole numbers come of floats that may be rounded either way.
+    let (Some(x), Some(y)) = (floats(a), floats(b)) else { return a.bytes == b.bytes };
+    let tolerance = match a.dtype {
+        Dtype::Fp16 | Dtype::Bf16 => HALF_TOLERANCE,
+        _ => TOLERANCE,
     };
     let largest = x.iter().chain(&y).filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(v.abs()));
     let near = |(x, y): (&f64, &f64)| {
-        x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() <= TOLERANCE * largest
+        x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() <= tolerance * largest
     };
     x.iter().zip(&y).all(near)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Half floats were the same whatever they were, so that every guess of a batch was right.
+    #[test]
+    fn half_floats_are_compared() {
+        let array = |values: [f32; 2]| {
+            let bytes = values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes());
+            Array::new(Dtype::Fp16, vec![1, 2], bytes.collect()).unwrap()
+        };
+        let one = array([1.0, 0.5]);
+        assert!(agree(&one, &array([1.001, 0.51])));
+        assert!(!agree(&one, &array([1.0, 0.45])));
+    }
 }
