@@ -339,6 +339,26 @@ fn rows_that_depend_on_each_other_are_no_batch() {
     }
 }
 
+/// What made-up inputs could not try was taken for a batch by its name.
+#[test]
+fn what_cannot_be_compared_is_a_batch_where_it_is_named() {
+    let place = Place::new();
+    // No index that is made up lies in the table, times a hundred.
+    let nodes =
+        vec![node("Mul", &["ids", "hundred"], "far"), node("Gather", &["rows", "far"], "y")];
+    let rows = floats("rows", &[3, 128], &wave(3 * 128, 0.1));
+    let tensors = vec![rows, integers("hundred", &[1], &[100])];
+    let ids = vec![port("ids", Dtype::Int64, &["batch", "seq"])];
+    let model = model_of(ids, nodes, vec![output("y", Dtype::Fp32)], tensors, 17);
+    let said = place.build(&model, &[]);
+    assert!(
+        said.contains("dimension batch is no batch") && said.contains("--batch-axis"),
+        "{said}"
+    );
+    let said = place.build(&model, &["--batch-axis", "batch"]);
+    assert!(said.contains("were not compared") && said.contains("taken for the batch"), "{said}");
+}
+
 #[test]
 fn the_batch_is_what_one_is_told() {
     let place = Place::new();

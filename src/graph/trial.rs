@@ -32,6 +32,8 @@ pub enum Tried {
     Computed(Vec<Array>),
     /// It says nothing: it took too long, or the inputs' values were of no use.
     Unknown(String),
+    /// The same, since a table has fewer rows than an index means.
+    Outside(IndexOutOfRange),
 }
 
 /// Reads bytes of a weight from where it lies.
@@ -133,7 +135,10 @@ impl Trial {
         let why = match ended {
             Ok(Ok(outputs)) => return Ok(Tried::Computed(outputs)),
             Ok(Err(error)) if is_no_fault(&error) => {
-                return Ok(Tried::Unknown(error.root_cause().to_string()));
+                return Ok(match error.downcast_ref::<IndexOutOfRange>() {
+                    Some(outside) => Tried::Outside(outside.clone()),
+                    None => Tried::Unknown(error.root_cause().to_string()),
+                });
             }
             Ok(Err(error)) => format!("{error:#}"),
             Err(panic) => format!("tract gave up: {panic}"),

@@ -3,7 +3,7 @@
 
 use super::error::{ShardError, ensure, unfit};
 use super::order::Order;
-use super::trial::{Lengths, ROWS, Trials};
+use super::trial::{Doubt, Lengths, ROWS, Trials};
 use crate::graph::dims::{self, DimSize, OpenShape};
 use crate::graph::skim::Skim;
 use crate::graph::{self, GraphError, Imported};
@@ -83,6 +83,7 @@ impl Settling<'_> {
     fn choose(&self, given: &Sizes, batch_axis: Option<&str>) -> Result<Settled, ShardError> {
         let mut doubtful = None;
         let mut refused = None;
+        let mut untold = None;
         for batch in self.choices(given, batch_axis)? {
             let mut sizes = given.clone();
             sizes.extend(batch.iter().map(|name| (name.clone(), DimSize::Is(1))));
@@ -94,9 +95,27 @@ impl Settling<'_> {
                 }
             };
             if batch.is_empty() {
+                attempt.settled.notes.extend(untold);
                 return Ok(attempt.settled);
             }
-            match self.batch_of(&attempt, &batch) {
+            let found = match self.batch_of(&attempt, &batch) {
+                Ok((found, None)) => Ok(found),
+                // Whoever names a batch knows what nobody could try.
+                Ok((found, Some(why))) if batch_axis.is_some() => {
+                    attempt.settled.notes.push(why);
+                    Ok(found)
+                }
+                Ok((_, Some(why))) => {
+                    untold = untold.or(Some(format!(
+                        "dimension {} is no batch: {why} (--batch-axis NAME takes one for it all \
+                         the same)",
+                        list(&batch)
+                    )));
+                    Err(format!("{why}, which --batch-axis NAME takes for it all the same"))
+                }
+                Err(why) => Err(why),
+            };
+            match found {
                 Ok(found) => {
                     attempt.settled.notes.push(format!(
                         "dimension {} is taken for the batch: a request may have up to {MAX_ROWS} \
@@ -218,8 +237,12 @@ impl Settling<'_> {
     }
 
     /// The batch of a graph in which `names` are 1, where each row comes to what it comes to by
-    /// itself.
-    fn batch_of(&self, attempt: &Attempt, names: &BTreeSet<String>) -> Result<Batch, String> {
+    /// itself, and why where nobody could try that.
+    fn batch_of(
+        &self,
+        attempt: &Attempt,
+        names: &BTreeSet<String>,
+    ) -> Result<(Batch, Option<String>), String> {
         let Attempt { settled: Settled { imported, sizes, .. }, lengths } = attempt;
         let mut doubled = sizes.clone();
         doubled.extend(names.iter().map(|name| (name.clone(), DimSize::Is(ROWS))));
@@ -241,8 +264,11 @@ impl Settling<'_> {
                 .map(|(one, several)| grown_axis(one, several))
                 .collect::<Result<_, _>>()?,
         };
-        self.trials.compare(imported, &several, self.weights, &batch, lengths)?;
-        Ok(batch)
+        match self.trials.compare(imported, &several, self.weights, &batch, lengths) {
+            Ok(()) => Ok((batch, None)),
+            Err(Doubt::Untried(why)) => Ok((batch, Some(why))),
+            Err(Doubt::Depends(why)) => Err(why),
+        }
     }
 }
 

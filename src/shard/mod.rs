@@ -33,6 +33,7 @@ mod source;
 mod statistics;
 mod tensor;
 mod trial;
+mod uneven;
 mod watch;
 mod write;
 
