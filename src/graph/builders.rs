@@ -339,8 +339,15 @@ impl Expansion for ConstantSlice {
         let mut wire = inputs[0];
         for (index, (axis, start, end, step)) in self.resolve(&shape)?.into_iter().enumerate() {
             let name = format!("{prefix}.cut.{index}");
+            let is_open = start.as_i64().is_none();
             wire = model.wire_node(&name, Slice::new(axis, start, end), &[wire])?[0];
             if step != 1 {
+                if is_open {
+                    // tract would put the steps before the slice, whose start it has to know then.
+                    let shape = model.outlet_fact(wire)?.shape.to_tvec();
+                    let name = format!("{name}.first");
+                    wire = model.wire_node(name, SameShape { shape }, &[wire])?[0];
+                }
                 let every = Downsample::new(axis, step as isize, 0);
                 wire = model.wire_node(format!("{name}.every"), every, &[wire])?[0];
             }
