@@ -19,6 +19,11 @@ impl Replacement {
         Replacement { opset, base: base.cloned().unwrap_or_default(), nodes: vec![] }
     }
 
+    /// The version of ONNX's operators.
+    pub fn opset(&self) -> i64 {
+        self.opset
+    }
+
     /// Adds a node; the name of its output.
     pub fn node(&mut self, op: &str, inputs: &[&str]) -> String {
         self.node_with(op, inputs, vec![])
@@ -191,7 +196,6 @@ pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
     }
 }
 
-#[cfg(test)]
 pub fn string(name: &str, value: &str) -> AttributeProto {
     AttributeProto {
         name: name.to_string(),

@@ -20,6 +20,7 @@ mod pad;
 mod recurrent;
 mod rotary;
 mod space_to_depth;
+mod sums;
 mod suppression;
 #[cfg(test)]
 mod tests;

@@ -591,6 +591,25 @@ fn sums_of_half_floats_are_floats() {
     assert_eq!(found[0].slice(0, 3999, 4000).unwrap(), halves(&[1], 4000.0));
 }
 
+/// Sums of integers of 64 bits were taken in 32.
+#[test]
+fn sums_of_wide_integers_are_whole() {
+    let big = 3_000_000_000i64;
+    let x = || tensor2(&[[big, 1, big], [-big, 2, i64::MAX]]);
+    let all = |op: &str| apply(op, vec![int("keepdims", 0)], x());
+    assert_eq!(all("ReduceSum"), tensor0(i64::MIN + big + 2));
+    let rows = |op: &str| {
+        run(17, &[node(op, &["x"], &["y"], vec![ints("axes", &[0])])], &[("x", x())], &[], &["y"])
+            .remove(0)
+    };
+    assert_eq!(rows("ReduceL1").slice(1, 0, 2).unwrap(), tensor2(&[[2 * big, 3]]));
+    assert_eq!(rows("ReduceMean").slice(1, 0, 2).unwrap(), tensor2(&[[0i64, 1]]));
+    assert_eq!(
+        rows("ReduceSumSquare").slice(1, 0, 2).unwrap(),
+        tensor2(&[[(big * big).wrapping_mul(2), 5]])
+    );
+}
+
 /// What is refused, and that the refusal names node, operator and what is wrong.
 fn check_refused(version: i64, node: NodeProto, expected: &[&str]) {
     let inputs = [("x", numbers(&[3, 1, 2], 1.0))];

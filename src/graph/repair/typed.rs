@@ -5,13 +5,14 @@
 //! softmax; squares of integers go through f32; the smaller and the larger of a NaN and a number
 //! is the number; beside a NaN the extreme is found anywhere; the largest of nothing is the smallest
 //! finite number; shifts by as many bits as there are overflow; nothing times a NaN or infinity is
-//! nothing.
+//! nothing; sums of integers are taken in 32 bits.
 
 use super::super::ordered::place;
 use super::extremes::Extreme;
 use super::numbers::{
     AtLeast, AtMost, Larger, ShiftedDown, ShiftedUp, Smaller, Times, WholeSquare,
 };
+use super::sums::{WholeSum, is_wide};
 use tract_core::internal::*;
 use tract_core::ops::array::StridedSlice;
 use tract_core::ops::binary::{BinMiniOp, TypedBinOp};
@@ -174,7 +175,7 @@ fn unary(
 }
 
 /// The largest or smallest of floats, of which tract begins with the largest finite one, and of
-/// booleans.
+/// booleans; sums of wide integers.
 fn reduced(
     model: &TypedModel,
     node: &TypedNode,
@@ -184,6 +185,10 @@ fn reduced(
     let largest = match op.reducer {
         Reducer::Max => true,
         Reducer::Min => false,
+        Reducer::Sum if is_wide(kind) => {
+            let op = WholeSum { axes: op.axes.clone() };
+            return TypedModelPatch::replace_single_op(model, node, &node.inputs, op).map(Some);
+        }
         Reducer::ArgMax(last) | Reducer::ArgMin(last) if kind.is_float() => {
             return place_of_extreme(model, node, op, last).map(Some);
         }
