@@ -8,6 +8,7 @@
 mod attention;
 mod conv_transpose;
 mod draft;
+mod einsum;
 mod elementwise;
 mod extremes;
 mod gemm;
@@ -42,6 +43,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("Attention", attention::attention),
     ("Celu", elementwise::celu),
     ("ConvTranspose", conv_transpose::conv_transpose),
+    ("Einsum", einsum::einsum),
     ("GRU", recurrent::recurrent),
     ("Gemm", gemm::gemm),
     ("LSTM", recurrent::recurrent),

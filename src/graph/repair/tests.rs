@@ -610,6 +610,35 @@ fn sums_of_wide_integers_are_whole() {
     );
 }
 
+/// An empty result was taken for one that is not written, which lost its ellipsis; three operands
+/// were multiplied one by one.
+#[test]
+fn equations_are_pairs_with_a_result() {
+    let a = || Tensor::from_shape(&[2, 2], &[1f32, 2.0, 3.0, 4.0]).unwrap();
+    let einsum = |equation: &str, inputs: &[(&str, Tensor)]| {
+        let names: Vec<&str> = inputs.iter().map(|(name, _)| *name).collect();
+        let nodes = [node("Einsum", &names, &["y"], vec![string("equation", equation)])];
+        run(17, &nodes, inputs, &[], &["y"]).remove(0)
+    };
+    let two = || [("a", a()), ("b", a())];
+    assert_eq!(einsum("ij->", &[("a", a())]), tensor0(10f32));
+    assert_eq!(einsum("ii->", &[("a", a())]), tensor0(5f32));
+    assert_eq!(einsum("ij,jk->", &two()), tensor0(54f32));
+    assert_eq!(einsum("ij,kj", &two()), tensor2(&[[5f32, 11.0], [11.0, 25.0]]));
+    let stacked = |x: Tensor| x.into_shape(&[1, 2, 2]).unwrap();
+    let batches = [("a", stacked(a())), ("b", stacked(a()))];
+    let product = stacked(tensor2(&[[7f32, 10.0], [15.0, 22.0]]));
+    assert_eq!(einsum("...ij,...jk", &batches), product);
+    let scaled = [("a", a()), ("b", tensor0(2f32))];
+    assert_eq!(einsum("...,->...", &scaled), tensor2(&[[2f32, 4.0], [6.0, 8.0]]));
+    assert_eq!(einsum("ij,->j", &scaled), tensor1(&[8f32, 12.0]));
+    let three = || [("a", a()), ("b", a()), ("c", a())];
+    assert_eq!(einsum("ij,jk,kl->il", &three()), tensor2(&[[37f32, 54.0], [81.0, 118.0]]));
+    assert_eq!(einsum("ij,jk,lm->ml", &three()), tensor2(&[[54f32, 162.0], [108.0, 216.0]]));
+    assert_eq!(einsum("ij,jk,ki->", &three()), tensor0(155f32));
+    assert_eq!(einsum("...,...,...->...", &three()), tensor2(&[[1f32, 8.0], [27.0, 64.0]]));
+}
+
 /// What is refused, and that the refusal names node, operator and what is wrong.
 fn check_refused(version: i64, node: NodeProto, expected: &[&str]) {
     let inputs = [("x", numbers(&[3, 1, 2], 1.0))];
