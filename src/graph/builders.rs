@@ -14,6 +14,7 @@ use tract_core::ops::change_axes::wire_with_rank_broadcast;
 use tract_core::ops::downsample::Downsample;
 use tract_core::ops::identity::Identity;
 use tract_core::ops::logic::Iff;
+use tract_core::ops::nn::{Softmax, SoftmaxKind};
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::{NodeProto, TensorProto};
@@ -35,6 +36,7 @@ pub fn onnx() -> Onnx {
     register.insert("CumSum", |context, node| rewired(context, node, of_numbers));
     register.insert("Div", |context, node| rewired(context, node, of_sizes::quotient));
     register.insert("Equal", |context, node| rewired(context, node, of_sizes::equal));
+    register.insert("LogSoftmax", |context, node| rewired(context, node, log_softmax));
     register.insert("Mod", |context, node| rewired(context, node, of_sizes::remainder));
     register.insert("QuantizeLinear", |context, node| rewired(context, node, quantized));
     register.insert("Slice", slice);
@@ -475,6 +477,21 @@ fn masked(
         inputs[MASK] = wire_with_rank_broadcast(format!("{prefix}.mask"), model, Iff, &choice)?[0];
     }
     Expansion::wire(operator, prefix, model, &inputs)
+}
+
+/// In one op: of a softmax that is 0, or has lost its digits, tract takes the logarithm.
+fn log_softmax(
+    operator: &dyn Expansion,
+    prefix: &str,
+    model: &mut TypedModel,
+    inputs: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
+    let wires = Expansion::wire(operator, prefix, model, inputs)?;
+    let [softmax] = *model.node(wires[0].node).inputs else { bail!("a logarithm of one input") };
+    let softmax = model.node_mut(softmax.node).op_as_mut::<Softmax>();
+    softmax.context("a logarithm of a softmax")?.kind = SoftmaxKind::LogSoftmax;
+    model.node_mut(wires[0].node).op = Box::new(Identity);
+    Ok(wires)
 }
 
 /// By one scale, with one zero point.

@@ -1,4 +1,4 @@
-//! Activations of which tract forgets the alpha.
+//! Activations of which tract forgets the alpha, or overflows.
 
 use super::draft::Replacement;
 use super::float;
@@ -39,5 +39,23 @@ pub fn celu(
     let scaled = draft.node("Div", &[x, &alpha]);
     let elu = draft.node("Elu", &[&scaled]);
     let y = draft.node("Mul", &[&elu, &alpha]);
+    Ok(Some(draft.finish_as(&y, node)))
+}
+
+/// log(1 + exp(x)), by the exponential of what is negative.
+pub fn softplus(
+    node: &NodeProto,
+    _: &Kinds,
+    mut draft: Replacement,
+) -> Result<Option<Vec<NodeProto>>, String> {
+    let x = &node.input[0];
+    let size = draft.node("Abs", &[x]);
+    let negative = draft.node("Neg", &[&size]);
+    let raised = draft.node("Exp", &[&negative]);
+    let one = draft.float_like(1.0, x);
+    let sum = draft.node("Add", &[&raised, &one]);
+    let log = draft.node("Log", &[&sum]);
+    let positive = draft.node("Relu", &[x]);
+    let y = draft.node("Add", &[&positive, &log]);
     Ok(Some(draft.finish_as(&y, node)))
 }

@@ -20,13 +20,26 @@ pub fn softmax_cross_entropy(
     kinds: &Kinds,
     mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
-    let axis = draft::int("axis", 1);
-    let logs = draft.node_with("LogSoftmax", &[&node.input[0]], vec![axis]);
+    let logs = log_probabilities(&node.input[0], &mut draft);
     let loss = loss(node, &logs, kinds, &mut draft)?;
     if let Some(wanted) = output(node, 1) {
         draft.give(&logs, wanted);
     }
     Ok(Some(draft.finish_as(&loss, node)))
+}
+
+/// Of the classes. Before version 13 of the operators LogSoftmax took all axes from the one it was
+/// given on.
+fn log_probabilities(x: &str, draft: &mut Replacement) -> String {
+    if draft.opset() >= 13 {
+        return draft.node_with("LogSoftmax", &[x], vec![draft::int("axis", 1)]);
+    }
+    let classes = || vec![draft::ints("axes", &[1])];
+    let largest = draft.node_with("ReduceMax", &[x], classes());
+    let shifted = draft.node("Sub", &[x, &largest]);
+    let raised = draft.node("Exp", &[&shifted]);
+    let log = draft.node_with("ReduceLogSum", &[&raised], classes());
+    draft.node("Sub", &[&shifted, &log])
 }
 
 /// Minus the log probability of each label, weighted by its class.

@@ -57,6 +57,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("ReduceLogSumExp", log_sum_exp::log_sum_exp),
     ("RotaryEmbedding", rotary::rotary),
     ("SoftmaxCrossEntropyLoss", loss::softmax_cross_entropy),
+    ("Softplus", elementwise::softplus),
     ("SpaceToDepth", space_to_depth::space_to_depth),
     ("Sum", mean::mean),
     ("Swish", elementwise::swish),

@@ -5,6 +5,7 @@ use super::super::error::GraphError;
 use super::super::import::import;
 use super::draft::{int, ints, string};
 use prost::Message;
+use std::f32::consts::LN_2;
 use tract_core::internal::*;
 use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
@@ -637,6 +638,35 @@ fn equations_are_pairs_with_a_result() {
     assert_eq!(einsum("ij,jk,lm->ml", &three()), tensor2(&[[54f32, 162.0], [108.0, 216.0]]));
     assert_eq!(einsum("ij,jk,ki->", &three()), tensor0(155f32));
     assert_eq!(einsum("...,...,...->...", &three()), tensor2(&[[1f32, 8.0], [27.0, 64.0]]));
+}
+
+/// The logarithm of a softmax was minus infinity where that was 0.
+#[test]
+fn logarithms_of_small_probabilities_are_finite() {
+    let x = || tensor2(&[[0f32, -120.0, -90.0]]);
+    for version in [11, 17] {
+        let nodes = [node("LogSoftmax", &["x"], &["y"], vec![int("axis", 1)])];
+        check_close(&run(version, &nodes, &[("x", x())], &[], &["y"])[0], &x());
+    }
+    // All classes of two places, of which the axes follow.
+    let x = Tensor::from_shape(&[1, 2, 2], &[0f32, 0.0, -120.0, 0.0]).unwrap();
+    for version in [12, 17] {
+        let loss =
+            node("SoftmaxCrossEntropyLoss", &["x", "l"], &["y"], vec![string("reduction", "none")]);
+        let inputs = [("x", x.clone()), ("l", tensor2(&[[1i64, 1]]))];
+        let found = run(version, &[loss], &inputs, &[], &["y"]).remove(0);
+        check_close(&found, &tensor2(&[[120f32, LN_2]]));
+    }
+}
+
+/// Exp of what is large was infinite, and its logarithm.
+#[test]
+fn softplus_of_large_numbers_is_finite() {
+    let x = tensor1(&[1000f32, 0.0, -1000.0, f32::INFINITY]);
+    let expected = tensor1(&[1000f32, LN_2, 0.0, f32::INFINITY]);
+    check_close(&apply("Softplus", vec![], x), &expected);
+    let twenty = tensor1(&[f16::from_f32(20.0)]);
+    assert_eq!(apply("Softplus", vec![], twenty.clone()), twenty);
 }
 
 /// What is refused, and that the refusal names node, operator and what is wrong.
