@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension;
 use tract_onnx::pb::type_proto::{self, Tensor};
-use tract_onnx::pb::{GraphProto, NodeProto, ValueInfoProto};
+use tract_onnx::pb::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// What makes each tensor of a graph.
 pub struct Kinds<'a> {
@@ -15,7 +15,7 @@ pub struct Kinds<'a> {
 #[derive(Clone, Copy)]
 enum Maker<'a> {
     Input(&'a Tensor),
-    Tensor(i32, &'a [i64]),
+    Tensor(&'a TensorProto),
     Node(&'a NodeProto),
 }
 
@@ -29,7 +29,7 @@ impl<'a> Kinds<'a> {
             made.extend(tensor_of(info).map(|t| (info.name.as_str(), Maker::Input(t))));
         }
         for tensor in &graph.initializer {
-            made.insert(tensor.name.as_str(), Maker::Tensor(tensor.data_type, &tensor.dims));
+            made.insert(tensor.name.as_str(), Maker::Tensor(tensor));
         }
         for node in &graph.node {
             made.extend(node.output.iter().map(|name| (name.as_str(), Maker::Node(node))));
@@ -43,7 +43,7 @@ impl<'a> Kinds<'a> {
         for _ in 0..LONGEST_CHAIN {
             let code = match *self.made.get(name)? {
                 Maker::Input(tensor) => tensor.elem_type,
-                Maker::Tensor(code, _) => code,
+                Maker::Tensor(tensor) => tensor.data_type,
                 Maker::Node(node) => match kind_of(node) {
                     Kind::Is(code) => code,
                     Kind::Input(at) => {
@@ -72,9 +72,26 @@ impl<'a> Kinds<'a> {
                 };
                 Some(tensor.shape.as_ref()?.dim.iter().map(size).collect())
             }
-            Maker::Tensor(_, dims) => Some(dims.iter().copied().map(Some).collect()),
+            Maker::Tensor(tensor) => Some(tensor.dims.iter().copied().map(Some).collect()),
             Maker::Node(_) => None,
         }
+    }
+
+    /// The values of a constant of f32, where the graph has it as one.
+    pub fn floats(&self, name: &str) -> Option<Vec<f32>> {
+        let tensor = match *self.made.get(name)? {
+            Maker::Tensor(tensor) => tensor,
+            Maker::Node(node) if node.op_type == "Constant" => {
+                attribute(node, "value")?.t.as_ref()?
+            }
+            Maker::Input(_) | Maker::Node(_) => return None,
+        };
+        if tensor.data_type() != DataType::Float {
+            return None;
+        }
+        let (bytes, _) = tensor.raw_data.as_chunks::<4>();
+        let raw = bytes.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        Some(raw.chain(tensor.float_data.iter().copied()).collect())
     }
 }
 

@@ -19,6 +19,7 @@ mod mean;
 mod numbers;
 mod pad;
 mod recurrent;
+mod resize;
 mod rotary;
 mod space_to_depth;
 mod sums;
@@ -55,6 +56,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("Pad", pad::pad),
     ("RNN", recurrent::recurrent),
     ("ReduceLogSumExp", log_sum_exp::log_sum_exp),
+    ("Resize", resize::resize),
     ("RotaryEmbedding", rotary::rotary),
     ("SoftmaxCrossEntropyLoss", loss::softmax_cross_entropy),
     ("Softplus", elementwise::softplus),

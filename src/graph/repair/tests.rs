@@ -669,6 +669,28 @@ fn softplus_of_large_numbers_is_finite() {
     assert_eq!(apply("Softplus", vec![], twenty.clone()), twenty);
 }
 
+/// The nearest element was the nearer one in version 10, too.
+#[test]
+fn nearest_elements_were_those_before_or_after() {
+    let resized = |scales: [f32; 2]| {
+        let x = tensor2(&[[0f32, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0]]);
+        let resize = node("Resize", &["x", "s"], &["y"], vec![]);
+        run(10, &[resize], &[("x", x)], &[("s", tensor1(&scales))], &["y"]).remove(0)
+    };
+    let wide = tensor2(&[[0f32, 0., 1., 2., 2., 3., 4.], [5., 5., 6., 7., 7., 8., 9.]]);
+    assert_eq!(resized([1.0, 1.5]), wide);
+    assert_eq!(resized([1.0, 0.6]), tensor2(&[[0f32, 2., 4.], [5., 7., 9.]]));
+    let both = tensor2(&[
+        [0f32, 2., 4.],
+        [0., 2., 4.],
+        [0., 2., 4.],
+        [5., 7., 9.],
+        [5., 7., 9.],
+        [5., 7., 9.],
+    ]);
+    assert_eq!(resized([3.0, 0.6]), both);
+}
+
 /// What is refused, and that the refusal names node, operator and what is wrong.
 fn check_refused(version: i64, node: NodeProto, expected: &[&str]) {
     let inputs = [("x", numbers(&[3, 1, 2], 1.0))];
