@@ -7,7 +7,9 @@
 
 mod attention;
 mod conv_transpose;
+mod dft;
 mod draft;
+mod dynamic_quantize;
 mod einsum;
 mod elementwise;
 mod extremes;
@@ -15,7 +17,9 @@ mod gemm;
 mod kinds;
 mod log_sum_exp;
 mod loss;
+mod lp_pool;
 mod mean;
+mod mean_variance;
 mod numbers;
 mod pad;
 mod recurrent;
@@ -44,12 +48,16 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("Attention", attention::attention),
     ("Celu", elementwise::celu),
     ("ConvTranspose", conv_transpose::conv_transpose),
+    ("DFT", dft::dft),
+    ("DynamicQuantizeLinear", dynamic_quantize::dynamic_quantize),
     ("Einsum", einsum::einsum),
     ("GRU", recurrent::recurrent),
     ("Gemm", gemm::gemm),
+    ("GlobalLpPool", lp_pool::global_lp_pool),
     ("LSTM", recurrent::recurrent),
     ("LinearClassifier", two_classes::linear),
     ("Mean", mean::mean),
+    ("MeanVarianceNormalization", mean_variance::mean_variance),
     ("MultiHeadAttention", attention::multi_head),
     ("NegativeLogLikelihoodLoss", loss::negative_log_likelihood),
     ("NonMaxSuppression", suppression::non_max_suppression),

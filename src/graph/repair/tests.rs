@@ -691,6 +691,34 @@ fn nearest_elements_were_those_before_or_after() {
     assert_eq!(resized([3.0, 0.6]), both);
 }
 
+/// A shape's constant was of f64, a norm's sum was a mean, a transform went along another axis, and
+/// what is far from zero had a negative variance.
+#[test]
+fn what_is_left_unsaid_is_onnxs() {
+    let zeros = run(
+        17,
+        &[node("ConstantOfShape", &["x"], &["y"], vec![])],
+        &[],
+        &[("x", tensor1(&[2i64]))],
+        &["y"],
+    );
+    assert_eq!(zeros[0], tensor1(&[0f32, 0.0]));
+    let x = Tensor::from_shape(&[1, 1, 2, 2], &[1f32, -5.0, 3.0, -1.0]).unwrap();
+    let pooled = |x: f32| Tensor::from_shape(&[1, 1, 1, 1], &[x]).unwrap();
+    check_close(&apply("GlobalLpPool", vec![], x.clone()), &pooled(6.0));
+    check_close(&apply("GlobalLpPool", vec![int("p", 1)], x), &pooled(10.0));
+    let x = Tensor::from_shape(&[1, 1, 2, 2], &[3000f32, 3001.0, 3002.0, 3003.0]).unwrap();
+    let far = [-1.341_640_8f32, -0.447_213_6, 0.447_213_6, 1.341_640_8];
+    let expected = Tensor::from_shape(&[1, 1, 2, 2], &far).unwrap();
+    check_close(&apply("MeanVarianceNormalization", vec![], x), &expected);
+    let x = Tensor::from_shape(&[1, 1, 2, 1], &[1f32, 3.0]).unwrap();
+    let transformed = Tensor::from_shape(&[1, 1, 2, 2], &[4f32, 0.0, -2.0, 0.0]).unwrap();
+    check_close(&apply("DFT", vec![], x), &transformed);
+    let nodes = [node("DynamicQuantizeLinear", &["x"], &["q", "s", "z"], vec![])];
+    let found = run(17, &nodes, &[("x", tensor1(&[0f32, 0.0]))], &[], &["q", "s", "z"]);
+    assert_eq!(found, [tensor1(&[0u8, 0]), tensor0(1f32), tensor0(0u8)]);
+}
+
 /// What is refused, and that the refusal names node, operator and what is wrong.
 fn check_refused(version: i64, node: NodeProto, expected: &[&str]) {
     let inputs = [("x", numbers(&[3, 1, 2], 1.0))];
