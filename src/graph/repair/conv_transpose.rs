@@ -3,7 +3,7 @@
 use super::draft::Replacement;
 use super::kinds::Kinds;
 use super::{attribute, input, text};
-use tract_onnx::pb::NodeProto;
+use tract_onnx::pb::{AttributeProto, NodeProto};
 
 /// Without pads, then cut to the size: what is too much goes half from the beginning and half from
 /// the end, the odd one from the beginning but with SAME_UPPER. What is too little is nothing but
@@ -13,7 +13,14 @@ pub fn conv_transpose(
     _: &Kinds,
     mut draft: Replacement,
 ) -> Result<Option<Vec<NodeProto>>, String> {
-    let Some(wanted) = attribute(node, "output_shape") else { return Ok(None) };
+    let Some(wanted) = attribute(node, "output_shape") else {
+        let is_more = |padding: &AttributeProto| padding.ints.iter().any(|size| *size != 0);
+        let padded = attribute(node, "output_padding").is_some_and(is_more);
+        return match padded && text(node, "auto_pad", "NOTSET").starts_with("SAME") {
+            true => Err("its attribute output_padding is not honoured beside auto_pad".to_string()),
+            false => Ok(None),
+        };
+    };
     let spatial = wanted.ints.len();
     let upper = text(node, "auto_pad", "NOTSET") == "SAME_UPPER";
     let mut inputs = node.input.clone();

@@ -14,6 +14,7 @@ mod einsum;
 mod elementwise;
 mod extremes;
 mod gemm;
+mod grid_sample;
 mod kinds;
 mod log_sum_exp;
 mod loss;
@@ -54,6 +55,7 @@ const REWRITES: &[(&str, Rewrite)] = &[
     ("GRU", recurrent::recurrent),
     ("Gemm", gemm::gemm),
     ("GlobalLpPool", lp_pool::global_lp_pool),
+    ("GridSample", grid_sample::grid_sample),
     ("LSTM", recurrent::recurrent),
     ("LinearClassifier", two_classes::linear),
     ("Mean", mean::mean),

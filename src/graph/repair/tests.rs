@@ -744,6 +744,11 @@ fn attributes_that_would_not_be_honoured_are_refused_by_name() {
     check_refused(17, softmax, &["(Softmax)", "temperature"]);
     let sum = node("ReduceSum", &["x"], &["y"], vec![ints("axes", &[0])]);
     check_refused(13, sum, &["(ReduceSum)", "axes is an input"]);
+    let same = vec![string("auto_pad", "SAME_UPPER"), ints("output_padding", &[1])];
+    let transposed = node("ConvTranspose", &["x", "w"], &["y"], same);
+    check_refused(17, transposed, &["(ConvTranspose)", "output_padding"]);
+    let cubes = vec![string("mode", "cubic"), string("padding_mode", "border")];
+    check_refused(20, node("GridSample", &["x", "w"], &["y"], cubes), &["(GridSample)", "border"]);
     let mut rotary = node("RotaryEmbedding", &["x", "n", "w", "r"], &["y"], vec![]);
     rotary.domain = "com.microsoft".to_string();
     check_refused(17, rotary, &["(RotaryEmbedding)", "one offset"]);
