@@ -2,18 +2,20 @@
 //!
 //! tract takes an index as it comes: beyond its axis the op panics, or reads a neighbour's element;
 //! some negative ones, which ONNX counts from the end, it refuses; of k elements that are not there
-//! it makes zeros. Here such a request is refused, and what ONNX defines is computed. Where
-//! elements are picked by comparing them, NaN is the greatest.
+//! it makes zeros, and of what a reflection is wider than. Here such a request is refused, and what
+//! ONNX defines is computed, sums of nothing included. Where elements are picked by comparing them,
+//! NaN is the greatest.
 
 use super::ordered::by_order;
 use super::position::position;
 use tract_core::internal::*;
 use tract_core::ops::array::{
-    DynSlice, DynTile, Gather, GatherElements, GatherNd, OneHot, Pad, Range, ScatterElements,
-    ScatterNd, Slice, Topk,
+    DynSlice, DynTile, Gather, GatherElements, GatherNd, OneHot, Pad, PadMode, Range,
+    ScatterElements, ScatterNd, Slice, Topk,
 };
 use tract_core::ops::cast::Cast;
 use tract_core::ops::cnn::{MaxPool, OptMaxPool};
+use tract_core::ops::nn::{Reduce, Reducer};
 
 /// An op of tract, evaluated once its inputs make sense.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +33,8 @@ pub enum Checked {
     Cast(Cast),
     MaxPool(MaxPool),
     OptMaxPool(Box<OptMaxPool>),
+    Reflect(Pad),
+    Sum(Reduce),
 }
 
 /// Cuts off what a negative pad takes away, which tract takes for a huge one.
@@ -77,6 +81,8 @@ impl Checked {
             op.downcast_ref().filter(|op: &&Cast| op.to.is_tdim()).cloned().map(Checked::Cast),
             op.downcast_ref().cloned().map(Checked::MaxPool),
             op.downcast_ref().cloned().map(Box::new).map(Checked::OptMaxPool),
+            op.downcast_ref().filter(|op| reflects(op)).cloned().map(Checked::Reflect),
+            op.downcast_ref().filter(|op| adds(op)).cloned().map(Checked::Sum),
         ];
         known.into_iter().flatten().next()
     }
@@ -96,6 +102,8 @@ impl Checked {
             Checked::Cast(op) => op,
             Checked::MaxPool(op) => op,
             Checked::OptMaxPool(op) => &**op,
+            Checked::Reflect(op) => op,
+            Checked::Sum(op) => op,
         }
     }
 
@@ -127,6 +135,14 @@ impl Checked {
                 let repeats = numbers(repeats, symbols)?;
                 let negative = repeats.iter().find(|times| **times < 0);
                 ensure!(negative.is_none(), "to be repeated {repeats:?} times");
+                Ok(())
+            }
+            (Checked::Reflect(Pad { pads, .. }), [data]) => {
+                for ((before, after), length) in pads.iter().zip(data.shape()) {
+                    let pad = *before.max(after);
+                    let is_there = pad == 0 || pad < *length;
+                    ensure!(is_there, "a reflection of {pad} elements beside {length}");
+                }
                 Ok(())
             }
             // Of open dimensions tract takes the distance, whichever way it goes.
@@ -177,6 +193,9 @@ impl EvalOp for Checked {
             Checked::Cast(_) if !inputs[0].datum_type().is_tdim() => {
                 Ok(tvec!(sizes(&inputs[0])?.into_tvalue()))
             }
+            Checked::Sum(op) if inputs[0].shape().contains(&0) => {
+                Ok(tvec!(sum_of_nothing(op, &inputs[0])?.into_tvalue()))
+            }
             Checked::Topk(_) | Checked::MaxPool(_) | Checked::OptMaxPool(_) => {
                 self.prepare(context.symbols, &mut inputs)?;
                 by_order(inputs, &|inputs| self.inner().eval(context, inputs))
@@ -219,6 +238,22 @@ impl TypedOp for Checked {
     }
 
     as_op!();
+}
+
+fn reflects(op: &Pad) -> bool {
+    op.mode == PadMode::Reflect
+}
+
+fn adds(op: &Reduce) -> bool {
+    matches!(op.reducer, Reducer::Sum | Reducer::MeanOfSquares)
+}
+
+/// Tract divides by the number of elements. Their mean is none.
+fn sum_of_nothing(op: &Reduce, data: &Tensor) -> TractResult<Tensor> {
+    let mut shape: TVec<usize> = data.shape().into();
+    op.axes.iter().for_each(|axis| shape[*axis] = 1);
+    let sum = if op.reducer == Reducer::Sum { 0.0 } else { f32::NAN };
+    tensor0(sum).cast_to_dt(data.datum_type())?.broadcast_scalar_to_shape(&shape)
 }
 
 /// Checks indices of one axis.
@@ -318,7 +353,7 @@ pub fn numbers(values: &Tensor, symbols: &SymbolValues) -> TractResult<Vec<i64>>
 mod tests {
     use super::super::position::IndexOutOfRange;
     use super::*;
-    use tract_core::ops::array::{PadMode, ScatterReduction};
+    use tract_core::ops::array::ScatterReduction;
 
     /// What an op gives, or says.
     fn eval(op: Checked, inputs: &[Tensor]) -> Result<Tensor, String> {
@@ -440,6 +475,28 @@ mod tests {
         assert_eq!(range(-2, -1), Ok(tensor1(&[0i64, -1])));
         assert_eq!(range(-2, 1), Ok(Tensor::zero::<i64>(&[0]).unwrap()));
         assert!(range(3, 0).unwrap_err().contains("steps of 0"));
+    }
+
+    /// Zeros were beside what is not wide enough.
+    #[test]
+    fn reflections_are_narrower_than_what_they_reflect() {
+        let pad = |pad: usize| {
+            let op = Pad { pads: vec![(0, 0), (pad, 0)], mode: PadMode::Reflect };
+            eval(Checked::of(&op).unwrap(), &[data()])
+        };
+        assert_eq!(pad(2), Ok(ints(&[2, 1, 0, 1, 2, 5, 4, 3, 4, 5], &[2, 5])));
+        assert_eq!(pad(3), Err("a reflection of 3 elements beside 3".to_string()));
+    }
+
+    /// Along the last axis tract divided by its length.
+    #[test]
+    fn a_sum_of_nothing_is_zero() {
+        let sum = |shape: &[usize]| {
+            let op = Reduce::new(tvec![1], Reducer::Sum);
+            eval(Checked::of(&op).unwrap(), &[Tensor::zero::<f32>(shape).unwrap()])
+        };
+        assert_eq!(sum(&[2, 0]), Ok(tensor2(&[[0f32], [0.0]])));
+        assert_eq!(sum(&[0, 2]), Ok(Tensor::zero::<f32>(&[0, 1]).unwrap()));
     }
 
     #[test]
