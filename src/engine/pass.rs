@@ -41,13 +41,6 @@ impl PassFeed {
     fn stretch(&self, slot: usize) -> &Stretch {
         &self.reel.cut.tape.stretches[slot]
     }
-
-    fn check_cancelled(&self) -> TractResult<()> {
-        if self.stopping.is_cancelled() || self.cancels.iter().all(Cancel::is_cancelled) {
-            return Err(StreamError::Cancelled.into());
-        }
-        Ok(())
-    }
 }
 
 impl Feed for PassFeed {
@@ -66,7 +59,7 @@ impl Feed for PassFeed {
     }
 
     fn lease(&self, slot: usize, block: usize) -> TractResult<Lease> {
-        self.check_cancelled()?;
+        self.go_on()?;
         let Stretch::Blocks { first, rows, .. } = self.stretch(slot) else {
             bail!("slot {slot} is a table");
         };
@@ -80,7 +73,7 @@ impl Feed for PassFeed {
         rows: &[usize],
         sink: &mut dyn FnMut(usize, &[u8]) -> TractResult<()>,
     ) -> TractResult<()> {
-        self.check_cancelled()?;
+        self.go_on()?;
         let Stretch::Table(table) = self.stretch(slot) else { bail!("slot {slot} is no table") };
         let runs = runs_of(table, rows);
         let ranges: Vec<Range<u64>> = runs.iter().map(|(_, range)| range.clone()).collect();
@@ -122,6 +115,13 @@ impl Feed for PassFeed {
             _ => 0,
         };
         lock(&self.grown).push(grant.map_err(|refused| refused.beside(own_bytes))?);
+        Ok(())
+    }
+
+    fn go_on(&self) -> TractResult<()> {
+        if self.stopping.is_cancelled() || self.cancels.iter().all(Cancel::is_cancelled) {
+            return Err(StreamError::Cancelled.into());
+        }
         Ok(())
     }
 }

@@ -1,9 +1,13 @@
 //! Products of 64-bit integers, for which tract has no kernel.
 
+use super::ops::feed;
 use tract_core::internal::*;
 use tract_core::ops::einsum::EinSum;
 use tract_core::ops::logic::IfThenElse;
 use tract_core::ops::scan::Scan;
+
+/// Products between two looks at whether anybody still wants the sums.
+const PRODUCTS_AT_ONCE: usize = 1 << 20;
 
 /// Sums of products of 64-bit integers, which wrap as ONNX Runtime's do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,7 +50,7 @@ struct Axis {
 impl EvalOp for IntegerProduct {
     op_out_of_plan!();
 
-    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let inputs: TVec<Tensor> = inputs
             .iter()
             .map(|input| Ok(input.cast_to::<i64>()?.into_owned()))
@@ -67,16 +71,23 @@ impl EvalOp for IntegerProduct {
         {
             let mut plain = output.try_as_plain_ram_mut()?;
             let mut values = plain.as_slice_mut::<i64>()?.iter_mut();
+            let (feed, mut done) = (feed(context).ok(), 0);
             walk(&outer, &tvec![0; slices.len()], &mut |starts| {
                 let mut sum = 0i64;
                 walk(&summed, starts, &mut |at| {
                     let factors = slices.iter().zip(at).map(|(slice, at)| slice[*at]);
                     sum = sum.wrapping_add(factors.fold(1, i64::wrapping_mul));
-                });
+                    done += 1;
+                    match feed {
+                        Some(feed) if done % PRODUCTS_AT_ONCE == 0 => feed.go_on(),
+                        _ => Ok(()),
+                    }
+                })?;
                 if let Some(value) = values.next() {
                     *value = sum;
                 }
-            });
+                Ok(())
+            })?;
         }
         Ok(tvec!(output.into_tvalue()))
     }
@@ -101,13 +112,18 @@ impl Axis {
 }
 
 /// Visits all elements along `axes` in their order, each as where it lies in the inputs.
-fn walk(axes: &[Axis], at: &TVec<usize>, visit: &mut dyn FnMut(&TVec<usize>)) {
+fn walk(
+    axes: &[Axis],
+    at: &TVec<usize>,
+    visit: &mut dyn FnMut(&TVec<usize>) -> TractResult<()>,
+) -> TractResult<()> {
     let Some((axis, inner)) = axes.split_first() else { return visit(at) };
     let mut at = at.clone();
     for _ in 0..axis.length {
-        walk(inner, &at, visit);
+        walk(inner, &at, visit)?;
         at.iter_mut().zip(&axis.strides).for_each(|(at, stride)| *at += stride);
     }
+    Ok(())
 }
 
 impl TypedOp for IntegerProduct {

@@ -37,6 +37,11 @@ pub trait Feed: Send + Sync {
     /// that asks.
     fn grow(&self, bytes: u64) -> TractResult<()>;
 
+    /// Ends an op that takes long where nobody wants its value any more.
+    fn go_on(&self) -> TractResult<()> {
+        Ok(())
+    }
+
     /// Sees what a linear multiplies its weight with, f32 `[.., depth]`, before it does. A pass that
     /// serves somebody looks at nothing.
     fn observe(&self, _slot: usize, _columns: &Tensor) -> TractResult<()> {

@@ -2,6 +2,7 @@
 //! gets wrong is its own.
 
 use super::super::attention::Append;
+use super::super::integers::replace_products;
 use super::super::kernel::Kernels;
 use super::super::logits;
 use super::super::ops::Feed;
@@ -24,7 +25,10 @@ const CREWS: [usize; 4] = [1, 2, 4, 8];
 const SPARE_BYTES: u64 = 64 << 20;
 
 /// The pass of a model that has no streamed weights.
-struct NoTape;
+struct NoTape {
+    /// Whether nobody waits for it.
+    is_over: bool,
+}
 
 impl Feed for NoTape {
     fn codec(&self, _: usize) -> Option<&'static dyn Codec> {
@@ -56,6 +60,11 @@ impl Feed for NoTape {
         ensure!(bytes <= SPARE_BYTES, "{bytes} of {SPARE_BYTES} bytes");
         Ok(())
     }
+
+    fn go_on(&self) -> TractResult<()> {
+        ensure!(!self.is_over, "nobody waits for it");
+        Ok(())
+    }
 }
 
 /// A plan of `model`, as an importer makes it.
@@ -67,9 +76,12 @@ fn lockstep(model: TypedModel) -> Lockstep {
 
 /// What comes of requests of one pass on so many threads.
 pub fn run(lockstep: &Lockstep, threads: usize, requests: &[TVec<TValue>]) -> Outcomes {
-    on_threads(threads, || {
-        lockstep.run(&TapeFeed(Arc::new(NoTape)), requests.to_vec(), &|_| Ok(()), &|_| ()).unwrap()
-    })
+    on_threads(threads, || run_for(NoTape { is_over: false }, lockstep, requests))
+}
+
+fn run_for(tape: NoTape, lockstep: &Lockstep, requests: &[TVec<TValue>]) -> Outcomes {
+    let feed = TapeFeed(Arc::new(tape));
+    lockstep.run(&feed, requests.to_vec(), &|_| Ok(()), &|_| ()).unwrap()
 }
 
 fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
@@ -127,6 +139,26 @@ fn requests_together_have_the_bits_that_each_has_alone_on_any_number_of_threads(
             }
         }
     }
+}
+
+/// A product of large integers is one op that takes long: it went on after its request had ended.
+#[test]
+fn a_product_of_integers_ends_where_nobody_waits() {
+    let mut model = TypedModel::default();
+    let x = model.add_source("x", i64::fact([128, 128])).unwrap();
+    let op = EinSum::new("ij,jk->ik".parse().unwrap(), i64::datum_type());
+    let y = model.wire_node("y", op, &[x, x]).unwrap();
+    model.select_output_outlets(&y).unwrap();
+    replace_products(&mut model);
+    let lockstep = lockstep(model);
+    let request =
+        tvec![tensor0(3i64).broadcast_scalar_to_shape(&[128, 128]).unwrap().into_tvalue()];
+    let run = |is_over: bool| {
+        run_for(NoTape { is_over }, &lockstep, std::slice::from_ref(&request)).remove(0)
+    };
+    let product = tensor0(9i64 * 128).broadcast_scalar_to_shape(&[128, 128]).unwrap();
+    assert_eq!(*run(false).unwrap()[0], product);
+    assert!(format!("{:#}", run(true).unwrap_err()).contains("nobody waits for it"));
 }
 
 /// Few large requests on many threads follow each other, small or many ones go side by side.
@@ -227,7 +259,7 @@ fn a_model_without_inputs_is_computed() {
     let one = model.add_const("one", tensor1(&[1.0f32, 2.0])).unwrap();
     model.select_output_outlets(&[one]).unwrap();
     let lockstep = Lockstep::new(TypedSimplePlan::new(model).unwrap());
-    let feed = TapeFeed(Arc::new(NoTape));
+    let feed = TapeFeed(Arc::new(NoTape { is_over: false }));
     for seats in [1, 3] {
         let outcomes = lockstep.run(&feed, vec![tvec![]; seats], &|_| Ok(()), &|_| ()).unwrap();
         for outcome in outcomes {
@@ -368,7 +400,7 @@ fn logits_are_computed_of_as_many_tokens_as_are_wanted() {
                 let enter = |visit: &Visit| {
                     is_computed.fetch_or(visit.name() == "logits", Ordering::Relaxed);
                 };
-                let feed = TapeFeed(Arc::new(NoTape));
+                let feed = TapeFeed(Arc::new(NoTape { is_over: false }));
                 let outcomes = on_threads(threads, || {
                     lockstep.complete(walk, &feed, &|_| Ok(()), &enter).unwrap()
                 });
