@@ -170,6 +170,23 @@ fn reverse_recurrences_begin_at_the_end() {
     }
 }
 
+/// Two states that begin as the same zeros were one value, of which tract changed the axes.
+#[test]
+fn states_that_begin_alike_are_two() {
+    let x = numbers(&[5, 2, 3], 1.0);
+    let constants = [("w", numbers(&[1, 8, 3], 2.0)), ("r", numbers(&[1, 8, 2], 3.0))];
+    let answers = |x: Tensor| {
+        let nodes = [node("LSTM", &["x", "w", "r"], &["y", "h", "c"], vec![int("hidden_size", 2)])];
+        run(17, &nodes, &[("x", x)], &constants, &["y", "h", "c"])
+    };
+    let both = answers(x.clone());
+    for row in 0..2 {
+        let alone = answers(x.slice(1, row, row + 1).unwrap());
+        check_close(&both[1].slice(1, row, row + 1).unwrap(), &alone[1]);
+        check_close(&both[2].slice(1, row, row + 1).unwrap(), &alone[2]);
+    }
+}
+
 /// With `layout` 1 the batch comes first; two directions were joined along the batch.
 #[test]
 fn recurrences_with_the_batch_first_are_transposed_ones() {
@@ -717,6 +734,31 @@ fn what_is_left_unsaid_is_onnxs() {
     let nodes = [node("DynamicQuantizeLinear", &["x"], &["q", "s", "z"], vec![])];
     let found = run(17, &nodes, &[("x", tensor1(&[0f32, 0.0]))], &[], &["q", "s", "z"]);
     assert_eq!(found, [tensor1(&[0u8, 0]), tensor0(1f32), tensor0(0u8)]);
+}
+
+/// The import failed: steps were moved before the axis that they go along.
+#[test]
+fn steps_may_go_along_a_new_axis() {
+    let nodes = [
+        node("Unsqueeze", &["x", "zero"], &["u"], vec![]),
+        node("Slice", &["u", "zero", "end", "zero", "two"], &["v"], vec![]),
+        node("Reshape", &["v", "shape"], &["w"], vec![]),
+        node("Slice", &["w", "zero", "end", "one", "two"], &["y"], vec![]),
+        node("Slice", &["w", "end", "zero", "one", "back"], &["z"], vec![]),
+    ];
+    let one = |value: i64| tensor1(&[value]);
+    let constants = [
+        ("zero", one(0)),
+        ("one", one(1)),
+        ("two", one(2)),
+        ("end", one(9)),
+        ("back", one(-2)),
+        ("shape", tensor1(&[2i64, 3])),
+    ];
+    let found =
+        run(17, &nodes, &[("x", tensor1(&[0f32, 1., 2., 3., 4., 5.]))], &constants, &["y", "z"]);
+    assert_eq!(found[0], tensor2(&[[0f32, 2.0], [3.0, 5.0]]));
+    assert_eq!(found[1], tensor2(&[[2f32], [5.0]]));
 }
 
 /// What is refused, and that the refusal names node, operator and what is wrong.

@@ -5,7 +5,8 @@
 //! softmax; squares of integers go through f32; the smaller and the larger of a NaN and a number
 //! is the number; beside a NaN the extreme is found anywhere; the largest of nothing is the smallest
 //! finite number; shifts by as many bits as there are overflow; nothing times a NaN or infinity is
-//! nothing; sums of integers are taken in 32 bits.
+//! nothing; sums of integers are taken in 32 bits; steps of a slice are moved before the axis that
+//! they go along; states of a loop that begin as one value are changed together.
 
 use super::super::ordered::place;
 use super::extremes::Extreme;
@@ -17,12 +18,13 @@ use tract_core::internal::*;
 use tract_core::ops::array::StridedSlice;
 use tract_core::ops::binary::{BinMiniOp, TypedBinOp};
 use tract_core::ops::cast::cast;
+use tract_core::ops::downsample::Downsample;
 use tract_core::ops::element_wise::{ElementWiseMiniOp, ElementWiseOp};
 use tract_core::ops::logic::IfThenElse;
 use tract_core::ops::math::{self, Max, Min, Mul, Pow, ShiftLeft, ShiftRight, Square};
 use tract_core::ops::nn::{Reduce, Reducer};
 use tract_core::ops::quant::DequantizeLinearF32;
-use tract_core::ops::scan::Scan;
+use tract_core::ops::scan::{InputMapping, Scan};
 
 /// Replaces what would be computed wrongly, in bodies too; fails at what can be neither replaced
 /// nor trusted.
@@ -62,9 +64,98 @@ fn repaired(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedMod
         return reduced(model, node, op);
     }
     if let Some(op) = node.op_as::<StridedSlice>() {
-        check_steps(model, node, op)?;
+        if one_by_one(model, node, op)? {
+            return Ok(None);
+        }
+        check_steps(model, node)?;
+        return stepped(model, node).map(Some);
     }
-    Ok(None)
+    if let Some(scan) = node.op_as::<Scan>() {
+        return apart(model, node, scan);
+    }
+    match node.op_is::<Downsample>() {
+        true => stepped(model, node).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// Steps where they are: tract moves them before what changes axes, and fails where that made their
+/// own.
+fn stepped(model: &TypedModel, node: &TypedNode) -> TractResult<TypedModelPatch> {
+    let mut patch = TypedModelPatch::default();
+    let inputs = node.inputs.iter().map(|input| patch.tap_model(model, *input));
+    let mut inputs = inputs.collect::<TractResult<TVec<_>>>()?;
+    let fixed = Fixed { folds: true };
+    inputs[0] = patch.wire_node(format!("{}.whole", node.name), fixed, &inputs[..1])?[0];
+    let wire = patch.wire_node(&node.name, node.op.clone(), &inputs)?;
+    patch.shunt_outside(model, node.id.into(), wire[0])?;
+    Ok(patch)
+}
+
+/// A loop's states that begin as the same: tract changes the axes of one, and with them those of
+/// the value that all begin with.
+fn apart(
+    model: &TypedModel,
+    node: &TypedNode,
+    scan: &Scan,
+) -> TractResult<Option<TypedModelPatch>> {
+    let facts = model.node_input_facts(node.id)?;
+    let is_state = |at: &usize| matches!(scan.input_mapping[*at], InputMapping::State);
+    let same = |a: usize, b: usize| {
+        let equal = facts[a].konst.is_some() && facts[a].konst == facts[b].konst;
+        node.inputs[a] == node.inputs[b] || equal
+    };
+    let states: Vec<usize> = (0..node.inputs.len()).filter(is_state).collect();
+    let shared = |(at, state): &(usize, &usize)| states[..*at].iter().any(|s| same(*s, **state));
+    let shared: Vec<usize> = states.iter().enumerate().filter(shared).map(|(_, s)| *s).collect();
+    if shared.is_empty() {
+        return Ok(None);
+    }
+    let mut patch = TypedModelPatch::default();
+    let inputs = node.inputs.iter().map(|input| patch.tap_model(model, *input));
+    let mut inputs = inputs.collect::<TractResult<TVec<_>>>()?;
+    for state in shared {
+        let (name, fixed) = (format!("{}.state.{state}", node.name), Fixed { folds: false });
+        inputs[state] = patch.wire_node(name, fixed, &[inputs[state]])?[0];
+    }
+    let wires = patch.wire_node(&node.name, node.op.clone(), &inputs)?;
+    for (slot, wire) in wires.into_iter().enumerate() {
+        patch.shunt_outside(model, OutletId::new(node.id, slot), wire)?;
+    }
+    Ok(Some(patch))
+}
+
+/// Its input, over which tract moves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Fixed {
+    /// Whether what is made of a constant is one.
+    folds: bool,
+}
+
+impl Op for Fixed {
+    fn name(&self) -> StaticName {
+        "Fixed".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Fixed {
+    fn eval_out_of_plan(&self, inputs: TVec<TValue>) -> TractResult<Option<TVec<TValue>>> {
+        Ok(self.folds.then_some(inputs))
+    }
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        Ok(inputs)
+    }
+}
+
+impl TypedOp for Fixed {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec![inputs[0].without_value()])
+    }
+
+    as_op!();
 }
 
 /// (x - zero point) * scale, in ops that no pass takes for a table.
@@ -231,19 +322,18 @@ fn place_of_extreme(
 }
 
 /// Tract leaves an axis whole where it has a step and bounds that are computed.
-fn check_steps(model: &TypedModel, node: &TypedNode, op: &StridedSlice) -> TractResult<()> {
-    let known = |at: usize| model.outlet_fact(node.inputs[at]).map(|fact| fact.konst.clone());
-    let Some(at) = op.optional_steps_input else { return Ok(()) };
-    if known(1)?.is_some() && known(2)?.is_some() {
-        return Ok(());
+fn check_steps(model: &TypedModel, node: &TypedNode) -> TractResult<()> {
+    for at in [1, 2] {
+        let is_known = model.outlet_fact(node.inputs[at])?.konst.is_some();
+        ensure!(is_known, "node {}: a slice with steps between computed bounds", node.name);
     }
-    let one_by_one = match known(at)? {
-        Some(steps) => {
-            let steps = steps.cast_to::<i64>()?;
-            steps.try_as_plain_ram()?.as_slice::<i64>()?.iter().all(|step| *step == 1)
-        }
-        None => false,
-    };
-    ensure!(one_by_one, "node {}: a slice with steps between computed bounds", node.name);
     Ok(())
+}
+
+/// Whether all steps of a slice are 1.
+fn one_by_one(model: &TypedModel, node: &TypedNode, op: &StridedSlice) -> TractResult<bool> {
+    let Some(at) = op.optional_steps_input else { return Ok(true) };
+    let Some(steps) = &model.outlet_fact(node.inputs[at])?.konst else { return Ok(false) };
+    let steps = steps.cast_to::<i64>()?;
+    Ok(steps.try_as_plain_ram()?.as_slice::<i64>()?.iter().all(|step| *step == 1))
 }
