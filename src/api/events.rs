@@ -95,14 +95,12 @@ impl Stream<'_> {
         if let Some(begin) = self.answer.begin(index) {
             self.send(&begin).await?;
         }
-        let (mut next, mut offset) = (first, 0);
+        let mut next = first;
         let tells = self.job.logprobs.is_some();
         while let Some(piece) = next {
-            let length = piece.text.chars().count();
             if !piece.is_empty() {
-                self.send(&self.answer.piece(index, &piece, offset, tells)).await?;
+                self.send(&self.answer.piece(index, &piece, tells)).await?;
             }
-            offset += length;
             next = session.next().await?;
         }
         let ending = session.ending();

@@ -101,7 +101,7 @@ impl Answer {
                 index: choice.index,
                 text,
                 message,
-                logprobs: tells.then_some(Logprobs { style, pieces, offset: 0 }),
+                logprobs: tells.then_some(Logprobs { style, pieces }),
                 finish_reason: choice.finish.name(),
             }
         };
@@ -137,16 +137,15 @@ impl Answer {
         (self.style == Style::Chat).then(|| self.delta(index, role, None, None))
     }
 
-    /// The event of a piece of a text, which begins at `offset` in it.
+    /// The event of a piece of a text.
     pub fn piece<'a>(
         &'a self,
         index: usize,
         piece: &'a Piece,
-        offset: usize,
         tells: bool,
     ) -> impl Serialize + Send + Sync + use<'a> {
         let pieces = std::slice::from_ref(piece);
-        let logprobs = tells.then_some(Logprobs { style: self.style, pieces, offset });
+        let logprobs = tells.then_some(Logprobs { style: self.style, pieces });
         let text = Delta { role: None, content: Some(&*piece.text) };
         self.delta(index, text, logprobs, None)
     }
@@ -234,25 +233,15 @@ impl Serialize for Text<'_> {
     }
 }
 
-/// How likely the tokens of pieces were; the first of them begins at `offset` characters of the
-/// text.
+/// How likely the tokens of pieces were.
 struct Logprobs<'a> {
     style: Style,
     pieces: &'a [Piece],
-    offset: usize,
 }
 
 impl<'a> Logprobs<'a> {
     fn tokens(&self) -> impl Iterator<Item = &'a Told> {
         self.pieces.iter().flat_map(|piece| &piece.tokens)
-    }
-
-    fn offsets(&self) -> impl Iterator<Item = usize> {
-        self.tokens().scan(self.offset, |at, told| {
-            let here = *at;
-            *at += text(&told.token.bytes).chars().count();
-            Some(here)
-        })
     }
 }
 
@@ -270,7 +259,8 @@ impl Serialize for Logprobs<'_> {
                 let logprobs = || self.tokens().map(|told| number(told.token.logprob));
                 map.serialize_entry("token_logprobs", &List(logprobs))?;
                 map.serialize_entry("top_logprobs", &List(|| self.tokens().map(Likeliest)))?;
-                map.serialize_entry("text_offset", &List(|| self.offsets()))?;
+                let offsets = || self.tokens().map(|told| told.offset);
+                map.serialize_entry("text_offset", &List(offsets))?;
             }
         }
         map.end()
@@ -346,10 +336,14 @@ mod tests {
         assert_eq!(text(&[0xf0, 0x9f]), "bytes:\\xf0\\x9f");
         assert_eq!(number(f64::NEG_INFINITY), -9999.0);
         let token = |text: &str| Named { bytes: text.as_bytes().to_vec(), logprob: -0.5 };
-        let told = |text: &str| Told { token: token(text), top: vec![token("x"), token(text)] };
-        let pieces = [vec![told("a\u{e9}"), told("b")], vec![told("c")]];
+        let told = |text: &str, offset| Told {
+            token: token(text),
+            offset,
+            top: vec![token("x"), token(text)],
+        };
+        let pieces = [vec![told("a\u{e9}", 3), told("b", 5)], vec![told("c", 6)]];
         let pieces = pieces.map(|tokens| Piece { tokens, ..Piece::default() });
-        let logprobs = Logprobs { style: Style::Completion, pieces: &pieces, offset: 3 };
+        let logprobs = Logprobs { style: Style::Completion, pieces: &pieces };
         let logprobs = serde_json::to_value(logprobs).unwrap();
         assert_eq!(logprobs["text_offset"], json!([3, 5, 6]));
         assert_eq!(logprobs["top_logprobs"][1], json!({"x": -0.5, "b": -0.5}));

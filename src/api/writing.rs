@@ -82,6 +82,8 @@ pub struct Ending {
 #[derive(Debug)]
 pub struct Told {
     pub token: Named,
+    /// Where in the text it begins, in characters.
+    pub offset: usize,
     /// The likeliest ones, best first.
     pub top: Vec<Named>,
 }
@@ -193,7 +195,7 @@ impl Writing {
         self.engine.room().enlarge_in_time(&mut self.told_grant, all_bytes, 0, &self.cancel)
     }
 
-    fn tell(&mut self, id: u32, logits: &[f32]) -> Result<(), OverBudget> {
+    fn tell(&mut self, id: u32, offset: usize, logits: &[f32]) -> Result<(), OverBudget> {
         let Some(count) = self.logprobs else { return Ok(()) };
         let (logprob, top) = logprobs(logits, Some(id), count);
         let ids = top.iter().map(|(id, _)| *id).chain([id]);
@@ -202,7 +204,7 @@ impl Writing {
         let named = |id: u32, logprob: f64| Named { bytes: self.bytes_of(id), logprob };
         let token = named(id, logprob.unwrap_or(f64::NEG_INFINITY));
         let top = top.into_iter().map(|(id, logprob)| named(id, logprob)).collect();
-        self.told.push(Told { token, top });
+        self.told.push(Told { token, offset, top });
         Ok(())
     }
 
@@ -256,12 +258,12 @@ impl Writing {
             self.end(String::new(), Finish::Stop, false)?;
             return Ok(Next::End);
         }
-        self.tell(id, logits)?;
         let token = self.encoder.language().and_then(|of| self.encoder.token(of, id));
         let bytes = match token {
             Some((token, false)) => self.bytes.push(&token),
             _ => vec![],
         };
+        self.tell(id, self.whole.place(&bytes), logits)?;
         let whole = self.whole.push(&bytes);
         let passed = self.stops.push(&whole);
         if passed.stop.is_some() {

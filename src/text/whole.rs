@@ -7,6 +7,8 @@
 pub struct Whole {
     /// The beginning of a character: three bytes at most.
     held: Vec<u8>,
+    /// Characters of the text so far.
+    count: usize,
 }
 
 impl Whole {
@@ -36,7 +38,16 @@ impl Whole {
             }
         }
         self.held = rest.to_vec();
+        self.count += text.chars().count();
         text
+    }
+
+    /// The place of the character that the first of these bytes is of, where they come next: the
+    /// one that has begun, or where they do not go on with it, one behind it.
+    pub fn place(&self, bytes: &[u8]) -> usize {
+        let begun = [&self.held[..], &bytes[..bytes.len().min(1)]].concat();
+        let is_broken = std::str::from_utf8(&begun).is_err_and(|error| error.error_len().is_some());
+        self.count + usize::from(is_broken && !self.held.is_empty())
     }
 
     /// The text that is left when no more bytes come: U+FFFD for half a character.
@@ -49,6 +60,23 @@ impl Whole {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn bytes_have_the_place_of_their_character() {
+        let check = |pieces: &[&[u8]], right: &[usize]| {
+            let mut whole = Whole::default();
+            let places = pieces.iter().map(|piece| {
+                let place = whole.place(piece);
+                whole.push(piece);
+                place
+            });
+            assert_eq!(places.collect::<Vec<_>>(), right, "{pieces:?}");
+        };
+        check(&[b"ab", b"c", b"\xf6", b"\xff", b"", b"d"], &[0, 2, 3, 4, 5, 5]);
+        // What begins a character may go on or not.
+        check(&[b"\xe4", b"\xb8", b"", b"\x96", b"a"], &[0, 0, 0, 0, 1]);
+        check(&[b"a\xe4\xb8", b"\xe4", b"a", b"b"], &[0, 2, 3, 4]);
+    }
 
     proptest! {
         #[test]
