@@ -10,6 +10,9 @@ use thiserror::Error;
 /// Temperatures below it are taken for 0: the best token.
 const LEAST_TEMPERATURE: f64 = 1e-5;
 
+/// Repetition penalties below it are taken for it, and those that many times 1 the other way.
+const LEAST_PENALTY: f64 = 1e-250;
+
 /// How tokens are drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
@@ -113,7 +116,9 @@ impl Sampling {
     /// What makes it none.
     pub fn bias(key: &str, value: f64, vocabulary: usize) -> Result<(u32, f64), WrongParameter> {
         let wrong = |what: String| Err(WrongParameter { param: "logit_bias", what });
-        let id = key.parse::<u32>().ok().filter(|id| (*id as usize) < vocabulary);
+        // One name an id: of "65" and "065" neither should count twice.
+        let named = key.parse::<u32>().ok().filter(|id| id.to_string() == key);
+        let id = named.filter(|id| (*id as usize) < vocabulary);
         let Some(id) = id else {
             let key: String = key.chars().take(40).collect();
             return wrong(format!("has {key:?}, which is no token: ids are below {vocabulary}"));
@@ -173,7 +178,8 @@ impl Sampling {
         for (id, bias) in &self.logit_bias {
             change(*id, &|score| score + bias);
         }
-        let penalty = self.repetition_penalty;
+        // Within these bounds no logit, a number of 32 bits, becomes infinite.
+        let penalty = self.repetition_penalty.clamp(LEAST_PENALTY, LEAST_PENALTY.recip());
         if penalty != 1.0 {
             let output = said.output.keys().filter(|id| !said.prompt.contains(id));
             for id in said.prompt.iter().chain(output) {
@@ -428,6 +434,23 @@ mod tests {
             all.sort_by(better);
             all.truncate(count);
             prop_assert_eq!(top, all);
+        }
+    }
+
+    /// A penalty of 1e-308 made logits infinite, and their differences no numbers.
+    #[test]
+    fn any_penalty_leaves_numbers() {
+        let logits = [3.0, f32::MAX, 5.0, -2.0, f32::MIN, f32::NEG_INFINITY];
+        for (temperature, min_p) in [(1.0, 0.0), (2.0, 0.5), (0.0, 0.0)] {
+            let best = |repetition_penalty| {
+                let plain = Sampling::default();
+                let sampling = Sampling { repetition_penalty, temperature, min_p, ..plain };
+                let all = sampling.candidates(&logits, &Said::after(&[0, 1, 2, 3, 4, 5])).unwrap();
+                assert!(all.iter().all(|(_, share)| (0.0..=1.0).contains(share)), "{all:?}");
+                all[0].0
+            };
+            assert_eq!([5e-324, 1e-308, 1e-10].map(best), [1; 3]);
+            assert!([1e10, f64::MAX].map(best).iter().all(|id| *id < 3));
         }
     }
 
