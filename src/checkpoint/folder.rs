@@ -3,6 +3,7 @@
 use super::file::{self, open_linked};
 use super::{Checkpoint, CheckpointError, Rotation, Tensor, gguf, safetensors};
 use crate::wire::json::{JsonError, Scanner};
+use crate::wire::python_json;
 use crate::wire::quote::quote;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -87,8 +88,7 @@ pub fn open(folder: &Path) -> Result<Checkpoint, CheckpointError> {
 
 fn parse(path: &Path, text: &[u8]) -> Result<Value, CheckpointError> {
     let damaged = |what: String| CheckpointError::damaged(path, what);
-    let value: Value =
-        serde_json::from_slice(text).map_err(|error| damaged(format!("is no JSON: {error}")))?;
+    let value = python_json::read(text).map_err(|error| damaged(format!("is no JSON: {error}")))?;
     match value.is_object() {
         true => Ok(value),
         false => Err(damaged("is no JSON object".to_owned())),
@@ -182,7 +182,10 @@ fn several(folder: &Path, path: &Path) -> Result<BTreeMap<String, Tensor>, Check
     let index = Index::parse(&text).map_err(|what| CheckpointError::damaged(path, what))?;
     drop(text);
     for name in &index.shards {
-        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        // `./` leads nowhere else; a file's name has to be left.
+        let mut parts = Path::new(name).components();
+        let is_known = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
+        let inside = parts.clone().all(is_known) && parts.any(|part| part != Component::CurDir);
         if !inside || name.contains('\0') {
             let what = format!("it names a file outside of the folder, {}", quote(name));
             return Err(CheckpointError::file(path, what, "name files of the folder only"));
@@ -326,7 +329,7 @@ mod tests {
     #[test]
     fn shards_are_those_of_the_index() {
         let index = br#"{"metadata": {"total_size": 4},
-            "weight_map": {"a": "model-1.safetensors", "b": "sub/model-2.safetensors"}}"#;
+            "weight_map": {"a": "./model-1.safetensors", "b": "sub/model-2.safetensors"}}"#;
         let (one, two) = (shard("a"), shard("b"));
         let all: [(&str, &[u8]); 4] = [
             (CONFIG, CONFIG_TEXT),

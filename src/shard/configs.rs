@@ -2,6 +2,7 @@
 //! are not what they are called.
 
 use super::error::{ShardError, ensure, unfit};
+use crate::wire::python_json;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -133,7 +134,8 @@ pub fn object(files: &Files, name: &str) -> Result<Option<Map<String, Value>>, S
 /// Reads a config, where it is there.
 pub fn read<T: DeserializeOwned>(files: &Files, name: &str) -> Result<Option<T>, ShardError> {
     let text = files.bytes(name)?;
-    let parsed = text.map(|text| serde_json::from_slice(&text)).transpose();
+    let parsed = text.map(|text| python_json::read(&text).and_then(serde_json::from_value));
+    let parsed = parsed.transpose();
     parsed.map_err(|error| unfit!("{name}: {error}"))
 }
 

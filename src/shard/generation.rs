@@ -42,7 +42,7 @@ pub fn read(source: &Source, imported: &Imported) -> Result<Option<Generation>, 
     }
     files.extend(beside(&source.folder)?);
     files.insert(TOKENIZER.to_owned(), tokenizer.bytes.clone());
-    let generation = settings::read(&files).map_err(|error| unfit!("{error}"))?;
+    let generation = settings::read(&files, source.context).map_err(|error| unfit!("{error}"))?;
     let bytes = generation.to_json().len() as u64;
     if bytes > MAX_BYTES {
         return Err(unfit!("the chat templates have {bytes} bytes; the limit is {MAX_BYTES}"));

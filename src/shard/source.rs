@@ -31,6 +31,8 @@ pub struct Source {
     pub checkpoint: Option<Checkpoint>,
     /// Rows of the table of words, where the graph was drawn here and has one.
     pub vocabulary: Option<u64>,
+    /// Tokens that it was made for, where the graph was drawn here.
+    pub context: Option<u64>,
     /// What is to be said of it, line by line.
     pub notes: Vec<String>,
 }
@@ -62,14 +64,14 @@ impl Source {
         let tokenizer = read_tokenizer(order, &place)?;
         let file = file_name(&place.model);
         let Place { folder, note, .. } = place;
-        let (checkpoint, vocabulary) = (None, None);
+        let (checkpoint, vocabulary, context) = (None, None, None);
         let notes = note.into_iter().collect();
-        Ok(Source { name, file, folder, skim, tokenizer, checkpoint, vocabulary, notes })
+        Ok(Source { name, file, folder, skim, tokenizer, checkpoint, vocabulary, context, notes })
     }
 
     fn of_checkpoint(order: &Order, place: Place, name: String) -> Result<Source, ShardError> {
         let mut checkpoint = Checkpoint::open(&place.model)?;
-        let Drawn { skim, vocabulary, mut notes } =
+        let Drawn { skim, vocabulary, context, mut notes } =
             architectures::draw(&checkpoint, order.threshold_bytes)?;
         checkpoint.tensors.clear();
         let tokenizer = match (&order.tokenizer, checkpoint.files.remove(TOKENIZER_NAME)) {
@@ -90,7 +92,7 @@ impl Source {
         let file = file_name(&fs::canonicalize(&place.model).unwrap_or(place.model));
         let Place { folder, .. } = place;
         let checkpoint = Some(checkpoint);
-        Ok(Source { name, file, folder, skim, tokenizer, checkpoint, vocabulary, notes })
+        Ok(Source { name, file, folder, skim, tokenizer, checkpoint, vocabulary, context, notes })
     }
 }
 

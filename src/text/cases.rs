@@ -216,7 +216,7 @@ fn the_files_of_models_are_understood() {
             let text = content.as_str().map_or_else(|| content.to_string(), str::to_owned);
             files.insert(name.clone(), text.into_bytes());
         }
-        let found = settings::read(&files).unwrap_or_else(|error| panic!("{about}: {error}"));
+        let found = settings::read(&files, None).unwrap_or_else(|error| panic!("{about}: {error}"));
         let told = serde_json::to_value(&found).unwrap();
         for (key, right) in case["right"].as_object().unwrap() {
             let is = |name: &str| told.get(name).cloned().unwrap_or_else(|| serde_json::json!({}));

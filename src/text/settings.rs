@@ -2,6 +2,7 @@
 
 use super::{DEFAULT, template};
 use crate::store::{GENERATION_FORMAT, Generation, SamplingDefaults};
+use crate::wire::python_json;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::{Map, Value};
@@ -33,11 +34,15 @@ pub struct SettingsError {
 }
 
 /// Reads the files, by name; `additional_chat_templates/NAME.jinja` among them. What is there and of
-/// no use is said in [`Generation::sources`].
+/// no use is said in [`Generation::sources`]. `made_for` is how many tokens of context the network
+/// was drawn for, where it was drawn by its config.
 ///
 /// # Errors
 /// A file that cannot be read as what it is.
-pub fn read(files: &BTreeMap<String, Vec<u8>>) -> Result<Generation, SettingsError> {
+pub fn read(
+    files: &BTreeMap<String, Vec<u8>>,
+    made_for: Option<u64>,
+) -> Result<Generation, SettingsError> {
     let config = object(files, CONFIG)?;
     let generation = object(files, GENERATION)?;
     let tokenizer = object(files, TOKENIZER_CONFIG)?;
@@ -46,7 +51,7 @@ pub fn read(files: &BTreeMap<String, Vec<u8>>) -> Result<Generation, SettingsErr
     let (special_tokens, eos_token) = special_tokens(&tokenizer);
     let end_tokens =
         end_tokens(&config, &generation, eos_token.as_deref(), &vocabulary, &mut sources);
-    let context = context(&config, &tokenizer, &mut sources);
+    let context = context(&config, &tokenizer, made_for, &mut sources);
     let templates = templates(files, &tokenizer, &mut sources)?;
     let sampling = sampling(&generation, &mut sources);
     Ok(Generation {
@@ -66,7 +71,8 @@ fn object(
     file: &'static str,
 ) -> Result<Map<String, Value>, SettingsError> {
     let Some(text) = files.get(file) else { return Ok(Map::new()) };
-    serde_json::from_slice(text)
+    python_json::read(text)
+        .and_then(serde_json::from_value)
         .map_err(|error| SettingsError { file, what: format!("is no JSON object: {error}") })
 }
 
@@ -135,6 +141,7 @@ fn end_tokens(
 fn context(
     config: &Map<String, Value>,
     tokenizer: &Map<String, Value>,
+    made_for: Option<u64>,
     sources: &mut Vec<String>,
 ) -> Option<u64> {
     const KEYS: [&str; 5] =
@@ -145,8 +152,14 @@ fn context(
     };
     let plausible = |length: &u64| (1..=MAX_CONTEXT).contains(length);
     let found = of(config).or_else(|| of(nested?)).filter(|(_, length)| plausible(length));
+    // A key that the network does not go by is none of its.
+    let found = found.filter(|(_, length)| made_for.is_none_or(|made_for| made_for == *length));
     if let Some((key, length)) = found {
         sources.push(format!("{length} tokens of context: {key} of {CONFIG}"));
+        return Some(length);
+    }
+    if let Some(length) = made_for.filter(plausible) {
+        sources.push(format!("{length} tokens of context: the architecture's default"));
         return Some(length);
     }
     let length = tokenizer.get("model_max_length").and_then(Value::as_u64).filter(plausible);
@@ -308,5 +321,26 @@ impl<'de> Deserialize<'de> for Limit {
             }
         }
         deserializer.deserialize_any(Reader)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A GPT-2 whose config says nothing of places has a table of 1024 all the same.
+    #[test]
+    fn the_context_is_what_the_network_was_drawn_for() {
+        let check = |config: &str, made_for, right| {
+            let tokenizer = br#"{"model_max_length": 128}"#.to_vec();
+            let files = [(CONFIG, config.into()), (TOKENIZER_CONFIG, tokenizer)];
+            let files = files.map(|(name, text)| (name.to_owned(), text)).into();
+            assert_eq!(read(&files, made_for).unwrap().context, right, "{config} {made_for:?}");
+        };
+        check("{}", Some(1024), Some(1024));
+        check(r#"{"n_ctx": 2048}"#, Some(1024), Some(1024));
+        check(r#"{"n_positions": 64, "n_ctx": 2048}"#, Some(64), Some(64));
+        check(r#"{"n_ctx": 2048, "other": Infinity}"#, None, Some(2048));
+        check("{}", None, Some(128));
     }
 }

@@ -8,6 +8,7 @@ pub mod infer_tensor;
 pub mod json;
 pub mod npy;
 pub mod pooling;
+pub mod python_json;
 pub mod quote;
 pub mod table;
 pub mod tensor_json;

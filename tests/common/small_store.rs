@@ -73,6 +73,7 @@ pub fn write_version(store: &Path, model: SmallModel, version: &str) {
         tokenizer,
         checkpoint: None,
         vocabulary: None,
+        context: None,
         notes: vec![],
     };
     let order =

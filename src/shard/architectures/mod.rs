@@ -79,6 +79,8 @@ pub struct Drawn {
     pub skim: Skim,
     /// Rows of the table of words, where there is one.
     pub vocabulary: Option<u64>,
+    /// Tokens that it was made for; none where there are none.
+    pub context: Option<u64>,
     /// What is to be said of it, line by line.
     pub notes: Vec<String>,
 }
@@ -112,11 +114,11 @@ pub fn draw(checkpoint: &Checkpoint, threshold_bytes: u64) -> Result<Drawn, Shar
     let network = draw(&mut graph, checkpoint, &config, &tensors)?;
     let skim = skim::assemble(graph, &format!("checkpoint {name}"), OPSET, threshold_bytes)?;
     let Network { layers, context, vocabulary, spare } = network;
-    let context = context.map_or(String::new(), |tokens| format!(", made for {tokens} tokens"));
-    let mut notes = vec![format!("architecture {name}, {layers} layers{context}")];
+    let made_for = context.map_or(String::new(), |tokens| format!(", made for {tokens} tokens"));
+    let mut notes = vec![format!("architecture {name}, {layers} layers{made_for}")];
     notes.extend(checkpoint.notes.iter().cloned());
     notes.extend(spare);
-    Ok(Drawn { skim, vocabulary, notes })
+    Ok(Drawn { skim, vocabulary, context, notes })
 }
 
 /// How many layers `key` says there are.
