@@ -74,42 +74,14 @@ static ARCHITECTURES: [Architecture; 6] = [
     },
 ];
 
-/// Keys behind the architecture's name that are read, here or with the sizes.
-const READ: [&str; 33] = [
-    "attention.causal",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.layer_norm_epsilon",
-    "attention.layer_norm_rms_epsilon",
-    "attention.sliding_window",
-    "attention.sliding_window_pattern",
-    "attention.value_length",
-    "attn_logit_softcapping",
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "final_logit_softcapping",
-    "pooling_type",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.freq_base_swa",
-    "rope.scale_linear",
-    "rope.scaling.attn_factor",
-    "rope.scaling.factor",
-    "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
-    "rope.scaling.type",
-    "rope.scaling.yarn_attn_factor",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-    "rope.scaling.yarn_ext_factor",
-    "rope.scaling.yarn_log_multiplier",
-    "tensor_data_layout",
-    "use_parallel_residual",
-    "vocab_size",
-];
+/// Keys behind the architecture's name that change nothing of what is computed.
+const HARMLESS: [&str; 2] = ["rope.scaling.finetuned", "tensor_data_layout"];
+
+/// What bends logits that are large.
+const CAP: &str = "final_logit_softcapping";
+
+/// Keys of windows, which change what is computed where one is narrower than the context.
+const WINDOWS: [&str; 2] = ["attention.sliding_window", "attention.sliding_window_pattern"];
 
 /// Keys that change what is computed unless they are 0 or false.
 const REFUSED: [&str; 12] = [
@@ -167,12 +139,6 @@ impl Architecture {
             }
         }
         let prefix = format!("{}.", self.name);
-        let unread = keys.below(&prefix).map(|(name, _)| name);
-        let unread: Vec<&str> =
-            unread.filter(|name| !READ.contains(name) && !REFUSED.contains(name)).take(8).collect();
-        if !unread.is_empty() {
-            notes.push(format!("keys that nothing is known of: {}", quote(&unread.join(", "))));
-        }
         let said = keys.number(&format!("{prefix}vocab_size"))?;
         if let Some(said) = said.filter(|said| *said != sizes.vocabulary) {
             let rows = sizes.vocabulary;
@@ -184,7 +150,39 @@ impl Architecture {
         let is_tied = !header.tensors.contains_key("output.weight");
         config.insert("tie_word_embeddings".to_owned(), json!(is_tied));
         (self.own)(header, sizes, &mut config)?;
+        self.refuse_unread(keys, sizes)?;
         Ok(config)
+    }
+
+    /// Refuses keys that this architecture does not go by, and that would change it.
+    fn refuse_unread(&self, keys: &Keys, sizes: &Sizes) -> Result<(), CheckpointError> {
+        let prefix = format!("{}.", self.name);
+        let unread: Vec<&str> = keys.unread(&prefix).collect();
+        let window = keys.number(&format!("{prefix}{}", WINDOWS[0]))?.unwrap_or(0);
+        let is_narrow = (1..sizes.positions).contains(&window);
+        for name in unread {
+            let key = format!("{prefix}{name}");
+            let changes = match name {
+                CAP => keys.float(&key)?.is_some_and(|cap| cap != 0.0),
+                _ if WINDOWS.contains(&name) => is_narrow,
+                _ => false,
+            };
+            if changes {
+                let what = format!("in a model of {} it is not computed here", self.name);
+                return Err(CheckpointError::unknown(keys.path(), &key, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells which keys nobody has asked for, once all are read.
+    pub fn note_unread(&self, keys: &Keys, notes: &mut Vec<String>) {
+        let prefix = format!("{}.", self.name);
+        let unread = keys.unread(&prefix).filter(|name| !HARMLESS.contains(name)).take(8);
+        let unread: Vec<&str> = unread.collect();
+        if !unread.is_empty() {
+            notes.push(format!("keys that nothing is known of: {}", quote(&unread.join(", "))));
+        }
     }
 }
 
@@ -203,6 +201,7 @@ fn decoder(
     config: &mut Config,
 ) -> Result<(), CheckpointError> {
     let keys = &header.keys;
+    look_back(keys, name)?;
     let epsilon = needed_float(keys, &format!("{name}.attention.layer_norm_rms_epsilon"))?;
     let has = |name: &str| header.tensors.contains_key(name);
     insert!(config,
@@ -279,6 +278,8 @@ fn gemma3(header: &Header, sizes: &Sizes, config: &mut Config) -> Result<(), Che
 }
 
 fn gpt2(header: &Header, sizes: &Sizes, config: &mut Config) -> Result<(), CheckpointError> {
+    look_back(&header.keys, "gpt2")?;
+    plain_heads(&header.keys, "gpt2", sizes)?;
     insert!(config,
         "model_type": "gpt2",
         "activation_function": "gelu_new",
@@ -298,6 +299,7 @@ fn bert(header: &Header, sizes: &Sizes, config: &mut Config) -> Result<(), Check
         let what = "a BERT that looks back only is not computed here";
         return Err(CheckpointError::unknown(header.keys.path(), CAUSAL, what));
     }
+    plain_heads(&header.keys, "bert", sizes)?;
     config.remove("tie_word_embeddings");
     insert!(config,
         "model_type": "bert",
@@ -311,6 +313,29 @@ fn bert(header: &Header, sizes: &Sizes, config: &mut Config) -> Result<(), Check
         "layer_norm_eps": needed_float(&header.keys, "bert.attention.layer_norm_epsilon")?,
     );
     Ok(())
+}
+
+/// Refuses a decoder whose tokens see those behind them, too.
+fn look_back(keys: &Keys, name: &str) -> Result<(), CheckpointError> {
+    let key = format!("{name}.attention.causal");
+    match keys.flag(&key)? {
+        Some(false) => {
+            let what = "a decoder that looks ahead is not computed here";
+            Err(CheckpointError::unknown(keys.path(), &key, what))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses heads of keys that are fewer, and heads that are not a part of the width.
+fn plain_heads(keys: &Keys, name: &str, sizes: &Sizes) -> Result<(), CheckpointError> {
+    let key = match () {
+        _ if sizes.key_heads != sizes.heads => "attention.head_count_kv",
+        _ if sizes.head * sizes.heads != sizes.hidden => "attention.key_length",
+        _ => return Ok(()),
+    };
+    let what = format!("in a model of {name} it is not computed here");
+    Err(CheckpointError::unknown(keys.path(), &format!("{name}.{key}"), what))
 }
 
 fn needed_float(keys: &Keys, key: &str) -> Result<f64, CheckpointError> {

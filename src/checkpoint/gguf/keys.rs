@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A value of whatever width.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +53,14 @@ impl Strings {
 #[derive(Debug)]
 pub struct Keys {
     path: Arc<Path>,
-    values: BTreeMap<String, Value>,
+    values: BTreeMap<String, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    value: Value,
+    /// Whether anybody has asked for it.
+    is_read: AtomicBool,
 }
 
 /// Whole numbers up to here are exact in JSON and may be sizes.
@@ -70,7 +78,7 @@ impl Keys {
     pub fn insert(&mut self, key: String, value: Value) -> Result<(), CheckpointError> {
         match self.values.entry(key) {
             Entry::Vacant(place) => {
-                place.insert(value);
+                place.insert(Held { value, is_read: AtomicBool::new(false) });
                 Ok(())
             }
             Entry::Occupied(place) => {
@@ -80,13 +88,25 @@ impl Keys {
     }
 
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.values.get(key)
+        let held = self.values.get(key)?;
+        held.is_read.store(true, Ordering::Relaxed);
+        Some(&held.value)
     }
 
     /// Keys that begin with `prefix`, without it.
-    pub fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+    pub fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        self.held_below(prefix).map(|(key, _)| key)
+    }
+
+    /// Those of them that nobody has asked for.
+    pub fn unread<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        let own = self.held_below(prefix);
+        own.filter(|(_, held)| !held.is_read.load(Ordering::Relaxed)).map(|(key, _)| key)
+    }
+
+    fn held_below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Held)> {
         let own = self.values.range(prefix.to_owned()..);
-        own.map_while(move |(key, value)| Some((key.strip_prefix(prefix)?, value)))
+        own.map_while(move |(key, held)| Some((key.strip_prefix(prefix)?, held)))
     }
 
     /// A count or a size. An array, one for each layer, is taken where all of it is equal.

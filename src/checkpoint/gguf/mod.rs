@@ -53,6 +53,7 @@ pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
     if architecture.name == "bert" {
         insert_pooling(&header.keys, &sizes, &mut files)?;
     }
+    architecture.note_unread(&header.keys, &mut notes);
     Ok(Checkpoint {
         config_file: Arc::clone(header.keys.path()),
         config: Value::Object(config),

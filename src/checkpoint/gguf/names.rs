@@ -179,13 +179,17 @@ impl Names {
         let mut translated = BTreeMap::new();
         let path = header.keys.path();
         let mut take = |part: &Part, name: String, own: String| {
-            let Some(tensor) = left.remove(&name) else {
+            let Some(mut tensor) = left.remove(&name) else {
                 return match part.is_needed {
                     true => Err(CheckpointError::tensor(path, &name, "it is missing")),
                     false => Ok(()),
                 };
             };
             let expected: Vec<u64> = part.shape.iter().map(|size| sizes.of(*size)).collect();
+            // Where the file says that it is a matrix of one row and the like.
+            while tensor.shape.len() > expected.len() && tensor.shape[0] == 1 {
+                tensor.shape.remove(0);
+            }
             if tensor.shape != expected {
                 let what =
                     format!("its shape is {:?}, expected {expected:?}, rows first", tensor.shape);

@@ -126,6 +126,19 @@ fn rotations_and_windows_become_transformers_keys() {
 }
 
 #[test]
+fn keys_that_are_not_gone_by_are_told_and_ones_behind_shapes_are_none() {
+    let unread = Sketch::llama()
+        .set("llama.rope.freq_base_swa", Float(1e4))
+        .set("llama.pooling_type", Number(1))
+        .set("llama.rope.scaling.finetuned", Flag(true))
+        .tensor("output_norm.weight", &[32, 1, 1], F32);
+    let checkpoint = unread.open().unwrap();
+    let told = "keys that nothing is known of: \"pooling_type, rope.freq_base_swa\"";
+    assert!(checkpoint.notes.iter().any(|note| note == told), "{:?}", checkpoint.notes);
+    assert_eq!(checkpoint.tensors["model.norm.weight"].shape, [32]);
+}
+
+#[test]
 fn what_a_header_cannot_say_is_refused() {
     let llama = Sketch::llama;
     let mut old = llama();
@@ -175,6 +188,12 @@ fn what_a_model_cannot_be_is_refused() {
     llama().set(heads, Numbers(vec![2, 4])).refused("it differs from layer to layer");
     llama().set("llama.expert_count", Number(8)).refused("what it asks for is not computed here");
     llama().set("llama.attention.value_length", Number(8)).refused("it is 8 of 16");
+    llama().set("llama.attention.causal", Flag(false)).refused("looks ahead");
+    let cap = "llama.final_logit_softcapping";
+    llama().set(cap, Float(30.0)).refused("in a model of llama it is not computed");
+    assert!(llama().set(cap, Float(0.0)).open().is_ok());
+    let window = llama().set("llama.attention.sliding_window", Number(8));
+    window.set("llama.attention.sliding_window_pattern", Number(2)).refused("_pattern\": in a");
     llama().set("llama.block_count", Number(1_000_000)).refused("blk.1.attn_norm.weight");
     llama().without("blk.0.ffn_up.weight").refused("tensor \"blk.0.ffn_up.weight\": it is missing");
     let key = "blk.0.attn_k.weight";

@@ -120,7 +120,7 @@ fn template(keys: &Keys) -> Result<Option<Value>, CheckpointError> {
     const KEY: &str = "tokenizer.chat_template";
     let plain = keys.text(KEY)?;
     let mut named: Vec<Value> = vec![];
-    for name in keys.below("tokenizer.chat_template.").map(|(name, _)| name) {
+    for name in keys.below("tokenizer.chat_template.") {
         if let Some(text) = keys.text(&format!("{KEY}.{name}"))? {
             named.push(json!({ "name": name, "template": text }));
         }
