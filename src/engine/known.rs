@@ -115,6 +115,7 @@ impl Known {
             usage: inquiry.usage.unwrap_or(usual.usage),
             fixed: inquiry.fixed.or(usual.fixed.clone()),
         };
+        self.profile.reaches(terms.tokens).map_err(PlanError::from)?;
         let target = merged(&inquiry.target, &self.target);
         if is_set(&target) {
             return self.choose(&terms, &target);

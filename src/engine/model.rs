@@ -11,7 +11,7 @@ use super::reel::{Cut, Reel};
 use super::signature::Signature;
 use super::standing::Standing;
 use super::step::Tenancy;
-use crate::graph::{self, Footprint, GraphError, Imported, Lockstep, WeightUse};
+use crate::graph::{self, Footprint, GraphError, Imported, Lockstep, WeightUse, indexed_rows};
 use crate::plan::{Ladder, Plan, Profile};
 use crate::store::manifest::Dim;
 use crate::store::{Decoder, ModelDir, NoDecoder, Serving};
@@ -32,6 +32,8 @@ pub struct Model {
     pub(super) plan: Lockstep,
     /// How the plan uses the weights, in its order.
     uses: Box<[WeightUse]>,
+    /// For each input the rows of the table that it picks from.
+    pub(super) indexed_rows: Box<[Option<usize>]>,
     pub(super) signature: Signature,
     decoding: Result<Decoding, NoDecoder>,
     pub(super) tenancy: Tenancy,
@@ -90,9 +92,10 @@ impl Model {
             let cut = Cut::open(&dir, variants, &uses, disk, slots)?;
             let inputs = manifest.given_inputs().collect();
             let signature = Signature::new(inputs, outputs, manifest.batch.clone());
-            Ok::<_, EngineError>((Lockstep::new(plan), uses, Arc::new(cut), signature))
+            let rows = indexed_rows(&plan).into_boxed_slice();
+            Ok::<_, EngineError>((Lockstep::new(plan), uses, rows, Arc::new(cut), signature))
         });
-        let (lockstep, uses, cut, signature) = read?;
+        let (lockstep, uses, indexed_rows, cut, signature) = read?;
         let peak_bytes = took.heap.peak_bytes;
         log::debug!("loading held {peak_bytes} bytes at its peak, {expected} were expected");
         // Nothing is measured where the program does not count.
@@ -111,6 +114,7 @@ impl Model {
             variant,
             plan: lockstep,
             uses,
+            indexed_rows,
             signature,
             disk,
             slots: Arc::clone(slots),

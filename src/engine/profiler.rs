@@ -10,7 +10,7 @@ use super::trials::{self, ComputeTrial, ReadTrial, Shapes};
 use crate::graph::{Choice, Sizes, has_open_dimension};
 use crate::plan::{
     BlockRun, Board, BytesAt, CodecRate, Contention, Core, FORMAT, LayerCost, PassTime, Passing,
-    PinPlace, Placement, Plan, Profile, ReadRate, Skipped, Way, forecast,
+    PinPlace, Placement, Plan, Profile, RESIDENT_PASS, ReadRate, Skipped, Way, forecast,
 };
 use crate::stream::Category;
 use crate::sys::board::{processor, release};
@@ -124,7 +124,7 @@ impl fmt::Display for Step {
             Step::Decode => f.write_str("decoding"),
             Step::Rate => f.write_str("products with each precision"),
             Step::Compute { threads, tokens } => {
-                write!(f, "a resident pass of {tokens} tokens, {threads} threads")
+                write!(f, "{RESIDENT_PASS} of {tokens} tokens, {threads} threads")
             }
             Step::Stream { plan, tokens } => write!(f, "a pass of {tokens} tokens, {plan}"),
         }

@@ -286,7 +286,7 @@ impl Stage {
         let made_bytes: u64 = made_bytes.sum();
         self.room().unshelve();
         let mut grant = self.room().ledger.try_grant(Category::Activations, bytes + made_bytes)?;
-        let made = sample_of_shapes(ports, shapes.clone())
+        let made = sample_of_shapes(ports, shapes.clone(), &model.indexed_rows)
             .map_err(|error| EngineError::Invalid(error.to_string()))?;
         let inputs = model.signature.check_inputs(&made)?.arrange()?.swap_remove(0);
         drop(made);

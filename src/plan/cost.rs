@@ -1,7 +1,7 @@
 //! What a profile says of compute and memory at counts that were not measured.
 
 use super::forecast::ForecastError;
-use super::profile::{BlockRun, BytesAt, Profile};
+use super::profile::{BlockRun, BytesAt, Profile, RESIDENT_PASS};
 use super::{Grouping, Way, largest_unit_bytes};
 use std::ops::Range;
 
@@ -63,6 +63,23 @@ impl Profile {
             (None, Some(only)) => only.1,
             (Some(only), None) => only.1,
             (None, None) => 1.0,
+        }
+    }
+
+    /// Whether anything is known of passes of so many tokens: one token alone tells nothing of what
+    /// more take.
+    ///
+    /// # Errors
+    /// Why passes of more could not be measured.
+    pub fn reaches(&self, tokens: u64) -> Result<(), ForecastError> {
+        let is_measured = tokens <= 1 || self.activations.iter().any(|at| at.tokens > 1);
+        let mut skipped = self.skipped.iter();
+        match skipped.find(|skipped| !is_measured && skipped.what.starts_with(RESIDENT_PASS)) {
+            Some(skipped) => {
+                let why = format!("{}: {}", skipped.what, skipped.why);
+                Err(ForecastError::Tokens { tokens, why })
+            }
+            None => Ok(()),
         }
     }
 
@@ -156,6 +173,7 @@ fn between(from: BytesAt, to: BytesAt, tokens: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{self, MIB};
+    use super::super::profile::{RESIDENT_PASS, Skipped};
 
     #[test]
     fn compute_adds_up_to_measured_passes() {
@@ -183,6 +201,20 @@ mod tests {
         profile.passes.remove(0);
         let sum = |threads| profile.compute_us(threads, 128).iter().sum::<f64>();
         assert!((sum(2) / sum(4) - 2.0).abs() < 1e-9, "below what was measured, in proportion");
+    }
+
+    #[test]
+    fn one_token_tells_nothing_of_more() {
+        let mut profile = fixture::profile();
+        profile.activations.truncate(1);
+        assert_eq!(profile.reaches(64), Ok(()), "of sizes that are always the same");
+        let what = format!("{RESIDENT_PASS} of 16 tokens, 2 threads");
+        profile.skipped = vec![Skipped { what, why: "no such row".to_owned() }];
+        let error = profile.reaches(64).unwrap_err().to_string();
+        assert!(error.contains("16 tokens, 2 threads: no such row"), "{error}");
+        assert_eq!(profile.reaches(1), Ok(()));
+        profile.activations = fixture::profile().activations;
+        assert_eq!(profile.reaches(64), Ok(()));
     }
 
     #[test]

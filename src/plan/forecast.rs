@@ -73,6 +73,10 @@ pub enum ForecastError {
     )]
     Runs { runs: Vec<usize>, layers: usize },
     #[error(
+        "nothing is known of passes of {tokens} tokens: only one token could be computed when the model was measured\n{why}"
+    )]
+    Tokens { tokens: u64, why: String },
+    #[error(
         "a window of {window_bytes} bytes is smaller than what it must hold at once: {least_bytes} bytes\nmake the window larger, or the grouping finer"
     )]
     Window { window_bytes: u64, least_bytes: u64 },

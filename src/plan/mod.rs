@@ -40,7 +40,7 @@ pub use pins::pinned_units;
 pub use planner::plan;
 pub use profile::{
     BlockRun, BytesAt, CodecRate, Contention, FORMAT, LayerCost, PassTime, Profile, ProfileError,
-    ReadRate, Skipped, Subject,
+    RESIDENT_PASS, ReadRate, Skipped, Subject,
 };
 pub use report::UnknownWay;
 pub use simulate::{Doing, Lapse};

@@ -78,6 +78,9 @@ pub struct CodecRate {
     pub ns_per_weight: f64,
 }
 
+/// What a skipped trial of the model's computation is called, before its tokens and threads.
+pub const RESIDENT_PASS: &str = "a resident pass";
+
 /// A trial that the model or the budget did not allow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -265,7 +265,7 @@ fn made_up(ports: &[Port], sizes: &Sizes, with: &Computable) -> Option<Vec<Array
     if shapes.iter().any(|shape| elements(shape) > MAX_ELEMENTS) {
         return None;
     }
-    let arrays = sample_of_shapes(ports, shapes).ok()?;
+    let arrays = sample_of_shapes(ports, shapes, &[]).ok()?;
     Some(arrays.into_iter().map(|(_, array)| below(array, with.ids)).collect())
 }
 

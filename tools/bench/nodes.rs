@@ -98,7 +98,7 @@ fn request(arguments: &Arguments) -> Result<Request> {
             .map_or(arguments.tokens, |(_, size)| *size),
     };
     let shapes = ports.iter().map(|port| port.shape.iter().map(size).collect()).collect();
-    let (inputs, model) = (sample_of_shapes(ports, shapes)?, model.clone());
+    let (inputs, model) = (sample_of_shapes(ports, shapes, &[])?, model.clone());
     Ok(Request { model, inputs, outputs: vec![], cancel: Cancel::new(), target: None, trace: None })
 }
 

@@ -67,7 +67,7 @@ impl Sketch {
         let count = count.min(ALL_BYTES / largest.max(1)).max(FEWEST);
         let request = |number: usize| {
             let shapes = &self.shapes[number % self.shapes.len()];
-            let sample = sample_of_shapes(ports, shapes.clone());
+            let sample = sample_of_shapes(ports, shapes.clone(), &self.rows);
             let sample = sample.map_err(|error| unfit!("no inputs can be made up: {error}"))?;
             let arrays = sample.into_iter().zip(&fillings).enumerate();
             let arrays = arrays.map(|(index, ((_, array), filling))| {
