@@ -31,6 +31,12 @@ impl<'a> Config<'a> {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
+    /// The name under which a config has a key that transformers knows by two; it takes `other` where
+    /// both are there.
+    pub fn named(&self, own: &'static str, other: &'static str) -> &'static str {
+        if self.get(other).is_some() { other } else { own }
+    }
+
     /// Whether no key holds an object.
     pub fn is_flat(&self) -> bool {
         !self.keys.values().any(Value::is_object)
@@ -185,6 +191,9 @@ mod tests {
         assert_eq!(config.size("c", 7).unwrap(), 7);
         assert_eq!(config.size("d", 7).unwrap(), 2);
         assert_eq!(config.size("z", 7).unwrap(), 7);
+        let names =
+            [("z", "a"), ("z", "c"), ("d", "a")].map(|(own, other)| config.named(own, other));
+        assert_eq!(names, ["a", "z", "a"]);
         for key in ["b", "e", "f", "g"] {
             let error = config.size(key, 1).unwrap_err().to_string();
             assert!(error.starts_with(&format!("config.json: {key} is ")), "{error}");

@@ -65,7 +65,8 @@ pub fn draw(
     }
     let sizes = Sizes::of(config)?;
     let layers = super::layers(config, "num_hidden_layers", 12)?;
-    let vocabulary = config.size("vocab_size", if is_bert { 30522 } else { 50265 })?;
+    let default = if kind == "roberta" { 50265 } else { 30522 };
+    let vocabulary = config.size("vocab_size", default)?;
     let places = config.size("max_position_embeddings", 512)?;
     let padding = (!is_bert).then_some(config.count("pad_token_id", 1)?);
     let types = config.size("type_vocab_size", 2)?;

@@ -34,15 +34,17 @@ pub fn draw(
     tensors: &Tensors,
 ) -> Result<Network, ShardError> {
     config.only("add_cross_attention", &[Bool(false)])?;
-    let width = config.size("n_embd", 768)?;
-    let queries = config.size("n_head", 12)?;
+    let width_key = config.named("n_embd", "hidden_size");
+    let heads_key = config.named("n_head", "num_attention_heads");
+    let width = config.size(width_key, 768)?;
+    let queries = config.size(heads_key, 12)?;
     let model = Gpt2 {
         width,
         inner: config.size("n_inner", 4 * width)?,
         heads: Heads {
             queries,
             keys: queries,
-            width: config.share(("n_embd", width), ("n_head", queries))?,
+            width: config.share((width_key, width), (heads_key, queries))?,
         },
         epsilon: config.number("layer_norm_epsilon", 1e-5)?,
         activation: Activation::of(config, "activation_function", "gelu_new")?,
@@ -50,9 +52,9 @@ pub fn draw(
         has_scale: config.flag("scale_attn_weights", true)?,
         scales_by_layer: config.flag("scale_attn_by_inverse_layer_idx", false)?,
     };
-    let layers = super::layers(config, "n_layer", 12)?;
+    let layers = super::layers(config, config.named("n_layer", "num_hidden_layers"), 12)?;
     let vocabulary = config.size("vocab_size", 50257)?;
-    let context = config.size("n_positions", 1024)?;
+    let context = config.size(config.named("n_positions", "max_position_embeddings"), 1024)?;
     let mut decoder = Decoder::begin(graph, layers, model.heads);
     let prefix = tensors.prefix(&["transformer.", ""], "wte.weight");
     let mut root = Module::root(graph, tensors, "transformer", prefix);

@@ -32,22 +32,24 @@ pub fn draw(
 ) -> Result<Network, ShardError> {
     config.only("rotary", &[Bool(true)])?;
     config.only("scale_attn_weights", &[Bool(true)])?;
-    let width = config.size("n_embd", 4096)?;
-    let queries = config.size("n_head", 16)?;
+    let width_key = config.named("n_embd", "hidden_size");
+    let heads_key = config.named("n_head", "num_attention_heads");
+    let width = config.size(width_key, 4096)?;
+    let queries = config.size(heads_key, 16)?;
     let model = GptJ {
         width,
         inner: config.size("n_inner", 4 * width)?,
         heads: Heads {
             queries,
             keys: queries,
-            width: config.share(("n_embd", width), ("n_head", queries))?,
+            width: config.share((width_key, width), (heads_key, queries))?,
         },
         epsilon: config.number("layer_norm_epsilon", 1e-5)?,
         activation: Activation::of(config, "activation_function", "gelu_new")?,
     };
-    let layers = super::layers(config, "n_layer", 28)?;
+    let layers = super::layers(config, config.named("n_layer", "num_hidden_layers"), 28)?;
     let vocabulary = config.size("vocab_size", 50400)?;
-    let context = config.size("n_positions", 2048)?;
+    let context = config.size(config.named("n_positions", "max_position_embeddings"), 2048)?;
     let turned = config.size("rotary_dim", 64)?;
     ensure!(
         turned.is_multiple_of(2) && turned <= model.heads.width,

@@ -16,7 +16,7 @@ use crate::shard::error::{ShardError, ensure, unfit};
 struct Family {
     vocabulary: u64,
     inner: u64,
-    /// Heads of keys; none for as many as of queries.
+    /// Heads of keys; none for as many as of queries, which null stands for with all.
     keys: Option<u64>,
     /// Values of a head; none for what the heads' number makes of the width.
     head: Option<u64>,
@@ -36,7 +36,8 @@ const LLAMA: Family = Family {
     norms_heads: false,
 };
 const MISTRAL: Family = Family { inner: 14336, keys: Some(8), context: 131_072, ..LLAMA };
-const QWEN2: Family = Family { vocabulary: 151_936, inner: 22016, context: 32768, ..LLAMA };
+const QWEN2: Family =
+    Family { vocabulary: 151_936, inner: 22016, keys: Some(32), context: 32768, ..LLAMA };
 const QWEN3: Family = Family { head: Some(128), norms_heads: true, ..QWEN2 };
 
 /// A model of the family.
@@ -133,7 +134,10 @@ impl Llama {
     ) -> Result<Llama, ShardError> {
         let width = config.size("hidden_size", 4096)?;
         let queries = config.size("num_attention_heads", 32)?;
-        let keys = config.size("num_key_value_heads", family.keys.unwrap_or(queries))?;
+        let keys = match config.has("num_key_value_heads") {
+            true => config.size("num_key_value_heads", queries)?,
+            false => family.keys.unwrap_or(queries),
+        };
         config.share(("num_attention_heads", queries), ("num_key_value_heads", keys))?;
         let head = match config.given_size("head_dim")?.or(family.head) {
             Some(head) => head,

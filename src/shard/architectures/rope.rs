@@ -3,6 +3,7 @@
 
 use super::config::Config;
 use crate::shard::error::{ShardError, ensure, unfit};
+use serde_json::Value;
 use std::f64::consts::TAU;
 
 /// The angles of a rotary embedding.
@@ -93,6 +94,14 @@ fn needed(scaling: &Config, key: &str) -> Result<f64, ShardError> {
     })
 }
 
+/// A number that is as good as left out where it is 0: so transformers takes it.
+fn unless_zero(scaling: &Config, key: &str) -> Result<Option<f64>, ShardError> {
+    match scaling.get(key).and_then(Value::as_f64) {
+        Some(0.0) => Ok(None),
+        _ => scaling.given_number(key),
+    }
+}
+
 /// Slow pairs are slowed by the factor, fast ones kept, those between in parts.
 fn llama3(scaling: &Config, plain: Vec<f64>) -> Result<Vec<f64>, ShardError> {
     let [factor, low, high, trained] =
@@ -130,7 +139,7 @@ fn yarn(
         ..=1.0 => 1.0,
         _ => 0.1 * weight * factor.ln() + 1.0,
     };
-    let weights = (scaling.given_number("mscale")?, scaling.given_number("mscale_all_dim")?);
+    let weights = (unless_zero(scaling, "mscale")?, unless_zero(scaling, "mscale_all_dim")?);
     let scale = match (scaling.given_number("attention_factor")?, weights) {
         (Some(scale), _) => scale,
         (None, (Some(one), Some(all))) => growth(one) / growth(all),
@@ -138,7 +147,8 @@ fn yarn(
     };
     let width = 2.0 * plain.len() as f64;
     let pair_of = |turns: f64| width * (trained / (turns * TAU)).ln() / (2.0 * base.ln());
-    let (fast, slow) = (scaling.number("beta_fast", 32.0)?, scaling.number("beta_slow", 1.0)?);
+    let fast = unless_zero(scaling, "beta_fast")?.unwrap_or(32.0);
+    let slow = unless_zero(scaling, "beta_slow")?.unwrap_or(1.0);
     let (mut first, mut last) = (pair_of(fast), pair_of(slow));
     if scaling.flag("truncate", true)? {
         (first, last) = (first.floor(), last.ceil());
@@ -157,7 +167,7 @@ fn yarn(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use std::f32::consts::LN_2;
 
     fn frequencies(config: &Value, width: u64) -> Result<Frequencies, ShardError> {
@@ -186,7 +196,8 @@ mod tests {
         check(llama3, &[1.0, 0.1 * (0.125 + 0.875 * 0.197_183_1), 0.00125, 0.000125], 1.0);
         let yarn = json!({"rope_parameters": {
             "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0,
-            "original_max_position_embeddings": 32, "beta_fast": 2.0, "beta_slow": 0.25}});
+            "original_max_position_embeddings": 32, "beta_fast": 2.0, "beta_slow": 0.25,
+            "mscale": 0.707, "mscale_all_dim": 0}});
         // Pairs from 0.406 on, to 1.31: floor and ceil make it 0 and 2.
         let half = 0.1 * (0.5 + 0.5 / 8.0);
         check(yarn, &[1.0, half, 0.00125, 0.000125], 1.0 + 0.3 * LN_2);

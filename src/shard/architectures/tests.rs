@@ -92,6 +92,14 @@ fn keys_that_change_what_is_computed_are_never_ignored() {
     check(json!({"layer_types": ["sliding_attention"]}), &["layer_types"]);
     check(json!({"head_dim": 3}), &["3 values", "pairs"]);
     check(json!({"tie_word_embeddings": "yes"}), &["tie_word_embeddings"]);
+    // Null stands for as many heads as of queries, a key that is left out for 32.
+    let mistral = json!({"model_type": "mistral", "num_key_value_heads": null});
+    let found = error(mistral, |_| ());
+    assert!(found.contains("k_proj") && found.contains("[8, 8]"), "{found}");
+    let found = error(json!({"model_type": "qwen2"}), |made| {
+        made.config.as_object_mut().unwrap().remove("num_key_value_heads");
+    });
+    assert!(found.contains("num_key_value_heads 32 does not divide"), "{found}");
     // A key that nobody reads, and null, which is as good as nothing.
     for keys in [json!({"pretraining_tp": 1}), json!({"head_dim": null, "rope_scaling": null})] {
         assert_eq!(error(keys, |_| ()), "");
