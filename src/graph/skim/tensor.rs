@@ -265,14 +265,11 @@ impl Files {
         };
         let name = value("location")
             .ok_or_else(|| self.error(tensor, "external data has no location".into()))?;
-        let mut parts = Path::new(name).components();
-        let is_inside = parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        let is_named = Path::new(name).file_name().is_some();
-        if !is_inside || !is_named {
+        let Some(inner) = inside(name) else {
             let what = format!("external data \"{name}\" lies outside the model's folder");
             return Err(self.error(tensor, what));
-        }
-        let path = self.folder.join(name);
+        };
+        let path = self.folder.join(inner);
         let (offset, found) = (number("offset")?.unwrap_or(0), number("length")?.unwrap_or(bytes));
         if found != bytes {
             let what = format!(
@@ -340,4 +337,35 @@ fn is_pointer(path: &Path) -> bool {
     let mut head = [0; START.len()];
     let read = File::open(path).and_then(|file| file.read_exact_at(&mut head, 0));
     read.is_ok() && head == START
+}
+
+/// The path within a folder that a name comes to; none where it leads out or names no file.
+fn inside(name: &str) -> Option<PathBuf> {
+    let mut inner = PathBuf::new();
+    for part in Path::new(name).components() {
+        match part {
+            Component::Normal(part) => inner.push(part),
+            Component::CurDir => {}
+            Component::ParentDir if inner.pop() => {}
+            _ => return None,
+        }
+    }
+    let names_file = Path::new(name).file_name().is_some() && inner.file_name().is_some();
+    names_file.then_some(inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_within_the_folder_may_go_up_in_it() {
+        for name in ["w.bin", "./sub/../w.bin", "sub/../sub/./../w.bin"] {
+            assert_eq!(inside(name), Some("w.bin".into()), "{name}");
+        }
+        for name in ["", ".", "/w.bin", "../w.bin", "sub/../../w.bin", "sub/..", "../sub/../w.bin"]
+        {
+            assert_eq!(inside(name), None, "{name}");
+        }
+    }
 }
