@@ -82,6 +82,7 @@ impl InferRequest {
         match key {
             "binary_data_output" => self.binary_output = boolean(key, scanner)?,
             "timeout" => self.timeout_us = parse_number(key, scanner.skip()?).map_err(field)?,
+            CLASSIFICATION => refuse_classification(scanner)?,
             _ => drop(scanner.skip()?),
         }
         Ok(())
@@ -127,6 +128,19 @@ impl InferRequest {
     }
 }
 
+/// Triton's: an output as its so many best classes, as texts; 0 for the output itself.
+const CLASSIFICATION: &str = "classification";
+
+fn refuse_classification(scanner: &mut Scanner<'_>) -> Result<(), RequestError> {
+    match scanner.skip()? {
+        b"0" => Ok(()),
+        _ => {
+            let what = "is not done here: take the output itself and rank its values";
+            Err(field(format!("{CLASSIFICATION} {what}")))
+        }
+    }
+}
+
 fn boolean(name: &str, scanner: &mut Scanner<'_>) -> Result<bool, RequestError> {
     match scanner.skip()? {
         b"true" => Ok(true),
@@ -148,6 +162,7 @@ fn outputs(scanner: &mut Scanner<'_>) -> Result<Vec<Wanted>, RequestError> {
                 "parameters" => parameters(scanner, |scanner, key| {
                     match key {
                         "binary_data" => binary = Some(boolean(key, scanner)?),
+                        CLASSIFICATION => refuse_classification(scanner)?,
                         _ => drop(scanner.skip()?),
                     }
                     Ok(())
@@ -224,6 +239,23 @@ mod tests {
         check(&format!(r#"{{"outputs":[{y}],"outputs":[{y}]}}"#), "\"outputs\" is given twice");
         let x = r#"{"name":"x","datatype":"UINT8","shape":[1],"data":[1]}"#;
         check(&format!(r#"{{"inputs":[{x},{x}]}}"#), "input \"x\" is given twice");
+        for part in [r#""data":[2]"#, r#""shape":[1]"#, r#""name":"x""#, r#""datatype":"UINT8""#] {
+            let name = part.split('"').nth(1).unwrap();
+            let text = format!(r#"{{"inputs":[{},{part}}}]}}"#, &x[..x.len() - 1]);
+            check(&text, &format!("inputs[0]: \"{name}\" is given twice"));
+        }
+    }
+
+    #[test]
+    fn classes_are_refused_where_they_are_asked_for() {
+        let of_output = |count: u32| {
+            parse(&format!(
+                r#"{{"outputs":[{{"name":"y","parameters":{{"classification":{count}}}}}]}}"#
+            ))
+        };
+        assert!(of_output(0).is_ok());
+        assert!(of_output(3).unwrap_err().to_string().contains("classification is not done"));
+        assert!(parse(r#"{"parameters":{"classification":3}}"#).is_err());
     }
 
     #[test]

@@ -156,6 +156,16 @@ impl<'a> TensorHeader<'a> {
         let (mut name, mut datatype, mut shape) = (None, None, None);
         let (mut data, mut binary) = (None, None);
         scanner.object(|scanner, key| -> Result<(), RequestError> {
+            let is_second = match key {
+                "name" => name.is_some(),
+                "datatype" => datatype.is_some(),
+                "shape" => shape.is_some(),
+                "data" => data.is_some(),
+                _ => false,
+            };
+            if is_second {
+                return Err(field(format!("{kind}s[{index}]: \"{key}\" is given twice")));
+            }
             match key {
                 "name" => name = Some(scanner.string()?.into_owned()),
                 "datatype" => datatype = Some(scanner.string()?),
