@@ -2,8 +2,8 @@
 
 use super::embeddings_json::Input;
 use super::error::ApiError;
-use crate::text::Value;
 use crate::text::stops::{MAX_STOP_BYTES, StopError};
+use crate::text::{Value, ValueKind};
 use crate::wire::json::{JsonError, Scanner};
 use crate::wire::quote::quote;
 
@@ -38,8 +38,10 @@ pub(super) fn variables(given: &Value) -> Result<Vec<(String, Value)>, Refusal> 
     const PARAM: &str = "chat_template_kwargs";
     /// Those that other fields set, or the model.
     const OWN: [&str; 3] = ["messages", "tools", "documents"];
-    let keys = given.try_iter().ok().filter(|_| given.as_object().is_some());
-    let keys = keys.into_iter().flatten();
+    if given.kind() != ValueKind::Map {
+        return wrong(PARAM, "object");
+    }
+    let keys = given.try_iter().into_iter().flatten();
     let pairs = keys.filter_map(|key| Some((key.as_str()?.to_owned(), given.get_item(&key).ok()?)));
     let pairs: Vec<(String, Value)> = pairs.collect();
     match pairs.iter().find(|(name, _)| OWN.contains(&name.as_str())) {

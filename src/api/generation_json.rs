@@ -20,7 +20,7 @@ const MAX_LOGPROBS: i64 = 5;
 const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// Fields that would change the answer and have no effect here, and what is to be done instead.
-const UNHEEDED: [(&str, &str); 22] = [
+const UNHEEDED: [(&str, &str); 25] = [
     ("audio", "answers are texts"),
     ("bad_words", "logit_bias keeps tokens out"),
     ("chat_template", "the model's own template is taken"),
@@ -35,14 +35,29 @@ const UNHEEDED: [(&str, &str); 22] = [
     ("include_stop_str_in_output", "a stop string is no part of the text"),
     ("json_schema", "answers are plain texts"),
     ("length_penalty", "texts are drawn, not searched"),
+    ("mirostat", "give top_p or min_p"),
     ("min_tokens", "a text ends where the model ends it"),
     ("prompt_logprobs", "only tokens of the answer have logprobs"),
+    ("repeat_penalty", "give repetition_penalty"),
     ("skip_special_tokens", "special tokens are no part of the text"),
     ("stop_token_ids", "give stop strings"),
     ("structured_outputs", "answers are plain texts"),
     ("truncate_prompt_tokens", "shorten the prompt"),
+    ("typical_p", "give top_p or min_p"),
     ("use_beam_search", "texts are drawn, not searched"),
     ("web_search_options", "the model knows what it knows"),
+];
+
+/// Values of such fields that leave the answer as it is.
+const NEUTRAL: [(&str, f64); 3] = [("mirostat", 0.0), ("repeat_penalty", 1.0), ("typical_p", 1.0)];
+
+/// Fields of chats, which completions have not, and what is to be done instead.
+const OF_CHATS: [(&str, &str); 5] = [
+    ("chat_template_kwargs", "a prompt is taken as it is"),
+    ("documents", "a prompt is taken as it is"),
+    ("messages", "use /v1/chat/completions"),
+    ("tools", "use /v1/chat/completions"),
+    ("top_logprobs", "logprobs says how many"),
 ];
 
 /// Which call it is.
@@ -161,6 +176,7 @@ struct Fields {
     tools: Option<Value>,
     documents: Option<Value>,
     template: Vec<(String, Value)>,
+    reasoning_effort: Option<String>,
     adds_prompt: Option<bool>,
     continues: Option<bool>,
     chat_bytes: usize,
@@ -176,6 +192,15 @@ struct Fields {
     n: Option<i64>,
     best_of: Option<i64>,
     drawing: Drawing,
+}
+
+/// The field that templates know as a variable of the same name.
+const EFFORT: &str = "reasoning_effort";
+
+fn is_neutral(key: &str, raw: &[u8]) -> bool {
+    let neutral = NEUTRAL.iter().find(|(field, _)| *field == key).map(|(_, value)| *value);
+    let number = std::str::from_utf8(raw).ok().and_then(|raw| raw.parse::<f64>().ok());
+    neutral.is_some() && number == neutral
 }
 
 impl Fields {
@@ -207,6 +232,9 @@ impl Fields {
                 let given = self.tree(scanner, "chat_template_kwargs", ask)?;
                 self.template = variables(&given)?;
             }
+            "reasoning_effort" if call == Call::Chat => {
+                self.reasoning_effort = Some(text(scanner, EFFORT, ask)?);
+            }
             "add_generation_prompt" => {
                 self.adds_prompt = Some(flag(scanner, "add_generation_prompt")?)
             }
@@ -214,7 +242,7 @@ impl Fields {
                 self.continues = Some(flag(scanner, "continue_final_message")?);
             }
             "max_tokens" => self.max_tokens = Some(whole(scanner, "max_tokens")?),
-            "max_completion_tokens" if call == Call::Chat => {
+            "max_completion_tokens" => {
                 self.max_completion_tokens = Some(whole(scanner, "max_completion_tokens")?);
             }
             "temperature" => drawing.temperature = Some(number(scanner, "temperature")?),
@@ -258,8 +286,10 @@ impl Fields {
             "tool_choice" => tool_choice(scanner)?,
             "modalities" => modalities(scanner)?,
             _ => {
-                scanner.skip()?;
-                let unheeded = UNHEEDED.iter().find(|(field, _)| *field == key);
+                let raw = scanner.skip()?;
+                let of_chats: &[_] = if call == Call::Completion { &OF_CHATS } else { &[] };
+                let mut unheeded = UNHEEDED.iter().chain(of_chats);
+                let unheeded = unheeded.find(|(field, _)| *field == key && !is_neutral(key, raw));
                 if let Some((field, instead)) = unheeded {
                     return refuse(field, format!("{field} is not done here: {instead}"));
                 }
@@ -283,7 +313,7 @@ impl Fields {
         tree.or_else(|error| refuse(param, format!("{param} cannot be read: {error}")))
     }
 
-    fn finish(self, call: Call) -> Result<GenerationRequest, Refusal> {
+    fn finish(mut self, call: Call) -> Result<GenerationRequest, Refusal> {
         let Some(model) = self.model else { return refuse("model", "the request names no model") };
         let n = self.n.unwrap_or(1);
         if n != 1 {
@@ -327,6 +357,11 @@ impl Fields {
                     return refuse("messages", "the request has no messages");
                 };
                 let continues = self.continues.unwrap_or(false);
+                // What is said by name of the template's own variables goes before.
+                let has_effort = self.template.iter().any(|(name, _)| name == EFFORT);
+                if let Some(effort) = self.reasoning_effort.filter(|_| !has_effort) {
+                    self.template.push((EFFORT.to_owned(), Value::from(effort)));
+                }
                 let chat = Chat {
                     tools: self.tools,
                     documents: self.documents,
@@ -437,6 +472,10 @@ mod tests {
             let refused = parse(Call::Completion, body.as_bytes()).unwrap_err();
             assert_eq!(refused.param, Some(param), "{extra}: {refused}");
         };
+        for (field, _) in OF_CHATS {
+            check(&format!(r#""{field}":1"#), field);
+        }
+        check(r#""max_completion_tokens":0"#, "max_completion_tokens");
         check(r#""echo":true"#, "echo");
         check(r#""suffix":" end""#, "suffix");
         check(r#""n":2"#, "n");
@@ -445,6 +484,27 @@ mod tests {
         check(r#""temperature":1e999"#, "temperature");
         check(r#""response_format":{"type":"json_object"}"#, "response_format");
         check(r#""tool_choice":"required""#, "tool_choice");
+    }
+
+    #[test]
+    fn templates_get_the_effort_and_variables_by_name_alone() {
+        let parse = |extra: &str| {
+            let body = format!(r#"{{"model":"m","messages":[],{extra}}}"#);
+            GenerationRequest::parse(Call::Chat, body.as_bytes(), &mut |_| Ok(()))
+        };
+        let effort = |extra: &str| match parse(extra).unwrap().0.asked {
+            Asked::Chat(chat, _) => chat.variables,
+            Asked::Prompts(_) => vec![],
+        };
+        let right = |text: &str| vec![("reasoning_effort".to_owned(), Value::from(text))];
+        assert_eq!(effort(r#""reasoning_effort":"low""#), right("low"));
+        let both = r#""reasoning_effort":"low","chat_template_kwargs":{"reasoning_effort":"high"}"#;
+        assert_eq!(effort(both), right("high"));
+        for wrong in [r#""chat_template_kwargs":[]"#, r#""chat_template_kwargs":"x""#] {
+            assert_eq!(parse(wrong).unwrap_err().param, Some("chat_template_kwargs"));
+        }
+        let neutral = r#""typical_p":1,"mirostat":0,"repeat_penalty":1.0"#;
+        assert!(parse(neutral).is_ok() && parse(r#""typical_p":0.5"#).is_err());
     }
 
     #[test]

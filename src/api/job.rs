@@ -45,6 +45,8 @@ const PIECES: usize = 64;
 pub struct Job {
     pub model: Arc<str>,
     pub prompts: Vec<Vec<u32>>,
+    /// The field that they came in.
+    param: &'static str,
     pub streams: bool,
     pub includes_usage: bool,
     pub logprobs: Option<usize>,
@@ -142,6 +144,7 @@ impl Job {
             model: manifest.model.as_str().into(),
             version: manifest.version.clone(),
             prompts,
+            param,
             streams: request.streams,
             includes_usage: request.includes_usage,
             logprobs: request.logprobs,
@@ -200,6 +203,8 @@ pub struct Session {
     done: oneshot::Receiver<Result<Generated, EngineError>>,
     cancel: Cancel,
     model: Arc<str>,
+    /// The field that the prompt came in.
+    param: &'static str,
     is_over: bool,
     ending: Ending,
 }
@@ -245,8 +250,8 @@ impl Session {
         let (sender, done) = oneshot::channel();
         // The receiver is gone if the client is.
         api.engine.generate(prompt, move |generated| drop(sender.send(generated)));
-        let (model, is_over) = (Arc::clone(&job.model), false);
-        Ok(Session { events, done, cancel, model, is_over, ending })
+        let (model, param, is_over) = (Arc::clone(&job.model), job.param, false);
+        Ok(Session { events, done, cancel, model, param, is_over, ending })
     }
 
     /// The next piece of the text; none once it has ended.
@@ -278,13 +283,23 @@ impl Session {
     async fn give_up(&mut self) -> Result<(), ApiError> {
         self.is_over = true;
         let stopping = || ApiError::unavailable("the daemon is stopping");
-        let generated = (&mut self.done).await.map_err(|_| stopping())??;
+        let generated = (&mut self.done).await.map_err(|_| stopping())?;
+        let generated = generated.map_err(|error| self.refused(error))?;
         self.ending.completion_tokens = generated.ids.len();
         self.ending.cached_tokens = generated.stats.cached_tokens;
         match generated.ended {
             // It had room for no more than that.
             Ended::Decided | Ended::Length => Ok(()),
             ended => Err(broken(ended, &self.model)),
+        }
+    }
+
+    /// Why the prompt is not taken: what a pass refuses came with it.
+    fn refused(&self, error: EngineError) -> ApiError {
+        let error = ApiError::from(error);
+        match error.status == StatusCode::BAD_REQUEST && error.param.is_none() {
+            true => error.about(self.param),
+            false => error,
         }
     }
 

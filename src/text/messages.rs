@@ -109,10 +109,16 @@ fn one(message: &Value, place: &str, form: Form) -> Result<Value, MessageError> 
         return refuse(at("role"), "is missing");
     }
     if !has_content {
-        if role != "assistant" || !has_calls {
-            return refuse(at("content"), "is missing");
-        }
-        let content = if form.null_is_empty { Value::from("") } else { Value::from(()) };
+        let refusal = fields.iter().find(|(name, _)| name == "refusal" && role == "assistant");
+        let content = match refusal {
+            // Where an answer has one, that is its text.
+            Some((_, refusal)) => Value::from(text_of(refusal, &at("refusal"))?),
+            None if role != "assistant" || !has_calls => {
+                return refuse(at("content"), "is missing");
+            }
+            None if form.null_is_empty => Value::from(""),
+            None => Value::from(()),
+        };
         fields.push(("content".to_owned(), content));
     }
     Ok(Value::from_pairs(fields))
@@ -192,4 +198,22 @@ fn arguments_of(arguments: &Value, place: &str, form: Form) -> Result<Value, Mes
     }
     let parsed = serde_json::from_str::<Value>(&text).ok();
     Ok(parsed.filter(is_map).unwrap_or_else(|| arguments.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_the_text_of_an_answer_that_has_no_other() {
+        let content = |message: serde_json::Value| {
+            let messages: Value = serde_json::from_value(serde_json::json!([message])).ok()?;
+            let normal = normalize(&messages, Form::default()).ok()?;
+            Some(normal.get_item_by_index(0).ok()?.get_attr("content").ok()?.to_string())
+        };
+        let message = |role: &str, content: Option<&str>| serde_json::json!({"role": role, "content": content, "refusal": "No."});
+        assert_eq!(content(message("assistant", None)).as_deref(), Some("No."));
+        assert_eq!(content(message("assistant", Some("Yes."))).as_deref(), Some("Yes."));
+        assert_eq!(content(message("user", None)), None);
+    }
 }
