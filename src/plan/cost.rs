@@ -207,6 +207,7 @@ mod tests {
     fn one_token_tells_nothing_of_more() {
         let mut profile = fixture::profile();
         profile.activations.truncate(1);
+        profile.activations[0].tokens = 1;
         assert_eq!(profile.reaches(64), Ok(()), "of sizes that are always the same");
         let what = format!("{RESIDENT_PASS} of 16 tokens, 2 threads");
         profile.skipped = vec![Skipped { what, why: "no such row".to_owned() }];
