@@ -379,6 +379,10 @@ impl Reader {
             ggml::kind(code).map_err(|what| CheckpointError::strange(&self.path, &name, what))?;
         // Innermost first, where others have it last.
         let row = shape.first().copied().unwrap_or(1);
+        // Some writers give all dimensions that there may be. A matrix may be of one row.
+        while shape.len() > 2 && shape.last() == Some(&1) {
+            shape.pop();
+        }
         shape.reverse();
         let values = shape.iter().try_fold(1_u64, |all, dimension| all.checked_mul(*dimension));
         let values = values.filter(|values| *values < 1 << 60);

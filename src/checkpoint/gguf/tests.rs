@@ -131,11 +131,13 @@ fn keys_that_are_not_gone_by_are_told_and_ones_behind_shapes_are_none() {
         .set("llama.rope.freq_base_swa", Float(1e4))
         .set("llama.pooling_type", Number(1))
         .set("llama.rope.scaling.finetuned", Flag(true))
-        .tensor("output_norm.weight", &[32, 1, 1], F32);
+        .tensor("output_norm.weight", &[32, 1, 1], F32)
+        .tensor("token_embd.weight", &[32, 9, 1, 1], F32);
     let checkpoint = unread.open().unwrap();
     let told = "keys that nothing is known of: \"pooling_type, rope.freq_base_swa\"";
     assert!(checkpoint.notes.iter().any(|note| note == told), "{:?}", checkpoint.notes);
     assert_eq!(checkpoint.tensors["model.norm.weight"].shape, [32]);
+    assert_eq!(checkpoint.tensors["model.embed_tokens.weight"].shape, [9, 32]);
 }
 
 #[test]
