@@ -1,6 +1,6 @@
 //! JSON and numbers as Python writes them, since templates are written for it.
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use std::fmt::Write;
 
@@ -82,7 +82,7 @@ fn write_value(
             let items: Vec<Value> = value.try_iter()?.collect();
             let write =
                 |item: &Value, text: &mut String| write_value(state, layout, item, depth + 1, text);
-            write_items(layout, ('[', ']'), &items, depth, text, write)?;
+            write_items(state, layout, ('[', ']'), &items, depth, text, write)?;
         }
         ValueKind::Map => {
             let mut items = vec![];
@@ -93,11 +93,13 @@ fn write_value(
                 items.sort_by(|(a, _), (b, _)| a.cmp(b));
             }
             let write = |(key, value): &(String, Value), text: &mut String| {
+                let bytes = key.len() + layout.after_key.len();
+                state.consume_fuel(bytes as u64 / 64)?;
                 write_string(layout, key, text);
                 text.push_str(layout.after_key);
                 write_value(state, layout, value, depth + 1, text)
             };
-            write_items(layout, ('{', '}'), &items, depth, text, write)?;
+            write_items(state, layout, ('{', '}'), &items, depth, text, write)?;
         }
         kind => return refuse(format!("tojson: a value of type {kind} is not JSON")),
     }
@@ -105,6 +107,7 @@ fn write_value(
 }
 
 fn write_items<T>(
+    state: &State,
     layout: &Layout,
     (open, close): (char, char),
     items: &[T],
@@ -114,20 +117,23 @@ fn write_items<T>(
 ) -> Result<(), Error> {
     let line = |depth: usize, text: &mut String| {
         if let Some(indent) = &layout.indent {
+            state.consume_fuel((depth * indent.len()) as u64 / 64)?;
             text.push('\n');
             (0..depth).for_each(|_| text.push_str(indent));
         }
+        Ok::<_, Error>(())
     };
     text.push(open);
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
+            state.consume_fuel(layout.between.len() as u64 / 64)?;
             text.push_str(layout.between);
         }
-        line(depth + 1, text);
+        line(depth + 1, text)?;
         write(item, text)?;
     }
     if !items.is_empty() {
-        line(depth, text);
+        line(depth, text)?;
     }
     text.push(close);
     Ok(())
@@ -168,6 +174,84 @@ fn write_string(layout: &Layout, string: &str, text: &mut String) {
         }
     }
     text.push('"');
+}
+
+/// Writes a value as `str` of Python does: texts as they are, lists and maps as they are written
+/// in a program. Fuel pays for each value in it, and its bytes are paid for before they are there.
+pub fn write_text(state: &State, value: &Value, text: &mut String) -> Result<(), Error> {
+    match value.as_str() {
+        Some(string) => text.push_str(string),
+        None => write_literal(state, value, 0, text)?,
+    }
+    Ok(())
+}
+
+fn write_literal(
+    state: &State,
+    value: &Value,
+    depth: usize,
+    text: &mut String,
+) -> Result<(), Error> {
+    state.consume_fuel(VALUE_FUEL)?;
+    if depth > MAX_DEPTH {
+        return Err(Error::new(ErrorKind::InvalidOperation, "a text of what is nested too deeply"));
+    }
+    let is_plain = value.as_object().is_none_or(|object| {
+        ["Vec<", "Tuple", "Map<", "Namespace"].iter().any(|name| object.type_name().contains(name))
+    });
+    let is_tuple = value.as_object().is_some_and(|object| object.is::<Tuple>());
+    match value.kind() {
+        ValueKind::Number => text.push_str(&number(value)),
+        ValueKind::String => {
+            let string = value.as_str().unwrap_or_default();
+            state.consume_fuel(string.len() as u64 / 64)?;
+            write_quoted(string, text);
+        }
+        ValueKind::Seq | ValueKind::Iterable if is_plain => {
+            text.push(if is_tuple { '(' } else { '[' });
+            for (index, item) in value.try_iter()?.enumerate() {
+                text.push_str(if index > 0 { ", " } else { "" });
+                write_literal(state, &item, depth + 1, text)?;
+            }
+            text.push_str(match (is_tuple, value.len()) {
+                (true, Some(1)) => ",)",
+                (true, _) => ")",
+                _ => "]",
+            });
+        }
+        ValueKind::Map if is_plain => {
+            text.push('{');
+            for (index, key) in value.try_iter()?.enumerate() {
+                text.push_str(if index > 0 { ", " } else { "" });
+                write_literal(state, &key, depth + 1, text)?;
+                text.push_str(": ");
+                write_literal(state, &value.get_item(&key)?, depth + 1, text)?;
+            }
+            text.push('}');
+        }
+        // Writing to a string does not fail.
+        _ => drop(write!(text, "{value}")),
+    }
+    Ok(())
+}
+
+/// A text as Python writes it in a program.
+fn write_quoted(string: &str, text: &mut String) {
+    let quote = if string.contains('\'') && !string.contains('"') { '"' } else { '\'' };
+    text.push(quote);
+    for c in string.chars() {
+        match c {
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            c if c == quote => text.extend(['\\', c]),
+            // Writing to a string does not fail.
+            c if c.is_control() => drop(write!(text, "\\x{:02x}", u32::from(c))),
+            c => text.push(c),
+        }
+    }
+    text.push(quote);
 }
 
 /// A number as Python writes it: 1.0 stays 1.0, 1e20 is 1e+20.

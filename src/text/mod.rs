@@ -2,6 +2,7 @@
 //! become tokens, and bytes become text that ends where it should; and what a tokenizer takes, by its
 //! file. Nothing here builds a tokenizer, or knows a thread or a socket.
 
+mod bounded;
 pub mod chat;
 pub mod clock;
 pub mod detokenizer;

@@ -4,17 +4,22 @@
 //! What neither has fails: a method that is missing must never print nothing.
 
 use super::dump;
-use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
+use minijinja::value::{Kwargs, StringInput, Tuple, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
 /// Adds all of it; `mark` is what JSON is to leave as it is.
 pub fn install(environment: &mut Environment, mark: Option<char>) {
     environment.set_unknown_method_callback(method);
-    environment.set_formatter(|out, state, value| match dump::float_of(value) {
-        Some(_) => Ok(out.write_str(&dump::number(value))?),
-        None => minijinja::escape_formatter(out, state, value),
+    environment.set_formatter(|out, state, value| {
+        if value.as_object().is_none() && dump::float_of(value).is_none() {
+            return minijinja::escape_formatter(out, state, value);
+        }
+        let text = string(state, value)?;
+        minijinja::escape_formatter(out, state, &text)
     });
+    environment.add_filter("string", string);
+    environment.add_filter("join", join);
     environment.add_filter("tojson", move |state: &State, value: &Value, options: Kwargs| {
         dump::to_json(state, value, options, mark)
     });
@@ -33,6 +38,42 @@ pub fn install(environment: &mut Environment, mark: Option<char>) {
 fn is_sequence(value: &Value) -> bool {
     value.is_undefined()
         || matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
+}
+
+/// The filter `string`.
+fn string(state: &State, value: &Value) -> Result<Value, Error> {
+    if value.as_str().is_some() {
+        return Ok(value.clone());
+    }
+    let mut text = String::new();
+    dump::write_text(state, value, &mut text)?;
+    Ok(Value::from(text))
+}
+
+/// The filter `join`, for items that may be none of texts.
+fn join(
+    state: &mut State,
+    value: &Value,
+    between: Option<StringInput>,
+    attribute: Option<Value>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    let attribute = options.get::<Option<Value>>("attribute")?.or(attribute);
+    let value = match attribute {
+        Some(attribute) => {
+            let named = Kwargs::from_iter([("attribute", attribute)]);
+            state.apply_filter("map", &[value.clone(), named.into()])?
+        }
+        None => value.clone(),
+    };
+    let mut texts = vec![];
+    if !value.is_undefined() && !value.is_none() {
+        for item in value.try_iter()?.checked() {
+            state.consume_fuel(1)?;
+            texts.push(string(state, &item?)?);
+        }
+    }
+    minijinja::filters::join(state, &Value::from(texts), between, None, options)
 }
 
 /// The filter `default`, whose second argument may be given by name.
@@ -87,7 +128,7 @@ fn method(
 }
 
 /// Widest that a text is made: a template could have memory for nothing.
-const MAX_WIDTH: u64 = 4096;
+pub const MAX_WIDTH: u64 = 4096;
 
 /// Characters that a text lacks of a width.
 fn missing(text: &str, width: u64) -> Result<usize, Error> {
