@@ -11,7 +11,7 @@ use crate::store::SamplingDefaults;
 use crate::text::chat::Chat;
 use crate::text::sampler::Sampling;
 use crate::text::stops::Stops;
-use crate::text::{Value, ValueKind};
+use crate::text::{Value, ValueKind, tree};
 use crate::wire::infer_tensor::Reserve;
 use crate::wire::json::Scanner;
 
@@ -309,7 +309,7 @@ impl Fields {
         let nodes = raw.iter().filter(|byte| b",:[{".contains(byte)).count();
         ask(2 * raw.len() + NODE_BYTES * (nodes + 1))?;
         self.chat_bytes += raw.len();
-        let tree = serde_json::from_slice(raw);
+        let tree = tree::read(raw);
         tree.or_else(|error| refuse(param, format!("{param} cannot be read: {error}")))
     }
 

@@ -1,5 +1,6 @@
 //! Messages as clients send them become messages as templates expect them.
 
+use super::tree;
 use minijinja::Value;
 use minijinja::value::ValueKind;
 use thiserror::Error;
@@ -196,7 +197,7 @@ fn arguments_of(arguments: &Value, place: &str, form: Form) -> Result<Value, Mes
     if text.trim().is_empty() {
         return Ok(Value::from_pairs::<_, String, Value>([]));
     }
-    let parsed = serde_json::from_str::<Value>(&text).ok();
+    let parsed = tree::read(text.as_bytes()).ok();
     Ok(parsed.filter(is_map).unwrap_or_else(|| arguments.clone()))
 }
 

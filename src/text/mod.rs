@@ -15,6 +15,7 @@ pub mod sampler;
 pub mod settings;
 pub mod stops;
 pub mod template;
+pub mod tree;
 pub mod vocabulary;
 pub mod whole;
 
