@@ -4,7 +4,7 @@
 //! What neither has fails: a method that is missing must never print nothing.
 
 use super::dump;
-use minijinja::value::{Kwargs, StringInput, Tuple, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, StringInput, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
@@ -76,20 +76,22 @@ fn join(
     minijinja::filters::join(state, &Value::from(texts), between, None, options)
 }
 
-/// The filter `default`, whose second argument may be given by name.
-fn default(
-    value: &Value,
-    other: Option<Value>,
-    boolean: Option<Value>,
-    options: Kwargs,
-) -> Result<Value, Error> {
-    let other = match options.get::<Option<Value>>("default_value")? {
-        Some(named) => named,
-        None => other.unwrap_or_else(|| Value::from("")),
+/// The filter `default`, whose arguments may be given by name. One that is none is given, too.
+fn default(value: &Value, given: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let mut given: Vec<Value> = given.iter().map(|given| (**given).clone()).collect();
+    let named = given.pop_if(|last| last.is_kwargs()).map(Kwargs::try_from).transpose()?;
+    let argument = |at: usize, name: &str| match &named {
+        Some(named) if named.has(name) => named.get::<Value>(name).map(Some),
+        _ => Ok(given.get(at).cloned()),
     };
-    let named = options.get::<Option<Value>>("boolean")?;
-    options.assert_all_used()?;
-    let is_lax = named.or(boolean).is_some_and(|boolean| boolean.is_true());
+    let other = argument(0, "default_value")?.unwrap_or_else(|| Value::from(""));
+    let is_lax = argument(1, "boolean")?.is_some_and(|boolean| boolean.is_true());
+    if given.len() > 2 {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    if let Some(named) = &named {
+        named.assert_all_used()?;
+    }
     let is_missing = value.is_undefined() || is_lax && !value.is_true();
     Ok(if is_missing { other } else { value.clone() })
 }
