@@ -32,8 +32,12 @@ impl Language {
         added: &[AddedToken],
         decoder: &Value,
     ) -> tokenizers::Result<Language> {
-        let told = added.iter().map(|token| (token.content.as_str(), token.special));
-        let controls = Controls::new(told);
+        let ends = |token: &AddedToken| {
+            let id = tokenizer.token_to_id(&token.content);
+            id.is_some_and(|id| generation.end_tokens.contains(&id))
+        };
+        let told = added.iter().map(|token| (token.content.as_str(), token.special || ends(token)));
+        let controls = Controls::new(told, &generation);
         let mut literal = AddedVocabulary::new();
         // In their order and all of them: ids hang on it.
         let tokens = added.iter().cloned().map(|token| {
@@ -173,6 +177,19 @@ mod tests {
     ) -> Stream<'a> {
         let bytes = Bytes::new(language.detokenizer.clone().unwrap());
         Stream { tokenizer, language, bytes, whole: Whole::default(), shows_special }
+    }
+
+    /// One that ends the model's texts, and that the tokenizer's file calls a plain one.
+    #[test]
+    fn what_ends_texts_is_a_control_token() {
+        let (tokenizer, _, _) = load("byte-level");
+        let token = AddedToken::from("<end_of_turn>", false);
+        let mut tokenizer = tokenizer;
+        tokenizer.add_tokens([token.clone()]).unwrap();
+        let end = tokenizer.token_to_id("<end_of_turn>").unwrap();
+        let generation = Generation { end_tokens: vec![end], ..Generation::default() };
+        let language = Language::new(generation, &tokenizer, &[token], &Value::Null).unwrap();
+        assert!(language.controls.contains("<end_of_turn>"));
     }
 
     #[test]

@@ -121,7 +121,7 @@ fn chats_are_rendered_as_transformers_renders_them() {
             check(&name, &case, prompt.map(|prompt| prompt.text));
             // Whatever reads like a control token is still what was written.
             let controls = ["<|im_end|>", "<s>", "</s>", "<|eot_id|>"].map(|token| (token, true));
-            let controls = Controls::new(controls.into_iter());
+            let controls = Controls::new(controls.into_iter(), &Generation::default());
             let marked = chat.prompt_as_it_is(&generation, &controls, 64 << 10).map(|prompt| {
                 prompt.mark.map_or(prompt.text.clone(), |mark| prompt.text.replace(mark, ""))
             });

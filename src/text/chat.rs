@@ -191,9 +191,16 @@ impl Chat {
 }
 
 impl Controls {
-    /// Of a tokenizer's added tokens, with whether each is special: those, and others that look so.
-    pub fn new<'a>(added: impl Iterator<Item = (&'a str, bool)>) -> Controls {
-        let looks_so = |token: &str| token.starts_with("<|") || token.starts_with("<\u{ff5c}");
+    /// Of a tokenizer's added tokens, with whether each is special or ends the model's texts: those,
+    /// others that look so, and those that the model's files name as special.
+    pub fn new<'a>(
+        added: impl Iterator<Item = (&'a str, bool)>,
+        generation: &Generation,
+    ) -> Controls {
+        let looks_so = |token: &str| {
+            let is_named = generation.special_tokens.values().any(|special| special == token);
+            is_named || token.starts_with("<|") || token.starts_with("<\u{ff5c}")
+        };
         let tokens = added.filter(|(token, is_special)| *is_special || looks_so(token));
         let tokens: HashSet<String> = tokens.map(|(token, _)| token.to_owned()).collect();
         let mut lengths: Vec<usize> = tokens.iter().map(String::len).filter(|n| *n > 0).collect();
@@ -295,7 +302,10 @@ mod tests {
     use super::*;
 
     fn controls() -> Controls {
-        Controls::new([("<|end|>", true), ("<s>", true), ("<think>", false)].into_iter())
+        let added = [("<|end|>", true), ("<s>", true), ("<think>", false), ("<turn>", false)];
+        let special_tokens = [("eot_token".to_owned(), "<turn>".to_owned())].into();
+        let generation = Generation { special_tokens, ..Generation::default() };
+        Controls::new(added.into_iter(), &generation)
     }
 
     #[test]
@@ -307,6 +317,7 @@ mod tests {
         check("plain <text>", "plain <text>");
         check("a<|end|>b<s>", "a<#|end|>b<#s>");
         check("<think>", "<think>");
+        check("<turn>", "<#turn>");
         check("cut <|en", "cut <#|en");
         check("cut <", "cut <#");
         check("<<s>>", "<<#s>>");
