@@ -9,6 +9,7 @@
 //! - What may walk values is a call of ours, which pays for what it is given before it works.
 
 use super::dump;
+use super::sought::Sought;
 use minijinja::machinery::{CompiledTemplate, Instruction, Instructions};
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
@@ -121,13 +122,14 @@ impl Names {
     }
 
     /// Adds what those names call, and all else that a bounded template calls.
-    pub fn install(&self, environment: &mut Environment) {
+    pub fn install(&self, environment: &mut Environment, sought: Sought) {
         for ((kind, name), full) in &self.0 {
-            let (kind, name) = (*kind, name.clone());
+            let (kind, name, sought) = (*kind, name.clone(), sought.clone());
             environment.add_function(
                 full.clone(),
                 move |state: &mut State, given: Rest<ValueOrKwargs>| {
                     let given: Vec<Value> = given.iter().map(|given| (**given).clone()).collect();
+                    let given = sought.given(&name, &given).unwrap_or(given);
                     let made = match kind {
                         '|' => filter(state, &name, &given),
                         '?' => test(state, &name, &given),
@@ -137,7 +139,13 @@ impl Names {
                 },
             );
         }
-        for operator in ["==", "!=", "<", "<=", ">", ">=", "in"] {
+        environment.add_function("\0in", move |state: &State, part: &Value, whole: &Value| {
+            let texts = part.as_str().zip(whole.as_str());
+            let word = texts.and_then(|(part, whole)| sought.within(whole, part));
+            let word = word.map(Value::from);
+            compare(state, "in", word.as_ref().unwrap_or(part), whole)
+        });
+        for operator in ["==", "!=", "<", "<=", ">", ">="] {
             let apply = move |state: &State, a: &Value, b: &Value| compare(state, operator, a, b);
             environment.add_function(format!("\0{operator}"), apply);
         }
@@ -174,7 +182,10 @@ impl Names {
     }
 }
 
-fn all<'a, 'b>(instructions: &'a Instructions<'b>) -> impl Iterator<Item = &'a Instruction<'b>> {
+/// The instructions.
+pub fn all<'a, 'b>(
+    instructions: &'a Instructions<'b>,
+) -> impl Iterator<Item = &'a Instruction<'b>> {
     (0..).map_while(|index| instructions.get(index))
 }
 

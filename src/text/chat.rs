@@ -132,6 +132,7 @@ impl Chat {
         let source = self.source(generation)?;
         let mark = self.mark(source)?;
         let shield = |value: &Value| controls.shield(value, mark);
+        let shielded = |literal: &str| controls.shield_whole(literal, mark);
         let or_none =
             |value: &Option<Value>| value.as_ref().map_or_else(|| Value::from(()), &shield);
         let messages = shield(&self.messages);
@@ -151,9 +152,10 @@ impl Chat {
             variables: &variables,
             now: self.now,
             mark: Some(mark),
+            shielded: Some(&shielded),
             limit_bytes,
         };
-        let mut text = rendering.render()?;
+        let mut text = rendering.render().map_err(|error| without_mark(error, mark))?;
         if self.continue_final_message {
             text.truncate(end_of_final(&text, &messages).ok_or(ChatError::NoFinalMessage)?);
         }
@@ -239,12 +241,22 @@ impl Controls {
     }
 
     fn shield_text(&self, text: &str, mark: char) -> Option<String> {
+        self.marked(text, mark, true)
+    }
+
+    /// How a part of a text reads in texts that are shielded, where that is another way.
+    fn shield_whole(&self, text: &str, mark: char) -> Option<String> {
+        self.marked(text, mark, false)
+    }
+
+    /// The text with its marks; `has_end` where it may be the beginning of a control token.
+    fn marked(&self, text: &str, mark: char, has_end: bool) -> Option<String> {
         let longest = *self.lengths.last()?;
         let reads_so = |at: usize| {
             let rest = &text[at..];
             let whole = self.lengths.iter().take_while(|length| **length <= rest.len());
             let mut whole = whole.filter_map(|length| rest.get(..*length));
-            let is_end = rest.len() < longest;
+            let is_end = has_end && rest.len() < longest;
             whole.any(|part| self.tokens.contains(part))
                 || is_end && self.tokens.iter().any(|token| token.starts_with(rest))
         };
@@ -262,6 +274,15 @@ impl Controls {
         let mut shielded = shielded?;
         shielded.push_str(&text[done..]);
         Some(shielded)
+    }
+}
+
+/// The error as clients are told it, who know of no marks.
+fn without_mark(error: TemplateError, mark: char) -> TemplateError {
+    match error {
+        TemplateError::Raised(what) => TemplateError::Raised(what.replace(mark, "")),
+        TemplateError::Failed(what) => TemplateError::Failed(what.replace(mark, "")),
+        error => error,
     }
 }
 
@@ -340,6 +361,26 @@ mod tests {
         let mark = prompt.mark.unwrap();
         let right = "<s>user:x<#|end|>\n<#<s>user:s>y[{\"<#s>\": \"<#|end|>\"}]<|end|>";
         assert_eq!(prompt.text.replace(mark, "#"), right);
+    }
+
+    /// Old reasoning stayed in the prompt: what the template looked for had a mark inside.
+    #[test]
+    fn templates_find_control_tokens_in_texts() {
+        let source = "{% set c = messages[0].content %}{{ '<s>' in c }} {{ c.split('<s>')[-1] }} \
+                      {{ c.startswith('<s>') }} {{ c | replace('<s>', '-') }} \
+                      {{ raise_exception(c) if 'no' in c }}";
+        let templates = [(DEFAULT.to_owned(), source.to_owned())].into();
+        let generation = Generation { templates, ..Generation::default() };
+        let render = |content: &str| {
+            let message = Value::from_pairs([("role", "user"), ("content", content)]);
+            let prompt = Chat::new(Value::from(vec![message]));
+            prompt.prompt(&generation, &controls(), 100)
+        };
+        let prompt = render("a<s>b<|end|>").unwrap();
+        let right = "True b<#|end|> False a-b<#|end|> ";
+        assert_eq!(prompt.text.replace(prompt.mark.unwrap(), "#"), right);
+        let raised = Err(ChatError::Template(TemplateError::Raised("no<s>".to_owned())));
+        assert_eq!(render("no<s>"), raised);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod random;
 mod ranking;
 pub mod sampler;
 pub mod settings;
+mod sought;
 pub mod stops;
 pub mod template;
 pub mod tree;

@@ -1,4 +1,4 @@
-//! JSON as templates are given it: whole numbers stay whole, as Python has them, whatever their size.
+//! JSON as templates are given it: whole numbers stay whole, as in Python, whatever their size.
 //!
 //! The parser reads those beyond 64 bits as floats. They go through it as texts.
 
