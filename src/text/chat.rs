@@ -193,8 +193,8 @@ impl Chat {
 }
 
 impl Controls {
-    /// Of a tokenizer's added tokens, with whether each is special or ends the model's texts: those,
-    /// others that look so, and those that the model's files name as special.
+    /// Of a tokenizer's added tokens, with whether each is special or ends the model's texts:
+    /// those, others that look so, and those that the model's files name as special.
     pub fn new<'a>(
         added: impl Iterator<Item = (&'a str, bool)>,
         generation: &Generation,

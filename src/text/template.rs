@@ -4,7 +4,7 @@ use super::bounded::{self, Names};
 use super::clock::Moment;
 use super::sought::Sought;
 use super::{dump, python};
-use minijinja::machinery::{self, CompiledTemplate, TemplateConfig};
+use minijinja::machinery::{self, CompiledTemplate, TemplateConfig, Token};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +24,10 @@ const LEAST_BYTES: u64 = 8 << 20;
 
 /// What it may take for each byte that it is given.
 const BYTES_PER_BYTE: u64 = 128;
+
+/// What is put behind the sign of a product, and the name in it, which is one.
+const PRODUCT: &str = " hermes_one *";
+const ONE: &str = "hermes_one";
 
 /// Why there is no text.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
@@ -93,7 +97,9 @@ impl Rendering<'_> {
             Err::<Value, _>(Error::new(ErrorKind::InvalidOperation, "raised"))
         });
         if let Some(now) = self.now {
-            environment.add_function("strftime_now", move |format: &str| {
+            environment.add_function("strftime_now", move |state: &State, format: &str| {
+                // A directive has two characters, and stands for 32 times that at most.
+                bounded::ensure(state, 32 * format.len())?;
                 now.format(format).map_err(|what| Error::new(ErrorKind::InvalidOperation, what))
             });
         }
@@ -135,6 +141,7 @@ fn compiled(source: &str) -> Result<CompiledTemplate<'_>, Error> {
 fn environment<'a>(mark: Option<char>) -> Environment<'a> {
     let mut environment = Environment::new();
     environment.set_recursion_limit(MAX_RECURSION);
+    environment.add_global(ONE, 1);
     python::install(&mut environment, mark);
     environment
 }
@@ -177,7 +184,27 @@ fn prepared(source: &str) -> Result<String, TemplateError> {
         rest = behind;
     }
     prepared.push_str(rest);
-    Ok(prepared)
+    Ok(unfolded(prepared))
+}
+
+/// The source with its products as ones of what is known only when it runs: the engine multiplies
+/// lists that it knows when it reads them, and compares and writes what comes of it, without fuel.
+fn unfolded(source: String) -> String {
+    let mut places = vec![];
+    let mut is_operand = false;
+    for token in machinery::tokenize(&source, false, syntax()) {
+        // What is no template is told when it is compiled.
+        let Ok((token, span)) = token else { break };
+        if is_operand && matches!(token, Token::Mul) {
+            places.push(span.end_offset as usize);
+        }
+        is_operand = !matches!(token, Token::ParenOpen | Token::Comma);
+    }
+    let mut unfolded = source;
+    for place in places.into_iter().rev() {
+        unfolded.insert_str(place, PRODUCT);
+    }
+    unfolded
 }
 
 #[cfg(test)]
@@ -308,6 +335,8 @@ mod tests {
             "{{ 'x' * 1000000000 }}",
             "{{ [0] * 1000000000 }}",
             "{{ [[[[0] * 1000] * 1000] * 1000] * 1000 == 1 }}",
+            "{{ [[[0] * 1000] * 1000] * 1000 == [[[0] * 1000] * 1000] * 1000 }}",
+            "{{ '' ~ [[[0] * 1000] * 1000] * 1000 }}",
             "{{ range(100000000) | list | length }}",
             "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
             "{{ ('x' * 100000) | replace('x', 'y' * 100000) }}",
@@ -340,6 +369,10 @@ mod tests {
     fn templates_are_read_when_the_model_is_built() {
         assert_eq!(check("{{ messages }}"), Ok(()));
         assert!(matches!(check("{% for %}"), Err(TemplateError::Syntax(_))));
+        assert_eq!(
+            render("\u{e9} * b{{ 2 * 3 }}{{ 'ab' * 2 }}{{ 2 ** 3 }}"),
+            Ok("\u{e9} * b6abab8".to_owned())
+        );
         assert_eq!(render("{%- generation %}\nx{% endgeneration -%}\n y"), Ok("xy".to_owned()));
     }
 }
