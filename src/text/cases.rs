@@ -390,5 +390,20 @@ fn texts_are_padded_cut_and_compared_as_in_python() {
         "{{ 'abcdefgh' | truncate(4, true, leeway=0) }} {{ 'ab cd' | truncate(3) }}",
         "a... ab cd",
     );
+    let numbers = "{{ 'x' | int }} {{ ' 42 ' | int }} {{ '3.7' | int }} {{ none | int }}";
+    check(numbers, "0 42 3 0");
+    check("{{ '0x1f' | int(0, 16) }} {{ 'x' | int(default=5) }} {{ '-7' | int }}", "31 5 -7");
+    check("{{ '1e3' | float }} {{ 'x' | float }}", "1000.0 0.0");
+    check(
+        "{{ 'a b  c'.rsplit(None, 1) }} {{ ' a b'.rsplit(None, 1) }}",
+        "['a b', 'c'] [' a', 'b']",
+    );
+    check("{{ ' a b c'.split(maxsplit=1) }} {{ ' a  b '.split() }}", "['a', 'b c'] ['a', 'b']");
+    check("{{ 'a,b,c'.split(sep=',', maxsplit=1) }} {{ ''.split(',') }}", "['a', 'b,c'] ['']");
+    check("{{ 'a,b,c'.rsplit(',', 1) }} {{ {'a': 1}.copy() }}", "['a,b', 'c'] {'a': 1}");
+    let places = "{{ 'abcabc'.find('b', 2) }} {{ 'abcb'.rfind('b', 0, 2) }} {{ 'a'.find('a', 1) }}";
+    check(places, "4 1 -1");
+    check("{% set e = 1e-5 %}{{ [1e22, 1e-7, 1.0] }} {{ 'x' ~ e }}", "[1e+22, 1e-07, 1.0] x1e-05");
+    check("{{ [1e-5] | join(',') }} {{ {'a': (1,)} | string }}", "1e-05 {'a': (1,)}");
     check("{{ 'one two three' | truncate(length=9, end='!', leeway=0) }}", "one two!");
 }

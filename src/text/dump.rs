@@ -229,8 +229,10 @@ fn write_literal(
             }
             text.push('}');
         }
-        // Writing to a string does not fail.
-        _ => drop(write!(text, "{value}")),
+        _ => {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{value}");
+        }
     }
     Ok(())
 }
@@ -246,8 +248,10 @@ fn write_quoted(string: &str, text: &mut String) {
             '\r' => text.push_str("\\r"),
             '\t' => text.push_str("\\t"),
             c if c == quote => text.extend(['\\', c]),
-            // Writing to a string does not fail.
-            c if c.is_control() => drop(write!(text, "\\x{:02x}", u32::from(c))),
+            c if c.is_control() => {
+                // Writing to a string does not fail.
+                let _ = write!(text, "\\x{:02x}", u32::from(c));
+            }
             c => text.push(c),
         }
     }

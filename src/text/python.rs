@@ -25,6 +25,8 @@ pub fn install(environment: &mut Environment, mark: Option<char>) {
     });
     environment.add_filter("default", default);
     environment.add_filter("d", default);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
     environment.add_filter("truncate", truncate);
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);
@@ -96,6 +98,64 @@ fn default(value: &Value, given: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     Ok(if is_missing { other } else { value.clone() })
 }
 
+/// The filter `int`: what is no number is the default.
+fn int(
+    value: &Value,
+    default: Option<Value>,
+    base: Option<u32>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    let default = options.get::<Option<Value>>("default")?.or(default);
+    let base = options.get::<Option<u32>>("base")?.or(base).unwrap_or(10);
+    options.assert_all_used()?;
+    let default = default.unwrap_or_else(|| Value::from(0));
+    if !(2..=36).contains(&base) {
+        return Ok(default);
+    }
+    let whole = |float: f64| {
+        let fits = float.abs() < 1e38;
+        if fits { Value::from(float as i128) } else { default.clone() }
+    };
+    if matches!(value.kind(), ValueKind::Number | ValueKind::Bool) {
+        return Ok(match dump::float_of(value) {
+            Some(float) => whole(float),
+            None => Value::from(i128::try_from(value.clone())?),
+        });
+    }
+    let Some(text) = value.as_str() else { return Ok(default) };
+    let text = text.trim();
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => ("-", digits),
+        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    };
+    let prefix = match base {
+        16 => "0x",
+        8 => "0o",
+        2 => "0b",
+        _ => "",
+    };
+    let small = digits.to_ascii_lowercase();
+    let digits = small.strip_prefix(prefix).unwrap_or(&small);
+    let is_plain = digits.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let number = i128::from_str_radix(&format!("{sign}{digits}"), base).ok();
+    Ok(match number.filter(|_| is_plain) {
+        Some(number) => Value::from(number),
+        None => text.parse::<f64>().map_or(default.clone(), whole),
+    })
+}
+
+/// The filter `float`: what is no number is the default.
+fn float(value: &Value, default: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+    let default = options.get::<Option<Value>>("default")?.or(default);
+    options.assert_all_used()?;
+    let number = match value.as_str() {
+        Some(text) => text.trim().parse().ok(),
+        None if value.is_none() || value.is_undefined() => None,
+        None => f64::try_from(value.clone()).ok(),
+    };
+    Ok(number.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
+}
+
 /// The filter `escape`, which writes quotes by their numbers.
 fn escape(value: &Value) -> String {
     let mut text = String::new();
@@ -118,6 +178,9 @@ fn method(
     name: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
+    if name == "copy" && arguments.is_empty() && value.as_object().is_some() {
+        return Ok(value.clone());
+    }
     let own = match value.as_str() {
         Some(text) => of_text(text, name, arguments)?,
         None if value.kind() == ValueKind::Seq => of_list(value, name, arguments)?,
@@ -239,19 +302,40 @@ fn of_text(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Value>,
             };
             Value::from(Tuple::from(parts.map(Value::from)))
         }
-        "rsplit" => {
-            let (separator, most): (Option<&str>, Option<i64>) = from_args(arguments)?;
-            // All of them, or an unknown number of them, are those that split finds.
-            let (Some(separator), Some(most)) = (separator, most.filter(|most| *most >= 0)) else {
-                return Ok(None);
+        "split" | "rsplit" => {
+            let (separator, most, options): (Option<Value>, Option<i64>, Kwargs) =
+                from_args(arguments)?;
+            let separator = options.get::<Option<Value>>("sep")?.or(separator);
+            let most = options.get::<Option<i64>>("maxsplit")?.or(most);
+            options.assert_all_used()?;
+            let most = most.filter(|most| *most >= 0);
+            let separator = separator.filter(|separator| !separator.is_none());
+            let is_last = name == "rsplit";
+            let Some(separator) = separator else {
+                return Ok(Some(words(text, most, is_last).into()));
             };
+            let told = || Error::new(ErrorKind::InvalidOperation, format!("{name}: no text"));
+            let separator = separator.as_str().ok_or_else(told)?;
             if separator.is_empty() {
                 return Err(Error::new(ErrorKind::InvalidOperation, "empty separator"));
             }
-            let most = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(1);
+            let most = most.and_then(|most| usize::try_from(most).ok());
+            let most = most.unwrap_or(usize::MAX).saturating_add(1);
+            if !is_last {
+                return Ok(Some(text.splitn(most, separator).map(Value::from).collect()));
+            }
             let mut parts: Vec<Value> = text.rsplitn(most, separator).map(Value::from).collect();
             parts.reverse();
             Value::from(parts)
+        }
+        "find" | "rfind" if arguments.len() > 1 => {
+            let (part, start, end): (&str, Option<i64>, Option<i64>) = from_args(arguments)?;
+            let found = cut(text, start, end).and_then(|within| {
+                let at = if name == "find" { within.find(part) } else { within.rfind(part) }?;
+                let before = within.as_ptr() as usize - text.as_ptr() as usize + at;
+                Some(text[..before].chars().count())
+            });
+            found.map_or(Value::from(-1), Value::from)
         }
         "index" => {
             let (part,): (&str,) = from_args(arguments)?;
@@ -262,6 +346,31 @@ fn of_text(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Value>,
         }
         _ => return Ok(None),
     }))
+}
+
+/// The words of a text; the rest of it, where no more of them are to be cut off its beginning, or
+/// its end.
+fn words(text: &str, most: Option<i64>, is_last: bool) -> Vec<Value> {
+    let mut left = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+    let trimmed = |text| if is_last { str::trim_end(text) } else { str::trim_start(text) };
+    let (mut words, mut rest) = (vec![], trimmed(text));
+    while !rest.is_empty() {
+        let place =
+            if is_last { rest.rfind(char::is_whitespace) } else { rest.find(char::is_whitespace) };
+        let Some(at) = place.filter(|_| left > 0) else { break };
+        let (before, behind) = rest.split_at(at);
+        let (word, others) = if is_last { (behind, before) } else { (before, behind) };
+        words.push(Value::from(word.trim()));
+        rest = trimmed(others);
+        left -= 1;
+    }
+    if !rest.is_empty() {
+        words.push(Value::from(rest));
+    }
+    if is_last {
+        words.reverse();
+    }
+    words
 }
 
 fn of_list(list: &Value, name: &str, arguments: &[Value]) -> Result<Option<Value>, Error> {
