@@ -172,7 +172,7 @@ fn is_of_inputs(model: &TypedModel, symbol: &Symbol) -> TractResult<bool> {
     let size = symbol.to_dim();
     let facts = model.inputs.iter().map(|input| model.outlet_fact(*input));
     let facts = facts.collect::<TractResult<Vec<_>>>()?;
-    Ok(facts.iter().any(|fact| fact.shape.iter().any(|dim| *dim == size)))
+    Ok(facts.iter().any(|fact| fact.shape.contains(&size)))
 }
 
 /// A product of an activation with one weight matrix, and the axis changes around it.

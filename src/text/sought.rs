@@ -25,16 +25,16 @@ const METHODS: [&str; 14] = [
     "removesuffix",
 ];
 
+/// How a part of a text reads where texts are shielded, if that is another way.
+pub type Shielded<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
 /// The words of a template that read otherwise in shielded texts, and how they do.
 #[derive(Clone, Debug, Default)]
 pub struct Sought(Arc<BTreeMap<String, String>>);
 
 impl Sought {
     /// By a template, where texts are shielded so.
-    pub fn by(
-        template: &CompiledTemplate,
-        shielded: Option<&dyn Fn(&str) -> Option<String>>,
-    ) -> Sought {
+    pub fn by(template: &CompiledTemplate, shielded: Option<&Shielded>) -> Sought {
         let Some(shielded) = shielded else { return Sought::default() };
         let words = bounded::all(&template.instructions).filter_map(|instruction| {
             let Instruction::LoadConst(word) = instruction else { return None };

@@ -2,7 +2,7 @@
 
 use super::bounded::{self, Names};
 use super::clock::Moment;
-use super::sought::Sought;
+use super::sought::{Shielded, Sought};
 use super::{dump, python};
 use minijinja::machinery::{self, CompiledTemplate, TemplateConfig, Token};
 use minijinja::syntax::SyntaxConfig;
@@ -60,7 +60,7 @@ pub struct Rendering<'a> {
     /// A character that JSON leaves as it is.
     pub mark: Option<char>,
     /// How a part of a text reads in the variables, where that is another way.
-    pub shielded: Option<&'a dyn Fn(&str) -> Option<String>>,
+    pub shielded: Option<&'a Shielded<'a>>,
     /// What rendering may take: [`most_bytes`].
     pub limit_bytes: u64,
 }
