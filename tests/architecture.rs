@@ -11,7 +11,7 @@ const PARTS: [(&str, &[&str]); 15] = [
     ("store", &["codec", "sys"]),
     ("stream", &["sys"]),
     ("plan", &["stream", "sys"]),
-    ("text", &["store"]),
+    ("text", &["store", "wire"]),
     ("tokens", &["sys", "text"]),
     ("values", &["plan"]),
     ("wire", &["store", "stream"]),

@@ -164,7 +164,7 @@ mod tests {
     use super::super::body;
     use super::*;
     use crate::daemon::Phase;
-    use crate::engine::{Config, Keeper};
+    use crate::engine::{Cancel, Config, Keeper};
     use crate::sys::lock::lock;
     use crate::wire::infer_tensor::Reserve;
     use std::collections::BTreeSet;
@@ -206,6 +206,13 @@ mod tests {
         let keeper: Arc<dyn Keeper> = Arc::clone(&busy) as _;
         engine.add_keeper(Arc::downgrade(&keeper));
         let ledger = Arc::clone(engine.ledger());
+        // The window has given way before.
+        let all = ledger.try_grant(Category::Request, ledger.free_bytes()).unwrap();
+        let window_bytes = ledger.held_bytes(Category::Window);
+        let never = Cancel::new();
+        let _window =
+            engine.room().grant_in_time(Category::Request, window_bytes, 0, &never).unwrap();
+        drop(all);
         let hold_all_but = |bytes: u64| {
             let all = ledger.free_bytes() - bytes;
             *lock(&busy.held) = Some(ledger.try_grant(Category::Activations, all).unwrap());

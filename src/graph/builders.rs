@@ -2,7 +2,7 @@
 
 use super::attention;
 use super::half;
-use super::of_sizes::{self, least};
+use super::of_sizes::{self, as_sizes, least, to_numbers};
 use super::quantize::{to_i8, to_u8};
 use super::repair::attribute;
 use super::squeeze::Squeeze;
@@ -419,41 +419,6 @@ fn of_numbers(
     let numbers = to_numbers(prefix, model, inputs)?;
     let wires = half::in_floats(operator, prefix, model, &numbers)?;
     if was_size { as_sizes(prefix, model, &wires) } else { Ok(wires) }
-}
-
-/// Of numbers: sizes of open axes, which tract keeps as expressions, become such before.
-pub(super) fn as_numbers(
-    operator: &dyn Expansion,
-    prefix: &str,
-    model: &mut TypedModel,
-    inputs: &[OutletId],
-) -> TractResult<TVec<OutletId>> {
-    let numbers = to_numbers(prefix, model, inputs)?;
-    Expansion::wire(operator, prefix, model, &numbers)
-}
-
-fn to_numbers(
-    prefix: &str,
-    model: &mut TypedModel,
-    inputs: &[OutletId],
-) -> TractResult<TVec<OutletId>> {
-    let mut inputs: TVec<OutletId> = inputs.into();
-    for (index, input) in inputs.iter_mut().enumerate() {
-        if model.outlet_fact(*input)?.datum_type.is_tdim() {
-            let name = format!("{prefix}.number.{index}");
-            *input = wire_cast(name, model, &[*input], i64::datum_type())?[0];
-        }
-    }
-    Ok(inputs)
-}
-
-/// Numbers as sizes.
-pub(super) fn as_sizes(
-    prefix: &str,
-    model: &mut TypedModel,
-    wires: &[OutletId],
-) -> TractResult<TVec<OutletId>> {
-    wire_cast(format!("{prefix}.size"), model, wires, TDim::datum_type())
 }
 
 /// Where an attention has its mask.

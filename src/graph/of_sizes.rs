@@ -1,10 +1,46 @@
 //! Sizes of open axes compared and divided, which tract keeps as expressions: what holds whatever
 //! they turn out to be is told at once, and all else is computed once they are numbers.
 
-use super::builders::{as_numbers, as_sizes};
 use tract_core::broadcast::multi_broadcast;
 use tract_core::internal::*;
+use tract_core::ops::cast::wire_cast;
 use tract_onnx::tract_hir::ops::expandable::Expansion;
+
+/// Of numbers: sizes of open axes, which tract keeps as expressions, become such before.
+fn as_numbers(
+    operator: &dyn Expansion,
+    prefix: &str,
+    model: &mut TypedModel,
+    inputs: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
+    let numbers = to_numbers(prefix, model, inputs)?;
+    Expansion::wire(operator, prefix, model, &numbers)
+}
+
+/// The same values, of which none is a size of an open axis.
+pub(super) fn to_numbers(
+    prefix: &str,
+    model: &mut TypedModel,
+    inputs: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
+    let mut inputs: TVec<OutletId> = inputs.into();
+    for (index, input) in inputs.iter_mut().enumerate() {
+        if model.outlet_fact(*input)?.datum_type.is_tdim() {
+            let name = format!("{prefix}.number.{index}");
+            *input = wire_cast(name, model, &[*input], i64::datum_type())?[0];
+        }
+    }
+    Ok(inputs)
+}
+
+/// Numbers as sizes.
+pub(super) fn as_sizes(
+    prefix: &str,
+    model: &mut TypedModel,
+    wires: &[OutletId],
+) -> TractResult<TVec<OutletId>> {
+    wire_cast(format!("{prefix}.size"), model, wires, TDim::datum_type())
+}
 
 /// Whether sizes are equal. tract has it that two expressions are not that read differently.
 pub fn equal(

@@ -3,7 +3,8 @@
 
 use super::error::{ShardError, ensure, unfit};
 use super::order::Order;
-use super::trial::{Doubt, Lengths, ROWS, Trials};
+use super::trial::{Doubt, Lengths, Trials};
+use super::uneven::ROWS;
 use crate::graph::dims::{self, DimSize, OpenShape};
 use crate::graph::skim::Skim;
 use crate::graph::{self, GraphError, Imported};

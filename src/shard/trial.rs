@@ -1,7 +1,7 @@
 //! Trial passes over made-up inputs, before any weight is written: what fails there would fail at
 //! each request.
 
-use super::uneven::{Row, WAYS, uneven};
+use super::uneven::{ROWS, Row, WAYS, uneven};
 use crate::graph::skim::Skim;
 use crate::graph::{
     Choice, GraphError, Imported, ReadWeight, Sizes, Trial, Tried, sample_of_shapes,
@@ -12,9 +12,6 @@ use crate::wire::Array;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
-
-/// Rows of a batch to be: more than two, which a graph may cut off by itself.
-pub const ROWS: u64 = 3;
 
 /// Lengths of open dimensions, two at a time: one alone may fit by chance. Longer ones are for those
 /// that cannot be short, such as an image's height.

@@ -1,11 +1,13 @@
 //! Inputs of a batch whose rows are as different as can be: of very different sizes and signs, so that
 //! what one row lends another shows, be it little or only beyond a threshold.
 
-use super::trial::ROWS;
 use crate::store::Dtype;
 use crate::store::manifest::Port;
 use crate::wire::Array;
 use half::{bf16, f16};
+
+/// Rows of a batch to be: more than two, which a graph may cut off by itself.
+pub const ROWS: u64 = 3;
 
 /// How the floats of a row are made from noise between -1 and 1.
 #[derive(Clone, Copy)]

@@ -9,7 +9,7 @@
 //! - What may walk values is a call of ours, which pays for what it is given before it works.
 
 use super::dump;
-use super::sought::Sought;
+use super::sought::{Sought, all};
 use minijinja::machinery::{CompiledTemplate, Instruction, Instructions};
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
@@ -180,13 +180,6 @@ impl Names {
         }
         environment.remove_global("debug");
     }
-}
-
-/// The instructions.
-pub fn all<'a, 'b>(
-    instructions: &'a Instructions<'b>,
-) -> impl Iterator<Item = &'a Instruction<'b>> {
-    (0..).map_while(|index| instructions.get(index))
 }
 
 /// The template as it may run: what it was, with our calls before, behind or in place of what makes

@@ -1,9 +1,8 @@
 //! What a template looks for in texts that are shielded: control tokens have a mark inside there, so
 //! its own words are looked for as they read with one, too.
 
-use super::bounded;
 use minijinja::Value;
-use minijinja::machinery::{CompiledTemplate, Instruction};
+use minijinja::machinery::{CompiledTemplate, Instruction, Instructions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -28,6 +27,13 @@ const METHODS: [&str; 14] = [
 /// How a part of a text reads where texts are shielded, if that is another way.
 pub type Shielded<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
+/// The instructions of a template.
+pub fn all<'a, 'b>(
+    instructions: &'a Instructions<'b>,
+) -> impl Iterator<Item = &'a Instruction<'b>> {
+    (0..).map_while(|index| instructions.get(index))
+}
+
 /// The words of a template that read otherwise in shielded texts, and how they do.
 #[derive(Clone, Debug, Default)]
 pub struct Sought(Arc<BTreeMap<String, String>>);
@@ -36,7 +42,7 @@ impl Sought {
     /// By a template, where texts are shielded so.
     pub fn by(template: &CompiledTemplate, shielded: Option<&Shielded>) -> Sought {
         let Some(shielded) = shielded else { return Sought::default() };
-        let words = bounded::all(&template.instructions).filter_map(|instruction| {
+        let words = all(&template.instructions).filter_map(|instruction| {
             let Instruction::LoadConst(word) = instruction else { return None };
             let word = word.as_str()?;
             Some((word.to_owned(), shielded(word)?))

@@ -358,6 +358,8 @@ fn activated(folder: &Path, passed: &[&OwnedFd], more: &[&str]) -> Command {
     command.arg("--store").arg(STORE.path()).args(more).stdin(Stdio::null());
     command.stderr(File::create(folder.join("log")).unwrap());
     let sockets: Vec<i32> = passed.iter().map(|socket| socket.as_raw_fd()).collect();
+    // Behind all of them, however many files other tests have open.
+    let high = sockets.iter().max().copied().unwrap_or(0).max(200) + 1;
     let place = move || {
         // They are moved out of the way first, since they may lie where others go to.
         let copy = |from: i32, to: i32| {
@@ -366,8 +368,8 @@ fn activated(folder: &Path, passed: &[&OwnedFd], more: &[&str]) -> Command {
             let result = unsafe { libc::dup2(from, to) };
             if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
         };
-        (200..).zip(&sockets).try_for_each(|(high, fd)| copy(*fd, high))?;
-        (3..).zip(&sockets).zip(200..).try_for_each(|((low, _), high)| copy(high, low))
+        (high..).zip(&sockets).try_for_each(|(high, fd)| copy(*fd, high))?;
+        (3..).zip(&sockets).zip(high..).try_for_each(|((low, _), high)| copy(high, low))
     };
     // SAFETY: what runs between fork and exec allocates nothing.
     unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, place) };
