@@ -58,7 +58,7 @@ fn without(names: &str) -> String {
 fn served_without(names: &str) -> (Value, String) {
     let folder = tempfile::tempdir().unwrap();
     let (socket, log) = (folder.path().join("s"), folder.path().join("log"));
-    let mut command = command(store(), &socket, &["--budget", "64MiB", "--window", "4MiB"]);
+    let mut command = command(store(), &socket, &["--budget", "80MiB", "--window", "4MiB"]);
     command.env("HERMES_WITHOUT", without(names)).env_remove("MEMORY_PRESSURE_WATCH");
     command.stderr(File::create(&log).unwrap());
     let daemon = Daemon::spawn(&mut command, &socket);
