@@ -118,12 +118,7 @@ impl Hold {
         if own_bytes == 0 {
             return;
         }
-        // What somebody waits for is not kept for what may yet be lost.
-        let spare_bytes = match self.room.ledger.claimed_bytes() {
-            (0, _) => LOST_BYTES,
-            _ => self.room.ledger.unclaimed_bytes().min(LOST_BYTES),
-        };
-        let wanted = self.process_bytes.max(own_bytes + spare_bytes);
+        let wanted = self.process_bytes.max(own_bytes + LOST_BYTES);
         while self.process.resize(wanted).is_err() {
             if !self.room.spare_room("") {
                 log::debug!("{own_bytes} bytes are held for nothing else, {wanted} have no room");
@@ -301,9 +296,8 @@ impl Hold {
         Ok(window_bytes)
     }
 
-    /// Gives those who wait for room what the window can do without, then what the process's share has
-    /// beyond what it takes: between two passes both are as wide as they could be, and nobody else
-    /// gives anything back while a text waits in the midst of them.
+    /// Gives those who wait for room what the window can do without: between two passes it is as wide
+    /// as it could be, and nobody else gives anything back while a text waits in the midst of them.
     pub fn narrow(&mut self) {
         let smallest = self.room.residents.each(|model| model.reel().smallest_window_bytes());
         let smallest_bytes = smallest.into_iter().max().unwrap_or(0);
@@ -314,15 +308,6 @@ impl Hold {
             self.slots.keep_within(0);
             // Shrinking is always granted.
             let _ = self.window.resize(window_bytes);
-        }
-        let (_, missing_bytes) = self.room.ledger.claimed_bytes();
-        if missing_bytes > 0 {
-            heap::trim();
-            let least_bytes = self.process_bytes.max(self.own_bytes());
-            let process_bytes = self.process.bytes().saturating_sub(missing_bytes);
-            if process_bytes.max(least_bytes) < self.process.bytes() {
-                let _ = self.process.resize(process_bytes.max(least_bytes));
-            }
         }
     }
 
